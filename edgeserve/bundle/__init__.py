@@ -1,0 +1,42 @@
+"""The bundle: what `convert` writes and everything else reads."""
+
+from edgeserve.bundle.manifest import (
+    Accuracy,
+    Binding,
+    Calibration,
+    Candidate,
+    Fidelity,
+    FileEntry,
+    Golden,
+    Manifest,
+    Measured,
+    Precision,
+    Preprocess,
+    Recipe,
+    Rejected,
+    Source,
+    Task,
+    Variant,
+)
+from edgeserve.bundle.reading import Bundle, VariantFiles
+
+__all__ = [
+    "Accuracy",
+    "Binding",
+    "Bundle",
+    "Calibration",
+    "Candidate",
+    "Fidelity",
+    "FileEntry",
+    "Golden",
+    "Manifest",
+    "Measured",
+    "Precision",
+    "Preprocess",
+    "Recipe",
+    "Rejected",
+    "Source",
+    "Task",
+    "Variant",
+    "VariantFiles",
+]

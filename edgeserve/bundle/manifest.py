@@ -1,0 +1,297 @@
+"""The bundle manifest: what `manifest.json` holds, and nothing about files on disk.
+
+Types are msgspec structs: decoding validates, and an error names the JSON path of the wrong field.
+The format is documented in docs/bundle-format.md; `SCHEMA_VERSION` is bumped there and here together.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Final, Literal
+
+import msgspec
+
+from edgeserve.errors import BundleError
+from edgeserve.tensors import DTYPES, Interface
+
+SCHEMA_VERSION: Final = "1.0"
+MANIFEST_NAME: Final = "manifest.json"
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Option = str | int | float | bool
+
+
+class _Strict(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of manifest records. Unknown fields are ignored: a newer minor version may add some."""
+
+
+class FileEntry(_Strict, frozen=True):
+    """One file of the bundle; `path` is relative to the bundle, with forward slashes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+class Source(_Strict, frozen=True):
+    """The model `convert` was given. `size_bytes` counts external data too."""
+
+    format: str
+    file_name: str
+    sha256: str
+    size_bytes: int
+    opset: int | None = None
+
+
+class Preprocess(_Strict, frozen=True):
+    """How an image becomes the model's input tensor.
+
+    The shorter side is resized to `round(min(height, width) / crop_ratio)`, the centre is cropped to
+    (height, width), and each channel becomes `(pixel * scale - mean) / std` with pixels 0-255.
+    """
+
+    height: int
+    width: int
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    crop_ratio: float = 1.0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    kind: Literal["image"] = "image"
+
+
+class Task(_Strict, frozen=True):
+    """What the model is for. `labels` is a text file in the bundle, one class a line."""
+
+    kind: Literal["classification", "generic"] = "generic"
+    preprocess: Preprocess | None = None
+    labels: FileEntry | None = None
+
+
+class Calibration(_Strict, frozen=True):
+    """The data a quantized variant was calibrated on. `random` data prove nothing about real inputs."""
+
+    source: str
+    sha256: str
+    samples: int
+    random: bool = False
+
+
+class Recipe(_Strict, frozen=True):
+    """How a variant was made, enough to make it again."""
+
+    method: str
+    tool: str
+    scheme: str | None = None
+    per_channel: bool | None = None
+    calibration_method: str | None = None
+    calibration: Calibration | None = None
+
+
+class Fidelity(_Strict, frozen=True):
+    """How close a variant's outputs are to the fp32 source's, on `samples` inputs.
+
+    `top1_agreement` is a share of samples (absent for outputs that are not class scores), `sqnr_db`
+    is 10*log10(sum(reference**2) / sum((reference - output)**2)), `cosine` the mean over samples.
+    """
+
+    samples: int
+    sqnr_db: float
+    cosine: float
+    max_abs_error: float
+    top1_agreement: float | None = None
+
+
+class Accuracy(_Strict, frozen=True):
+    """Top-1 on labelled data, as shares of `samples`; `reference` is the fp32 source's."""
+
+    samples: int
+    top1: float
+    reference: float
+    data_sha256: str
+
+    @property
+    def drop_points(self) -> float:
+        """Percentage points lost against the fp32 source (negative: gained)."""
+        return 100.0 * (self.reference - self.top1)
+
+
+class Measured(_Strict, frozen=True):
+    """What was measured of a variant, with which runtime, where. Times in milliseconds."""
+
+    runtime: str
+    runtime_version: str
+    device: str
+    machine: str
+    fidelity: Fidelity
+    latency_ms: float
+    speedup: float
+    inference_precision: str
+    int8_compute_ops: int
+    compute_ops: int
+    accuracy: Accuracy | None = None
+
+
+class Binding(_Strict, frozen=True):
+    """How one tensor of the interface is called and laid out inside a variant's file.
+
+    `permutation` turns the interface's axes into the file's: `file = numpy.transpose(array, permutation)`.
+    """
+
+    name: str
+    permutation: tuple[int, ...] | None = None
+
+
+class Variant(_Strict, frozen=True):
+    """One converted form of the model. `main` is the file a runtime opens; `batch` is 0 when any batch
+    fits, else the one batch size the file accepts. `golden_tolerance` bounds the relative RMS error
+    of its outputs on the golden samples."""
+
+    id: str
+    format: str
+    precision: Precision
+    main: str
+    files: tuple[FileEntry, ...]
+    golden_tolerance: float
+    batch: int = 0
+    bindings: dict[str, Binding] = {}
+    recipe: Recipe | None = None
+    measured: tuple[Measured, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f.size_bytes for f in self.files)
+
+
+class Candidate(_Strict, frozen=True):
+    """One way to run the model: a variant on a runtime on a device."""
+
+    variant: str
+    runtime: str
+    device: str
+    static_shapes: bool = False
+    options: dict[str, Option] = {}
+
+    @property
+    def label(self) -> str:
+        return f"{self.runtime}/{self.device}/{self.variant}"
+
+
+class Golden(_Strict, frozen=True):
+    """Inputs with the fp32 source's outputs, as two `.npz` files keyed by tensor name."""
+
+    inputs: FileEntry
+    outputs: FileEntry
+    samples: int
+
+
+class Rejected(_Strict, frozen=True):
+    """A variant `convert` tried and did not keep, and why."""
+
+    id: str
+    runtime: str
+    device: str
+    precision: str
+    reason: str
+    size_bytes: int | None = None
+    measured: Measured | None = None
+
+
+class Manifest(_Strict, frozen=True):
+    """The whole of `manifest.json`."""
+
+    schema_version: str
+    name: str
+    created: str
+    target: str
+    source: Source
+    interface: Interface
+    task: Task
+    variants: tuple[Variant, ...]
+    chain: tuple[Candidate, ...]
+    golden: Golden
+    tools: dict[str, str]
+    rejected: tuple[Rejected, ...] = ()
+    reference_latency_ms: float | None = None
+
+    def variant(self, variant_id: str) -> Variant:
+        for variant in self.variants:
+            if variant.id == variant_id:
+                return variant
+        known = ", ".join(v.id for v in self.variants)
+        raise BundleError(f"the bundle has no variant '{variant_id}'", hint=f"it has {known}")
+
+    def files(self) -> list[FileEntry]:
+        """Every file the manifest names, once."""
+        entries = [f for v in self.variants for f in v.files]
+        entries += [self.golden.inputs, self.golden.outputs]
+        if self.task.labels:
+            entries.append(self.task.labels)
+        return list({f.path: f for f in entries}.values())
+
+
+def encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Parse and validate `manifest.json`; `where` names it in errors. Raises BundleError."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema_version
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where} is not a bundle manifest", cause=str(error)) from None
+    major = version.partition(".")[0]
+    if major != SCHEMA_VERSION.partition(".")[0]:
+        raise BundleError(
+            f"{where} has schema version {version}, this edgeserve reads {SCHEMA_VERSION}",
+            hint="upgrade edgeserve (pip install -U edgeserve), or convert the model again",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{where} is damaged", cause=str(error)) from None
+    _check(manifest, where)
+    return manifest
+
+
+class _Version(msgspec.Struct):
+    schema_version: str
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """What types alone cannot say: contained paths, known dtypes, a chain that refers to variants."""
+    paths = [f.path for f in manifest.files()] + [v.main for v in manifest.variants]
+    for path in paths:
+        if not is_contained(path):
+            raise BundleError(
+                f"{where} names a file outside the bundle: {path!r}",
+                hint="do not use this bundle: it was made or changed by something else than edgeserve",
+            )
+    for spec in (*manifest.interface.inputs, *manifest.interface.outputs):
+        if spec.dtype not in DTYPES:
+            raise BundleError(f"{where}: tensor '{spec.name}' has unknown type {spec.dtype!r}")
+    ids = [v.id for v in manifest.variants]
+    if len(set(ids)) != len(ids):
+        raise BundleError(f"{where}: two variants share an id: {ids}")
+    for variant in manifest.variants:
+        if variant.main not in {f.path for f in variant.files}:
+            raise BundleError(f"{where}: variant '{variant.id}' lacks its main file {variant.main}")
+    if not manifest.chain:
+        raise BundleError(f"{where}: the chain is empty")
+    for candidate in manifest.chain:
+        if candidate.variant not in ids:
+            raise BundleError(f"{where}: the chain names an unknown variant '{candidate.variant}'")
+
+
+def is_contained(path: str) -> bool:
+    """Whether a manifest path stays inside the bundle whatever system reads it."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and not path.startswith("/")
+        and ".." not in parts
+        and "\\" not in path
+        and ":" not in path
+        and "\0" not in path
+    )

@@ -1,0 +1,156 @@
+"""Writing a bundle, all or nothing.
+
+Everything is made in a hidden folder beside the destination, fsynced, then renamed. The folder is
+locked while its writer lives, so the next `convert` to the same place removes what a killed one left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from edgeserve.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, encode
+from edgeserve.bundle.reading import file_sha256
+from edgeserve.errors import OutputExists, UsageError, WriteFailed
+
+if os.name == "posix":
+    import fcntl
+
+_LOCK: Final = ".lock"
+_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class BundleWriter:
+    """A bundle in the making. `root` becomes the bundle; `work` is scratch space that does not."""
+
+    def __init__(self, root: Path, work: Path) -> None:
+        self.root = root
+        self.work = work
+
+    def entry(self, relative: str) -> FileEntry:
+        """The manifest's record of a file already written below `root`."""
+        path = self.root / relative
+        return FileEntry(relative, file_sha256(path), path.stat().st_size)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        (self.root / MANIFEST_NAME).write_bytes(encode(manifest))
+
+
+@contextlib.contextmanager
+def bundle_writer(destination: Path, *, force: bool = False) -> Iterator[BundleWriter]:
+    """Yield a BundleWriter; on success `destination` is the new bundle, on any failure it is untouched.
+
+    Raises OutputExists (unless `force`), WriteFailed (disk full, no permission).
+    """
+    check_destination(destination, force=force)
+    with write_errors(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(destination)
+        scratch = Path(
+            tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent)
+        )
+        lock = os.open(scratch / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if os.name == "posix":
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            writer = BundleWriter(scratch / "bundle", scratch / "work")
+            writer.root.mkdir()
+            writer.work.mkdir()
+            yield writer
+            _sync_tree(writer.root)
+            _replace(writer.root, destination)
+        finally:
+            os.close(lock)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_destination(destination: Path, *, force: bool) -> None:
+    """Refuse early what could only fail at the end. Raises OutputExists, UsageError."""
+    if not destination.exists():
+        return
+    if not force:
+        raise OutputExists(f"{destination} exists", hint="add --force to replace it, or choose -o")
+    if not destination.is_dir() or not (
+        (destination / MANIFEST_NAME).is_file() or not any(destination.iterdir())
+    ):
+        raise UsageError(
+            f"{destination} exists and is not a bundle; --force replaces only bundles",
+            hint="choose another -o, or remove it yourself",
+        )
+
+
+@contextlib.contextmanager
+def write_errors(destination: Path) -> Iterator[None]:
+    """Turn OSErrors of writing into WriteFailed with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            hint = "free some space or choose another -o; nothing was left behind"
+        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            hint = "choose an -o that you may write to"
+        else:
+            hint = None
+        raise WriteFailed(f"cannot write {destination}", cause=str(error), hint=hint) from error
+
+
+def _remove_stale(destination: Path) -> None:
+    """Remove scratch folders whose writer is gone (killed, machine lost power)."""
+    if os.name != "posix":
+        return
+    for folder in destination.parent.glob(f".{destination.name}.partial-*"):
+        try:
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+        except OSError:
+            continue  # just being made, or not ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # its writer lives
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _sync_tree(root: Path) -> None:
+    for path in [*root.rglob("*"), root]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace(new: Path, destination: Path) -> None:
+    """Put `new` where `destination` is; the old one ends up at `new` or is gone."""
+    if not destination.exists():
+        new.rename(destination)
+    elif not _exchange(new, destination):
+        # Without an atomic exchange a reader may see no bundle for a moment, never half of one.
+        old = new.with_name("replaced")
+        destination.rename(old)
+        new.rename(destination)
+    parent = os.open(destination.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step with Linux's renameat2(2); False where that is not supported."""
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    result = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange)
+    return bool(result == 0)

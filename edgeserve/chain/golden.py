@@ -1,0 +1,65 @@
+"""The golden check: a candidate reproduces the source's stored outputs before it serves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeserve.bundle import Bundle
+from edgeserve.errors import CheckFailed
+from edgeserve.runtimes import Session
+from edgeserve.tensors import Array, Interface, Tensors
+
+
+def relative_rms_error(reference: Array, output: Array) -> float:
+    """RMS of the difference over RMS of the reference (so SQNR in dB is -20*log10 of it).
+
+    Infinite when `output` has non-finite values where the reference has none, or another shape.
+    """
+    if reference.shape != output.shape:
+        return float("inf")
+    if reference.dtype.kind not in "fiu":
+        return 0.0 if np.array_equal(reference, output) else float("inf")
+    wide, got = reference.astype(np.float64), output.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not np.all(np.isfinite(got[finite])):
+        return float("inf")
+    signal = float(np.sqrt(np.mean(np.square(wide[finite])))) if finite.any() else 0.0
+    noise = float(np.sqrt(np.mean(np.square((wide - got)[finite])))) if finite.any() else 0.0
+    if noise == 0.0:
+        return 0.0
+    return noise / signal if signal > 0.0 else float("inf")
+
+
+def golden_batches(interface: Interface, golden: Tensors) -> list[Tensors]:
+    """Golden tensors, stacked along a sample axis, as the requests that made them.
+
+    Models with a batch dimension were run one sample at a time, which keeps that axis of size 1.
+    """
+    samples = len(next(iter(golden.values())))
+    if interface.max_batch:
+        return [{n: a[i : i + 1] for n, a in golden.items()} for i in range(samples)]
+    return [{n: a[i] for n, a in golden.items()} for i in range(samples)]
+
+
+def check_golden(bundle: Bundle, session: Session, variant_id: str) -> float:
+    """Run the golden samples; return the worst relative RMS error over outputs.
+
+    Raises CheckFailed when it exceeds the variant's tolerance.
+    """
+    interface, variant = bundle.manifest.interface, bundle.manifest.variant(variant_id)
+    inputs, outputs = bundle.golden()
+    got = [session.run(request) for request in golden_batches(interface, inputs)]
+    want = golden_batches(interface, outputs)
+    worst = max(
+        relative_rms_error(
+            np.stack([w[spec.name] for w in want]), np.stack([g[spec.name] for g in got])
+        )
+        for spec in interface.outputs
+    )
+    if not worst <= variant.golden_tolerance:
+        raise CheckFailed(
+            f"'{variant_id}' does not reproduce the golden samples",
+            cause=f"relative RMS error {worst:.3g}, tolerated {variant.golden_tolerance:.3g}",
+            hint="the device computes wrong numbers, or other precisions than were proven",
+        )
+    return worst

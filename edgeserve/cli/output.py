@@ -1,0 +1,68 @@
+"""How commands speak: data on stdout, everything else on stderr, errors as what / cause / hint."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeserve.errors import EdgeServeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_error(error: EdgeServeError) -> None:
+    """`error: what` / `cause: why` / `hint: what to do`, on stderr."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.cause:
+        print(f"cause: {error.cause}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def is_quiet() -> bool:
+    return os.environ.get("EDGESERVE_QUIET") == "1"
+
+
+def stdout_console() -> Console:
+    """For results. Wide when not a terminal, so that tables in files and pipes are not cut."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def stderr_console() -> Console:
+    """For progress and remarks; silent with --quiet."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=is_quiet(), highlight=False)
+
+
+def to_json(value: Any) -> str:
+    """Any result object as indented JSON; what `--json` prints."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def write_output(text: str, path: str | None) -> None:
+    """Write to `path`, or to stdout for None and `-`."""
+    if path in (None, "-"):
+        print(text)
+        return
+    from edgeserve.bundle.writing import write_errors
+
+    destination = Path(str(path))
+    with write_errors(destination):
+        destination.write_text(text + "\n", "utf-8")
+
+
+def size_text(size_bytes: float) -> str:
+    """A size in decimal units, as file managers and package indexes print it."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"

@@ -1,0 +1,46 @@
+"""Runtimes: one adapter per inference engine, found by entry point."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from edgeserve.errors import UsageError, nearest
+from edgeserve.runtimes.base import (
+    DeviceInfo,
+    LoadOptions,
+    Placement,
+    Runtime,
+    RuntimeInfo,
+    Session,
+)
+
+__all__ = [
+    "DeviceInfo",
+    "LoadOptions",
+    "Placement",
+    "Runtime",
+    "RuntimeInfo",
+    "Session",
+    "runtime",
+    "runtime_names",
+]
+
+
+@cache
+def runtime_names() -> tuple[str, ...]:
+    """The names of all installed runtime adapters (their engines may be missing)."""
+    return tuple(sorted({e.name for e in entry_points(group="edgeserve.runtimes")}))
+
+
+@cache
+def runtime(name: str) -> Runtime:
+    """The adapter called `name`. Raises UsageError for an unknown one."""
+    for entry in entry_points(group="edgeserve.runtimes", name=name):
+        adapter: Runtime = entry.load()()
+        return adapter
+    guess = nearest(name, runtime_names())
+    raise UsageError(
+        f"unknown runtime '{name}'",
+        hint=f"did you mean '{guess}'?" if guess else f"known: {', '.join(runtime_names())}",
+    )
