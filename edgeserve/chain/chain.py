@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 
 class ChainOptions(msgspec.Struct, frozen=True):
     """How to open a chain. `fallback=False` fails with the first candidate's own error;
-    `device` keeps only candidates on that device; `threads` and `spin` as in LoadOptions."""
+    `device` keeps only candidates on that device; `threads`, `instances` and `spin` as in LoadOptions."""
 
     fallback: bool = True
     device: str | None = None
     variant: str | None = None
     threads: int = 0
+    instances: int = 1
     spin: bool = True
 
 
@@ -62,7 +63,12 @@ class Fallback(msgspec.Struct, frozen=True):
 
 
 def open_candidate(
-    bundle: Bundle, candidate: Candidate, *, threads: int = 0, spin: bool = True
+    bundle: Bundle,
+    candidate: Candidate,
+    *,
+    threads: int = 0,
+    instances: int = 1,
+    spin: bool = True,
 ) -> Session:
     """Open one candidate of a bundle, without any fallback."""
     return runtime(candidate.runtime).load(
@@ -70,6 +76,7 @@ def open_candidate(
         candidate.device,
         LoadOptions(
             threads=threads,
+            instances=instances,
             spin=spin,
             static_shapes=candidate.static_shapes,
             options=candidate.options,
@@ -162,7 +169,11 @@ class Chain:
             session: Session | None = None
             try:
                 session = open_candidate(
-                    self.bundle, candidate, threads=self.options.threads, spin=self.options.spin
+                    self.bundle,
+                    candidate,
+                    threads=self.options.threads,
+                    instances=self.options.instances,
+                    spin=self.options.spin,
                 )
                 golden_error = check_golden(self.bundle, session, candidate.variant)
             except (EdgeServeError, ImportError) as error:

@@ -44,15 +44,16 @@ class RuntimeInfo(msgspec.Struct, frozen=True):
 class LoadOptions(msgspec.Struct, frozen=True):
     """How to open a variant.
 
-    `threads` is the number of intra-op threads (0: the engine's choice); `spin` lets idle threads
-    busy-wait (lower latency, burns CPU between requests); `static_shapes` compiles for batch 1 and
-    runs larger batches row by row; `options` are the candidate's own, for the engine.
+    `threads` is the number of intra-op threads of one call (0: the engine's choice); `instances` how
+    many calls shall run side by side; `spin` lets idle threads busy-wait (lower latency, burns CPU
+    between requests); `static_shapes` compiles for batch 1 and runs larger batches row by row;
+    `options` are the candidate's own, for the engine.
     """
 
     threads: int = 0
+    instances: int = 1
     spin: bool = True
     static_shapes: bool = False
-    inference_precision: str | None = None
     options: dict[str, Option] = {}
 
 

@@ -1,0 +1,193 @@
+"""OpenVINO: CPU, GPU and NPU of one machine, each opened by name and never through AUTO or MULTI,
+which quietly run on the CPU when the device is missing."""
+
+from __future__ import annotations
+
+import queue
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+
+from edgeserve.bundle import VariantFiles
+from edgeserve.errors import (
+    DependencyMissing,
+    DeviceUnavailable,
+    InferenceFailed,
+    SourceError,
+    UnsupportedModel,
+)
+from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
+from edgeserve.tensors import Tensors, TensorSpec
+
+_NAMES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+# Layer types of the compiled model that are convolutions or matrix products.
+_COMPUTE_LAYERS: Final = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected",
+                          "MatMul", "fully_connected", "convolution", "gemm", "Gemm"}  # fmt: skip
+_INT8_PRECISIONS: Final = {"i8", "u8", "int8_t", "uint8_t"}
+
+
+class OpenVino:
+    """The `openvino` runtime."""
+
+    name = "openvino"
+    formats: tuple[str, ...] = ("openvino-ir",)
+    requires: tuple[str, ...] = ("openvino>=2025.0",)
+
+    def probe(self) -> RuntimeInfo:
+        try:
+            core = _core()
+        except DependencyMissing as error:
+            return RuntimeInfo(self.name, None, problem=error.message, hint=error.hint)
+        from openvino import __version__
+
+        devices = []
+        for full in core.available_devices:
+            kind, _, index = full.partition(".")
+            device = kind.lower() + (f".{index}" if index not in ("", "0") else "")
+            devices.append(DeviceInfo(device, str(core.get_property(full, "FULL_DEVICE_NAME"))))
+        return RuntimeInfo(self.name, __version__.partition("-")[0], tuple(devices))
+
+    def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
+        return OpenVinoSession(model, device, options)
+
+
+@cache
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise DependencyMissing(
+            "openvino", needed_for="the runtime openvino", extra="openvino"
+        ) from None
+    return openvino.Core()
+
+
+class OpenVinoSession:
+    """One compiled model with a pool of `instances` infer requests, one stream each.
+
+    Compiled for a static batch, it runs larger batches row by row: on CPUs that costs less than
+    dynamic shapes do.
+    """
+
+    def __init__(self, model: VariantFiles, device: str, options: LoadOptions) -> None:
+        self.device = device
+        self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
+        self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
+        self.concurrency = max(1, options.instances)
+        self._batched = model.interface.max_batch > 0
+        network = _read(model)
+        self._rows = self._batched and (options.static_shapes or model.batch == 1)
+        if self._rows:
+            _fix_batch(network, model)
+        self._compiled = _compile(network, model, device, options)
+        self._input_names = {s.name: model.binding(s.name).name for s in self.inputs}
+        self._ports = [self._compiled.output(model.binding(s.name).name) for s in self.outputs]
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.concurrency):
+            self._requests.put(self._compiled.create_infer_request())
+
+    def run(self, inputs: Tensors) -> Tensors:
+        request = self._requests.get()
+        try:
+            size = len(next(iter(inputs.values()))) if self._rows else 1
+            if size == 1:
+                return self._infer(request, inputs)
+            rows = [
+                self._infer(request, {n: a[i : i + 1] for n, a in inputs.items()})
+                for i in range(size)
+            ]
+            return {s.name: np.concatenate([r[s.name] for r in rows]) for s in self.outputs}
+        finally:
+            self._requests.put(request)
+
+    def _infer(self, request: Any, inputs: Tensors) -> Tensors:
+        shared = {self._input_names[n]: np.ascontiguousarray(a) for n, a in inputs.items()}
+        try:
+            values = request.infer(shared, share_inputs=True, share_outputs=True)
+            # The engine overwrites its outputs at the next call: copy before giving the request back.
+            return {
+                s.name: np.array(values[port])
+                for s, port in zip(self.outputs, self._ports, strict=True)
+            }
+        except RuntimeError as error:
+            raise InferenceFailed(
+                f"openvino failed on {self.device}", cause=_reason(error)
+            ) from error
+
+    def placement(self) -> Placement:
+        layers = [op.get_rt_info() for op in self._compiled.get_runtime_model().get_ops()]
+        compute = [i for i in layers if _text(i, "layerType") in _COMPUTE_LAYERS]
+        int8 = sum(_text(i, "runtimePrecision").lower() in _INT8_PRECISIONS for i in compute)
+        # An accelerator runs all of a model or refuses it: OpenVINO splits only under HETERO.
+        precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        names = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+        rest = names.get(precision, precision)
+        label = f"int8+{rest}" if int8 else rest
+        return Placement({self.device.partition(".")[0]: 1.0}, label, len(compute), int8)
+
+    def close(self) -> None:
+        while not self._requests.empty():
+            self._requests.get()
+        self._compiled = None
+
+
+def _read(model: VariantFiles) -> Any:
+    try:
+        return _core().read_model(model.path)
+    except RuntimeError as error:
+        raise SourceError(f"openvino cannot read {model.path}", cause=_reason(error)) from error
+
+
+def _fix_batch(network: Any, model: VariantFiles) -> None:
+    """Fix the batch dimension at 1; other dynamic dimensions stay as they are."""
+    import openvino
+
+    shapes = {}
+    for spec in model.interface.inputs:
+        name = model.binding(spec.name).name
+        shape = network.input(name).get_partial_shape()
+        shape[0] = openvino.Dimension(1)
+        shapes[name] = shape
+    network.reshape(shapes)
+
+
+def _compile(network: Any, model: VariantFiles, device: str, options: LoadOptions) -> Any:
+    kind, _, index = device.partition(".")
+    name = _NAMES[kind] + (f".{index}" if index else "")
+    engine: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if kind == "cpu":
+        # Left to itself OpenVINO computes fp32 models in bf16 where the CPU can.
+        engine["INFERENCE_PRECISION_HINT"] = "f32"
+        engine["NUM_STREAMS"] = str(max(1, options.instances))
+        if options.threads:
+            engine["INFERENCE_NUM_THREADS"] = str(options.threads * max(1, options.instances))
+    precision = options.options.get("inference_precision")
+    if precision is not None:
+        engine["INFERENCE_PRECISION_HINT"] = str(precision)
+    engine |= {k: str(v) for k, v in options.options.items() if k != "inference_precision"}
+    core = _core()
+    try:
+        return core.compile_model(network, name, engine)
+    except RuntimeError as error:
+        if name.partition(".")[0] not in {d.partition(".")[0] for d in core.available_devices}:
+            raise DeviceUnavailable(
+                f"openvino cannot open '{device}'",
+                cause=_reason(error),
+                hint=f"devices that open here: {', '.join(core.available_devices)}; "
+                "a GPU or NPU needs its driver (docs/targets.md)",
+            ) from error
+        raise UnsupportedModel(
+            f"openvino cannot compile '{model.id}' for '{device}'", cause=_reason(error)
+        ) from error
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if hasattr(info[key], "astype") else str(info[key])
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message that is not a source location."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [repr(error)])[-1]
