@@ -7,6 +7,7 @@ was asked with what was got and raises DeviceUnavailable instead.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -59,9 +60,7 @@ class OnnxRuntime:
         try:
             import onnxruntime as ort
         except ImportError as error:
-            return RuntimeInfo(
-                self.name, None, problem=str(error), hint="pip install onnxruntime"
-            )
+            return RuntimeInfo(self.name, None, problem=str(error), hint="pip install onnxruntime")
         devices = [DeviceInfo("cpu", CPU)]
         problems = []
         for device, providers in PROVIDERS.items():
@@ -170,8 +169,7 @@ def _create_session(
     engine = {k: v for k, v in options.options.items() if k != "provider"}
     providers: list[Any] = [CPU] if provider == CPU else [(provider, engine), CPU]
     try:
-        with warnings.catch_warnings(), _quiet_stderr(provider != CPU):
-            warnings.simplefilter("ignore")
+        with _silenced():
             session = ort.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
                 settings,
@@ -206,12 +204,10 @@ def _load_error(model: Path | bytes, provider: str, error: Exception) -> Excepti
 
 
 @contextlib.contextmanager
-def _quiet_stderr(active: bool) -> Iterator[None]:
-    """onnxruntime prints "EP Error" to stdout by itself; the same text is in our DeviceUnavailable."""
-    if not active:
-        yield
-        return
-    with contextlib.redirect_stdout(open(os.devnull, "w", encoding="utf-8")):  # noqa: SIM115
+def _silenced() -> Iterator[None]:
+    """onnxruntime prints and warns about providers; the same text is in our DeviceUnavailable."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         yield
 
 

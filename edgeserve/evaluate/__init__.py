@@ -1,0 +1,13 @@
+"""How right a variant is: fidelity against the fp32 source, accuracy on labelled data."""
+
+from edgeserve.evaluate.datasets import Samples, load_labelled, load_samples
+from edgeserve.evaluate.metrics import class_scores, fidelity, top1_accuracy
+
+__all__ = [
+    "Samples",
+    "class_scores",
+    "fidelity",
+    "load_labelled",
+    "load_samples",
+    "top1_accuracy",
+]
