@@ -1,0 +1,319 @@
+"""Reading an ONNX source: is it a model, is it whole, what goes in and out of it.
+
+Errors are found here, before anything is converted, with the file, node or input they are about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeserve.bundle import Source, VariantFiles
+from edgeserve.bundle.reading import file_sha256
+from edgeserve.errors import (
+    DependencyMissing,
+    InferenceFailed,
+    SourceError,
+    UnsupportedModel,
+    UsageError,
+)
+from edgeserve.evaluate import Samples
+from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
+
+# Requests of one model that can share a batch share at most so many rows.
+MAX_BATCH: Final = 32
+_MIN_OPSET: Final = 7
+
+
+class OnnxSource(msgspec.Struct, frozen=True):
+    """A readable ONNX model: `proto` with its external data loaded, its files' facts, its interface."""
+
+    path: Path
+    proto: Any  # onnx.ModelProto
+    source: Source
+    interface: Interface
+
+
+def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxSource:
+    """Read and check an ONNX file; `shapes` fixes the dimensions of inputs by name.
+
+    The interface's `max_batch` is 0 here: only running the model shows whether requests may share a
+    batch (`proven_batching`). Raises SourceError (missing, not ONNX, truncated, external data absent),
+    UnsupportedModel (types without a tensor form), UsageError (`shapes` do not fit).
+    """
+    onnx = _onnx()
+    if not path.exists():
+        raise SourceError(f"{path} does not exist")
+    if path.is_dir():
+        raise SourceError(f"{path} is a folder, not an ONNX file")
+    proto = _parse(onnx, path)
+    external = _external_files(onnx, proto, path)
+    onnx.load_external_data_for_model(proto, str(path.parent))
+    if shapes:
+        _fix_shapes(proto, shapes)
+    _check(onnx, proto, path)
+    sizes = [path, *external]
+    source = Source(
+        format="onnx",
+        file_name=path.name,
+        sha256=_joint_sha256(sizes),
+        size_bytes=sum(f.stat().st_size for f in sizes),
+        opset=_opset(proto),
+    )
+    return OnnxSource(path, proto, source, _interface(onnx, proto, path))
+
+
+def save_onnx(proto: Any, destination: Path) -> list[Path]:
+    """Write a model; tensors go beside it when the whole exceeds protobuf's 2 GB. The files' paths."""
+    onnx = _onnx()
+    if proto.ByteSize() < 1_900_000_000:
+        onnx.save_model(proto, str(destination))
+        return [destination]
+    data = destination.with_suffix(".data")
+    onnx.save_model(
+        proto, str(destination), save_as_external_data=True, location=data.name, size_threshold=1024
+    )
+    return [destination, data]
+
+
+def open_reference(model: OnnxSource, file: Path) -> Session:
+    """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less.
+
+    Raises UnsupportedModel naming the node when onnxruntime lacks one of its operators.
+    """
+    files = VariantFiles("source", file, "onnx", "fp32", model.interface)
+    try:
+        return runtime("onnxruntime").load(files, "cpu", LoadOptions())
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"onnxruntime cannot run {model.path.name}",
+            cause=_naming_nodes(model.proto, error.cause or error.message),
+            hint=error.hint,
+        ) from None
+
+
+def proven_batching(model: OnnxSource, session: Session, samples: Samples) -> Interface:
+    """The interface with `max_batch` set if two samples in one batch give what they give alone.
+
+    A dynamic first dimension does not say so by itself: it may be a sequence, or rows may interact.
+    """
+    interface = model.interface
+    dynamic = all(
+        s.shape and isinstance(s.shape[0], str) for s in (*interface.inputs, *interface.outputs)
+    )
+    if not dynamic or len(samples) < 2:
+        return interface
+    pair = [samples[0], samples[len(samples) - 1]]
+    if any(pair[0][n].shape != pair[1][n].shape for n in pair[0]):
+        return interface
+    try:
+        alone = [session.run(p) for p in pair]
+        together = session.run(join_batches(pair))
+    except InferenceFailed:
+        return interface
+    for spec in interface.outputs:
+        joined = np.concatenate([a[spec.name] for a in alone])
+        got = together[spec.name]
+        if joined.shape != got.shape:
+            return interface
+        if joined.dtype.kind == "f":
+            scale = float(np.max(np.abs(joined), initial=0.0)) or 1.0
+            if not np.allclose(joined, got, rtol=1e-3, atol=1e-3 * scale):
+                return interface
+        elif not np.array_equal(joined, got):
+            return interface
+    return msgspec.structs.replace(interface, max_batch=MAX_BATCH)
+
+
+def check_runs(session: Session, samples: Samples) -> Tensors:
+    """Run one sample; raises SourceError when the model itself fails on it."""
+    try:
+        return session.run(samples[0])
+    except InferenceFailed as error:
+        raise SourceError("the source model fails on its own input", cause=error.cause) from None
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError:
+        raise DependencyMissing("onnx", needed_for="reading ONNX", extra="convert") from None
+    return onnx
+
+
+def _parse(onnx: Any, path: Path) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path} is not a whole ONNX model",
+            cause=f"{error} ({path.stat().st_size} bytes)",
+            hint="it may be truncated or another format: copy or export it again",
+        ) from None
+    if not proto.graph.node:
+        raise SourceError(
+            f"{path} is not an ONNX model",
+            cause="it holds no graph",
+            hint="edgeserve convert takes .onnx files",
+        )
+    return proto
+
+
+def _external_files(onnx: Any, proto: Any, path: Path) -> list[Path]:
+    """The external data files, all of them present, large enough and beside the model."""
+    needed: dict[str, int] = {}
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        info = {e.key: e.value for e in tensor.external_data}
+        location = info.get("location", "")
+        pure = PurePosixPath(location)
+        if not location or pure.is_absolute() or ".." in pure.parts:
+            raise SourceError(
+                f"{path} keeps tensor '{tensor.name}' outside its folder", cause=repr(location)
+            )
+        end = int(info.get("offset", 0)) + int(info.get("length", 0))
+        needed[location] = max(needed.get(location, 0), end)
+    for location, size in needed.items():
+        file = path.parent / location
+        if not file.is_file():
+            raise SourceError(
+                f"{path} lacks its external data",
+                cause=f"{file.name} is not beside it",
+                hint=f"copy {location} into {path.parent}",
+            )
+        if file.stat().st_size < size:
+            raise SourceError(
+                f"{file} is truncated",
+                cause=f"expected at least {size} bytes, got {file.stat().st_size}",
+                hint="copy or export the model again",
+            )
+    return [path.parent / location for location in sorted(needed)]
+
+
+def _check(onnx: Any, proto: Any, path: Path) -> None:
+    opset = _opset(proto)
+    if opset is not None and opset < _MIN_OPSET:
+        raise UnsupportedModel(
+            f"{path} uses opset {opset}", cause=f"edgeserve reads {_MIN_OPSET} and newer",
+            hint="export the model again with opset 17 or newer",
+        )  # fmt: skip
+    if proto.ByteSize() > 1_900_000_000:
+        return  # the checker takes no larger protobuf; onnxruntime checks the graph when it loads it
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        text = str(error).strip().splitlines()[0]
+        if "No Op registered for" in text or "is not registered" in text:
+            raise UnsupportedModel(
+                f"{path} uses an operator that ONNX does not define",
+                cause=_naming_nodes(proto, text),
+                hint="export the model with standard operators, or with an older opset",
+            ) from None
+        raise SourceError(f"{path} is not a valid ONNX model", cause=text) from None
+
+
+def _naming_nodes(proto: Any, text: str) -> str:
+    """Add to an engine's message the names of the nodes whose operator it complains about."""
+    named = re.search(r"No Op registered for (\w+)|([\w.]+):(\w+)\(-?\d+\)", text)
+    op = next((g for g in (named.groups()[::-1] if named else ()) if g), None)
+    nodes = [n.name or f"output {n.output[0]}" for n in proto.graph.node if n.op_type == op]
+    if not nodes or nodes[0] in text:
+        return text
+    more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    return f"operator {op}, node '{nodes[0]}'{more}: {text}"
+
+
+def _opset(proto: Any) -> int | None:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), None)
+
+
+def _interface(onnx: Any, proto: Any, path: Path) -> Interface:
+    initialized = {t.name for t in proto.graph.initializer}
+    inputs = tuple(
+        _spec(onnx, value, path) for value in proto.graph.input if value.name not in initialized
+    )
+    if not inputs:
+        raise UnsupportedModel(f"{path} has no inputs", cause="there is nothing to serve")
+    return Interface(inputs, tuple(_spec(onnx, value, path) for value in proto.graph.output))
+
+
+def _spec(onnx: Any, value: Any, path: Path) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        hint = (
+            "scikit-learn classifiers export plain tensors with options={'zipmap': False}"
+            if kind in ("sequence_type", "map_type")
+            else None
+        )
+        raise UnsupportedModel(
+            f"{path}: '{value.name}' is a {kind or 'value without a type'}, not a tensor", hint=hint
+        )
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        raise UnsupportedModel(
+            f"{path}: the shape of '{value.name}' is unknown",
+            hint="export the model with shapes, or run onnx.shape_inference on it",
+        )
+    dims: list[int | str] = []
+    for index, dim in enumerate(tensor.shape.dim):
+        if dim.HasField("dim_value") and dim.dim_value >= 0:
+            dims.append(int(dim.dim_value))
+        else:
+            dims.append(dim.dim_param or f"{value.name}_dim{index}")
+    if tensor.elem_type == onnx.TensorProto.STRING:
+        dtype = "BYTES"
+    elif tensor.elem_type == onnx.TensorProto.BFLOAT16:
+        raise UnsupportedModel(
+            f"{path}: '{value.name}' is BF16", hint="export it with FP32 borders"
+        )
+    else:
+        dtype = dtype_name(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    return TensorSpec(value.name, dtype, tuple(dims))
+
+
+def _fix_shapes(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    inputs = {value.name: value for value in proto.graph.input}
+    fixed: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise UsageError(
+                f"--shape names no input of the model: '{name}'",
+                hint=f"its inputs are {', '.join(inputs)}",
+            )
+        dims = inputs[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise UsageError(
+                f"--shape for '{name}' has {len(shape)} dimensions, the model has {len(dims)}"
+            )
+        for dim, size in zip(dims, shape, strict=True):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                raise UsageError(
+                    f"--shape for '{name}' wants {size} where the model is fixed at {dim.dim_value}"
+                )
+            if dim.dim_param:
+                fixed[dim.dim_param] = size
+            dim.dim_value = size
+    # The same symbol elsewhere is the same size; sizes inferred before no longer hold.
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in fixed:
+                dim.dim_value = fixed[dim.dim_param]
+    del proto.graph.value_info[:]
+
+
+def _joint_sha256(files: list[Path]) -> str:
+    """The file's own digest; with external data, the digest of all files' digests in order."""
+    digests = [file_sha256(f) for f in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
