@@ -1,0 +1,10 @@
+"""What this machine has: its CPU, cores, memory. Asked, never guessed: what is unknown is None.
+
+Which accelerators can be opened is not told here: only a runtime that opens one knows
+(`edgeserve.runtimes.detect`).
+"""
+
+from edgeserve.devices.cgroup import usable_cores
+from edgeserve.devices.machine import Machine, machine
+
+__all__ = ["Machine", "machine", "usable_cores"]
