@@ -3,12 +3,29 @@
     import edgeserve
 
     edgeserve.convert("model.onnx", "model.edge", calibrate="images/")
-    model = edgeserve.load("model.edge")
-    outputs = model.run({"image": array})
+    with edgeserve.load("model.edge") as model:
+        outputs = model.run({"image": array})
 
-Importing this package imports neither an engine nor a converter.
+Importing this package imports neither an engine nor a converter; the names below load on first use.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeserve.api import Conversion, Model, Preprocess, convert, load
+    from edgeserve.errors import EdgeServeError
+
+__all__ = ["Conversion", "EdgeServeError", "Model", "Preprocess", "__version__", "convert", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgeserve' has no attribute '{name}'")
+    import importlib
+
+    module = "edgeserve.errors" if name == "EdgeServeError" else "edgeserve.api"
+    return getattr(importlib.import_module(module), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def write_bundle(
             Manifest(
                 schema_version=SCHEMA_VERSION,
                 name=name,
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
                 target="cpu-x86",
                 source=Source(
                     "onnx",

@@ -52,7 +52,9 @@ def options(
 ) -> None:
     context.obj = {"debug": debug}
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
     if quiet:
         os.environ["EDGESERVE_QUIET"] = "1"
 

@@ -62,9 +62,14 @@ class Samples:
 
     def take(self, count: int) -> Samples:
         """At most `count` samples, evenly spread: folders are often sorted by class."""
-        if len(self) <= count:
-            return self
-        chosen = [i * len(self) // count for i in range(count)]
+        return self if len(self) <= count else self._pick(_spread(len(self), count))
+
+    def leave(self, count: int) -> Samples:
+        """The samples that `take(count)` does not take."""
+        taken = set(_spread(len(self), count))
+        return self._pick([i for i in range(len(self)) if i not in taken])
+
+    def _pick(self, chosen: list[int]) -> Samples:
         return Samples(
             self.source,
             self._interface,
@@ -75,6 +80,10 @@ class Samples:
             labels=[self.labels[i] for i in chosen] if self.labels is not None else None,
             random=self.random,
         )
+
+
+def _spread(total: int, count: int) -> list[int]:
+    return list(range(total)) if total <= count else [i * total // count for i in range(count)]
 
 
 def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:

@@ -137,7 +137,7 @@ def _as_unsupported(model: Path) -> Iterator[None]:
         yield
     except (OSError, MemoryError, UnsupportedModel):
         raise
-    except Exception as error:  # noqa: BLE001 - the quantizer raises whatever it stumbles over
+    except Exception as error:  # it raises whatever it stumbles over
         raise UnsupportedModel(
             f"onnxruntime's quantizer cannot handle {model.name}",
             cause=f"{type(error).__name__}: {error}",

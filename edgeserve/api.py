@@ -1,0 +1,155 @@
+"""The Python API: `convert` a model and `load` a bundle. Documented in docs/python-api.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeserve.bundle import Bundle, Candidate, Preprocess
+from edgeserve.chain import Chain, ChainOptions
+from edgeserve.errors import InvalidInput
+from edgeserve.tensors import Array, Interface, Tensors
+
+if TYPE_CHECKING:
+    from edgeserve.convert.pipeline import Conversion
+
+__all__ = ["Conversion", "Model", "Preprocess", "convert", "load"]
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    target: str = "auto",
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto",
+    calibrate: str | Path | None = None,
+    calibration_samples: int = 128,
+    evaluate: str | Path | None = None,
+    preprocess: Preprocess | None = None,
+    labels: str | Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    max_drop: float = 1.0,
+    min_fidelity: float | None = None,
+    strict: bool = False,
+    force: bool = False,
+    name: str | None = None,
+    tool_env: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> Conversion:
+    """Convert an ONNX model into a bundle; the parameters are `edgeserve convert`'s flags.
+
+    `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
+    Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
+    it was before.
+    """
+    from edgeserve.convert import pipeline
+
+    options = pipeline.Options(
+        target=target,
+        precision=precision,
+        calibrate=_text(calibrate),
+        calibration_samples=calibration_samples,
+        evaluate=_text(evaluate),
+        preprocess=preprocess,
+        labels=_text(labels),
+        shapes=dict(shapes or {}),
+        max_drop=max_drop,
+        min_fidelity=min_fidelity,
+        strict=strict,
+        force=force,
+        name=name,
+        tool_env=tool_env,
+    )
+    return pipeline.convert(Path(source), Path(output), options, progress)
+
+
+def load(
+    bundle: str | Path, *, device: str | None = None, fallback: bool = True, threads: int = 0
+) -> Model:
+    """Open a bundle on the first candidate of its chain that works here.
+
+    `device` (`cpu`, `gpu`, `npu`) keeps only candidates on it; with `fallback=False` the first
+    candidate must open; `threads` bounds one call's threads (0: the engine's choice). Raises
+    BundleError, DeviceUnavailable.
+    """
+    options = ChainOptions(device=device, fallback=fallback, threads=threads)
+    return Model(Chain(Bundle.open(bundle), options))
+
+
+class Model:
+    """A loaded bundle. `run` may be called from several threads; close it, or use it with `with`."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs and outputs: names, element types, shapes."""
+        return self._chain.interface
+
+    @property
+    def candidate(self) -> Candidate:
+        """What answers now: variant, runtime and device."""
+        return self._chain.candidate
+
+    @property
+    def device(self) -> str:
+        return self.candidate.device
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The class names, if the bundle has them."""
+        return self._chain.bundle.labels()
+
+    def run(self, inputs: Mapping[str, npt.ArrayLike]) -> Tensors:
+        """Run one request: arrays by input name, with the interface's types and shapes.
+
+        Types must match, since a silent cast hides mistakes; Python numbers and lists take the
+        input's own type. Raises InvalidInput naming the input, what was expected and what came;
+        InferenceFailed when every candidate failed.
+        """
+        tensors = {name: self._array(name, value) for name, value in inputs.items()}
+        self.interface.check(tensors)
+        return self._chain.run(tensors)[0]
+
+    def _array(self, name: str, value: npt.ArrayLike) -> Array:
+        if isinstance(value, np.ndarray):
+            return value
+        wanted = self.interface.input(name).numpy_dtype
+        try:
+            return np.asarray(value, wanted)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"input '{name}': expected {wanted} values", cause=str(error)
+            ) from None
+
+    def close(self) -> None:
+        self._chain.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _text(value: str | Path | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Conversion":  # build side: absent from what a device needs to import
+        from edgeserve.convert.pipeline import Conversion
+
+        return Conversion
+    raise AttributeError(f"module 'edgeserve.api' has no attribute '{name}'")

@@ -1,0 +1,237 @@
+"""`edgeserve convert`: a model in, a proven bundle out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeserve.cli.output import is_quiet, size_text, stderr_console, stdout_console, to_json
+from edgeserve.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeserve.convert.pipeline import Conversion, Options, Row
+
+
+class PrecisionChoice(StrEnum):
+    """What --precision takes."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "convert",
+        help="Convert and quantize a model for a target, prove every variant, write a bundle.\n\n"
+        "Example: edgeserve convert model.onnx --calibrate images/ --image-size 224 -o model.edge",
+    )(command)
+
+
+def command(
+    source: Annotated[Path, typer.Argument(metavar="MODEL", help="The model: an ONNX file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The bundle [MODEL's name + .edge].")
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            envvar="EDGESERVE_TARGET",
+            help="A target's name or TOML file; auto is this machine.",
+        ),
+    ] = "auto",
+    precision: Annotated[
+        PrecisionChoice, typer.Option(help="auto measures what the target lists.")
+    ] = PrecisionChoice.auto,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|NPZ|NPY|random",
+            help="Data for int8: images, arrays, or the word random (proves nothing).",
+        ),
+    ] = None,
+    calibration_samples: Annotated[
+        int, typer.Option(min=1, help="How many of them to calibrate on.")
+    ] = 128,
+    evaluate: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="CSV|NPZ", help="Labelled samples to measure accuracy on."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Class names, one a line; kept in the bundle."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="Accuracy a variant may lose, in percentage points (with --eval).")
+    ] = 1.0,
+    min_fidelity: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Without --eval: top-1 agreement with the source [0.95], or cosine [0.99].",
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=N,N,…", help="Fix an input's dimensions. May be repeated."),
+    ] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option(metavar="TOML", help="How images become inputs.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="N|HxW", help="Images: height and width of the input.")
+    ] = None,
+    crop_ratio: Annotated[
+        float | None, typer.Option(help="Images: centre crop after resizing [1.0].")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="Images: nearest, bilinear, bicubic or lanczos.")
+    ] = None,
+    channels: Annotated[str | None, typer.Option(help="Images: RGB, BGR or L.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Images: NCHW or NHWC.")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Images: (pixel * scale - mean) / std.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name when served.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 when a variant is slower or too inaccurate.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    tool_env: Annotated[
+        bool,
+        typer.Option(
+            "--tool-env/--no-tool-env", help="Let heavy converters have environments of their own."
+        ),
+    ] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    from edgeserve.cli.images import preprocess_from
+    from edgeserve.convert.pipeline import Options
+
+    flags = {
+        "image_size": image_size,
+        "crop_ratio": crop_ratio,
+        "interpolation": interpolation,
+        "channels": channels,
+        "layout": layout,
+        "scale": scale,
+        "mean": mean,
+        "std": std,
+    }
+    options = Options(
+        target=target,
+        precision=precision.value,
+        calibrate=calibrate,
+        calibration_samples=calibration_samples,
+        evaluate=evaluate,
+        preprocess=preprocess_from(preprocess, flags),
+        labels=labels,
+        shapes=_shapes(shape or []),
+        max_drop=max_drop,
+        min_fidelity=min_fidelity,
+        strict=strict,
+        force=force,
+        name=name,
+        tool_env=tool_env,
+    )
+    report = run_with_progress(source, output or Path(f"{source.stem}.edge"), options)
+    if json_output:
+        print(to_json(report))
+    else:
+        render(report)
+
+
+def run_with_progress(source: Path, output: Path, options: Options) -> Conversion:
+    """`convert` under a progress bar on stderr."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from edgeserve.convert.pipeline import convert
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    console = stderr_console()
+    with Progress(*columns, console=console, transient=True, disable=is_quiet()) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def say(what: str, share: float | None) -> None:
+            if share is None:
+                progress.update(task, description=what, total=None)
+            else:
+                progress.update(task, description=what, total=1.0, completed=share)
+
+        return convert(source, output, options, say)
+
+
+def render(report: Conversion) -> None:
+    """The report as a table; the last line is what to do next."""
+    from rich.table import Table
+
+    console = stdout_console()
+    table = Table(
+        title=f"{report.bundle}: target {report.target}, proven on {report.proof_samples} samples "
+        f"({report.proof_source})",
+        title_justify="left",
+    )
+    for column in ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "computes in",
+                   "agrees", "SQNR", "accuracy", "verdict"):  # fmt: skip
+        right = column in ("size", "latency", "vs fp32", "agrees", "SQNR")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    accuracy = report.reference_accuracy
+    table.add_row(
+        "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
+        f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "fp32", "", "",
+        f"{100 * accuracy:.1f} %" if accuracy is not None else "", "reference",
+    )  # fmt: skip
+    for row in report.rows:
+        table.add_row(*_cells(row), style=None if row.chosen else "dim")
+    console.print(table)
+    for remark in report.remarks:
+        console.print(f"note: {remark}")
+    chain = " -> ".join(c.label for c in report.chain)
+    console.print(f"wrote {report.bundle} ({size_text(report.bundle_size_bytes)}); chain: {chain}")
+    console.print(f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
+
+
+def _cells(row: Row) -> list[str]:
+    m = row.measured
+    size = size_text(row.size_bytes) if row.size_bytes is not None else ""
+    head = ["✓" if row.chosen else "✗", row.variant, f"{row.runtime}/{row.device}", size]
+    if m is None:
+        return [*head, "", "", "", "", "", "", "", row.reason]
+    agreement = m.fidelity.top1_agreement
+    accuracy = m.accuracy
+    return [
+        *head,
+        f"{m.latency_ms:.3f} ms",
+        f"{m.speedup:.2f}x",
+        f"{m.int8_compute_ops} of {m.compute_ops}",
+        m.inference_precision,
+        f"{100 * agreement:.1f} %" if agreement is not None else f"cos {m.fidelity.cosine:.4f}",
+        f"{m.fidelity.sqnr_db:.1f} dB",
+        f"{100 * accuracy.top1:.1f} % ({-accuracy.drop_points:+.1f})" if accuracy else "",
+        row.reason,
+    ]
+
+
+def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, _, dims = text.rpartition("=")
+        try:
+            shapes[name] = tuple(int(d) for d in dims.replace("x", ",").split(","))
+        except ValueError:
+            shapes.pop(name, None)
+        if not name or name not in shapes or min(shapes[name]) < 1:
+            raise UsageError(f"--shape {text} is not INPUT=N,N,…", hint="--shape image=1,3,224,224")
+    return shapes

@@ -1,0 +1,1 @@
+"""From a source model to a bundle: planning, converters, tool environments, proof."""

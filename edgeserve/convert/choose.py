@@ -1,0 +1,135 @@
+"""Which variant serves each entry of the target's chain: a pure decision over what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from edgeserve.bundle import Measured, Precision
+
+# Precisions that promise the source's numbers must keep this SQNR, or the conversion is broken.
+MIN_SQNR_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
+DEFAULT_MIN_AGREEMENT = 0.95
+DEFAULT_MIN_COSINE = 0.99
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One variant for one entry of the chain, and what came of trying it.
+
+    `problem` is set when it could not be built or does not run; `unverified` when this machine lacks
+    the device. `speedup_high` is the upper end of the confidence interval of the speed-up over the
+    fp32 source.
+    """
+
+    entry: int
+    variant: str
+    precision: Precision
+    measured: Measured | None = None
+    speedup_high: float | None = None
+    problem: str | None = None
+    unverified: str | None = None
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What a variant may cost in quality. `max_drop` is in percentage points of accuracy and counts
+    with labelled data; `min_fidelity` is a top-1 agreement (or cosine, for models without class
+    scores) and counts without. `speed_counts` is False when the target's CPU is not this one."""
+
+    max_drop: float = 1.0
+    min_fidelity: float | None = None
+    speed_counts: bool = True
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`chosen` serves its entry; else `reason` says why not. A `failed` one broke a promise (quality,
+    speed), as opposed to having been beaten by a better one."""
+
+    trial: Trial
+    chosen: bool
+    reason: str
+    failed: bool = False
+
+
+def quality_problem(measured: Measured, precision: Precision, bounds: Bounds) -> str | None:
+    """Why this variant is too far from the source, or None."""
+    fidelity = measured.fidelity
+    floor = MIN_SQNR_DB.get(precision)
+    if floor is not None and fidelity.sqnr_db < floor:
+        return f"its numbers are not the source's: SQNR {fidelity.sqnr_db:.1f} dB, {precision} keeps {floor:.0f}"
+    if measured.accuracy is not None:
+        drop = measured.accuracy.drop_points
+        # Shares of samples are exact multiples of 1/n: allow for rounding at the limit itself.
+        if drop > bounds.max_drop + 1e-9:
+            return f"accuracy drops {drop:.2f} points, --max-drop is {bounds.max_drop:g}"
+        return None
+    if fidelity.top1_agreement is not None:
+        wanted = bounds.min_fidelity if bounds.min_fidelity is not None else DEFAULT_MIN_AGREEMENT
+        if fidelity.top1_agreement < wanted:
+            return (
+                f"top-1 agrees with the source on {100 * fidelity.top1_agreement:.1f} % of samples, "
+                f"--min-fidelity is {100 * wanted:g} %"
+            )
+        return None
+    wanted = bounds.min_fidelity if bounds.min_fidelity is not None else DEFAULT_MIN_COSINE
+    if fidelity.cosine < wanted:
+        return f"cosine to the source is {fidelity.cosine:.4f}, --min-fidelity is {wanted:g}"
+    return None
+
+
+def choose(trials: Sequence[Trial], bounds: Bounds, *, prefer_order: bool) -> list[Verdict]:
+    """One verdict per trial. Trials of an entry come in the order of preference.
+
+    With `prefer_order` (an asked-for precision) the first acceptable trial of an entry wins; without,
+    the fastest measured one, or the first where nothing could be measured.
+    """
+    verdicts: list[Verdict] = []
+    for entry in dict.fromkeys(t.entry for t in trials):
+        mine = [t for t in trials if t.entry == entry]
+        acceptable: list[Trial] = []
+        for trial in mine:
+            reason, failed = _rejection(trial, bounds)
+            if reason is None:
+                acceptable.append(trial)
+            else:
+                verdicts.append(Verdict(trial, chosen=False, reason=reason, failed=failed))
+        if not acceptable:
+            continue
+        winner = acceptable[0] if prefer_order else _fastest(acceptable, bounds)
+        for trial in acceptable:
+            if trial is winner:
+                text = trial.unverified and f"not verified here: {trial.unverified}"
+                verdicts.append(Verdict(trial, chosen=True, reason=text or "chosen"))
+            else:
+                verdicts.append(Verdict(trial, chosen=False, reason=_beaten(trial, winner)))
+    order = {id(t): i for i, t in enumerate(trials)}
+    return sorted(verdicts, key=lambda v: order[id(v.trial)])
+
+
+def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
+    if trial.problem is not None:
+        return trial.problem, False
+    if trial.measured is None:
+        return None, False
+    problem = quality_problem(trial.measured, trial.precision, bounds)
+    if problem is not None:
+        return problem, True
+    slower = trial.speedup_high is not None and trial.speedup_high < 1.0
+    if bounds.speed_counts and slower and trial.precision != "fp32":
+        return f"slower than fp32 ({trial.measured.speedup:.2f}x)", True
+    return None, False
+
+
+def _fastest(acceptable: list[Trial], bounds: Bounds) -> Trial:
+    timed = [t for t in acceptable if t.measured is not None]
+    if not bounds.speed_counts or not timed:
+        return acceptable[0]
+    return min(timed, key=lambda t: t.measured.latency_ms if t.measured else float("inf"))
+
+
+def _beaten(trial: Trial, winner: Trial) -> str:
+    if trial.measured is not None and winner.measured is not None:
+        ratio = trial.measured.latency_ms / winner.measured.latency_ms
+        if ratio >= 1.0:
+            return f"{ratio:.2f}x the latency of {winner.variant}"
+    return f"{winner.variant} is preferred"
