@@ -1,0 +1,43 @@
+"""What is in a model file or a bundle: tensors, operators, size by part, digests. Runs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeserve.errors import SourceError
+from edgeserve.inspection.bundles import BundleReport, inspect_bundle
+from edgeserve.inspection.report import ModelReport
+
+__all__ = ["BundleReport", "ModelReport", "inspect_bundle", "inspect_model", "inspect_path"]
+
+_READS = "edgeserve inspect reads .onnx, .tflite, OpenVINO .xml and bundles"
+
+
+def inspect_path(path: Path) -> ModelReport | BundleReport:
+    """Report on a bundle folder or a model file. Raises BundleError, SourceError, DependencyMissing."""
+    return inspect_bundle(path) if path.is_dir() else inspect_model(path)
+
+
+def inspect_model(path: Path) -> ModelReport:
+    """Report on a model file; its format is told by its content, not by its name.
+
+    Raises SourceError (missing, not a model, truncated), DependencyMissing (the format's reader).
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read", cause=error.strerror, hint=_READS) from None
+    if not head:
+        raise SourceError(f"{path} is empty", hint=_READS)
+    if head[4:8] == b"TFL3":  # the FlatBuffers file identifier of schema.fbs
+        from edgeserve.inspection.tflite import inspect_tflite
+
+        return inspect_tflite(path)
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
+        from edgeserve.inspection.openvino import inspect_openvino
+
+        return inspect_openvino(path)
+    from edgeserve.inspection.onnx import inspect_onnx
+
+    return inspect_onnx(path, hint=_READS)

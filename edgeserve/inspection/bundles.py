@@ -1,0 +1,66 @@
+"""What a bundle holds, with every digest checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edgeserve.bundle import Bundle, Manifest
+from edgeserve.bundle.manifest import MANIFEST_NAME
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One part of a bundle: a variant, the golden samples, the labels, the manifest."""
+
+    name: str
+    size_bytes: int
+
+
+class BundleReport(msgspec.Struct, frozen=True):
+    """A bundle whose files are all as they were written: `verified_files` of them were read.
+
+    `unlisted` are files in the folder that the manifest does not name; nothing vouches for them.
+    """
+
+    path: str
+    size_bytes: int
+    verified_files: int
+    parts: tuple[Part, ...]
+    unlisted: tuple[str, ...]
+    manifest: Manifest
+
+
+def inspect_bundle(path: Path) -> BundleReport:
+    """Open, verify and describe a bundle. Raises BundleError (damaged, tampered with, too new)."""
+    bundle = Bundle.open(path)
+    bundle.verify()
+    manifest = bundle.manifest
+    files = manifest.files()
+    listed = {MANIFEST_NAME, *(f.path for f in files)}
+    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()}
+    return BundleReport(
+        path=str(path),
+        size_bytes=bundle.size_bytes,
+        verified_files=len(files),
+        parts=_parts(bundle),
+        unlisted=tuple(sorted(present - listed)),
+        manifest=manifest,
+    )
+
+
+def _parts(bundle: Bundle) -> tuple[Part, ...]:
+    """Sizes by part, largest first; files two variants share count for the first of them."""
+    manifest = bundle.manifest
+    seen: set[str] = set()
+    parts = []
+    for variant in manifest.variants:
+        own = [f for f in variant.files if f.path not in seen]
+        seen.update(f.path for f in own)
+        parts.append(Part(f"variant {variant.id}", sum(f.size_bytes for f in own)))
+    golden = manifest.golden
+    parts.append(Part("golden samples", golden.inputs.size_bytes + golden.outputs.size_bytes))
+    if manifest.task.labels:
+        parts.append(Part("labels", manifest.task.labels.size_bytes))
+    parts.append(Part("manifest", (bundle.root / MANIFEST_NAME).stat().st_size))
+    return tuple(sorted(parts, key=lambda part: -part.size_bytes))

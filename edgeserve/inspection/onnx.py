@@ -1,0 +1,149 @@
+"""What an ONNX file holds. External data are counted, never loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from edgeserve.errors import DependencyMissing, InvalidInput, SourceError
+from edgeserve.inspection.report import ModelReport, Weight, model_report
+from edgeserve.tensors import TensorSpec, dtype_name
+
+# Types narrower than a byte are packed.
+_PACKED_BITS: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
+    """Report on an ONNX file. Raises SourceError, DependencyMissing; `hint` is for what is no model."""
+    try:
+        import onnx
+    except ImportError:
+        raise DependencyMissing("onnx", needed_for="reading ONNX", extra="convert") from None
+    proto = _parse(onnx, path, hint)
+    constants = [*proto.graph.initializer]
+    operators: list[str] = []
+    for node in _nodes(proto):
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
+        operators.append(domain + node.op_type)
+        if node.op_type == "Constant":
+            constants += [a.t for a in node.attribute if a.name == "value"]
+    given = {t.name for t in proto.graph.initializer}
+    opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
+    return model_report(
+        [path, *_external_files(path, constants)],
+        "onnx",
+        f"IR {proto.ir_version}, "
+        + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
+        f"{proto.producer_name} {proto.producer_version}".strip() or None,
+        (_spec(onnx, v) for v in proto.graph.input if v.name not in given),
+        (_spec(onnx, v) for v in proto.graph.output),
+        operators,
+        [_weight(onnx, tensor) for tensor in constants],
+    )
+
+
+def _parse(onnx: Any, path: Path, hint: str | None) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except (DecodeError, UnicodeDecodeError) as error:
+        # A ModelProto begins with its ir_version: field 1, a varint.
+        with path.open("rb") as file:
+            truncated = file.read(1) == b"\x08"
+        raise SourceError(
+            f"{path} is {'not a whole' if truncated else 'no'} ONNX model",
+            cause=f"{error} ({path.stat().st_size} bytes)",
+            hint="it may be truncated: copy or export it again" if truncated else hint,
+        ) from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read", cause=str(error)) from None
+    if not proto.graph.node or not proto.opset_import:
+        what = "no graph" if not proto.graph.node else "no opset"
+        raise SourceError(f"{path} is no ONNX model", cause=f"it holds {what}", hint=hint)
+    return proto
+
+
+def _nodes(proto: Any) -> Iterator[Any]:
+    """All nodes: the graph's, those of its subgraphs (If, Loop, Scan), and of local functions."""
+    pending = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                pending.extend(graph.node)
+
+
+def _external_files(path: Path, tensors: list[Any]) -> list[Path]:
+    """The files external tensors lie in. Raises SourceError for one that is absent or too short."""
+    needed: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        info = {entry.key: entry.value for entry in tensor.external_data}
+        location = info.get("location", "")
+        if not location or PurePosixPath(location).is_absolute() or ".." in Path(location).parts:
+            raise SourceError(
+                f"{path} keeps tensor '{tensor.name}' outside its folder", cause=repr(location)
+            )
+        offset, length = (_number(info.get(key, "0")) for key in ("offset", "length"))
+        needed[location] = max(needed.get(location, 0), offset + length)
+    for location, size in needed.items():
+        file = path.parent / location
+        if not file.is_file():
+            raise SourceError(
+                f"{path} lacks its external data",
+                cause=f"{location} is not beside it",
+                hint=f"copy {location} into {path.parent}",
+            )
+        if file.stat().st_size < size:
+            raise SourceError(
+                f"{file} is truncated",
+                cause=f"expected at least {size} bytes, got {file.stat().st_size}",
+                hint="copy or export the model again",
+            )
+    return [path.parent / location for location in sorted(needed)]
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _weight(onnx: Any, tensor: Any) -> Weight:
+    dtype = _dtype(onnx, tensor.data_type)
+    elements = math.prod(tensor.dims)
+    if dtype == "BYTES":
+        size = sum(len(s) for s in tensor.string_data)
+    elif dtype in _PACKED_BITS:
+        size = math.ceil(elements * _PACKED_BITS[dtype] / 8)
+    else:
+        size = elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    return Weight(tensor.name, dtype, tuple(tensor.dims), elements, size)
+
+
+def _dtype(onnx: Any, data_type: int) -> str:
+    """The inference protocol's name where it has one (FP32), else ONNX's own (INT4)."""
+    if data_type == onnx.TensorProto.STRING:
+        return "BYTES"
+    if data_type == onnx.TensorProto.BFLOAT16:
+        return "BF16"
+    try:
+        return dtype_name(onnx.helper.tensor_dtype_to_np_dtype(data_type))
+    except (InvalidInput, TypeError, KeyError):
+        known = data_type in onnx.TensorProto.DataType.values()
+        return onnx.TensorProto.DataType.Name(data_type) if known else f"type {data_type}"
+
+
+def _spec(onnx: Any, value: Any) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return TensorSpec(value.name, (kind or "untyped").removesuffix("_type"), ())
+    tensor = value.type.tensor_type
+    dims = tuple(
+        int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+    return TensorSpec(value.name, _dtype(onnx, tensor.elem_type), dims)
