@@ -1,0 +1,266 @@
+"""`edgeserve inspect`: what a model file or a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
+    from edgeserve.bundle import Measured, Recipe, Source, Task, Variant
+    from edgeserve.inspection import BundleReport, ModelReport
+    from edgeserve.tensors import TensorSpec
+
+_SHOWN_DIGITS = 12
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect", epilog="Example: edgeserve inspect model.edge")(inspect)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle, or a .onnx, .tflite or OpenVINO .xml.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show inputs, outputs, operators, size by part, variants, digests (which are checked)."""
+    from edgeserve.cli.output import to_json
+    from edgeserve.inspection import BundleReport, inspect_path
+
+    report = inspect_path(path)
+    if json:
+        print(to_json(report))
+    elif isinstance(report, BundleReport):
+        _render_bundle(report)
+    else:
+        _render_model(report)
+
+
+def _render_model(report: ModelReport) -> None:
+    from edgeserve.cli.output import size_text, stdout_console
+
+    console = stdout_console()
+    facts = [
+        ("model", report.path),
+        ("format", f"{report.format} ({report.version})"),
+        ("producer", report.producer),
+        ("parameters", f"{report.parameters:,}"),
+        ("size", size_text(report.size_bytes)),
+    ]
+    facts += [
+        ("file", f"{f.name}, {size_text(f.size_bytes)}, sha256 {f.sha256}") for f in report.files
+    ]
+    _facts(console, facts)
+    _tensors(console, report.inputs, report.outputs)
+    _table(
+        console,
+        ("operator", "count"),
+        [(name, str(count)) for name, count in report.operators.items()],
+        right=("count",),
+    )
+    _table(
+        console,
+        ("part", "tensors", "parameters", "size", "share"),
+        [
+            (
+                f"weights {w.dtype}",
+                str(w.tensors),
+                f"{w.elements:,}",
+                size_text(w.size_bytes),
+                _share(w.size_bytes, report.size_bytes),
+            )
+            for w in report.weights
+        ]
+        + [
+            (
+                "graph",
+                "",
+                "",
+                size_text(report.graph_bytes),
+                _share(report.graph_bytes, report.size_bytes),
+            )
+        ],
+        right=("tensors", "parameters", "size", "share"),
+    )
+    _table(
+        console,
+        ("largest weights", "type", "size", "share"),
+        [
+            (
+                w.name,
+                f"{w.dtype}[{','.join(map(str, w.shape))}]",
+                size_text(w.size_bytes),
+                _share(w.size_bytes, report.size_bytes),
+            )
+            for w in report.largest
+        ],
+        right=("size", "share"),
+    )
+    if report.format == "onnx":
+        _say(console, f"\nconvert it: edgeserve convert {report.path} -o NAME.edge")
+
+
+def _render_bundle(report: BundleReport) -> None:
+    from edgeserve.cli.output import size_text, stdout_console
+
+    console, manifest = stdout_console(), report.manifest
+    batch = manifest.interface.max_batch
+    facts: list[tuple[str, str | None]] = [
+        ("bundle", f"{manifest.name} ({report.path})"),
+        ("written", f"{manifest.created}, schema {manifest.schema_version}"),
+        ("target", manifest.target),
+        ("source", _source(manifest.source)),
+        ("task", manifest.task.kind),
+        ("preprocess", _preprocess(manifest.task)),
+        ("batch", f"requests may share one, up to {batch} rows" if batch else "one request each"),
+        ("golden", f"{manifest.golden.samples} samples"),
+        ("digests", f"all {report.verified_files} files are as they were written"),
+        ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
+    ]
+    facts += [("unlisted", f"{name} is not in the manifest") for name in report.unlisted]
+    _facts(console, facts)
+    _tensors(console, manifest.interface.inputs, manifest.interface.outputs)
+    _table(
+        console,
+        ("variant", "format", "precision", "size", "sha256", "made by"),
+        [
+            (v.id, v.format, v.precision, size_text(v.size_bytes), _digest(v), _recipe(v.recipe))
+            for v in manifest.variants
+        ],
+        right=("size",),
+    )
+    _table(
+        console,
+        ("measured", "on", "latency ms", "speed-up", "fidelity", "accuracy", "int8 ops"),
+        [(v.id, *_measured(m)) for v in manifest.variants for m in v.measured],
+        right=("latency ms", "speed-up", "int8 ops"),
+    )
+    _table(
+        console,
+        ("chain", "runtime", "device", "variant"),
+        [(str(i), c.runtime, c.device, c.variant) for i, c in enumerate(manifest.chain, start=1)],
+    )
+    _table(
+        console,
+        ("not kept", "on", "size", "reason"),
+        [
+            (
+                r.id,
+                f"{r.runtime}/{r.device}",
+                "" if r.size_bytes is None else size_text(r.size_bytes),
+                r.reason,
+            )
+            for r in manifest.rejected
+        ],
+        right=("size",),
+    )
+    _table(
+        console,
+        ("part", "size", "share"),
+        [
+            (p.name, size_text(p.size_bytes), _share(p.size_bytes, report.size_bytes))
+            for p in report.parts
+        ]
+        + [("all", size_text(report.size_bytes), "")],
+        right=("size", "share"),
+    )
+    _say(console, f"\nmeasure it here: edgeserve bench {report.path}")
+
+
+def _source(source: Source) -> str:
+    from edgeserve.cli.output import size_text
+
+    opset = f", opset {source.opset}" if source.opset else ""
+    digest = f"sha256 {source.sha256[:_SHOWN_DIGITS]}…"
+    return f"{source.file_name} ({source.format}{opset}, {size_text(source.size_bytes)}, {digest})"
+
+
+def _preprocess(task: Task) -> str | None:
+    image = task.preprocess
+    if image is None:
+        return None
+    return f"{image.channels} image {image.width}x{image.height}, {image.layout}"
+
+
+def _measured(m: Measured) -> tuple[str, ...]:
+    accuracy = (
+        f"top-1 {100 * m.accuracy.top1:.1f} % (source {100 * m.accuracy.reference:.1f} %)"
+        if m.accuracy
+        else "not measured"
+    )
+    return (
+        f"{m.runtime} {m.runtime_version} {m.device}, {m.machine}",
+        f"{m.latency_ms:.3f}",
+        f"{m.speedup:.2f}x",
+        _fidelity(m),
+        accuracy,
+        f"{m.int8_compute_ops} of {m.compute_ops}",
+    )
+
+
+def _fidelity(m: Measured) -> str:
+    f = m.fidelity
+    agreement = (
+        "" if f.top1_agreement is None else f"top-1 agreement {100 * f.top1_agreement:.1f} %, "
+    )
+    return f"{agreement}{f.sqnr_db:.1f} dB, cosine {f.cosine:.4f} ({f.samples} samples)"
+
+
+def _recipe(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return ""
+    words = [recipe.method, recipe.scheme]
+    if recipe.per_channel is not None:
+        words.append("per channel" if recipe.per_channel else "per tensor")
+    words.append(recipe.calibration_method)
+    text = ", ".join(w for w in words if w) + f" ({recipe.tool})"
+    if recipe.calibration is not None:
+        kind = "RANDOM samples" if recipe.calibration.random else "samples"
+        text += f", calibrated on {recipe.calibration.samples} {kind}"
+    return text
+
+
+def _digest(variant: Variant) -> str:
+    main = next(f for f in variant.files if f.path == variant.main)
+    return f"{main.sha256[:_SHOWN_DIGITS]}…"
+
+
+def _tensors(console: Console, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> None:
+    rows = [("input", s.name, s.describe()) for s in inputs]
+    rows += [("output", s.name, s.describe()) for s in outputs]
+    _table(console, ("tensor", "name", "type"), rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _facts(console: Console, facts: Iterable[tuple[str, str | None]]) -> None:
+    for label, text in facts:
+        if text:
+            _say(console, f"{label:12}{text}")
+
+
+def _table(
+    console: Console,
+    columns: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    right: tuple[str, ...] = (),
+) -> None:
+    """Print a table after an empty line; nothing where there are no rows."""
+    from edgeserve.cli.tables import add_row, table_of
+
+    table = table_of(*columns, right=right)
+    for row in rows:
+        add_row(table, *row)
+    if table.row_count:
+        console.print()
+        console.print(table)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
