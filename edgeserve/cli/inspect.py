@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgeserve.bundle import Measured, Recipe, Source, Task, Variant
-    from edgeserve.inspection import BundleReport, ModelReport
+    from edgeserve.inspecting import BundleReport, ModelReport
     from edgeserve.tensors import TensorSpec
 
 _SHOWN_DIGITS = 12
@@ -29,7 +29,7 @@ def inspect(
 ) -> None:
     """Show inputs, outputs, operators, size by part, variants, digests (which are checked)."""
     from edgeserve.cli.output import to_json
-    from edgeserve.inspection import BundleReport, inspect_path
+    from edgeserve.inspecting import BundleReport, inspect_path
 
     report = inspect_path(path)
     if json:

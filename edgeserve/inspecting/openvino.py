@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, SourceError
-from edgeserve.inspection.report import ModelReport, Weight, model_report
+from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
 _NAMES: Final = {"f32": "FP32", "f16": "FP16", "f64": "FP64", "bf16": "BF16", "boolean": "BOOL",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, SourceError
-from edgeserve.inspection.report import ModelReport, Weight, model_report
+from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
 _NAMES: Final = {"FLOAT16": "FP16", "FLOAT32": "FP32", "FLOAT64": "FP64", "BFLOAT16": "BF16",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeserve.errors import SourceError
-from edgeserve.inspection.bundles import BundleReport, inspect_bundle
-from edgeserve.inspection.report import ModelReport
+from edgeserve.inspecting.bundles import BundleReport, inspect_bundle
+from edgeserve.inspecting.report import ModelReport
 
 __all__ = ["BundleReport", "ModelReport", "inspect_bundle", "inspect_model", "inspect_path"]
 
@@ -31,13 +31,13 @@ def inspect_model(path: Path) -> ModelReport:
     if not head:
         raise SourceError(f"{path} is empty", hint=_READS)
     if head[4:8] == b"TFL3":  # the FlatBuffers file identifier of schema.fbs
-        from edgeserve.inspection.tflite import inspect_tflite
+        from edgeserve.inspecting.tflite import inspect_tflite
 
         return inspect_tflite(path)
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
-        from edgeserve.inspection.openvino import inspect_openvino
+        from edgeserve.inspecting.openvino import inspect_openvino
 
         return inspect_openvino(path)
-    from edgeserve.inspection.onnx import inspect_onnx
+    from edgeserve.inspecting.onnx import inspect_onnx
 
     return inspect_onnx(path, hint=_READS)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, InvalidInput, SourceError
-from edgeserve.inspection.report import ModelReport, Weight, model_report
+from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec, dtype_name
 
 # Types narrower than a byte are packed.
