@@ -126,7 +126,7 @@ class OnnxRuntimeSession:
             values = self._session.run(self._files_names, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InferenceFailed(
-                f"onnxruntime failed on {self.device}", cause=_first_line(error)
+                f"onnxruntime failed on {self.device}", cause=_one_line(error)
             ) from error
         return dict(zip(self._names, values, strict=True))
 
@@ -189,7 +189,7 @@ def _create_session(
 
 def _load_error(model: Path | bytes, provider: str, error: Exception) -> Exception:
     name = model if isinstance(model, Path) else "model"
-    text, kind = _first_line(error), type(error).__name__
+    text, kind = _one_line(error), type(error).__name__
     if kind in {"NotImplemented", "InvalidGraph"} or "is not a registered function/op" in text:
         return UnsupportedModel(
             f"onnxruntime cannot run {name}",
@@ -211,8 +211,8 @@ def _silenced() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or repr(error)
 
 
 def _zeros(node: Any) -> Any:

@@ -1,0 +1,140 @@
+"""A bundle is written whole or not at all: errors, a full disk, kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from edgeserve.bundle import Bundle
+from edgeserve.bundle.writing import bundle_writer
+from edgeserve.errors import OutputExists, UsageError, WriteFailed
+from tests.bundles import linear_bundle
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> None:
+        with bundle_writer(tmp_path / "m.edge") as writer:
+            (writer.root / "half").write_bytes(b"x")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
+    path = linear_bundle(tmp_path)
+    with pytest.raises(OutputExists) as caught, bundle_writer(path):
+        pass
+    assert "--force" in (caught.value.hint or "")
+    with bundle_writer(path, force=True) as writer:
+        (writer.root / "manifest.json").write_text("new")
+    assert (path / "manifest.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_force_does_not_replace_what_is_no_bundle(tmp_path: Path) -> None:
+    precious = tmp_path / "photos"
+    precious.mkdir()
+    (precious / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(UsageError, match="not a bundle"), bundle_writer(precious, force=True):
+        pass
+    assert (precious / "cat.jpg").exists()
+
+
+def test_an_error_with_force_keeps_the_old_bundle(tmp_path: Path) -> None:
+    path = linear_bundle(tmp_path)
+
+    def fail() -> None:
+        with bundle_writer(path, force=True):
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    Bundle.open(path).verify()
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+WRITE_FOREVER = """
+    import sys, time
+    from pathlib import Path
+    from edgeserve.bundle.writing import bundle_writer
+    with bundle_writer(Path(sys.argv[1])) as writer:
+        (writer.root / "half").write_bytes(b"x" * 1000)
+        print("writing", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_kill_9_leaves_no_bundle_and_the_next_writer_cleans_up(tmp_path: Path) -> None:
+    destination = tmp_path / "m.edge"
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITE_FOREVER), str(destination)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+        child.send_signal(signal.SIGKILL)
+    assert not destination.exists()
+    linear_bundle(tmp_path, "m")
+    Bundle.open(destination).verify()
+    assert [p.name for p in tmp_path.iterdir()] == ["m.edge"]
+
+
+def test_a_living_writer_is_not_cleaned_away(tmp_path: Path) -> None:
+    with bundle_writer(tmp_path / "m.edge") as first:
+        (first.root / "file").write_bytes(b"x")
+        with bundle_writer(tmp_path / "m.edge") as second:
+            (second.root / "manifest.json").write_text("second")
+        assert (first.root / "file").exists()
+        (tmp_path / "m.edge" / "manifest.json").unlink()
+        (tmp_path / "m.edge").rmdir()
+        (first.root / "manifest.json").write_text("first")
+    assert (tmp_path / "m.edge" / "manifest.json").read_text() == "first"
+
+
+WRITE_TOO_MUCH = """
+    import resource, signal, sys
+    from pathlib import Path
+    from edgeserve.bundle.writing import bundle_writer
+    from edgeserve.errors import WriteFailed
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        with bundle_writer(Path(sys.argv[1])) as writer:
+            (writer.root / "big").write_bytes(b"x" * 100_000)
+    except WriteFailed as error:
+        print(error.message, "|", error.cause, "|", error.hint, "|", error.exit_code)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_explained_and_nothing_stays(tmp_path: Path) -> None:
+    """A limit on file size gives the same OSError family as a full disk, on any machine."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WRITE_TOO_MUCH), str(tmp_path / "m.edge")],
+        capture_output=True,
+        text=True,
+    )
+    assert "cannot write" in run.stdout, run.stderr
+    assert "free some space" in run.stdout
+    assert run.stdout.strip().endswith("| 3")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(WriteFailed) as caught, bundle_writer(tmp_path / "m.edge"):
+            pass
+    finally:
+        tmp_path.chmod(0o700)
+    assert "may write" in (caught.value.hint or "")

@@ -1,0 +1,367 @@
+"""Targets: the schema, its errors, where TOMLs are found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeserve.errors import TargetError
+from edgeserve.targets import (
+    ChainEntry,
+    Limits,
+    Quantization,
+    Target,
+    all_targets,
+    load_target,
+    parse_target,
+    target_names,
+)
+from tests.distributions import write_distribution
+
+ROOT = Path(__file__).parent.parent
+MINIMAL = """
+name = "mine"
+title = "My board"
+arch = ["aarch64"]
+
+[[chain]]
+runtime = "onnxruntime"
+device = "cpu"
+precisions = ["int8", "fp32"]
+"""
+SHIPPED = {
+    "cpu-arm64": ["onnxruntime/cpu", "litert/cpu"],
+    "cpu-x86": ["openvino/cpu", "onnxruntime/cpu"],
+    "intel-gpu": ["openvino/gpu", "openvino/cpu", "onnxruntime/cpu"],
+    "intel-npu": ["openvino/npu", "openvino/cpu", "onnxruntime/cpu"],
+    "mobile-cpu": ["litert/cpu", "onnxruntime/cpu"],
+    "nvidia-gpu": ["onnxruntime/gpu", "onnxruntime/cpu"],
+    "webgpu": ["onnxruntime/gpu", "onnxruntime/cpu"],
+}
+
+
+def test_shipped_targets_and_their_chains() -> None:
+    assert {t.name: [e.label for e in t.chain] for t in all_targets()} == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_target_ends_on_a_cpu_and_cites_sources(name: str) -> None:
+    target = load_target(name)
+    assert target.chain[-1].device == "cpu"
+    assert target.url
+    comments = [
+        line
+        for line in (ROOT / "targets" / f"{name}.toml").read_text("utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    assert any("://" in line or "measured by the project" in line for line in comments)
+
+
+def test_defaults_of_a_minimal_target() -> None:
+    assert parse_target(MINIMAL.encode(), "mine.toml") == Target(
+        name="mine",
+        title="My board",
+        arch=("aarch64",),
+        chain=(ChainEntry("onnxruntime", "cpu", ("int8", "fp32")),),
+        quantization=Quantization(True, "uint8", "int8", False),
+        limits=Limits(None),
+    )
+
+
+def test_arch_is_compared_without_case() -> None:
+    assert load_target("cpu-x86").runs_on("amd64")
+    assert not load_target("cpu-x86").runs_on("aarch64")
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_path_is_accepted(tmp_path: Path, as_text: bool) -> None:
+    file = tmp_path / "board.toml"
+    file.write_text(MINIMAL)
+    assert load_target(str(file) if as_text else file).name == "mine"
+
+
+def test_unknown_name_suggests_the_nearest_and_lists_all() -> None:
+    with pytest.raises(TargetError, match="unknown target 'cpu_x68'") as caught:
+        load_target("cpu_x68")
+    assert caught.value.exit_code == 2
+    assert caught.value.hint == f"did you mean 'cpu-x86'? known targets: {', '.join(SHIPPED)}"
+
+
+def test_name_that_looks_like_nothing_known_lists_all() -> None:
+    with pytest.raises(TargetError) as caught:
+        load_target("zzzzzz")
+    assert caught.value.hint == f"known targets: {', '.join(SHIPPED)}, or a path to a .toml"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing.toml", "missing.toml does not exist"),
+        ("folder.toml", "folder.toml cannot be read"),
+        ("nul\0.toml", "cannot be read"),
+    ],
+)
+def test_unreadable_paths(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(TargetError) as caught:
+        load_target(tmp_path / path)
+    assert caught.value.message.endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause", "hint"),
+    [
+        ('name = "mine"', "name = ", "Invalid value", None),
+        ('name = "mine"', "name = 3", "Expected `str`, got `int` - at `$.name`", None),
+        ('name = "mine"', 'name = "a b"', "at `$.name`", "lower-case letters"),
+        ('title = "My board"', "", "missing required field `title`", None),
+        ('arch = ["aarch64"]', "arch = []", "length >= 1 - at `$.arch`", None),
+        ('"int8", "fp32"', '"fp8"', "at `$.chain[0].precisions[0]`", "fp32, fp16, bf16, int8"),
+        ('"int8", "fp32"', "", "length >= 1 - at `$.chain[0].precisions`", None),
+        ('"int8", "fp32"', '"int8", "int8"', "onnxruntime/cpu list int8 twice", None),
+        ('device = "cpu"', 'device = "tpu"', "at `$.chain[0].device`", "cpu, gpu or npu"),
+        ('device = "cpu"', 'devise = "cpu"', "unknown field `devise`", "did you mean 'device'?"),
+        ('title = "My board"', 'titel = "x"', "unknown field `titel`", "did you mean 'title'?"),
+        (
+            "[[chain]]",
+            '[quantization]\nactivation_type = "int4"\n[[chain]]',
+            "at `$.quantization.activation_type`",
+            "known: uint8, int8",
+        ),
+        (
+            "[[chain]]",
+            "[limits]\nmemory_mb = 0\n[[chain]]",
+            "at `$.limits.memory_mb`",
+            None,
+        ),
+        (
+            "[[chain]]",
+            "[limits]\ndisk = 3\n[[chain]]",
+            "unknown field `disk`",
+            "known fields: memory_mb",
+        ),
+        (
+            "[[chain]]",
+            '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp16"]\n[[chain]]',
+            "lists onnxruntime/cpu twice",
+            "put all precisions of a device into one entry",
+        ),
+        ("[[chain]]", "options = [1]\n[[chain]]", "unknown field `options`", None),
+    ],
+)
+def test_an_invalid_target_names_file_field_and_what_was_expected(
+    old: str, new: str, cause: str, hint: str | None
+) -> None:
+    with pytest.raises(TargetError) as caught:
+        parse_target(MINIMAL.replace(old, new, 1).encode(), "mine.toml")
+    assert caught.value.message.startswith("mine.toml is not ")
+    assert cause in str(caught.value.cause)
+    assert hint is None or hint in str(caught.value.hint)
+
+
+def test_two_providers_of_one_device_are_two_entries() -> None:
+    entry = '[[chain]]\nruntime = "onnxruntime"\ndevice = "gpu"\nprecisions = ["fp32"]\n'
+    text = (
+        'name = "two"\ntitle = "t"\narch = ["x86_64"]\n'
+        + entry
+        + 'options = { provider = "A" }\n'
+        + entry
+        + 'options = { provider = "B", count = 2, ratio = 0.5, on = true }\n'
+    )
+    target = parse_target(text.encode(), "two.toml")
+    assert target.chain[1].options == {"provider": "B", "count": 2, "ratio": 0.5, "on": True}
+
+
+# --- any input ------------------------------------------------------------------------------------
+
+toml_keys = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8)
+schema_words = st.sampled_from(
+    sorted({*Target.__struct_fields__, *ChainEntry.__struct_fields__, "memory_mb", "per_channel"})
+)
+toml_values = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(-(2**63), 2**63 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        toml_keys,
+        st.sampled_from(["fp32", "int8", "cpu", "gpu.1", "uint8"]),
+        st.dates().map(lambda d: d.isoformat()).map(lambda d: _Raw(d)),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(schema_words | toml_keys, inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+
+
+class _Raw(str):
+    """Text that goes into TOML without quotes."""
+
+
+def to_toml(value: Any) -> str:
+    if isinstance(value, _Raw):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {to_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(to_toml(v) for v in value) + "]"
+    if isinstance(value, float):
+        return repr(value) if "." in repr(value) or "e" in repr(value) else f"{value!r}.0"
+    return json.dumps(value)
+
+
+def document(values: dict[str, Any]) -> bytes:
+    return "\n".join(f"{json.dumps(k)} = {to_toml(v)}" for k, v in values.items()).encode()
+
+
+@given(st.one_of(st.binary(), st.text().map(str.encode)))
+def test_any_bytes_raise_nothing_but_target_error(data: bytes) -> None:
+    try:
+        parse_target(data, "any.toml")
+    except TargetError as error:
+        assert error.message.startswith("any.toml")
+
+
+@given(st.dictionaries(schema_words | toml_keys, toml_values, max_size=9))
+def test_any_toml_raises_nothing_but_target_error(values: dict[str, Any]) -> None:
+    try:
+        parse_target(document(values), "any.toml")
+    except TargetError as error:
+        assert error.message == "any.toml is not a valid target"
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(TargetError, match="too deeply nested"):
+        parse_target(b"a=" + b"[" * 100_000, "deep.toml")
+
+
+targets = st.builds(
+    Target,
+    name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,12}", fullmatch=True),
+    title=toml_keys.filter(bool),
+    arch=st.lists(toml_keys, min_size=1, max_size=3).map(tuple),
+    chain=st.lists(
+        st.builds(
+            ChainEntry,
+            runtime=toml_keys.filter(bool),
+            device=st.sampled_from(["cpu", "gpu", "npu", "gpu.1"]),
+            precisions=st.lists(
+                st.sampled_from(["fp32", "fp16", "bf16", "int8"]), min_size=1, unique=True
+            ).map(tuple),
+            static_shapes=st.booleans(),
+            options=st.dictionaries(toml_keys, st.booleans() | st.integers(-9, 9) | toml_keys),
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda e: (e.runtime, e.device),
+    ).map(tuple),
+    quantization=st.builds(Quantization),
+    limits=st.builds(Limits, memory_mb=st.none() | st.integers(1, 10**6)),
+    convert_only=st.booleans(),
+    notes=st.none() | toml_keys,
+)
+
+
+@given(targets)
+def test_a_target_written_as_toml_reads_back_the_same(target: Target) -> None:
+    plain = msgspec.to_builtins(target)
+    without_none = {k: v for k, v in plain.items() if v is not None}
+    without_none["limits"] = {k: v for k, v in plain["limits"].items() if v is not None}
+    assert parse_target(document(without_none), "t.toml") == target
+
+
+# --- where targets come from ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `acme` on sys.path whose entry point is the folder `acme_targets`."""
+    folder = tmp_path / "acme_targets"
+    folder.mkdir()
+    (folder / "acme-board.toml").write_text(MINIMAL.replace('"mine"', '"acme-board"'))
+    (folder / "README.md").write_text("not a target")
+    site = write_distribution(
+        tmp_path / "site",
+        "acme",
+        "edgeserve.targets",
+        "acme = acme:FOLDER",
+        f"from pathlib import Path\nFOLDER = Path({str(folder)!r})\n"
+        "def folder():\n    return FOLDER\n"
+        "def broken():\n    raise RuntimeError('no licence')\n"
+        "text = 'targets'\n",
+    )
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "acme", raising=False)
+    return folder
+
+
+def _entry_point(plugin: Path, line: str) -> None:
+    info = plugin.parent / "site" / "acme-1.0.dist-info"
+    (info / "entry_points.txt").write_text(f"[edgeserve.targets]\n{line}\n")
+
+
+@pytest.mark.parametrize("attribute", ["FOLDER", "folder"])
+def test_third_party_targets_are_found_by_entry_point(plugin: Path, attribute: str) -> None:
+    _entry_point(plugin, f"acme = acme:{attribute}")
+    assert target_names() == ("acme-board", *SHIPPED)
+    assert load_target("acme-board").title == "My board"
+
+
+def test_two_targets_of_one_name_are_an_error(plugin: Path) -> None:
+    (plugin / "cpu-x86.toml").write_text(MINIMAL)
+    with pytest.raises(TargetError, match="two targets are called 'cpu-x86'") as caught:
+        target_names()
+    assert str(plugin / "cpu-x86.toml") in str(caught.value.cause)
+
+
+def test_a_target_is_called_like_its_file(plugin: Path) -> None:
+    (plugin / "other.toml").write_text(MINIMAL)
+    with pytest.raises(TargetError, match="name is 'mine'"):
+        load_target("other")
+
+
+@pytest.mark.parametrize(
+    ("attribute", "cause"),
+    [
+        ("broken", "no licence"),
+        ("text", "expected a folder"),
+        ("absent", "has no attribute 'absent'"),
+    ],
+)
+def test_a_broken_plugin_is_named(plugin: Path, attribute: str, cause: str) -> None:
+    _entry_point(plugin, f"acme = acme:{attribute}")
+    with pytest.raises(TargetError, match="package acme") as caught:
+        load_target("cpu-x86")
+    assert cause in str(caught.value.cause)
+
+
+def test_the_wheel_brings_the_targets(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    wheel = next(tmp_path.glob("*.whl"))
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = "import edgeserve.targets as t; print(t.__file__, *t.target_names())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(site)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == [str(site / "edgeserve" / "targets.py"), *SHIPPED]
