@@ -13,6 +13,7 @@ from edgeserve.tensors import TensorSpec, dtype_name
 
 # Types narrower than a byte are packed.
 _PACKED_BITS: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+_UNDEFINED: Final = "UNDEFINED"
 
 
 def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
@@ -25,18 +26,18 @@ def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
     constants = [*proto.graph.initializer]
     operators: list[str] = []
     for node in _nodes(proto):
-        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-        operators.append(domain + node.op_type)
-        if node.op_type == "Constant":
+        domain, kind = _text(node.domain), _text(node.op_type)
+        operators.append(kind if domain in ("", "ai.onnx") else f"{domain}.{kind}")
+        if kind == "Constant":
             constants += [a.t for a in node.attribute if a.name == "value"]
     given = {t.name for t in proto.graph.initializer}
-    opsets = {o.domain or "ai.onnx": o.version for o in proto.opset_import}
+    opsets = {_text(o.domain) or "ai.onnx": o.version for o in proto.opset_import}
     return model_report(
         [path, *_external_files(path, constants)],
         "onnx",
         f"IR {proto.ir_version}, "
         + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
-        f"{proto.producer_name} {proto.producer_version}".strip() or None,
+        f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip() or None,
         (_spec(onnx, v) for v in proto.graph.input if v.name not in given),
         (_spec(onnx, v) for v in proto.graph.output),
         operators,
@@ -83,11 +84,12 @@ def _external_files(path: Path, tensors: list[Any]) -> list[Path]:
     for tensor in tensors:
         if tensor.data_location != tensor.EXTERNAL:
             continue
-        info = {entry.key: entry.value for entry in tensor.external_data}
+        info = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
         location = info.get("location", "")
         if not location or PurePosixPath(location).is_absolute() or ".." in Path(location).parts:
             raise SourceError(
-                f"{path} keeps tensor '{tensor.name}' outside its folder", cause=repr(location)
+                f"{path} keeps tensor '{_text(tensor.name)}' outside its folder",
+                cause=repr(location),
             )
         offset, length = (_number(info.get(key, "0")) for key in ("offset", "length"))
         needed[location] = max(needed.get(location, 0), offset + length)
@@ -109,7 +111,7 @@ def _external_files(path: Path, tensors: list[Any]) -> list[Path]:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return int(text) if text.isdecimal() else 0
 
 
 def _weight(onnx: Any, tensor: Any) -> Weight:
@@ -119,9 +121,11 @@ def _weight(onnx: Any, tensor: Any) -> Weight:
         size = sum(len(s) for s in tensor.string_data)
     elif dtype in _PACKED_BITS:
         size = math.ceil(elements * _PACKED_BITS[dtype] / 8)
+    elif dtype == _UNDEFINED or dtype.startswith("type "):
+        size = len(tensor.raw_data)
     else:
         size = elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return Weight(tensor.name, dtype, tuple(tensor.dims), elements, size)
+    return Weight(_text(tensor.name), dtype, tuple(tensor.dims), elements, size)
 
 
 def _dtype(onnx: Any, data_type: int) -> str:
@@ -140,10 +144,15 @@ def _dtype(onnx: Any, data_type: int) -> str:
 def _spec(onnx: Any, value: Any) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        return TensorSpec(value.name, (kind or "untyped").removesuffix("_type"), ())
+        return TensorSpec(_text(value.name), (kind or "untyped").removesuffix("_type"), ())
     tensor = value.type.tensor_type
     dims = tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?"
+        int(dim.dim_value) if dim.HasField("dim_value") else _text(dim.dim_param) or "?"
         for dim in tensor.shape.dim
     )
-    return TensorSpec(value.name, _dtype(onnx, tensor.elem_type), dims)
+    return TensorSpec(_text(value.name), _dtype(onnx, tensor.elem_type), dims)
+
+
+def _text(value: str | bytes) -> str:
+    """protobuf hands out a text field that is not UTF-8 as bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")

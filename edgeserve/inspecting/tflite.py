@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,14 @@ def inspect_tflite(path: Path) -> ModelReport:
             cause=f"{error} ({len(content)} bytes)",
             hint="it may be truncated: copy or convert it again",
         ) from None
-    model = schema.Model.GetRootAs(content, 0)
+    try:
+        return _read(path, schema, schema.Model.GetRootAs(content, 0))
+    except (struct.error, IndexError, TypeError, AttributeError, ValueError) as error:
+        # A FlatBuffer may be sound while the indices in it lead nowhere.
+        raise SourceError(f"{path} is a damaged TFLite model", cause=str(error)) from None
+
+
+def _read(path: Path, schema: Any, model: Any) -> ModelReport:
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
     types, operators = _by_value(schema.TensorType), _by_value(schema.BuiltinOperator)
     codes = [
