@@ -13,7 +13,6 @@ import numpy as np
 
 import edgeserve
 from edgeserve.bundle import (
-    Accuracy,
     Bundle,
     Candidate,
     FileEntry,
@@ -377,8 +376,12 @@ def _write(
     for name, variant in built.items():
         if name not in kept:
             builder.discard(variant)
-    np.savez(writer.root / "golden-inputs.npz", allow_pickle=False, **proof.golden_inputs)
-    np.savez(writer.root / "golden-outputs.npz", allow_pickle=False, **proof.golden_outputs)
+    np.savez_compressed(
+        writer.root / "golden-inputs.npz", allow_pickle=False, **proof.golden_inputs
+    )
+    np.savez_compressed(
+        writer.root / "golden-outputs.npz", allow_pickle=False, **proof.golden_outputs
+    )
     labels = None
     if options.labels is not None:
         (writer.root / "labels.txt").write_bytes(Path(options.labels).read_bytes())
@@ -496,6 +499,3 @@ def _report(
         rows=tuple(rows),
         remarks=data.remarks,
     )
-
-
-__all__ = ["Accuracy", "Conversion", "Options", "Row", "convert"]

@@ -7,7 +7,7 @@ them alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -20,7 +20,6 @@ from edgeserve.devices import machine
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
-    EdgeServeError,
     InferenceFailed,
     UsageError,
 )
@@ -30,6 +29,9 @@ from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, Tensors
 
 Say = Callable[[str, float | None], None]
+
+# Golden samples travel with the bundle: as many as asked for, within this size, at least one.
+GOLDEN_BYTES: Final = 2_000_000
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -117,12 +119,7 @@ def prove(
 def _open(subject: Subject) -> tuple[Trial, Session | None]:
     entry, variant = subject.chain_entry, subject.variant
     trial = Trial(subject.entry, variant.id, variant.precision)
-    options = LoadOptions(
-        static_shapes=entry.static_shapes,
-        # Idle threads that spin would slow whoever runs next.
-        spin=False,
-        options=entry.options,
-    )
+    options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
     try:
         return trial, runtime(entry.runtime).load(subject.files, entry.device, options)
     except (DeviceUnavailable, DependencyMissing) as error:
@@ -188,7 +185,7 @@ def _measured(
         runtime=entry.runtime,
         runtime_version=runtime(entry.runtime).probe().version or "unknown",
         device=entry.device,
-        machine=machine().cpu_name or machine().arch,
+        machine=machine().cpu or machine().arch,
         fidelity=found,
         latency_ms=float(np.median(times)),
         speedup=speedup.ratio,
@@ -204,23 +201,14 @@ def _golden(
     interface: Interface, samples: Samples, wanted: list[Tensors], count: int
 ) -> tuple[Tensors, Tensors]:
     """The first samples and the source's outputs, stacked along a sample axis."""
-    chosen = [samples[i] for i in range(min(count, len(samples)))]
+    first = samples[0]
+    size = sum(a.nbytes for a in first.values()) + sum(a.nbytes for a in wanted[0].values())
+    count = max(1, min(count, len(samples), GOLDEN_BYTES // size))
+    chosen = [first, *(samples[i] for i in range(1, count))]
     join = np.concatenate if interface.max_batch else np.stack
     # Samples of differing dynamic shapes cannot be stacked: keep those like the first.
-    first = {n: a.shape for n, a in chosen[0].items()}
-    alike = [i for i, c in enumerate(chosen) if {n: a.shape for n, a in c.items()} == first]
+    shapes = {n: a.shape for n, a in first.items()}
+    alike = [i for i, c in enumerate(chosen) if {n: a.shape for n, a in c.items()} == shapes]
     inputs = {s.name: join([chosen[i][s.name] for i in alike]) for s in interface.inputs}
     outputs = {s.name: join([wanted[i][s.name] for i in alike]) for s in interface.outputs}
     return inputs, outputs
-
-
-def golden_path(root: Path, kind: str) -> Path:
-    return root / f"golden-{kind}.npz"
-
-
-def errors_of(trials: Sequence[Trial]) -> list[str]:
-    """What kept each failed trial from running, for an error that names all of them."""
-    return [f"{t.variant}: {t.problem}" for t in trials if t.problem]
-
-
-__all__ = ["EdgeServeError", "Proof", "Subject", "errors_of", "golden_path", "prove"]
