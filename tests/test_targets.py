@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -363,3 +364,25 @@ def test_the_wheel_brings_the_targets(tmp_path: Path) -> None:
         text=True,
     )
     assert result.stdout.split() == [str(site / "edgeserve" / "targets.py"), *SHIPPED]
+
+
+def test_the_package_of_the_documentation_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "targets.md").read_text("utf-8")
+    block = re.compile(r"^`([^`\n]+)`[^\n]*:\n\n```\w+\n(.*?)```", re.MULTILINE | re.DOTALL)
+    for path, content in block.findall(text):
+        file = tmp_path / "package" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=tmp_path / "package",
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        archive.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert load_target("acme-box").limits.memory_mb == 2048
+    assert set(target_names()) == {"acme-box", *SHIPPED}
