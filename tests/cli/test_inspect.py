@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,3 +268,29 @@ def test_files_nobody_vouches_for_are_shown(
     code, out, _ = run(capsys, "inspect", str(path))
     assert code == 0
     assert "unlisted    extra.bin is not in the manifest" in out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("package", "content", "extra"),
+    [
+        ("onnx", linear_model().SerializeToString(), "convert"),
+        ("openvino", b'<?xml version="1.0"?><net name="a" version="11"></net>', "openvino"),
+        ("ai_edge_litert", b"\x18\0\0\0TFL3\0\0\0\0", "litert"),
+    ],
+)
+def test_a_missing_reader_is_named_with_its_pip_command_and_exits_3(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    content: bytes,
+    extra: str,
+) -> None:
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # what `import` sees of an absent package
+    file = tmp_path / "model"
+    file.write_bytes(content)
+    code, out, err = run(capsys, "inspect", str(file))
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1] == f"hint: pip install 'edgeserve[{extra}]'"
