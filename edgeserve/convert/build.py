@@ -12,11 +12,15 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
-from edgeserve.bundle.manifest import Calibration
 from edgeserve.bundle.reading import file_sha256
-from edgeserve.convert.registry import converter_between, run_converter, shortest_path
-from edgeserve.convert.source import OnnxSource, save_onnx
-from edgeserve.errors import UsageError
+from edgeserve.convert.registry import (
+    UnsupportedOperators,
+    converter_between,
+    run_converter,
+    shortest_path,
+)
+from edgeserve.convert.source import OnnxSource, named_nodes, save_onnx
+from edgeserve.errors import UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize import calibration_record, quantize_onnx_static
 from edgeserve.targets import Quantization
@@ -167,17 +171,21 @@ class Builder:
         for index, converter in enumerate(path):
             folder = out if index == len(path) - 1 else self._fresh(f"step-{index}")
             self._say(f"converting to {converter.output_format}", None)
-            current = run_converter(
-                converter,
-                current,
-                folder,
-                {
-                    "precision": "fp16" if precision == "fp16" else "fp32",
-                    "batch": _FIXED_BATCH.get(converter.output_format, 0),
-                },
-                tool_env=self._tool_env,
-                say=self._say,
-            )[0]
+            try:
+                current = run_converter(
+                    converter,
+                    current,
+                    folder,
+                    {
+                        "precision": "fp16" if precision == "fp16" else "fp32",
+                        "batch": _FIXED_BATCH.get(converter.output_format, 0),
+                    },
+                    tool_env=self._tool_env,
+                    say=self._say,
+                )[0]
+            except UnsupportedOperators as error:
+                nodes = "; ".join(named_nodes(self._source.proto, op) for op in error.ops)
+                raise UnsupportedModel(f"{converter.name} cannot convert {nodes}") from None
         return current
 
     def _make_tflite(self, precision: Precision, out: Path) -> tuple[Path, Recipe]:
@@ -250,9 +258,3 @@ def _read_bindings(out: Path) -> dict[str, Binding]:
     data = json.loads(file.read_bytes())
     file.unlink()
     return msgspec.convert({**data["inputs"], **data["outputs"]}, dict[str, Binding])
-
-
-def random_calibration(variant: Variant) -> bool:
-    """Whether a variant was calibrated on random data."""
-    calibration: Calibration | None = variant.recipe.calibration if variant.recipe else None
-    return calibration is not None and calibration.random

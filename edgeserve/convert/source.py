@@ -226,11 +226,17 @@ def _naming_nodes(proto: Any, text: str) -> str:
     """Add to an engine's message the names of the nodes whose operator it complains about."""
     named = re.search(r"No Op registered for (\w+)|([\w.]+):(\w+)\(-?\d+\)", text)
     op = next((g for g in (named.groups()[::-1] if named else ()) if g), None)
-    nodes = [n.name or f"output {n.output[0]}" for n in proto.graph.node if n.op_type == op]
-    if not nodes or nodes[0] in text:
-        return text
+    return f"{named_nodes(proto, op)}: {text}" if op else text
+
+
+def named_nodes(proto: Any, op: str) -> str:
+    """An operator type (`Op` or `domain.Op`) with the nodes of the graph that use it."""
+    kind = op.rpartition(".")[2]
+    nodes = [n.name or f"output {n.output[0]}" for n in proto.graph.node if n.op_type == kind]
+    if not nodes:
+        return f"operator {op}"
     more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-    return f"operator {op}, node '{nodes[0]}'{more}: {text}"
+    return f"operator {op} (node '{nodes[0]}'{more})"
 
 
 def _opset(proto: Any) -> int | None:

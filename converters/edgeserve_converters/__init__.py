@@ -1,0 +1,1 @@
+"""edgeserve's own converters, one file per conversion; plug-ins like anybody's."""
