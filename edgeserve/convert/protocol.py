@@ -1,7 +1,7 @@
 """The converter contract: one conversion, a plug-in found by the entry-point group `edgeserve.converters`.
 
-A converter's module imports nothing but the standard library at module level and never edgeserve: it
-may be run by file path inside a tool environment, where edgeserve is not installed.
+A converter's module imports nothing but the standard library and its own package at module level, and
+never edgeserve: it may be run inside a tool environment, where edgeserve is not installed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+Options = Mapping[str, object]
 
 
 class Converter(Protocol):
@@ -26,15 +28,15 @@ class Converter(Protocol):
     imports: tuple[str, ...]
     pip_arguments: tuple[str, ...]
 
-    def convert(
-        self, source: Path, out_dir: Path, options: Mapping[str, str | int | float]
-    ) -> list[Path]:
-        """Write into `out_dir`; the first path returned is the file a runtime opens.
+    def convert(self, source: Path, out_dir: Path, options: Options) -> list[Path]:
+        """Write into `out_dir`, which exists; the first path returned is the file a runtime opens.
 
-        Known options: `precision` (fp32, fp16, int8), `batch` (0: any), `calibration` (an .npz).
-        Where tensors are renamed or laid out anew, a file `bindings.json` says so:
+        Known options, all of which may be absent: `precision` (fp32, fp16, int8), `batch` (0: any),
+        `input_shapes` (input name -> dimensions), `calibration` (an .npz). Where tensors are renamed
+        or laid out anew, a file `bindings.json` in `out_dir` says so:
         `{"inputs": {NAME: {"name": …, "permutation": [..] or null}}, "outputs": {…}}`.
-        An operator that cannot be converted raises an exception with an attribute
-        `unsupported_ops`, a list of operator types.
+
+        An operator that cannot be converted raises an exception with an attribute `unsupported_ops`,
+        a list of operator types (`Op` or `domain.Op`), and a text that names their nodes.
         """
         ...

@@ -3,38 +3,69 @@ environment."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import os
+import re
+import shlex
+import signal
 import subprocess
-import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from edgeserve.convert import tool_runner
-from edgeserve.convert.protocol import Converter
+from edgeserve.convert.protocol import Converter, Options
 from edgeserve.convert.toolenv import ToolEnvironment
 from edgeserve.errors import (
     DependencyMissing,
     EdgeServeError,
     ToolEnvironmentError,
     UnsupportedModel,
+    UsageError,
+    nearest,
 )
 
 GROUP = "edgeserve.converters"
 Say = Callable[[str, float | None], None]
-ConverterOptions = Mapping[str, str | int | float]
+
+
+class UnsupportedOperators(UnsupportedModel):
+    """A converter does not know these operator types."""
+
+    def __init__(self, converter: Converter, ops: list[str], cause: str) -> None:
+        super().__init__(
+            f"{converter.name} cannot convert {'operator' if len(ops) == 1 else 'operators'} "
+            f"{', '.join(ops)}, so nothing that reads {converter.output_format} can run the model",
+            cause=cause,
+            hint="another runtime may run it; or export the model without it",
+        )
+        self.ops = ops
 
 
 @cache
 def converters() -> tuple[Converter, ...]:
-    """All installed converters."""
-    return tuple(entry.load() for entry in sorted(entry_points(group=GROUP)))
+    """All installed converters, by name."""
+    return tuple(_load(e) for e in sorted(entry_points(group=GROUP), key=lambda e: e.name))
+
+
+def converter_called(name: str) -> Converter:
+    """The converter of this name. Raises UsageError."""
+    for converter in converters():
+        if converter.name == name:
+            return converter
+    names = [c.name for c in converters()]
+    guess = nearest(name, names)
+    raise UsageError(
+        f"there is no converter '{name}'",
+        hint=f"did you mean '{guess}'?" if guess else f"installed: {', '.join(names)}",
+    )
 
 
 def converter_between(source_format: str, output_format: str) -> Converter:
@@ -42,10 +73,7 @@ def converter_between(source_format: str, output_format: str) -> Converter:
     for converter in converters():
         if (converter.source_format, converter.output_format) == (source_format, output_format):
             return converter
-    raise UnsupportedModel(
-        f"no converter from {source_format} to {output_format} is installed",
-        hint=f"installed: {', '.join(c.name for c in converters())}",
-    )
+    raise _no_way(source_format, output_format)
 
 
 def shortest_path(source_format: str, output_format: str) -> list[Converter]:
@@ -62,47 +90,73 @@ def shortest_path(source_format: str, output_format: str) -> list[Converter]:
                 return longer
             seen.add(converter.output_format)
             paths.append((converter.output_format, longer))
-    raise UnsupportedModel(
-        f"no installed converters lead from {source_format} to {output_format}",
+    raise _no_way(source_format, output_format)
+
+
+def _no_way(source_format: str, output_format: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"no installed converter leads from {source_format} to {output_format}",
         hint=f"installed: {', '.join(c.name for c in converters())}",
     )
+
+
+def runs_here(converter: Converter) -> bool:
+    """Whether this interpreter has what the converter imports."""
+    return all(_importable(name) for name in converter.imports)
+
+
+def tool_environment(converter: Converter) -> ToolEnvironment:
+    """The environment a converter runs in where `runs_here` is False."""
+    return ToolEnvironment(converter.name, converter.requires, converter.pip_arguments)
+
+
+def pip_command(converter: Converter) -> str:
+    """What installs a converter's packages into this environment."""
+    return shlex.join(["pip", "install", *converter.pip_arguments, *converter.requires])
 
 
 def run_converter(
     converter: Converter,
     source: Path,
     out_dir: Path,
-    options: ConverterOptions,
+    options: Options,
     *,
     tool_env: bool,
     say: Say,
 ) -> list[Path]:
     """Run a converter in this interpreter when it can, else in its tool environment.
 
-    Raises UnsupportedModel (naming operators), DependencyMissing (tool environments turned off),
-    ToolEnvironmentError.
+    Raises UnsupportedOperators, UnsupportedModel (the converter fails on this model),
+    DependencyMissing (tool environments turned off), ToolEnvironmentError, OSError (disk full).
     """
-    if all(_importable(name) for name in converter.imports):
-        try:
-            return converter.convert(source, out_dir, options)
-        except (EdgeServeError, OSError, MemoryError):
-            raise
-        except Exception as error:  # converters raise whatever their tools raise
-            unsupported = list(getattr(error, "unsupported_ops", []))
-            raise _failed(converter, f"{type(error).__name__}: {error}", unsupported) from error
-    if not tool_env:
-        raise DependencyMissing(
-            " ".join(_quoted(r) for r in converter.requires),
-            needed_for=f"the converter {converter.name}",
+    if runs_here(converter):
+        files = _run_here(converter, source, out_dir, options)
+    elif tool_env:
+        with tool_environment(converter).in_use(say) as python:
+            say(f"running {converter.name} in its tool environment", None)
+            files = _run_in(python, converter, source, out_dir, options)
+    else:
+        missing = DependencyMissing(
+            " ".join(converter.requires), needed_for=f"the converter {converter.name}"
         )
-    environment = ToolEnvironment(converter.name, converter.requires, converter.pip_arguments)
-    python = environment.ensure(say)
-    say(f"running {converter.name} in its tool environment", None)
-    return _run_in(python, converter, source, out_dir, options)
+        missing.hint = f"{pip_command(converter)}, or leave out --no-tool-env"
+        raise missing
+    if not files or not all(file.is_file() for file in files):
+        raise UnsupportedModel(
+            f"{converter.name} failed on {source.name}",
+            cause=f"it wrote none of {', '.join(f.name for f in files) or 'its files'}",
+        )
+    return files
 
 
-def _quoted(requirement: str) -> str:
-    return f"'{requirement}'" if set(requirement) & set("<>;[ ") else requirement
+def _run_here(converter: Converter, source: Path, out_dir: Path, options: Options) -> list[Path]:
+    try:
+        return converter.convert(source, out_dir, options)
+    except (EdgeServeError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        unsupported = list(getattr(error, "unsupported_ops", []))
+        raise _failed(converter, source, type(error).__name__, str(error), unsupported) from error
 
 
 def _importable(name: str) -> bool:
@@ -113,78 +167,117 @@ def _importable(name: str) -> bool:
 
 
 def _run_in(
-    python: Path, converter: Converter, source: Path, out_dir: Path, options: ConverterOptions
+    python: Path, converter: Converter, source: Path, out_dir: Path, options: Options
 ) -> list[Path]:
-    module, attribute = _location(converter)
-    with tempfile.TemporaryDirectory(dir=out_dir.parent) as scratch:
-        job = Path(scratch) / "job.json"
-        job.write_text(
-            json.dumps(
-                {
-                    "module": str(module),
-                    "attribute": attribute,
-                    "source": str(source.resolve()),
-                    "out_dir": str(out_dir.resolve()),
-                    "options": dict(options),
-                }
-            ),
-            "utf-8",
-        )
-        # -I keeps this interpreter's PYTHONPATH and user packages out of the environment. Converters
-        # leave files where they run: that is the scratch folder.
-        run = subprocess.run(
-            [str(python), "-I", tool_runner.__file__, str(job)],
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+    entry = _entry(converter)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        job = scratch / "job.json"
+        content = {
+            "module": entry.module,
+            "file": importlib.import_module(entry.module).__file__,
+            "attribute": entry.attr,
+            "source": str(source.resolve()),
+            "out_dir": str(out_dir.resolve()),
+            "options": dict(options),
+        }
+        job.write_text(json.dumps(content), "utf-8")
+        code, printed = _supervise([str(python), "-I", tool_runner.__file__, str(job)], scratch)
         result_file = job.with_suffix(".result")
-        if run.returncode != 0 or not result_file.exists():
+        if code != 0 or not result_file.exists():
             raise ToolEnvironmentError(
-                f"{converter.name} died in its tool environment (exit code {run.returncode})",
-                cause=_tail(run.stderr),
-                hint=f"edgeserve env remove {converter.name}, then try again",
+                f"{converter.name} died in its tool environment ({_ending(code)})",
+                cause=_tail(printed),
+                hint="free some memory, then try again"
+                if code == -signal.SIGKILL
+                else f"make the environment anew: edgeserve env remove {converter.name}",
             )
         result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
-    if "error" in result:
-        raise _failed(converter, str(result["error"]), result["unsupported_ops"])
-    return [Path(f) for f in result["files"]]
+    if "files" in result:
+        return [Path(f) for f in result["files"]]
+    if result["missing_module"]:
+        raise ToolEnvironmentError(
+            f"the tool environment {converter.name} lacks a module",
+            cause=result["error"],
+            hint=f"make it anew: edgeserve env remove {converter.name}",
+        )
+    if result["errno"] is not None:
+        raise OSError(result["errno"], result["error"])
+    raise _failed(
+        converter, source, result["kind"], result["error"], result["unsupported_ops"], printed
+    )
 
 
-class UnsupportedOperators(UnsupportedModel):
-    """A converter does not know these operator types."""
+def _supervise(command: list[str], scratch: Path) -> tuple[int, str]:
+    """Run to the end: exit code and what was printed. The child dies with this call, or this process.
 
-    def __init__(self, converter: str, ops: list[str], cause: str) -> None:
-        super().__init__(f"{converter} cannot convert operators {', '.join(ops)}", cause=cause)
-        self.ops = ops
+    It has a session of its own, so that its whole family can be killed, and a stdin that ends when
+    this process does. Converters leave files where they run: that is the scratch folder.
+    """
+    printed = scratch / "printed.txt"
+    with printed.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=scratch,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait()
+        finally:
+            if os.name == "posix":
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+    return code, printed.read_text("utf-8", errors="replace")
 
 
-def _failed(converter: Converter, text: str, unsupported: list[str]) -> UnsupportedModel:
+def _failed(
+    converter: Converter,
+    source: Path,
+    kind: str,
+    text: str,
+    unsupported: list[str],
+    printed: str = "",
+) -> UnsupportedModel:
     if unsupported:
-        return UnsupportedOperators(converter.name, unsupported, _shortened(text))
-    return UnsupportedModel(f"{converter.name} failed", cause=_shortened(text))
+        return UnsupportedOperators(converter, unsupported, _shortened(text))
+    said = f"{kind}: {text}" if text.strip() else f"{kind}; it printed: {_tail(printed)}"
+    return UnsupportedModel(f"{converter.name} failed on {source.name}", cause=_shortened(said))
 
 
-def _location(converter: Converter) -> tuple[Path, str]:
-    """The file and attribute that a converter's entry point names."""
+def _load(entry: EntryPoint) -> Converter:
+    converter: Converter = entry.load()
+    return converter
+
+
+def _entry(converter: Converter) -> EntryPoint:
     for entry in entry_points(group=GROUP):
         if entry.load() is converter:
-            return _module_file(entry), entry.attr
+            return entry
     raise ToolEnvironmentError(f"{converter.name} is not installed as an entry point")
 
 
-def _module_file(entry: EntryPoint) -> Path:
-    return Path(str(importlib.import_module(entry.module).__file__))
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
 
 
 def _tail(text: str, lines: int = 5) -> str:
-    kept = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return " | ".join(kept) or f"it printed nothing ({sys.platform})"
+    """The last lines printed; progress bars rewrite theirs with carriage returns."""
+    kept = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()][-lines:]
+    return " | ".join(kept) or "it printed nothing"
 
 
-def _shortened(text: str, limit: int = 400) -> str:
+def _shortened(text: str, limit: int = 600) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else f"{flat[:limit]}…"

@@ -1,7 +1,7 @@
 """Tool environments: virtual environments under the user's cache for converters whose packages clash.
 
 Made on first use from pinned requirements, reused afterwards, removable. A marker written last says that
-one is complete; a lock keeps two processes from making the same one.
+one is complete; a lock keeps two processes from making the same one, and from removing one in use.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,7 @@ Say = Callable[[str, float | None], None]
 
 
 class EnvironmentRecord(msgspec.Struct, frozen=True):
-    """An environment on disk; `complete` is False while it is being made, or after that failed."""
+    """An environment on disk; `complete` is False while it is being made, or after that was killed."""
 
     name: str
     path: str
@@ -38,11 +40,15 @@ class EnvironmentRecord(msgspec.Struct, frozen=True):
     complete: bool
 
 
+class _Marker(msgspec.Struct, frozen=True):
+    requires: tuple[str, ...]
+
+
 def cache_root() -> Path:
     """`EDGESERVE_CACHE_DIR`, else the platform's cache folder."""
     explicit = os.environ.get("EDGESERVE_CACHE_DIR")
     if explicit:
-        return Path(explicit)
+        return Path(explicit).absolute()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "edgeserve"
     base = os.environ.get("XDG_CACHE_HOME")
@@ -58,8 +64,8 @@ class ToolEnvironment:
         self.name = name
         self.requires = requires
         self.pip_arguments = pip_arguments
-        version = f"{sys.implementation.cache_tag}-{sys.platform}"
-        content = json.dumps([version, requires, pip_arguments])
+        base = [sys.implementation.cache_tag, sys.platform, platform.machine()]
+        content = json.dumps([base, requires, pip_arguments])
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         self.path = _folder() / f"{name}-{digest}"
 
@@ -76,75 +82,105 @@ class ToolEnvironment:
 
         Raises ToolEnvironmentError with pip's own words.
         """
-        if self.complete:
-            return self.python
+        with self.in_use(say) as python:
+            return python
+
+    @contextlib.contextmanager
+    def in_use(self, say: Say) -> Iterator[Path]:
+        """`ensure`, and while the block runs nobody can remove the environment."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.with_suffix(".lock"), say, self.name):
-                if not self.complete:  # another process may have made it meanwhile
-                    self._create(say)
+            lock = os.open(_lock_file(self.path), os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise ToolEnvironmentError(
-                f"the tool environment {self.name} cannot be written",
-                cause=str(error),
-                hint="free some space, or put it elsewhere with EDGESERVE_CACHE_DIR",
-            ) from error
-        return self.python
+            raise self._unwritable(error) from error
+        try:
+            _lock(lock, exclusive=False)
+            if not self.complete:
+                if not _try_lock(lock):
+                    say(f"waiting for another process that makes {self.name}", None)
+                    _lock(lock, exclusive=True)
+                if not self.complete:  # another process may have made it meanwhile
+                    self._create(lock, say)
+                _lock(lock, exclusive=False)
+            yield self.python
+        finally:
+            os.close(lock)
 
-    def _create(self, say: Say) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        say(f"creating tool environment {self.name}", None)
-        self._run([sys.executable, "-m", "venv", str(self.path)])
-        say(f"installing {', '.join(self.requires)} (first use only)", None)
+    def _create(self, lock: int, say: Say) -> None:
+        """Make the environment; whatever a killed process left there goes first."""
+        say(f"creating the tool environment {self.name}", None)
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self._run([sys.executable, "-m", "venv", str(self.path)], lock, lambda line: None)
+            self._run(self._pip_command(), lock, lambda line: _tell(line, self.name, say))
+            marker = self.path / _MARKER
+            partial = marker.with_suffix(".partial")
+            partial.write_bytes(msgspec.json.encode(_Marker(self.requires)))
+            partial.rename(marker)
+        except OSError as error:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise self._unwritable(error) from error
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _pip_command(self) -> list[str]:
         wheelhouse = os.environ.get("EDGESERVE_WHEELHOUSE")
-        offline = ["--no-index", "--find-links", wheelhouse] if wheelhouse else []
-        self._run(
-            [
-                *(str(self.python), "-m", "pip", "install", "--disable-pip-version-check"),
-                *("--quiet", "--no-input"),
-                *self.pip_arguments,
-                *offline,
-                *self.requires,
-            ]
-        )
-        (self.path / _MARKER).write_text(json.dumps({"requires": self.requires}), "utf-8")
+        if wheelhouse and not Path(wheelhouse).is_dir():
+            raise ToolEnvironmentError(
+                f"the tool environment {self.name} cannot be created",
+                cause=f"EDGESERVE_WHEELHOUSE is not a folder: {wheelhouse}",
+                hint="name a folder of wheels, or unset it to use the package index",
+            )
+        offline = ["--no-index", "--find-links", wheelhouse] if wheelhouse else ["--retries", "2"]
+        return [
+            *(str(self.python), "-I", "-m", "pip", "install", "--disable-pip-version-check"),
+            *("--no-input", "--progress-bar", "off", *offline),
+            *self.pip_arguments,
+            *self.requires,
+        ]
 
-    def _run(self, command: list[str]) -> None:
-        run = subprocess.run(
+    def _run(self, command: list[str], lock: int, on_line: Callable[[str], None]) -> None:
+        """Run one step of making the environment; its output goes to `on_line` as it comes.
+
+        The step inherits the lock: should this process be killed, nobody else starts to make the
+        environment before an orphaned pip has ended.
+        """
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            check=False,
+            pass_fds=(lock,) if os.name == "posix" else (),
         )
-        if run.returncode == 0:
-            return
-        text = run.stderr.strip() or run.stdout.strip()
-        lines = [
-            x for x in text.splitlines() if x.strip() and not x.startswith("WARNING: Location")
-        ]
-        shutil.rmtree(self.path, ignore_errors=True)
-        raise ToolEnvironmentError(
-            f"the tool environment {self.name} cannot be created",
-            cause=" | ".join(lines[-3:]) or f"exit code {run.returncode}",
-            hint=_hint(text),
-        )
+        last: deque[str] = deque(maxlen=200)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last.append(line.rstrip())
+                on_line(line)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if code != 0:
+            raise ToolEnvironmentError(
+                f"the tool environment {self.name} cannot be created",
+                cause=_telling(last) or f"{command[1:4]} exited with {code}",
+                hint=_hint("\n".join(last)),
+            )
 
-
-def _hint(text: str) -> str:
-    unreachable = ("NewConnectionError", "Temporary failure in name", "Connection refused",
-                   "ConnectTimeout", "ProxyError", "Name or service not known")  # fmt: skip
-    if any(sign in text for sign in unreachable):
-        return (
-            "no package index can be reached: connect, or fill a folder with `pip download` elsewhere "
-            "and name it in EDGESERVE_WHEELHOUSE"
+    def _unwritable(self, error: OSError) -> ToolEnvironmentError:
+        return ToolEnvironmentError(
+            f"the tool environment {self.name} cannot be written",
+            cause=str(error),
+            hint="free some space, or put it elsewhere with EDGESERVE_CACHE_DIR",
         )
-    if "No matching distribution" in text or "Could not find a version" in text:
-        return "the index or wheelhouse lacks a wheel for this Python version and platform"
-    if "No space left" in text:
-        return "free some space, or put environments elsewhere with EDGESERVE_CACHE_DIR"
-    return "the same pip command by hand shows more"
 
 
 def list_environments() -> list[EnvironmentRecord]:
@@ -153,18 +189,19 @@ def list_environments() -> list[EnvironmentRecord]:
     for path in sorted(_folder().glob("*-*")):
         if not path.is_dir():
             continue
-        marker = path / _MARKER
-        requires: tuple[str, ...] = ()
-        if marker.is_file():
-            requires = tuple(json.loads(marker.read_text("utf-8"))["requires"])
+        marker = _read_marker(path)
         size = sum(f.lstat().st_size for f in path.rglob("*") if not f.is_dir())
         name = path.name.rpartition("-")[0]
-        records.append(EnvironmentRecord(name, str(path), requires, size, marker.is_file()))
+        requires = marker.requires if marker else ()
+        records.append(EnvironmentRecord(name, str(path), requires, size, marker is not None))
     return records
 
 
 def remove_environments(name: str) -> list[EnvironmentRecord]:
-    """Remove every environment called `name`; what was removed. Raises UsageError for none."""
+    """Remove every environment called `name`; what was removed.
+
+    Raises UsageError for none, ToolEnvironmentError when one is in use.
+    """
     known = list_environments()
     chosen = [r for r in known if r.name == name]
     if not chosen:
@@ -174,8 +211,19 @@ def remove_environments(name: str) -> list[EnvironmentRecord]:
             hint=f"did you mean '{guess}'?" if guess else "edgeserve env list shows them",
         )
     for record in chosen:
-        shutil.rmtree(record.path)
-        Path(record.path).with_suffix(".lock").unlink(missing_ok=True)
+        path = Path(record.path)
+        # The lock file stays: removing it would let a third process lock a file nobody else sees.
+        lock = os.open(_lock_file(path), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if not _try_lock(lock):
+                raise ToolEnvironmentError(
+                    f"the tool environment {name} is in use",
+                    hint="wait for the other edgeserve process to end",
+                )
+            (path / _MARKER).unlink(missing_ok=True)  # half removed must not look complete
+            shutil.rmtree(path)
+        finally:
+            os.close(lock)
     return chosen
 
 
@@ -183,16 +231,67 @@ def _folder() -> Path:
     return cache_root() / "envs"
 
 
-@contextlib.contextmanager
-def _locked(path: Path, say: Say, name: str) -> Iterator[None]:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
+
+
+def _read_marker(path: Path) -> _Marker | None:
     try:
-        if os.name == "posix":
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                say(f"waiting for another process that makes {name}", None)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        return msgspec.json.decode((path / _MARKER).read_bytes(), type=_Marker)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock exclusively unless somebody else holds the lock."""
+    if os.name == "posix":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _lock(descriptor: int, *, exclusive: bool) -> None:
+    if os.name == "posix":
+        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+
+
+def _tell(line: str, name: str, say: Say) -> None:
+    """Say what pip is at, from a line of its output."""
+    words = line.split()
+    if line.lstrip().startswith("Downloading") and len(words) > 1:
+        say(f"{name}: downloading {' '.join([words[1].rpartition('/')[2], *words[2:]])}", None)
+    elif line.startswith("Installing collected packages:"):
+        say(f"{name}: installing {line.count(',') + 1} packages", None)
+
+
+# Lines of pip that are no reason for a failure.
+_CHATTER: Final = ("WARNING: Location", "Looking in", "Collecting", "Using cached", "Downloading",
+                   "Obtaining", "Processing", "[notice]", "WARNING: Retrying", "Requirement already",
+                   "Installing", "Saved", "Preparing", "Getting", "Building")  # fmt: skip
+
+
+def _telling(lines: deque[str], count: int = 3) -> str:
+    kept = [x.strip() for x in lines if x.strip() and not x.lstrip().startswith(_CHATTER)]
+    return " | ".join(kept[-count:])
+
+
+_UNREACHABLE: Final = ("NewConnectionError", "Temporary failure in name", "Connection refused",
+                       "ConnectTimeout", "ProxyError", "Name or service not known", "ConnectionError",
+                       "Network is unreachable", "Read timed out")  # fmt: skip
+
+
+def _hint(text: str) -> str:
+    if any(sign in text for sign in _UNREACHABLE):
+        return (
+            "no package index can be reached: connect, or fill a folder with `pip download` elsewhere "
+            "and name it in EDGESERVE_WHEELHOUSE"
+        )
+    if "ensurepip" in text:
+        return "Python's venv module is incomplete here; on Debian: apt-get install python3-venv"
+    if "No matching distribution" in text or "Could not find a version" in text:
+        return "the index or wheelhouse lacks a wheel for this Python version and platform"
+    if "No space left" in text:
+        return "free some space, or put environments elsewhere with EDGESERVE_CACHE_DIR"
+    return "the same pip command by hand shows more"
