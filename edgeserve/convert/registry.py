@@ -32,6 +32,8 @@ from edgeserve.errors import (
     nearest,
 )
 
+log = logging.getLogger(__name__)
+
 GROUP = "edgeserve.converters"
 Say = Callable[[str, float | None], None]
 
