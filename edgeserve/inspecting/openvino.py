@@ -20,13 +20,15 @@ _NAMES: Final = {"f32": "FP32", "f16": "FP16", "f64": "FP64", "bf16": "BF16", "b
 def inspect_openvino(path: Path) -> ModelReport:
     """Report on an IR. Raises SourceError, DependencyMissing."""
     try:
-        import openvino
+        from openvino.frontend import FrontEndManager
     except ImportError:
         raise DependencyMissing(
             "openvino", needed_for="reading OpenVINO IR", extra="openvino"
         ) from None
     try:
-        model = openvino.Core().read_model(path)
+        # Core.read_model would also try every other format OpenVINO knows, and let each complain.
+        reader = FrontEndManager().load_by_framework("ir")
+        model = reader.convert(reader.load(str(path)))
     except RuntimeError as error:
         raise SourceError(
             f"{path} is not a whole OpenVINO model",
