@@ -16,7 +16,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.tensors import Array, Interface, Tensors
 
 if TYPE_CHECKING:
-    from edgeserve.convert.pipeline import Conversion
+    from edgeserve.convert.options import Conversion
 
 __all__ = ["Conversion", "Model", "Preprocess", "convert", "load"]
 
@@ -47,9 +47,10 @@ def convert(
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
-    from edgeserve.convert import pipeline
+    from edgeserve.convert.options import Options
+    from edgeserve.convert.pipeline import convert as run
 
-    options = pipeline.Options(
+    options = Options(
         target=target,
         precision=precision,
         calibrate=_text(calibrate),
@@ -65,7 +66,7 @@ def convert(
         name=name,
         tool_env=tool_env,
     )
-    return pipeline.convert(Path(source), Path(output), options, progress)
+    return run(Path(source), Path(output), options, progress)
 
 
 def load(
@@ -149,7 +150,7 @@ def _text(value: str | Path | None) -> str | None:
 
 def __getattr__(name: str) -> object:
     if name == "Conversion":  # build side: absent from what a device needs to import
-        from edgeserve.convert.pipeline import Conversion
+        from edgeserve.convert.options import Conversion
 
         return Conversion
     raise AttributeError(f"module 'edgeserve.api' has no attribute '{name}'")

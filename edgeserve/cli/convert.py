@@ -12,7 +12,7 @@ from edgeserve.cli.output import is_quiet, size_text, stderr_console, stdout_con
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeserve.convert.pipeline import Conversion, Options, Row
+    from edgeserve.convert.options import Conversion, Options, Row
 
 
 class PrecisionChoice(StrEnum):
@@ -113,7 +113,7 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     from edgeserve.cli.images import preprocess_from
-    from edgeserve.convert.pipeline import Options
+    from edgeserve.convert.options import Options
 
     flags = {
         "image_size": image_size,

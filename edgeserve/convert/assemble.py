@@ -1,0 +1,204 @@
+"""From verdicts to a bundle on disk and a report: no decision is taken here."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+import edgeserve
+from edgeserve.bundle import (
+    Bundle,
+    Candidate,
+    FileEntry,
+    Golden,
+    Manifest,
+    Rejected,
+    Task,
+    Variant,
+)
+from edgeserve.bundle.manifest import SCHEMA_VERSION
+from edgeserve.bundle.writing import BundleWriter
+from edgeserve.convert.build import Builder
+from edgeserve.convert.choose import Trial, Verdict
+from edgeserve.convert.data import Data
+from edgeserve.convert.options import Conversion, Options, Row
+from edgeserve.convert.prove import Proof
+from edgeserve.convert.source import OnnxSource
+from edgeserve.devices import machine
+from edgeserve.evaluate import class_scores
+from edgeserve.targets import Target
+from edgeserve.tensors import Interface
+
+
+def is_here(target: Target) -> bool:
+    """Whether what is measured on this CPU says anything about the target's."""
+    return target.runs_on(machine().arch)
+
+
+def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, ...]:
+    """The chosen trials as candidates: the target's order of devices, and among candidates on the
+    same device the fastest measured one first."""
+    chosen = [v.trial for v in verdicts if v.chosen]
+    devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
+
+    def place(trial: Trial) -> tuple[int, float, int]:
+        speed_known = trial.measured is not None and is_here(target)
+        latency = trial.measured.latency_ms if trial.measured and speed_known else float("inf")
+        return devices.index(target.chain[trial.entry].device), latency, trial.entry
+
+    return tuple(
+        Candidate(
+            variant=t.variant,
+            runtime=target.chain[t.entry].runtime,
+            device=target.chain[t.entry].device,
+            static_shapes=target.chain[t.entry].static_shapes,
+            options=target.chain[t.entry].options,
+        )
+        for t in sorted(chosen, key=place)
+    )
+
+
+def write_bundle(
+    writer: BundleWriter,
+    model: OnnxSource,
+    interface: Interface,
+    target: Target,
+    options: Options,
+    built: dict[str, Variant],
+    verdicts: list[Verdict],
+    chain: tuple[Candidate, ...],
+    proof: Proof,
+    builder: Builder,
+) -> Manifest:
+    kept = {c.variant for c in chain}
+    for name, variant in built.items():
+        if name not in kept:
+            builder.discard(variant)
+    np.savez_compressed(
+        writer.root / "golden-inputs.npz", allow_pickle=False, **proof.golden_inputs
+    )
+    np.savez_compressed(
+        writer.root / "golden-outputs.npz", allow_pickle=False, **proof.golden_outputs
+    )
+    labels = None
+    if options.labels is not None:
+        (writer.root / "labels.txt").write_bytes(Path(options.labels).read_bytes())
+        labels = writer.entry("labels.txt")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=options.name or _name(model.path),
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        target=target.name,
+        source=model.source,
+        interface=interface,
+        task=_task(interface, options, labels),
+        variants=tuple(
+            _with_measurements(v, verdicts) for name, v in built.items() if name in kept
+        ),
+        chain=chain,
+        golden=Golden(
+            writer.entry("golden-inputs.npz"),
+            writer.entry("golden-outputs.npz"),
+            len(next(iter(proof.golden_inputs.values()))),
+        ),
+        tools=_tools(),
+        rejected=tuple(_rejected(v, target, built) for v in verdicts if not v.chosen),
+        reference_latency_ms=proof.reference_latency_ms,
+    )
+    writer.write_manifest(manifest)
+    Bundle.open(writer.root)  # what was written must read
+    return manifest
+
+
+def _task(interface: Interface, options: Options, labels: FileEntry | None) -> Task:
+    kind: Literal["classification", "generic"] = (
+        "classification" if class_scores(interface) and (labels or options.evaluate) else "generic"
+    )
+    return Task(kind=kind, preprocess=options.preprocess, labels=labels)
+
+
+def _with_measurements(variant: Variant, verdicts: list[Verdict]) -> Variant:
+    """Add what was measured, and tolerate on golden samples twice the error that was measured."""
+    measured = tuple(
+        v.trial.measured
+        for v in verdicts
+        if v.chosen and v.trial.variant == variant.id and v.trial.measured is not None
+    )
+    tolerance = variant.golden_tolerance
+    if measured and variant.precision == "int8":
+        # The relative RMS error of the worst runtime, from its SQNR.
+        worst = max(10 ** (-m.fidelity.sqnr_db / 20) for m in measured)
+        tolerance = min(0.9, max(0.05, 2.0 * worst))
+    return msgspec.structs.replace(variant, measured=measured, golden_tolerance=tolerance)
+
+
+def _rejected(verdict: Verdict, target: Target, built: dict[str, Variant]) -> Rejected:
+    trial, entry = verdict.trial, target.chain[verdict.trial.entry]
+    return Rejected(
+        id=trial.variant,
+        runtime=entry.runtime,
+        device=entry.device,
+        precision=trial.precision,
+        reason=verdict.reason,
+        size_bytes=built[trial.variant].size_bytes if trial.variant in built else None,
+        measured=trial.measured,
+    )
+
+
+def _name(path: Path) -> str:
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem)
+    return kept.lstrip("._-") or "model"
+
+
+def _tools() -> dict[str, str]:
+    tools = {"edgeserve": edgeserve.__version__}
+    for package in ("numpy", "onnx", "onnxruntime", "openvino", "ai-edge-litert"):
+        try:
+            tools[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return tools
+
+
+def report(
+    destination: Path,
+    target: Target,
+    manifest: Manifest,
+    verdicts: list[Verdict],
+    built: dict[str, Variant],
+    proof: Proof,
+    data: Data,
+) -> Conversion:
+    rows = []
+    for verdict in verdicts:
+        trial, entry = verdict.trial, target.chain[verdict.trial.entry]
+        rows.append(
+            Row(
+                variant=trial.variant,
+                runtime=entry.runtime,
+                device=entry.device,
+                precision=trial.precision,
+                chosen=verdict.chosen,
+                reason=verdict.reason,
+                size_bytes=built[trial.variant].size_bytes if trial.variant in built else None,
+                measured=trial.measured,
+            )
+        )
+    return Conversion(
+        bundle=str(destination),
+        target=target.name,
+        source_size_bytes=manifest.source.size_bytes,
+        bundle_size_bytes=Bundle.open(destination).size_bytes,
+        reference_latency_ms=proof.reference_latency_ms,
+        reference_accuracy=proof.reference_accuracy,
+        proof_samples=len(data.proof),
+        proof_source=data.proof.source,
+        chain=manifest.chain,
+        rows=tuple(rows),
+        remarks=data.remarks,
+    )

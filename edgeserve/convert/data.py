@@ -1,0 +1,76 @@
+"""The samples of one conversion: to calibrate on, to prove on, and which of them say what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve.convert.options import Options
+from edgeserve.errors import DataError
+from edgeserve.evaluate import Samples, class_scores, load_labelled, load_samples
+from edgeserve.evaluate.datasets import random_samples
+from edgeserve.tensors import Interface
+
+PROOF_SAMPLES: Final = 256
+MIN_HELD_OUT: Final = 32
+
+
+class Data(msgspec.Struct, frozen=True):
+    """The samples of one conversion: to calibrate on, and to prove on."""
+
+    calibration: Samples | None
+    proof: Samples
+    remarks: tuple[str, ...]
+
+    @classmethod
+    def load(cls, interface: Interface, options: Options) -> Data:
+        """Raises DataError, before anything expensive is done."""
+        remarks: list[str] = []
+        pool = _calibration_pool(interface, options)
+        calibration = pool.take(options.calibration_samples) if pool else None
+        if calibration is not None and calibration.random:
+            remarks.append("calibrated on random data: int8 accuracy on real inputs is unknown")
+        if options.evaluate is not None:
+            labelled = load_labelled(
+                Path(options.evaluate), interface, options.preprocess, _classes(options)
+            )
+            if class_scores(interface) is None:
+                remarks.append("the model has no class scores: accuracy is not measured")
+            return cls(calibration, labelled, tuple(remarks))
+        if pool is None:
+            remarks.append("no calibration data: int8 was not tried, fidelity is on random inputs")
+            return cls(None, random_samples(interface, MIN_HELD_OUT), tuple(remarks))
+        if pool.random:
+            return cls(calibration, pool, tuple(remarks))
+        held_out = _without(pool, options.calibration_samples)
+        if held_out is not None:
+            return cls(calibration, held_out.take(PROOF_SAMPLES), tuple(remarks))
+        remarks.append("fidelity is on the calibration samples themselves (no --eval, few samples)")
+        return cls(calibration, pool.take(PROOF_SAMPLES), tuple(remarks))
+
+
+def _calibration_pool(interface: Interface, options: Options) -> Samples | None:
+    if options.calibrate is None:
+        return None
+    if options.calibrate == "random":
+        return random_samples(interface, options.calibration_samples)
+    return load_samples(Path(options.calibrate), interface, options.preprocess)
+
+
+def _without(pool: Samples, taken: int) -> Samples | None:
+    """The samples that `take(taken)` leaves, when they are enough to prove anything."""
+    if len(pool) < taken + MIN_HELD_OUT:
+        return None
+    return pool.leave(taken)
+
+
+def _classes(options: Options) -> list[str] | None:
+    if options.labels is None:
+        return None
+    path = Path(options.labels)
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a readable list of classes", cause=str(error)) from None
