@@ -1,9 +1,14 @@
-"""ONNX fp32 -> ONNX fp16, with inputs and outputs left in fp32."""
+"""ONNX -> clean ONNX: checked, dimensions fixed on request, in fp32 or in fp16 with fp32 borders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+
+from edgeserve_converters._onnx import fix_shapes, part_outputs
+
+# One protobuf file holds 2 GB.
+_MAX_BYTES = 1_900_000_000
 
 
 class OnnxToOnnx:
@@ -14,23 +19,40 @@ class OnnxToOnnx:
     imports: tuple[str, ...] = ("onnx", "onnxconverter_common")
     pip_arguments: tuple[str, ...] = ()
 
-    def convert(
-        self, source: Path, out_dir: Path, options: Mapping[str, str | int | float]
-    ) -> list[Path]:
-        """Cast weights and computation to fp16; values beyond its range are clamped, not infinite."""
+    def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
+        """Precision fp16 casts weights and computation; values beyond its range are clamped."""
         import warnings
 
         import onnx
-        from onnxconverter_common import float16
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one a clamped value
-            model = float16.convert_float_to_float16(
-                onnx.load_model(str(source)), keep_io_types=True, disable_shape_infer=False
-            )
+        precision = options.get("precision", "fp32")
+        if precision not in ("fp32", "fp16"):
+            raise ValueError(f"{self.name} makes fp32 and fp16, not {precision}")
+        model = onnx.load_model(str(source))
+        large = model.ByteSize() > _MAX_BYTES
+        if not large:
+            onnx.checker.check_model(model)
+        fix_shapes(model, options)
+        if precision == "fp16":
+            from onnxconverter_common import float16
+
+            part_outputs(model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # one a clamped value
+                model = float16.convert_float_to_float16(
+                    model, keep_io_types=True, disable_shape_infer=large
+                )
         destination = out_dir / "model.onnx"
-        onnx.save_model(model, str(destination))
-        return [destination]
+        if model.ByteSize() <= _MAX_BYTES:
+            onnx.checker.check_model(model)
+            onnx.save_model(model, str(destination))
+            return [destination]
+        data = destination.with_suffix(".data")
+        onnx.save_model(
+            model, str(destination), save_as_external_data=True, location=data.name,
+            size_threshold=1024,
+        )  # fmt: skip
+        return [destination, data]
 
 
 CONVERTER = OnnxToOnnx()

@@ -5,48 +5,77 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-
-class UnsupportedOps(Exception):
-    """Operators that OpenVINO's ONNX frontend does not know."""
-
-    def __init__(self, text: str, unsupported_ops: list[str]) -> None:
-        super().__init__(text)
-        self.unsupported_ops = unsupported_ops
+from edgeserve_converters._onnx import UnsupportedOps
 
 
 class OnnxToOpenVino:
     name = "onnx-to-openvino"
     source_format = "onnx"
     output_format = "openvino-ir"
-    requires: tuple[str, ...] = ("openvino==2026.4.1",)
-    imports: tuple[str, ...] = ("openvino",)
+    requires: tuple[str, ...] = ("openvino==2026.4.1", "onnx==1.23.2")
+    imports: tuple[str, ...] = ("openvino", "onnx")
     pip_arguments: tuple[str, ...] = ()
 
-    def convert(
-        self, source: Path, out_dir: Path, options: Mapping[str, str | int | float]
-    ) -> list[Path]:
+    def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
         """Precision fp16 stores float weights in fp16; the device decides what it computes in."""
         import openvino
 
         try:
-            model = openvino.convert_model(str(source))
+            # The same frontend as openvino.convert_model, which also reports usage over the network.
+            model = openvino.Core().read_model(str(source))
         except Exception as error:
-            # "-- Conversion is failed for: domain.Op" once per operator, or "No conversion rule found
-            # for operations: domain.Op, …", depending on the operator's domain.
-            text = str(error)
-            ops = re.findall(r"Conversion is failed for: ([\w.]+)", text)
-            listed = re.search(r"No conversion rule found for operations: ([\w., -]+)", text)
-            if listed:
-                ops += [op.strip() for op in listed[1].split(",")]
-            if ops:
-                raise UnsupportedOps(text.strip().splitlines()[-1], sorted(set(ops))) from error
-            raise
+            ops = _unconverted(str(error))
+            if not ops:
+                raise
+            raise UnsupportedOps(
+                _graph(source), ops, "OpenVINO's ONNX frontend has no rule for it"
+            ) from error
+        _fix_shapes(model, options)
         destination = out_dir / "model.xml"
         openvino.save_model(
             model, str(destination), compress_to_fp16=options.get("precision") == "fp16"
         )
         return [destination, destination.with_suffix(".bin")]
+
+
+def _unconverted(text: str) -> list[str]:
+    """The operator types in OpenVINO's report: `Op-OPSET` or `domain.Op`, in two forms.
+
+    "-- Conversion is failed for: Op-17" once per operator, or "No conversion rule found for
+    operations: Op-17, domain.Op".
+    """
+    ops = re.findall(r"[Cc]onversion is failed for: ([\w.]+)", text)
+    for listed in re.findall(r"No conversion rule found for operations: ([^\n]+)", text):
+        ops += [op.strip() for op in listed.split(",")]
+    return [re.sub(r"-\d+$", "", op) for op in ops if op]
+
+
+def _graph(source: Path) -> Any:
+    import onnx
+
+    return onnx.load_model(str(source), load_external_data=False)
+
+
+def _fix_shapes(model: Any, options: Mapping[str, object]) -> None:
+    import openvino
+
+    shapes = options.get("input_shapes") or {}
+    assert isinstance(shapes, Mapping)
+    batch = int(str(options.get("batch") or 0))
+    wanted = {}
+    for port in model.inputs:
+        name, shape = port.get_any_name(), port.get_partial_shape()
+        sizes = dict(enumerate(shapes.get(name, ())))
+        if batch and len(shape):
+            sizes.setdefault(0, batch)
+        for index, size in sizes.items():
+            if shape[index].is_dynamic:
+                shape[index] = openvino.Dimension(int(size))
+        wanted[name] = shape
+    if shapes or batch:
+        model.reshape(wanted)
 
 
 CONVERTER = OnnxToOpenVino()
