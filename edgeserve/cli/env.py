@@ -1,0 +1,105 @@
+"""`edgeserve env`: the tool environments of converters whose packages clash with others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeserve.convert.protocol import Converter
+    from edgeserve.convert.toolenv import EnvironmentRecord
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Environments of converters that need packages of their own. `convert` makes them when "
+        "it needs them; here they are made beforehand, listed and removed.",
+    )
+    group.command("list", epilog="Example: edgeserve env list --json")(list_command)
+    group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
+    group.command("remove", epilog="Example: edgeserve env remove onnx-to-tflite")(remove)
+    app.add_typer(group, name="env")
+
+
+def list_command(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the converters and where each of them runs, with environments on disk."""
+    from edgeserve.cli.output import to_json
+    from edgeserve.convert.registry import converters, runs_here
+    from edgeserve.convert.toolenv import list_environments
+
+    found = converters()
+    records = list_environments()
+    if json:
+        rows = [
+            {"name": c.name, "requires": c.requires, "runs_here": runs_here(c)} for c in found
+        ]
+        print(to_json({"converters": rows, "environments": records}))
+    else:
+        _render(found, records)
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="A converter; `edgeserve env list` shows them.")],
+) -> None:
+    """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
+    from edgeserve.cli.output import stderr_console
+    from edgeserve.convert.registry import converter_called, tool_environment
+
+    environment = tool_environment(converter_called(name))
+    if environment.complete:
+        print(f"{name} has its environment: {environment.path}")
+        return
+    with stderr_console().status(f"creating the tool environment {name}") as status:
+        environment.ensure(lambda what, share: status.update(what))
+    print(f"made {environment.path}")
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="The converter whose environments go.")],
+) -> None:
+    """Remove a converter's environments; `convert` makes one again when it needs it."""
+    from edgeserve.cli.output import size_text
+    from edgeserve.convert.toolenv import remove_environments
+
+    for record in remove_environments(name):
+        print(f"removed {record.path} ({size_text(record.size_bytes)})")
+
+
+def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
+    from pathlib import Path
+
+    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.convert.registry import runs_here, tool_environment
+
+    console = stdout_console()
+    table = table_of("converter", "needs", "runs in", "size", right=("size",))
+    by_path = {r.path: r for r in records}
+    for converter in found:
+        record = by_path.pop(str(tool_environment(converter).path), None)
+        if runs_here(converter):
+            where = "this environment"
+        elif record is None:
+            where = "an environment not made yet"
+        else:
+            where = record.path if record.complete else f"{record.path} (unfinished)"
+        size = size_text(record.size_bytes) if record else ""
+        add_row(table, converter.name, " ".join(converter.requires), where, size)
+    # Left by an older edgeserve or another Python: nothing uses them any more.
+    for record in by_path.values():
+        add_row(table, f"{record.name} (unused)", " ".join(record.requires), record.path,
+                size_text(record.size_bytes))  # fmt: skip
+    console.print(table)
+    missing = [c.name for c in found if not runs_here(c) and not tool_environment(c).complete]
+    if missing:
+        console.print(f"\nmake one: edgeserve env create {missing[0]}", soft_wrap=True)
+    elif records:
+        name = Path(records[0].path).name.rpartition("-")[0]
+        console.print(f"\nremove one: edgeserve env remove {name}", soft_wrap=True)
+
+
