@@ -35,9 +35,7 @@ def list_command(
     found = converters()
     records = list_environments()
     if json:
-        rows = [
-            {"name": c.name, "requires": c.requires, "runs_here": runs_here(c)} for c in found
-        ]
+        rows = [{"name": c.name, "requires": c.requires, "runs_here": runs_here(c)} for c in found]
         print(to_json({"converters": rows, "environments": records}))
     else:
         _render(found, records)
@@ -101,5 +99,3 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
     elif records:
         name = Path(records[0].path).name.rpartition("-")[0]
         console.print(f"\nremove one: edgeserve env remove {name}", soft_wrap=True)
-
-

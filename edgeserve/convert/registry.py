@@ -54,8 +54,9 @@ class UnsupportedOperators(UnsupportedModel):
 
 @cache
 def converters() -> tuple[Converter, ...]:
-    """All installed converters, by name."""
-    return tuple(_load(e) for e in sorted(entry_points(group=GROUP), key=lambda e: e.name))
+    """All installed converters, by name. One that cannot be imported is logged and left out."""
+    entries = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+    return tuple(c for c in map(_load, entries) if c is not None)
 
 
 def converter_called(name: str) -> Converter:
@@ -254,14 +255,18 @@ def _failed(
     return UnsupportedModel(f"{converter.name} failed on {source.name}", cause=_shortened(said))
 
 
-def _load(entry: EntryPoint) -> Converter:
-    converter: Converter = entry.load()
+def _load(entry: EntryPoint) -> Converter | None:
+    try:
+        converter: Converter = entry.load()
+    except (ImportError, AttributeError) as error:
+        log.warning("the converter %s (%s) cannot be loaded: %s", entry.name, entry.value, error)
+        return None
     return converter
 
 
 def _entry(converter: Converter) -> EntryPoint:
     for entry in entry_points(group=GROUP):
-        if entry.load() is converter:
+        if _load(entry) is converter:
             return entry
     raise ToolEnvironmentError(f"{converter.name} is not installed as an entry point")
 
