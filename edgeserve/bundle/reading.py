@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -141,9 +142,10 @@ def variant_files(variant: Variant, root: Path, interface: Interface) -> Variant
 def load_npz(path: Path) -> Tensors:
     """Read an `.npz` without unpickling anything. Raises BundleError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} is not a readable .npz", cause=str(error)) from None
 
 

@@ -183,14 +183,15 @@ def render(report: Conversion) -> None:
         f"({report.proof_source})",
         title_justify="left",
     )
-    for column in ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "computes in",
-                   "agrees", "SQNR", "accuracy", "verdict"):  # fmt: skip
-        right = column in ("size", "latency", "vs fp32", "agrees", "SQNR")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for column in ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "agrees",
+                   "SQNR", "accuracy", "verdict"):  # fmt: skip
+        right = column in ("size", "latency", "vs fp32", "agrees", "SQNR", "accuracy")
+        wraps = column in ("verdict", "int8 ops")
+        table.add_column(column, justify="right" if right else "left", no_wrap=not wraps)
     accuracy = report.reference_accuracy
     table.add_row(
         "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
-        f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "fp32", "", "",
+        f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "", "reference",
     )  # fmt: skip
     for row in report.rows:
@@ -208,18 +209,17 @@ def _cells(row: Row) -> list[str]:
     size = size_text(row.size_bytes) if row.size_bytes is not None else ""
     head = ["✓" if row.chosen else "✗", row.variant, f"{row.runtime}/{row.device}", size]
     if m is None:
-        return [*head, "", "", "", "", "", "", "", row.reason]
+        return [*head, "", "", "", "", "", "", row.reason]
     agreement = m.fidelity.top1_agreement
     accuracy = m.accuracy
     return [
         *head,
         f"{m.latency_ms:.3f} ms",
         f"{m.speedup:.2f}x",
-        f"{m.int8_compute_ops} of {m.compute_ops}",
-        m.inference_precision,
+        f"{m.int8_compute_ops} of {m.compute_ops} ({m.inference_precision})",
         f"{100 * agreement:.1f} %" if agreement is not None else f"cos {m.fidelity.cosine:.4f}",
         f"{m.fidelity.sqnr_db:.1f} dB",
-        f"{100 * accuracy.top1:.1f} % ({-accuracy.drop_points:+.1f})" if accuracy else "",
+        f"{100 * accuracy.top1:.1f} %" if accuracy else "",
         row.reason,
     ]
 

@@ -131,5 +131,5 @@ def _beaten(trial: Trial, winner: Trial) -> str:
     if trial.measured is not None and winner.measured is not None:
         ratio = trial.measured.latency_ms / winner.measured.latency_ms
         if ratio >= 1.0:
-            return f"{ratio:.2f}x the latency of {winner.variant}"
+            return f"{winner.variant} is {ratio:.2f}x faster"
     return f"{winner.variant} is preferred"

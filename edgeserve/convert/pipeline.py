@@ -34,7 +34,7 @@ from edgeserve.targets import ChainEntry, Target
 from edgeserve.tensors import Interface
 
 GOLDEN_SAMPLES: Final = 8
-SECONDS_PER_VARIANT: Final = 2.0
+SECONDS_PER_VARIANT: Final = 1.0
 
 Say = Callable[[str, float | None], None]
 

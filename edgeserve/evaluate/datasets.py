@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -206,11 +207,11 @@ def _image_preprocess(interface: Interface, preprocess: Preprocess) -> Preproces
 
 def _read_arrays(path: Path, interface: Interface) -> Tensors:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npz":
-            with loaded:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if path.suffix == ".npz":
                 return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable {path.suffix}", cause=str(error)) from None
     if len(interface.inputs) != 1:
         raise DataError(

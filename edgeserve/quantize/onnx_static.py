@@ -6,7 +6,6 @@ The same file runs in onnxruntime, which fuses QDQ into int8 kernels, and throug
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -147,11 +146,11 @@ def _as_unsupported(model: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """The quantizer advises on the root logger and prints; its advice is followed already."""
+    """The quantizer advises on the root logger and warns; its advice is followed already."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,119 @@
+"""The decision which variant serves: a table of cases."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
+from edgeserve.convert.choose import Bounds, Trial, choose, quality_problem
+
+
+def measured(
+    latency: float = 1.0,
+    *,
+    speedup: float = 2.0,
+    agreement: float | None = 0.99,
+    sqnr: float = 60.0,
+    cosine: float = 0.999,
+    accuracy: tuple[float, float] | None = None,
+) -> Measured:
+    return Measured(
+        runtime="onnxruntime",
+        runtime_version="1",
+        device="cpu",
+        machine="test",
+        fidelity=Fidelity(100, sqnr, cosine, 0.1, agreement),
+        latency_ms=latency,
+        speedup=speedup,
+        inference_precision="int8",
+        int8_compute_ops=1,
+        compute_ops=1,
+        accuracy=Accuracy(100, accuracy[1], accuracy[0], "d") if accuracy else None,
+    )
+
+
+def trial(
+    name: str, precision: Precision, found: Measured | None, entry: int = 0, high: float = 9.0
+) -> Trial:
+    return Trial(entry, name, precision, found, high if found else None)
+
+
+def chosen(trials: list[Trial], bounds: Bounds | None = None, *, order: bool = False) -> list[str]:
+    verdicts = choose(trials, bounds or Bounds(), prefer_order=order)
+    return [v.trial.variant for v in verdicts if v.chosen]
+
+
+def test_the_fastest_acceptable_variant_of_each_entry_wins() -> None:
+    trials = [
+        trial("a-int8", "int8", measured(1.0)),
+        trial("a-fp32", "fp32", measured(3.0)),
+        trial("b-int8", "int8", measured(4.0), entry=1),
+        trial("b-fp32", "fp32", measured(2.0), entry=1),
+    ]
+    assert chosen(trials) == ["a-int8", "b-fp32"]
+
+
+@pytest.mark.parametrize(
+    ("found", "precision", "words"),
+    [
+        (measured(accuracy=(0.90, 0.88)), "int8", "accuracy drops 2.00 points"),
+        (measured(agreement=0.90), "int8", "agrees with the source on 90.0 %"),
+        (measured(agreement=None, cosine=0.5), "int8", "cosine to the source is 0.5000"),
+        (measured(sqnr=12.0), "fp32", "not the source's"),
+        (measured(accuracy=(0.90, 0.90), sqnr=12.0), "fp16", "not the source's"),
+        (measured(accuracy=(0.90, 0.89), agreement=0.5), "int8", None),
+        (measured(accuracy=(0.90, 0.93)), "int8", None),
+        (measured(), "fp32", None),
+    ],
+)
+def test_quality_is_judged_by_accuracy_first_then_fidelity(
+    found: Measured, precision: Precision, words: str | None
+) -> None:
+    problem = quality_problem(found, precision, Bounds(max_drop=1.0))
+    assert (problem is None) == (words is None)
+    if words is not None and problem is not None:
+        assert words in problem
+
+
+def test_a_drop_of_exactly_the_limit_passes() -> None:
+    assert quality_problem(measured(accuracy=(0.90, 0.89)), "int8", Bounds(max_drop=1.0)) is None
+
+
+def test_a_slower_int8_is_rejected_and_fp32_serves() -> None:
+    trials = [
+        trial("int8", "int8", measured(5.0, speedup=0.5), high=0.6),
+        trial("fp32", "fp32", measured(2.5, speedup=1.0)),
+    ]
+    verdicts = choose(trials, Bounds(), prefer_order=True)
+    assert [(v.chosen, v.failed) for v in verdicts] == [(False, True), (True, False)]
+    assert verdicts[0].reason == "slower than fp32 (0.50x)"
+
+
+def test_noise_is_no_proof_of_slowness() -> None:
+    maybe = trial("int8", "int8", measured(5.0, speedup=0.98), high=1.03)
+    assert chosen([maybe], order=True) == ["int8"]
+
+
+def test_speed_on_another_cpu_does_not_count() -> None:
+    trials = [
+        trial("int8", "int8", measured(5.0, speedup=0.5), high=0.6),
+        trial("fp32", "fp32", measured(2.5)),
+    ]
+    assert chosen(trials, Bounds(speed_counts=False)) == ["int8"]
+
+
+def test_an_asked_for_precision_wins_over_a_faster_one() -> None:
+    trials = [trial("fp16", "fp16", measured(3.0)), trial("fp32", "fp32", measured(2.0))]
+    assert chosen(trials, order=True) == ["fp16"]
+
+
+def test_what_could_not_be_verified_here_is_chosen_and_says_so() -> None:
+    unverified = Trial(0, "npu-int8", "int8", unverified="no NPU")
+    (verdict,) = choose([unverified], Bounds(), prefer_order=False)
+    assert verdict.chosen
+    assert verdict.reason == "not verified here: no NPU"
+
+
+def test_what_could_not_be_built_is_not_a_broken_promise() -> None:
+    (verdict,) = choose([Trial(0, "x", "int8", problem="boom")], Bounds(), prefer_order=False)
+    assert (verdict.chosen, verdict.failed, verdict.reason) == (False, False, "boom")

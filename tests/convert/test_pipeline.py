@@ -1,0 +1,464 @@
+"""`convert` end to end on real engines: what it writes, proves, rejects and refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeserve import api
+from edgeserve.bundle import Bundle
+from edgeserve.errors import (
+    CheckFailed,
+    DataError,
+    EdgeServeError,
+    OutputExists,
+    SourceError,
+    TargetError,
+    UnsupportedModel,
+    UsageError,
+)
+from tests.bundles import linear_model
+
+
+def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx") -> Path:
+    onnx.save(model, folder / name)
+    return folder / name
+
+
+def test_digits_become_a_proven_int8_bundle(
+    digits: Path, calibration: str, labelled: str, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    report = api.convert(
+        digits,
+        tmp_path / "d.edge",
+        target=onnxruntime_target,
+        calibrate=calibration,
+        evaluate=labelled,
+        precision="int8",
+    )
+    (candidate,) = report.chain
+    assert (candidate.variant, candidate.runtime) == ("onnx-int8", "onnxruntime")
+    row = next(r for r in report.rows if r.chosen)
+    assert row.measured is not None
+    assert row.measured.accuracy is not None
+    assert row.measured.accuracy.drop_points <= 1.0
+    assert row.measured.int8_compute_ops == row.measured.compute_ops == 5
+    assert row.size_bytes is not None
+    assert row.size_bytes < 0.35 * report.source_size_bytes
+    manifest = Bundle.open(tmp_path / "d.edge").manifest
+    recipe = manifest.variants[0].recipe
+    assert recipe is not None
+    assert (recipe.scheme, recipe.per_channel) == ("QDQ U8S8", True)
+    assert recipe.calibration is not None
+    assert (recipe.calibration.samples, recipe.calibration.random) == (128, False)
+    assert [p.name for p in tmp_path.iterdir()] == ["d.edge"]
+
+
+def test_a_loaded_bundle_answers_like_the_source(
+    digits: Path, calibration: str, labelled: str, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration)
+    with np.load(labelled) as data:
+        images, labels = data["image"], data["label"]
+    with api.load(tmp_path / "d.edge") as model:
+        assert model.device == "cpu"
+        right = sum(
+            int(model.run({"image": images[i : i + 8]})["logits"].argmax(1)[j] == labels[i + j])
+            for i in range(0, 200, 8)
+            for j in range(8)
+        )
+        assert right / 200 >= 0.97
+        with pytest.raises(EdgeServeError, match=r"'image': expected FP32, got FP64"):
+            model.run({"image": images[:1].astype(np.float64)})
+        assert model.run({"image": images[:1].tolist()})["logits"].shape == (1, 10)
+
+
+def test_without_calibration_data_int8_is_not_tried_and_the_report_says_so(
+    digits: Path, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
+    assert [r.precision for r in report.rows] == ["fp32"]
+    assert any("no calibration data" in remark for remark in report.remarks)
+
+
+def test_random_calibration_is_marked_everywhere(
+    digits: Path, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    report = api.convert(
+        digits,
+        tmp_path / "d.edge",
+        target=onnxruntime_target,
+        precision="int8",
+        calibrate="random",
+        min_fidelity=0.0,
+    )
+    assert any("random data" in remark for remark in report.remarks)
+    manifest = Bundle.open(tmp_path / "d.edge").manifest
+    int8 = [v for v in manifest.variants if v.recipe and v.recipe.calibration]
+    assert all(v.recipe.calibration.random for v in int8 if v.recipe and v.recipe.calibration)
+
+
+def brittle_model() -> onnx.ModelProto:
+    """Channels of wildly different scale summed up: per-tensor activations in int8 lose the small."""
+    generator = np.random.default_rng(0)
+    wide = (generator.normal(size=(8, 64)) * np.logspace(-4, 4, 64)).astype(np.float32)
+    back = (generator.normal(size=(64, 10)) / np.logspace(-4, 4, 64)[:, None]).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "wide"], ["h"], name="spread"),
+            helper.make_node("Relu", ["h"], ["r"], name="relu"),
+            helper.make_node("MatMul", ["r", "back"], ["y"], name="gather"),
+        ],
+        "brittle",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(wide, "wide"), numpy_helper.from_array(back, "back")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
+    onnxruntime_target: str, tmp_path: Path
+) -> None:
+    source = save(brittle_model(), tmp_path)
+    data = tmp_path / "x.npy"
+    np.save(data, np.random.default_rng(1).normal(size=(200, 8)).astype(np.float32))
+    report = api.convert(
+        source, tmp_path / "b.edge", target=onnxruntime_target, precision="int8", calibrate=data
+    )
+    rejected = next(r for r in report.rows if r.precision == "int8")
+    assert not rejected.chosen
+    assert "agrees with the source" in rejected.reason
+    assert [c.variant for c in report.chain] == ["onnx-fp32"]
+    assert Bundle.open(tmp_path / "b.edge").manifest.rejected[0].id == "onnx-int8"
+    with pytest.raises(CheckFailed, match="--strict"):
+        api.convert(
+            source,
+            tmp_path / "s.edge",
+            target=onnxruntime_target,
+            precision="int8",
+            calibrate=data,
+            strict=True,
+        )
+    assert not (tmp_path / "s.edge").exists()
+
+
+def test_openvino_variants_are_made_and_proven(
+    digits: Path, calibration: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "ov.toml"
+    target.write_text(
+        'name = "ov"\ntitle = "openvino only"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "openvino"\ndevice = "cpu"\nprecisions = ["int8", "fp32"]\n'
+        "static_shapes = true\n"
+    )
+    report = api.convert(digits, tmp_path / "d.edge", target=str(target), calibrate=calibration)
+    assert {r.variant for r in report.rows} == {"openvino-int8", "openvino-fp32"}
+    for row in report.rows:
+        assert row.measured is not None
+        assert row.measured.fidelity.sqnr_db > 20
+    with api.load(tmp_path / "d.edge") as model:
+        assert model.candidate.runtime == "openvino"
+        batch = model.run({"image": np.zeros((3, 1, 8, 8), np.float32)})["logits"]
+        assert batch.shape == (3, 10)
+
+
+# Bad input: each says what, why and what to do, with the documented exit code.
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"nothing\.onnx does not exist"):
+        api.convert(tmp_path / "nothing.onnx", tmp_path / "x.edge")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"\x00" * 9])
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    source = tmp_path / "model.onnx"
+    source.write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        api.convert(source, tmp_path / "x.edge")
+    assert "model.onnx" in caught.value.message
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "x.edge").exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_model_is_refused_by_name(digits: Path, tmp_path: Path, share: float) -> None:
+    data = digits.read_bytes()
+    source = tmp_path / "cut.onnx"
+    source.write_bytes(data[: int(share * len(data))])
+    with pytest.raises((SourceError, UnsupportedModel), match=r"cut\.onnx") as caught:
+        api.convert(source, tmp_path / "x.edge")
+    assert caught.value.exit_code == 2
+
+
+def external_model(folder: Path) -> Path:
+    onnx.save_model(
+        linear_model(),
+        str(folder / "model.onnx"),
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return folder / "model.onnx"
+
+
+def test_external_data_travels_and_is_counted(onnxruntime_target: str, tmp_path: Path) -> None:
+    source = external_model(tmp_path)
+    report = api.convert(source, tmp_path / "x.edge", target=onnxruntime_target)
+    both = source.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    assert report.source_size_bytes == both
+    (tmp_path / "weights.bin").unlink()
+    with api.load(tmp_path / "x.edge") as model:
+        assert model.run({"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
+
+
+def test_missing_external_data_is_named(tmp_path: Path) -> None:
+    source = external_model(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(SourceError) as caught:
+        api.convert(source, tmp_path / "x.edge")
+    assert "weights.bin" in (caught.value.cause or "")
+    assert "copy weights.bin" in (caught.value.hint or "")
+
+
+def test_truncated_external_data_says_how_much_is_missing(tmp_path: Path) -> None:
+    source = external_model(tmp_path)
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:10])
+    with pytest.raises(SourceError, match="truncated") as caught:
+        api.convert(source, tmp_path / "x.edge")
+    assert "got 10" in (caught.value.cause or "")
+
+
+def test_external_data_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    source = external_model(tmp_path)
+    model = onnx.load(source, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../../etc/passwd"
+    onnx.save(model, source)
+    with pytest.raises(SourceError, match="outside its folder"):
+        api.convert(source, tmp_path / "x.edge")
+
+
+def test_an_operator_that_no_runtime_knows_is_named_with_its_node(
+    onnxruntime_target: str, tmp_path: Path
+) -> None:
+    model = linear_model()
+    model.graph.node[2].op_type = "Warp"
+    model.graph.node[2].domain = "com.example"
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    with pytest.raises(UnsupportedModel) as caught:
+        api.convert(save(model, tmp_path), tmp_path / "x.edge", target=onnxruntime_target)
+    assert "Warp" in (caught.value.cause or "")
+    assert "'clip'" in (caught.value.cause or "")
+
+
+def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(
+    calibration: str, tmp_path: Path
+) -> None:
+    """onnxruntime has its own com.microsoft operators; OpenVINO's importer does not know this one."""
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                "CDist", ["x", "y0"], ["d"], name="distances", domain="com.microsoft",
+                metric="euclidean",
+            ),
+        ],
+        "distances",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("d", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.eye(2, 4, dtype=np.float32), "y0")],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    source = save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path)
+    target = tmp_path / "both.toml"
+    target.write_text(
+        'name = "both"\ntitle = "both"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "openvino"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+    )
+    report = api.convert(source, tmp_path / "x.edge", target=str(target))
+    assert [c.runtime for c in report.chain] == ["onnxruntime"]
+    reason = next(r.reason for r in report.rows if r.runtime == "openvino")
+    assert "CDist" in reason
+    assert "distances" in reason
+
+
+def test_dynamic_dimensions_where_the_target_wants_static_name_the_input(tmp_path: Path) -> None:
+    model = linear_model()
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length"])],
+    )
+    model.graph.CopyFrom(graph)
+    source = save(model, tmp_path)
+    with pytest.raises(UnsupportedModel) as caught:
+        api.convert(source, tmp_path / "x.edge", target="intel-npu")
+    assert "'x' is FP32[batch,length]" in (caught.value.cause or "")
+    assert "--shape x=N,N" in (caught.value.cause or "")
+    fixed = api.convert(source, tmp_path / "x.edge", target="intel-npu", shapes={"x": (1, 16)})
+    assert fixed.chain[0].device == "npu"
+    assert "not verified here" in next(r.reason for r in fixed.rows if r.device == "npu")
+
+
+def _npz(folder: Path, **arrays: np.ndarray) -> Path:
+    np.savez(folder / "data.npz", **arrays)
+    return folder / "data.npz"
+
+
+def _text(folder: Path) -> Path:
+    (folder / "data.txt").write_text("hello")
+    return folder / "data.txt"
+
+
+def _broken_npz(folder: Path) -> Path:
+    (folder / "data.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    return folder / "data.npz"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "absent", "does not exist"),
+        (lambda p: (p / "empty").mkdir() or p / "empty", "holds no images"),
+        (lambda p: _npz(p, image=np.zeros((0, 1, 8, 8), np.float32)), "holds no samples"),
+        (lambda p: _npz(p, other=np.zeros((4, 1, 8, 8), np.float32)), "no array for input 'image'"),
+        (lambda p: _npz(p, image=np.zeros((4, 1, 9, 9), np.float32)), "wrong shape"),
+        (lambda p: _npz(p, image=np.zeros((4, 1, 8, 8), np.int64)), "wrong type"),
+        (_text, "neither a folder"),
+        (_broken_npz, "not a readable"),
+    ],
+)
+def test_calibration_data_that_do_not_fit_are_refused(
+    digits: Path, tmp_path: Path, make: object, words: str
+) -> None:
+    path = make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(DataError) as caught:
+        api.convert(digits, tmp_path / "x.edge", calibrate=path)
+    assert words in str(caught.value)
+    assert not (tmp_path / "x.edge").exists()
+
+
+def test_a_folder_of_images_needs_preprocessing(digits: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError) as caught:
+        api.convert(digits, tmp_path / "x.edge", calibrate=tmp_path)
+    assert "--image-size" in (caught.value.hint or "")
+
+
+def test_an_unknown_target_suggests_the_nearest(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError) as caught:
+        api.convert(digits, tmp_path / "x.edge", target="cpu-x68")
+    assert "did you mean 'cpu-x86'?" in (caught.value.hint or "")
+
+
+def test_an_existing_output_needs_force(
+    digits: Path, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    api.convert(digits, tmp_path / "x.edge", target=onnxruntime_target)
+    with pytest.raises(OutputExists):
+        api.convert(digits, tmp_path / "x.edge", target=onnxruntime_target)
+    api.convert(digits, tmp_path / "x.edge", target=onnxruntime_target, force=True)
+
+
+def test_int8_without_calibration_data_says_what_to_pass(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        api.convert(digits, tmp_path / "x.edge", precision="int8")
+    assert "--calibrate" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.tflite", "model.keras"])
+def test_other_formats_say_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(SourceError) as caught:
+        api.convert(tmp_path / name, tmp_path / "x.edge")
+    assert "ONNX" in (caught.value.hint or "")
+
+
+CONVERT = """
+    import resource, signal, sys
+    from edgeserve import api, errors
+    limit = int(sys.argv[3])
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        api.convert(sys.argv[1], sys.argv[2], target=sys.argv[4], calibrate=sys.argv[5],
+                          progress=lambda what, share: print(what, flush=True))
+    except errors.EdgeServeError as error:
+        print("ERROR", type(error).__name__, error, error.hint, error.exit_code)
+"""
+
+
+def converting(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(CONVERT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("moment", ["calibrating", "comparing", "timing"])
+def test_kill_9_leaves_no_bundle(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path, moment: str
+) -> None:
+    destination = tmp_path / "d.edge"
+    with converting(str(digits), str(destination), "0", onnxruntime_target, calibration) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith(moment):
+                break
+        child.send_signal(signal.SIGKILL)
+    assert not destination.exists()
+    api.convert(digits, destination, target=onnxruntime_target)
+    assert [p.name for p in tmp_path.iterdir()] == ["d.edge"]
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    destination = tmp_path / "d.edge"
+    with converting(
+        str(digits), str(destination), "200000", onnxruntime_target, calibration
+    ) as child:
+        output, _ = child.communicate(timeout=120)
+    assert "ERROR WriteFailed" in output
+    assert "free some space" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_really_full_disk_leaves_nothing(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        with converting(
+            str(digits), str(disk / "d.edge"), "0", onnxruntime_target, calibration
+        ) as child:
+            output, _ = child.communicate(timeout=120)
+        assert "ERROR WriteFailed" in output
+        assert list(disk.iterdir()) == []
+    finally:
+        time.sleep(0.1)
+        subprocess.run(["umount", str(disk)], check=True)
