@@ -23,6 +23,7 @@ from edgeserve.convert.source import (
 )
 from edgeserve.errors import (
     CheckFailed,
+    DataError,
     EdgeServeError,
     SourceError,
     UnsupportedModel,
@@ -133,6 +134,8 @@ def _build(
                 if isinstance(variant, EdgeServeError):
                     raise variant
                 subjects.append(Subject(index, entry, variant, builder.files(variant)))
+            except DataError:
+                raise  # the calibration data are wrong for every variant
             except EdgeServeError as error:
                 made.setdefault(key, error)
                 problem = str(error) + (f" ({error.hint})" if error.hint else "")

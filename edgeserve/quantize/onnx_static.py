@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeserve.bundle import Calibration, Recipe
-from edgeserve.errors import DependencyMissing, UnsupportedModel
+from edgeserve.errors import DependencyMissing, EdgeServeError, UnsupportedModel
 from edgeserve.evaluate import Samples
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Tensors
@@ -134,7 +134,7 @@ def _modern(onnx: Any, model: Path, work: Path) -> Path:
 def _as_unsupported(model: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, MemoryError, UnsupportedModel):
+    except (EdgeServeError, OSError, MemoryError):
         raise
     except Exception as error:  # it raises whatever it stumbles over
         raise UnsupportedModel(
