@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -112,7 +113,8 @@ class ToolEnvironment:
         try:
             if self.path.exists():
                 shutil.rmtree(self.path)
-            self._run([sys.executable, "-m", "venv", str(self.path)], lock, lambda line: None)
+            bare = ["--without-pip"] if _pip_reaches_out() else []
+            self._run([sys.executable, "-m", "venv", *bare, str(self.path)], lock, _ignore)
             self._run(self._pip_command(), lock, lambda line: _tell(line, self.name, say))
             marker = self.path / _MARKER
             partial = marker.with_suffix(".partial")
@@ -134,8 +136,13 @@ class ToolEnvironment:
                 hint="name a folder of wheels, or unset it to use the package index",
             )
         offline = ["--no-index", "--find-links", wheelhouse] if wheelhouse else ["--retries", "2"]
+        pip = (
+            [sys.executable, "-m", "pip", "--python", str(self.python)]
+            if _pip_reaches_out()
+            else [str(self.python), "-I", "-m", "pip"]
+        )
         return [
-            *(str(self.python), "-I", "-m", "pip", "install", "--disable-pip-version-check"),
+            *(*pip, "install", "--disable-pip-version-check"),
             *("--no-input", "--progress-bar", "off", *offline),
             *self.pip_arguments,
             *self.requires,
@@ -255,6 +262,20 @@ def _try_lock(descriptor: int) -> bool:
 def _lock(descriptor: int, *, exclusive: bool) -> None:
     if os.name == "posix":
         fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+
+
+def _pip_reaches_out() -> bool:
+    """Whether this interpreter's pip can install into another environment, which so needs no pip of its
+    own: that saves seconds, and ensurepip, which some systems package apart."""
+    try:
+        major, minor = version("pip").split(".")[:2]
+        return (int(major), int(minor)) >= (22, 3)
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def _ignore(line: str) -> None:
+    """For steps whose output is of interest only when they fail."""
 
 
 def _tell(line: str, name: str, say: Say) -> None:
