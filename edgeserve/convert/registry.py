@@ -186,7 +186,9 @@ def _run_in(
             "options": dict(options),
         }
         job.write_text(json.dumps(content), "utf-8")
-        code, printed = _supervise([str(python), "-I", tool_runner.__file__, str(job)], scratch)
+        code, printed = _supervise(
+            [str(python), "-I", "-u", tool_runner.__file__, str(job)], scratch
+        )
         result_file = job.with_suffix(".result")
         if code != 0 or not result_file.exists():
             raise ToolEnvironmentError(

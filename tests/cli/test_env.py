@@ -1,0 +1,74 @@
+"""`edgeserve env` on environments made from a local wheelhouse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from edgeserve.cli import env
+from edgeserve.convert.registry import GROUP, converters
+from edgeserve.errors import UsageError
+from tests.convert.wheels import write_wheel
+from tests.distributions import write_distribution
+
+PLUGIN = """
+class Demo:
+    name, source_format, output_format = "demo-tool", "demo", "tool"
+    requires, imports, pip_arguments = ("tinytool==1.0",), ("tinytool",), ()
+
+CONVERTER = Demo()
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[typer.Typer]:
+    site = write_distribution(
+        tmp_path / "site", "demotool", GROUP, "demo-tool = demotool:CONVERTER", PLUGIN
+    )
+    write_wheel(tmp_path / "wheelhouse", "tinytool", "ANSWER = 42\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("EDGESERVE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGESERVE_WHEELHOUSE", str(tmp_path / "wheelhouse"))
+    converters.cache_clear()
+    application = typer.Typer()
+    application.callback()(lambda: None)
+    env.register(application)
+    yield application
+    converters.cache_clear()
+    sys.modules.pop("demotool", None)
+
+
+def test_create_list_remove(app: typer.Typer, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    before = run(app, ["env", "list"])
+    assert "demo-tool" in before.stdout
+    assert "an environment not made yet" in before.stdout
+
+    made = run(app, ["env", "create", "demo-tool"])
+    assert made.exit_code == 0
+    assert made.stdout.startswith(f"made {tmp_path / 'cache' / 'envs' / 'demo-tool-'}")
+    again = run(app, ["env", "create", "demo-tool"])
+    assert again.stdout.startswith("demo-tool has its environment")
+
+    listed = json.loads(run(app, ["env", "list", "--json"]).stdout)
+    (record,) = listed["environments"]
+    assert (record["name"], record["complete"]) == ("demo-tool", True)
+    assert {"name": "demo-tool", "requires": ["tinytool==1.0"], "runs_here": False} in listed[
+        "converters"
+    ]
+
+    removed = run(app, ["env", "remove", "demo-tool"])
+    assert removed.stdout.startswith("removed ")
+    assert json.loads(run(app, ["env", "list", "--json"]).stdout)["environments"] == []
+
+
+def test_an_unknown_name_is_refused(app: typer.Typer) -> None:
+    for command in ("create", "remove"):
+        result = CliRunner().invoke(app, ["env", command, "demo-tol"])
+        assert isinstance(result.exception, UsageError)

@@ -1,0 +1,96 @@
+"""ONNX -> TFLite -> int8, in the real tool environment, and its result in LiteRT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from edgeserve.bundle import Binding, Precision, VariantFiles
+from edgeserve.convert.registry import (
+    UnsupportedOperators,
+    converter_between,
+    run_converter,
+    runs_here,
+)
+from edgeserve.runtimes import LoadOptions, runtime
+from edgeserve.tensors import Interface, Tensors
+from tests.bundles import LINEAR, linear_model
+from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def convert(source: Path, out: Path, kind: tuple[str, str], **options: object) -> Path:
+    out.mkdir()
+    return run_converter(
+        converter_between(*kind), source, out, options, tool_env=True, say=lambda what, share: None
+    )[0]
+
+
+def run(main: Path, precision: Precision, interface: Interface, inputs: Tensors) -> Tensors:
+    """Through the runtime, with the bindings that lie beside the file."""
+    bindings = {}
+    beside = main.parent / "bindings.json"
+    if beside.exists():
+        read = json.loads(beside.read_text())
+        bindings = {
+            name: Binding(b["name"], tuple(b["permutation"]) if b["permutation"] else None)
+            for name, b in {**read["inputs"], **read["outputs"]}.items()
+        }
+    model = VariantFiles("t", main, "tflite", precision, interface, 1, bindings)
+    return runtime("litert").load(model, "cpu", LoadOptions()).run(inputs)
+
+
+def reference(model: onnx.ModelProto, inputs: Tensors) -> Tensors:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    names = [o.name for o in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "linear"])
+def test_onnx_to_tflite_gives_the_sources_numbers(tmp_path: Path, name: str) -> None:
+    """Depthwise, ReLU6, residual, and an output that is read inside, which onnx2tf alone loses."""
+    model, interface, inputs = {
+        "cnn": (small_cnn(), SMALL_CNN, {"image": images(3)}),
+        "linear": (linear_model(), LINEAR, {"x": np.eye(4, dtype=np.float32)}),
+    }[name]
+    onnx.save(model, tmp_path / "model.onnx")
+    main = convert(tmp_path / "model.onnx", tmp_path / "out", ("onnx", "tflite"), batch=1)
+    got = run(main, "fp32", interface, inputs)
+    for output, array in reference(model, inputs).items():
+        np.testing.assert_allclose(got[output], array, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_operator_tflite_lacks_is_named_with_its_node(tmp_path: Path) -> None:
+    """onnx2tf writes a file for it without a word, which then does not load."""
+    onnx.save(with_unknown_op(), tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedOperators) as raised:
+        convert(tmp_path / "model.onnx", tmp_path / "out", ("onnx", "tflite"))
+    assert raised.value.ops == ["acme.Sparkle"]
+    assert "node 'weird'" in str(raised.value.cause)
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_between("tflite", "tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
+    np.savez(tmp_path / "calibration.npz", image=images(32, seed=2))
+    main = convert(
+        DATA / "small-cnn-fp32.tflite",
+        tmp_path / "out",
+        ("tflite", "tflite"),
+        precision="int8",
+        calibration=str(tmp_path / "calibration.npz"),
+    )
+    inputs = {"image": images(32)}
+    got = run(main, "int8", SMALL_CNN, inputs)["logits"]
+    wanted = reference(small_cnn(), inputs)["logits"]
+    assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
