@@ -1,0 +1,69 @@
+"""`edgeserve convert` as its users call it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "data"
+
+
+def convert(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeserve", "convert", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def test_the_report_names_every_variant_and_the_next_step(tmp_path: Path) -> None:
+    done = convert(
+        str(DATA / "digits.onnx"),
+        *("--calibrate", str(DATA / "digits-calibration.npz")),
+        *("--eval", str(DATA / "digits-samples.npz")),
+        *("--labels", str(DATA / "digits-labels.txt")),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "onnx-int8" in done.stdout
+    assert "5 of 5" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: edgeserve bench digits.edge")
+    assert (tmp_path / "digits.edge" / "labels.txt").read_text().split() == list("0123456789")
+
+
+def test_json_is_the_whole_report_and_nothing_else(tmp_path: Path) -> None:
+    done = convert(
+        str(DATA / "digits.onnx"), "-o", "out/d.edge", "--precision", "fp32", "--json", cwd=tmp_path
+    )
+    report = json.loads(done.stdout)
+    assert report["bundle"] == "out/d.edge"
+    assert all(row["precision"] == "fp32" for row in report["rows"])
+    assert report["chain"][0]["device"] == "cpu"
+
+
+def test_images_and_preprocessing_flags(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    with np.load(DATA / "digits-samples.npz") as data:
+        rows = ["file,label"]
+        for i in range(60):
+            pixels = np.round(data["image"][i, 0] * 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+            rows.append(f"{i}.png,{data['label'][i]}")
+    (tmp_path / "images" / "labels.csv").write_text("\n".join(rows))
+    done = convert(
+        str(DATA / "digits.onnx"),
+        *("--calibrate", "images", "--eval", "images/labels.csv", "--image-size", "8"),
+        *("--channels", "L", "--std", "255", "--json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["reference_accuracy"] >= 0.95
+    manifest = json.loads((tmp_path / "digits.edge" / "manifest.json").read_text())
+    assert manifest["task"]["preprocess"]["channels"] == "L"

@@ -1,0 +1,103 @@
+"""The command line as a whole: light at start, errors and exit codes as documented."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeserve
+
+HEAVY = {
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "rich",
+    "pydantic",
+    "orjson",
+    "msgspec",
+    "psutil",
+}
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeserve", *arguments], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes `edgeserve --help` quick (measured by benchmarks/startup.py)."""
+    code = (
+        "import sys\nfrom edgeserve.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_importing_edgeserve_imports_no_engine() -> None:
+    code = "import sys, edgeserve; print(sorted(m for m in sys.modules if m.startswith(('numpy','onnx','openvino'))))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
+def test_the_function_convert_survives_its_own_package() -> None:
+    """Importing a submodule named like a function would shadow it (docs/decisions/0001)."""
+    import edgeserve.conversion.pipeline  # noqa: F401
+
+    assert callable(edgeserve.convert)
+    assert callable(edgeserve.load)
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"edgeserve {edgeserve.__version__}\n"
+    text = run("--help").stdout
+    for command in (
+        "convert",
+        "bench",
+        "gate",
+        "run",
+        "package",
+        "inspect",
+        "targets",
+        "env",
+        "demo",
+    ):
+        assert f"  {command} " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["fly"], 2, "No such command"),
+        (["convert", "absent.onnx"], 2, "error: absent.onnx does not exist"),
+        (["convert", "absent.onnx", "--precision", "int3"], 2, "int3"),
+        (["convert", "absent.onnx", "--shape", "x"], 2, "--shape x is not INPUT=N,N"),
+        (["bench", "absent.edge"], 2, "hint: edgeserve convert"),
+        (["gate", "absent.edge"], 2, "error:"),
+        (["run", "absent.edge"], 2, "error: absent.edge does not exist"),
+        (["package", "absent.edge", "-o", "out"], 2, "error: absent.edge does not exist"),
+        (["inspect", "absent.onnx"], 2, "error:"),
+        (["targets", "cpu-x68"], 2, "did you mean 'cpu-x86'?"),
+    ],
+)
+def test_errors_say_what_and_exit_as_documented(
+    tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("--debug", "convert", "absent.onnx", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+    assert done.returncode == 1
