@@ -1,4 +1,4 @@
-"""Writing a bundle, all or nothing.
+"""Writing a bundle, or another folder, all or nothing.
 
 Everything is made in a hidden folder beside the destination, fsynced, then renamed. The folder is
 locked while its writer lives, so the next `convert` to the same place removes what a killed one left.
@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from edgeserve.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, encode
 from edgeserve.bundle.reading import file_sha256
@@ -25,6 +25,16 @@ if os.name == "posix":
 
 _LOCK: Final = ".lock"
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class FolderKind(NamedTuple):
+    """A kind of folder written whole: its name in messages, and the file that tells it is one."""
+
+    name: str
+    marker: str
+
+
+BUNDLE: Final = FolderKind("bundle", MANIFEST_NAME)
 
 
 class BundleWriter:
@@ -49,7 +59,19 @@ def bundle_writer(destination: Path, *, force: bool = False) -> Iterator[BundleW
 
     Raises OutputExists (unless `force`), WriteFailed (disk full, no permission).
     """
-    check_destination(destination, force=force)
+    with folder_writer(destination, BUNDLE, force=force) as (root, work):
+        yield BundleWriter(root, work)
+
+
+@contextlib.contextmanager
+def folder_writer(
+    destination: Path, kind: FolderKind, *, force: bool = False
+) -> Iterator[tuple[Path, Path]]:
+    """Yield a folder that becomes `destination` on success, and one for scratch that does not.
+
+    Raises OutputExists (unless `force`), WriteFailed (disk full, no permission).
+    """
+    check_destination(destination, kind, force=force)
     with write_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(destination)
@@ -60,28 +82,29 @@ def bundle_writer(destination: Path, *, force: bool = False) -> Iterator[BundleW
         try:
             if os.name == "posix":
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            writer = BundleWriter(scratch / "bundle", scratch / "work")
-            writer.root.mkdir()
-            writer.work.mkdir()
-            yield writer
-            _sync_tree(writer.root)
-            _replace(writer.root, destination)
+            root, work = scratch / kind.name, scratch / "work"
+            root.mkdir()
+            work.mkdir()
+            yield root, work
+            _sync_tree(root)
+            _replace(root, destination)
         finally:
             os.close(lock)
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def check_destination(destination: Path, *, force: bool) -> None:
+def check_destination(destination: Path, kind: FolderKind | None = None, *, force: bool) -> None:
     """Refuse early what could only fail at the end. Raises OutputExists, UsageError."""
+    kind = kind or BUNDLE
     if not destination.exists():
         return
     if not force:
         raise OutputExists(f"{destination} exists", hint="add --force to replace it, or choose -o")
     if not destination.is_dir() or not (
-        (destination / MANIFEST_NAME).is_file() or not any(destination.iterdir())
+        (destination / kind.marker).is_file() or not any(destination.iterdir())
     ):
         raise UsageError(
-            f"{destination} exists and is not a bundle; --force replaces only bundles",
+            f"{destination} exists and is not a {kind.name}; --force replaces only {kind.name}s",
             hint="choose another -o, or remove it yourself",
         )
 
