@@ -16,7 +16,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.tensors import Array, Interface, Tensors
 
 if TYPE_CHECKING:
-    from edgeserve.convert.options import Conversion
+    from edgeserve.conversion.options import Conversion
 
 __all__ = ["Conversion", "Model", "Preprocess", "convert", "load"]
 
@@ -47,8 +47,8 @@ def convert(
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
-    from edgeserve.convert.options import Options
-    from edgeserve.convert.pipeline import convert as run
+    from edgeserve.conversion.options import Options
+    from edgeserve.conversion.pipeline import convert as run
 
     options = Options(
         target=target,
@@ -150,7 +150,7 @@ def _text(value: str | Path | None) -> str | None:
 
 def __getattr__(name: str) -> object:
     if name == "Conversion":  # build side: absent from what a device needs to import
-        from edgeserve.convert.options import Conversion
+        from edgeserve.conversion.options import Conversion
 
         return Conversion
     raise AttributeError(f"module 'edgeserve.api' has no attribute '{name}'")

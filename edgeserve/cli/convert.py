@@ -12,7 +12,7 @@ from edgeserve.cli.output import is_quiet, size_text, stderr_console, stdout_con
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeserve.convert.options import Conversion, Options, Row
+    from edgeserve.conversion.options import Conversion, Options, Row
 
 
 class PrecisionChoice(StrEnum):
@@ -113,7 +113,7 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> None:
     from edgeserve.cli.images import preprocess_from
-    from edgeserve.convert.options import Options
+    from edgeserve.conversion.options import Options
 
     flags = {
         "image_size": image_size,
@@ -152,7 +152,7 @@ def run_with_progress(source: Path, output: Path, options: Options) -> Conversio
     """`convert` under a progress bar on stderr."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from edgeserve.convert.pipeline import convert
+    from edgeserve.conversion.pipeline import convert
 
     columns = (
         SpinnerColumn(),

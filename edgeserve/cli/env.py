@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgeserve.convert.protocol import Converter
-    from edgeserve.convert.toolenv import EnvironmentRecord
+    from edgeserve.conversion.protocol import Converter
+    from edgeserve.conversion.toolenv import EnvironmentRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +29,8 @@ def list_command(
 ) -> None:
     """List the converters and where each of them runs, with environments on disk."""
     from edgeserve.cli.output import to_json
-    from edgeserve.convert.registry import converters, runs_here
-    from edgeserve.convert.toolenv import list_environments
+    from edgeserve.conversion.registry import converters, runs_here
+    from edgeserve.conversion.toolenv import list_environments
 
     found = converters()
     records = list_environments()
@@ -46,7 +46,7 @@ def create(
 ) -> None:
     """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
     from edgeserve.cli.output import stderr_console
-    from edgeserve.convert.registry import converter_called, tool_environment
+    from edgeserve.conversion.registry import converter_called, tool_environment
 
     environment = tool_environment(converter_called(name))
     if environment.complete:
@@ -62,7 +62,7 @@ def remove(
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
     from edgeserve.cli.output import size_text
-    from edgeserve.convert.toolenv import remove_environments
+    from edgeserve.conversion.toolenv import remove_environments
 
     for record in remove_environments(name):
         print(f"removed {record.path} ({size_text(record.size_bytes)})")
@@ -73,7 +73,7 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
 
     from edgeserve.cli.output import size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
-    from edgeserve.convert.registry import runs_here, tool_environment
+    from edgeserve.conversion.registry import runs_here, tool_environment
 
     console = stdout_console()
     table = table_of("converter", "needs", "runs in", "size", right=("size",))

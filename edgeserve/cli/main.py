@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import click
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(result if isinstance(result, int) else 0)
     except EdgeServeError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print_error(error)
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -82,3 +83,10 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - the last resort before the user
+        if debug:
+            traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        print("cause: this is a mistake in edgeserve, not in your input", file=sys.stderr)
+        print("hint: run it again with --debug and report what it prints", file=sys.stderr)
+        sys.exit(3)

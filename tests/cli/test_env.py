@@ -12,9 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from edgeserve.cli import env
-from edgeserve.convert.registry import GROUP, converters
+from edgeserve.conversion.registry import GROUP, converters
 from edgeserve.errors import UsageError
-from tests.convert.wheels import write_wheel
+from tests.conversion.wheels import write_wheel
 from tests.distributions import write_distribution
 
 PLUGIN = """

@@ -48,7 +48,7 @@ def test_importing_edgeserve_imports_no_engine() -> None:
 
 def test_the_function_convert_survives_its_own_package() -> None:
     """Importing a submodule named like a function would shadow it (docs/decisions/0001)."""
-    import edgeserve.conversion.pipeline  # noqa: F401
+    import edgeserve.conversion.pipeline
 
     assert callable(edgeserve.convert)
     assert callable(edgeserve.load)
@@ -100,4 +100,4 @@ def test_errors_say_what_and_exit_as_documented(
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("--debug", "convert", "absent.onnx", cwd=tmp_path)
     assert "Traceback" in done.stderr
-    assert done.returncode == 1
+    assert done.returncode == 2

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgeserve.convert.registry import UnsupportedOperators, converter_between, run_converter
+from edgeserve.conversion.registry import UnsupportedOperators, converter_between, run_converter
 from edgeserve.tensors import Interface, Tensors
 from tests.bundles import linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from edgeserve.bundle import Binding, Precision, VariantFiles
-from edgeserve.convert.registry import (
+from edgeserve.conversion.registry import (
     UnsupportedOperators,
     converter_between,
     run_converter,

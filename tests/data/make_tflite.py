@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgeserve.convert.registry import converter_between, run_converter
+from edgeserve.conversion.registry import converter_between, run_converter
 from tests.networks import images, small_cnn
 
 HERE = Path(__file__).parent

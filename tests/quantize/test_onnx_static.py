@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeserve.convert.source import read_onnx
+from edgeserve.conversion.source import read_onnx
 from edgeserve.errors import DataError
 from edgeserve.evaluate import load_samples
 from edgeserve.quantize import quantize_onnx_static

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.convert.options import Options
+from edgeserve.conversion.options import Options
 from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples, class_scores, load_labelled, load_samples
 from edgeserve.evaluate.datasets import random_samples

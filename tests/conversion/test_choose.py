@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
-from edgeserve.convert.choose import Bounds, Trial, choose, quality_problem
+from edgeserve.conversion.choose import Bounds, Trial, choose, quality_problem
 
 
 def measured(

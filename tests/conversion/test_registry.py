@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.convert.registry import (
+from edgeserve.conversion.registry import (
     GROUP,
     UnsupportedOperators,
     converter_between,
@@ -24,7 +24,7 @@ from edgeserve.convert.registry import (
     shortest_path,
 )
 from edgeserve.errors import DependencyMissing, ToolEnvironmentError, UnsupportedModel, UsageError
-from tests.convert.wheels import write_wheel
+from tests.conversion.wheels import write_wheel
 from tests.distributions import write_distribution
 
 PLUGIN = """
@@ -190,7 +190,7 @@ def test_a_crash_leaves_its_last_words(source: Path) -> None:
 RUN_SLEEPER = """
 import sys
 from pathlib import Path
-from tests.convert.test_registry import run
+from tests.conversion.test_registry import run
 sys.path.insert(0, sys.argv[1])
 run("d-to-d", Path(sys.argv[2]), "sleep")
 """

@@ -23,12 +23,12 @@ from edgeserve.bundle import (
 )
 from edgeserve.bundle.manifest import SCHEMA_VERSION
 from edgeserve.bundle.writing import BundleWriter
-from edgeserve.convert.build import Builder
-from edgeserve.convert.choose import Trial, Verdict
-from edgeserve.convert.data import Data
-from edgeserve.convert.options import Conversion, Options, Row
-from edgeserve.convert.prove import Proof
-from edgeserve.convert.source import OnnxSource
+from edgeserve.conversion.build import Builder
+from edgeserve.conversion.choose import Trial, Verdict
+from edgeserve.conversion.data import Data
+from edgeserve.conversion.options import Conversion, Options, Row
+from edgeserve.conversion.prove import Proof
+from edgeserve.conversion.source import OnnxSource
 from edgeserve.devices import machine
 from edgeserve.evaluate import class_scores
 from edgeserve.targets import Target

@@ -15,7 +15,7 @@ import numpy as np
 from edgeserve.bench.interleave import interleave
 from edgeserve.bench.statistics import ratio_interval
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
-from edgeserve.convert.choose import Trial
+from edgeserve.conversion.choose import Trial
 from edgeserve.devices import machine
 from edgeserve.errors import (
     DependencyMissing,

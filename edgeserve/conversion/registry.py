@@ -21,9 +21,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from edgeserve.convert import tool_runner
-from edgeserve.convert.protocol import Converter, Options
-from edgeserve.convert.toolenv import ToolEnvironment
+from edgeserve.conversion import tool_runner
+from edgeserve.conversion.protocol import Converter, Options
+from edgeserve.conversion.toolenv import ToolEnvironment
 from edgeserve.errors import (
     DependencyMissing,
     EdgeServeError,

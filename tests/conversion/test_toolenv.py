@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.convert.toolenv import (
+from edgeserve.conversion.toolenv import (
     ToolEnvironment,
     cache_root,
     list_environments,
     remove_environments,
 )
 from edgeserve.errors import ToolEnvironmentError, UsageError
-from tests.convert.wheels import write_wheel
+from tests.conversion.wheels import write_wheel
 
 SLOW_INSTALL = """
 import sys
-from edgeserve.convert.toolenv import ToolEnvironment
+from edgeserve.conversion.toolenv import ToolEnvironment
 ToolEnvironment("tool", ("tinytool==1.0",)).ensure(lambda what, share: print(what, flush=True))
 """
 

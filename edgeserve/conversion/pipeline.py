@@ -8,13 +8,13 @@ from typing import Final
 
 from edgeserve.bundle import Candidate, Precision, Variant
 from edgeserve.bundle.writing import bundle_writer, check_destination
-from edgeserve.convert.assemble import is_here, ordered_chain, report, write_bundle
-from edgeserve.convert.build import Builder
-from edgeserve.convert.choose import Bounds, Trial, Verdict, choose
-from edgeserve.convert.data import Data
-from edgeserve.convert.options import Conversion, Options
-from edgeserve.convert.prove import Subject, prove
-from edgeserve.convert.source import (
+from edgeserve.conversion.assemble import is_here, ordered_chain, report, write_bundle
+from edgeserve.conversion.build import Builder
+from edgeserve.conversion.choose import Bounds, Trial, Verdict, choose
+from edgeserve.conversion.data import Data
+from edgeserve.conversion.options import Conversion, Options
+from edgeserve.conversion.prove import Subject, prove
+from edgeserve.conversion.source import (
     check_runs,
     open_reference,
     proven_batching,

@@ -13,13 +13,13 @@ import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
-from edgeserve.convert.registry import (
+from edgeserve.conversion.registry import (
     UnsupportedOperators,
     converter_between,
     run_converter,
     shortest_path,
 )
-from edgeserve.convert.source import OnnxSource, named_nodes, save_onnx
+from edgeserve.conversion.source import OnnxSource, named_nodes, save_onnx
 from edgeserve.errors import UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize import calibration_record, quantize_onnx_static
