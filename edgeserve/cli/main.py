@@ -11,13 +11,16 @@ import sys
 import traceback
 from typing import Annotated, Any
 
-import click
 import typer
 
 import edgeserve
 from edgeserve.cli import bench, convert, demo, env, gate, inspect, package, run, targets
 from edgeserve.cli.output import print_error
 from edgeserve.errors import EdgeServeError
+
+# The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
+# longer depends on.
+_WrongUsage: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="edgeserve",
@@ -74,10 +77,10 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         print_error(error)
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except _WrongUsage as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
