@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich.console import Console
 
     from edgeserve.bench import Report
@@ -53,7 +50,7 @@ def bench(
     """Measure every candidate of the chain that opens here, in turns; say why the others do not."""
     from edgeserve.bench import Settings
     from edgeserve.bench import bench as measure
-    from edgeserve.cli.output import to_json, write_output
+    from edgeserve.cli.output import progress, to_json, write_output
 
     bundle = open_bundle(path)
     settings = Settings(
@@ -86,36 +83,6 @@ def open_bundle(path: Path) -> Bundle:
             hint=f"edgeserve convert {path} -o {path.with_suffix('.edge').name}",
         )
     return Bundle.open(path)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on stderr while the block runs; yields the function that moves it."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from edgeserve.cli.output import is_quiet, stderr_console
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-    )
-    # Redrawing costs CPU time that would be measured: twice a second is enough.
-    with Progress(
-        *columns,
-        console=stderr_console(),
-        transient=True,
-        disable=is_quiet(),
-        refresh_per_second=2,
-    ) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def say(what: str, share: float | None) -> None:
-            total = None if share is None else 1.0
-            bar.update(task, description=what, total=total, completed=share or 0.0)
-
-        yield say
 
 
 def render(report: Report) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import is_quiet, size_text, stderr_console, stdout_console, to_json
+from edgeserve.cli.output import progress, size_text, stdout_console, to_json
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeserve.conversion.options import Conversion, Options, Row
+    from edgeserve.conversion.options import Conversion, Row
 
 
 class PrecisionChoice(StrEnum):
@@ -114,6 +114,7 @@ def command(
 ) -> None:
     from edgeserve.cli.images import preprocess_from
     from edgeserve.conversion.options import Options
+    from edgeserve.conversion.pipeline import convert
 
     flags = {
         "image_size": image_size,
@@ -141,66 +142,44 @@ def command(
         name=name,
         tool_env=tool_env,
     )
-    report = run_with_progress(source, output or Path(f"{source.stem}.edge"), options)
+    with progress() as say:
+        report = convert(source, output or Path(f"{source.stem}.edge"), options, say)
     if json_output:
         print(to_json(report))
     else:
         render(report)
 
 
-def run_with_progress(source: Path, output: Path, options: Options) -> Conversion:
-    """`convert` under a progress bar on stderr."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from edgeserve.conversion.pipeline import convert
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-    )
-    console = stderr_console()
-    with Progress(*columns, console=console, transient=True, disable=is_quiet()) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def say(what: str, share: float | None) -> None:
-            if share is None:
-                progress.update(task, description=what, total=None)
-            else:
-                progress.update(task, description=what, total=1.0, completed=share)
-
-        return convert(source, output, options, say)
-
-
 def render(report: Conversion) -> None:
-    """The report as a table; the last line is what to do next."""
-    from rich.table import Table
+    """The report as a table; the last lines are what was written and what to do next."""
+    from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    table = Table(
-        title=f"{report.bundle}: target {report.target}, proven on {report.proof_samples} samples "
-        f"({report.proof_source})",
-        title_justify="left",
+    console.print(
+        f"{report.bundle}: target {report.target}, proven on {report.proof_samples} samples "
+        f"({report.proof_source})\n",
+        markup=False,
     )
-    for column in ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "agrees",
-                   "SQNR", "accuracy", "verdict"):  # fmt: skip
-        right = column in ("size", "latency", "vs fp32", "agrees", "SQNR", "accuracy")
-        wraps = column in ("verdict", "int8 ops")
-        table.add_column(column, justify="right" if right else "left", no_wrap=not wraps)
+    columns = ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "agrees", "SQNR",
+               "accuracy", "verdict")  # fmt: skip
+    table = table_of(*columns, right=("size", "latency", "vs fp32", "agrees", "SQNR", "accuracy"))
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     accuracy = report.reference_accuracy
-    table.add_row(
-        "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
+    add_row(
+        table, "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
         f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "", "reference",
     )  # fmt: skip
     for row in report.rows:
-        table.add_row(*_cells(row), style=None if row.chosen else "dim")
+        add_row(table, *_cells(row))
     console.print(table)
+    console.print()
     for remark in report.remarks:
-        console.print(f"note: {remark}")
+        console.print(f"note: {remark}", markup=False)
     chain = " -> ".join(c.label for c in report.chain)
-    console.print(f"wrote {report.bundle} ({size_text(report.bundle_size_bytes)}); chain: {chain}")
+    size = size_text(report.bundle_size_bytes)
+    console.print(f"wrote {report.bundle} ({size}); chain: {chain}", markup=False)
     console.print(f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,34 @@ def stderr_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, quiet=is_quiet(), highlight=False)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on stderr while the block runs; yields the function that moves it."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    # Redrawing costs CPU time that would be measured: twice a second is enough.
+    with Progress(
+        *columns,
+        console=stderr_console(),
+        transient=True,
+        disable=is_quiet(),
+        refresh_per_second=2,
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def say(what: str, share: float | None) -> None:
+            total = None if share is None else 1.0
+            bar.update(task, description=what, total=total, completed=share or 0.0)
+
+        yield say
 
 
 def to_json(value: Any) -> str:
