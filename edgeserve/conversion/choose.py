@@ -18,8 +18,8 @@ class Trial(msgspec.Struct, frozen=True):
     """One variant for one entry of the chain, and what came of trying it.
 
     `problem` is set when it could not be built or does not run; `unverified` when this machine lacks
-    the device. `speedup_high` is the upper end of the confidence interval of the speed-up over the
-    fp32 source.
+    the device. `speedup_high` is the upper end of the confidence interval of the speed-up over fp32
+    on the same runtime, or over the source where that was not tried.
     """
 
     entry: int
@@ -116,7 +116,7 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
         return problem, True
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
     if bounds.speed_counts and slower and trial.precision != "fp32":
-        return f"slower than fp32 ({trial.measured.speedup:.2f}x)", True
+        return f"slower than fp32 on the same runtime (at most {trial.speedup_high:.2f}x)", True
     return None, False
 
 

@@ -6,14 +6,14 @@ them alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from edgeserve.bench.interleave import interleave
-from edgeserve.bench.statistics import ratio_interval
+from edgeserve.bench.interleave import Timings, interleave
+from edgeserve.bench.statistics import speedup_interval
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
 from edgeserve.conversion.choose import Trial
 from edgeserve.devices import machine
@@ -101,13 +101,17 @@ def prove(
                     data_sha256=samples.sha256,
                 )
             found = fidelity(interface, wanted, item.outputs)
-            trials[index] = _measured(
-                item, found, accuracy, times[str(index)], times["reference"], trials[index]
-            )
+            trials[index] = _measured(item, found, accuracy, times, index, trials[index])
+            same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
+            if same:
+                own = times[str(list(subjects).index(same[0].subject))]
+                trials[index] = msgspec.structs.replace(
+                    trials[index], speedup_high=speedup_interval(own, times[str(index)]).high
+                )
         golden = _golden(interface, samples, wanted, golden_samples)
         return Proof(
             tuple(trials[i] for i in range(len(subjects))),
-            float(np.median(times["reference"])),
+            float(np.median(times["reference"].ms)),
             reference_top1,
             *golden,
         )
@@ -160,26 +164,35 @@ def _time(
     reference: Session,
     inputs: Tensors,
     seconds: float,
-) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+) -> dict[str, Timings]:
     def call(session: Session) -> Callable[[], object]:
         return lambda: session.run(inputs)
 
     runs = {"reference": call(reference)}
     runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
-    timed = interleave(runs, max_seconds=seconds * len(runs))
-    return {name: series.ms for name, series in timed.items()}
+    return interleave(runs, max_seconds=seconds * len(runs))
+
+
+def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
+    """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `subject`."""
+    return (
+        other.entry == subject.entry
+        and other.variant.precision == "fp32"
+        and subject.variant.precision != "fp32"
+    )
 
 
 def _measured(
     item: _Opened,
     found: Fidelity,
     accuracy: Accuracy | None,
-    times: np.ndarray[tuple[int], np.dtype[np.float64]],
-    reference: np.ndarray[tuple[int], np.dtype[np.float64]],
+    times: Mapping[str, Timings],
+    index: int,
     trial: Trial,
 ) -> Trial:
     entry = item.subject.chain_entry
-    speedup = ratio_interval(reference, times)
+    mine = times[str(index)]
+    speedup = speedup_interval(times["reference"], mine)
     placed = item.session.placement()
     measured = Measured(
         runtime=entry.runtime,
@@ -187,7 +200,7 @@ def _measured(
         device=entry.device,
         machine=machine().cpu or machine().arch,
         fidelity=found,
-        latency_ms=float(np.median(times)),
+        latency_ms=float(np.median(mine.ms)),
         speedup=speedup.ratio,
         inference_precision=placed.inference_precision,
         int8_compute_ops=placed.int8_compute_ops,
