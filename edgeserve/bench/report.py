@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -22,7 +21,7 @@ SCHEMA: Final = "edgeserve-bench/1"
 class Settings(msgspec.Struct, frozen=True):
     """What was asked for. `duration_s` of single stream a candidate, half of that for throughput;
     `samples` calls a candidate at least; `processes` fresh ones for load time and memory; `against`
-    the source model to compare with."""
+    the path of the source model to compare with."""
 
     device: str | None = None
     variant: str | None = None
@@ -30,7 +29,7 @@ class Settings(msgspec.Struct, frozen=True):
     duration_s: float = 5.0
     samples: int = 64
     processes: int = 3
-    against: Path | None = None
+    against: str | None = None
 
 
 class Requested(msgspec.Struct, frozen=True):
@@ -47,7 +46,8 @@ class Requested(msgspec.Struct, frozen=True):
 
 class Engaged(msgspec.Struct, frozen=True):
     """What the engine does with it, read from it after compiling: shares of operations by device, the
-    precision it computes in, convolutions and matrix products and those of them in int8."""
+    precision it computes in, convolutions and matrix products and those of them in int8. `max_batch` is
+    the most samples it takes in one piece (0: no batches)."""
 
     runtime_version: str | None
     shares: dict[str, float]
@@ -55,6 +55,7 @@ class Engaged(msgspec.Struct, frozen=True):
     compute_ops: int
     int8_compute_ops: int
     concurrency: int
+    max_batch: int
 
 
 class Latency(msgspec.Struct, frozen=True):

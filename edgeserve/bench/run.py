@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +36,7 @@ from edgeserve.bench.subjects import (
     requests_of,
     select,
 )
-from edgeserve.bench.throughput import Offline, offline
+from edgeserve.bench.throughput import Offline, accepts_batches, offline
 from edgeserve.bench.warnings import (
     BenchWarning,
     baseline_warnings,
@@ -58,7 +59,10 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
     settings, say = settings or Settings(), say or _silent
     bundle.verify()
     subjects = select(
-        bundle, device=settings.device, variant=settings.variant, against=settings.against
+        bundle,
+        device=settings.device,
+        variant=settings.variant,
+        against=Path(settings.against) if settings.against else None,
     )
     requests = requests_of(bundle)
     before = observe_before()
@@ -177,7 +181,7 @@ def _measurements(
             Measurement(
                 label=item.subject.label,
                 requested=_requested(item, settings),
-                engaged=_engaged(item, cold[key]),
+                engaged=_engaged(bundle, item, cold[key]),
                 size_bytes=item.subject.size_bytes,
                 golden_error=item.golden_error,
                 cold_start=cold[key],
@@ -222,7 +226,7 @@ def _requested(item: Opened, settings: Settings) -> Requested:
     )
 
 
-def _engaged(item: Opened, cold: ColdStart) -> Engaged:
+def _engaged(bundle: Bundle, item: Opened, cold: ColdStart) -> Engaged:
     placement = item.placement
     return Engaged(
         runtime_version=cold.runtime_version,
@@ -231,6 +235,7 @@ def _engaged(item: Opened, cold: ColdStart) -> Engaged:
         compute_ops=placement.compute_ops,
         int8_compute_ops=placement.int8_compute_ops,
         concurrency=item.session.concurrency,
+        max_batch=accepts_batches(bundle, item),
     )
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Kind = Literal[
     "too_few_samples",
     "noisy",
-    "outliers",
+    "long_tail",
     "not_settled",
     "drift",
     "timer",
@@ -29,7 +29,7 @@ Kind = Literal[
 ]
 
 NOISY_SPREAD: Final = 0.15
-OUTLIER_SHARE: Final = 0.02
+TAIL_RATIO: Final = 2.0
 DRIFT_SHARE: Final = 0.10
 TIMER_SHARE: Final = 0.02
 BUSY_SHARE: Final = 0.5  # of the cores, before the benchmark began
@@ -111,11 +111,11 @@ def _timing_warnings(found: Measurement, environment: Environment) -> Iterator[B
             "noisy", f"times vary: the middle half spans {_percent(summary.spread)} of the median",
             _QUIET, label,
         )  # fmt: skip
-    if summary.outliers > OUTLIER_SHARE * summary.samples:
+    if summary.p99 is not None and summary.p99 > TAIL_RATIO * summary.p50:
         yield BenchWarning(
-            "outliers",
-            f"{summary.outliers} of {summary.samples} calls were far off (Tukey's outer fences)",
-            "something interrupts the machine now and then; p99 shows what it costs",
+            "long_tail",
+            f"one call in a hundred takes {summary.p99 / summary.p50:.1f} times the median or longer",
+            "something interrupts the machine now and then; budget for p99, not for p50",
             label,
         )
     if not latency.settled:
@@ -163,11 +163,16 @@ def _engagement_warnings(found: Measurement) -> Iterator[BenchWarning]:
             "the model is smaller but not faster: convert it for this runtime",
             label,
         )
-    if not any(r.way.batch > 1 for r in found.offline.rates) and not found.offline.failed:
+    if engaged.max_batch <= 1:
+        cause = (
+            "its target compiles it for one sample"
+            if requested.static_shapes
+            else ("the model has no batch dimension, or a fixed one")
+        )
         yield BenchWarning(
             "batches_not_used",
-            "takes one sample a call: compiled for it, or the model has no batch dimension",
-            "nothing on a CPU, where batches gain little",
+            f"takes one sample a call: {cause}",
+            "small models gain most from batches, large ones on a CPU hardly any",
             label,
         )
 

@@ -59,7 +59,7 @@ def bench(
         threads=threads,
         duration_s=duration,
         samples=samples,
-        against=against,
+        against=str(against) if against else None,
     )
     with progress() as say:
         report = measure(bundle, settings, say)
