@@ -17,7 +17,7 @@ from edgeserve.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")])
-DATA = ROOT / "edgeserve" / "demo" / "data"
+DATA = ROOT / "edgeserve" / "demo" / "files"
 
 
 def command_lines(text: str) -> list[str]:

@@ -87,7 +87,7 @@ def export(model: nn.Sequential, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    default = HERE.parent.parent / "edgeserve" / "demo" / "data"
+    default = HERE.parent.parent / "edgeserve" / "demo" / "files"
     parser.add_argument("-o", "--output", type=Path, default=default)
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "data"
+DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 
 
 def convert(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "data"
+DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from edgeserve.evaluate import load_samples
 from edgeserve.quantize import quantize_onnx_static
 from edgeserve.targets import Quantization
 
-DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "data"
+DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""`edgeserve demo`: the whole path on the embedded model, by the commands a user would type."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeserve.demo import Answers
+
+_STEPS = 5
+_STOP_S = 15.0
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "demo",
+        help="Convert, prove, bench, gate, serve and query an embedded digit classifier.\n\n"
+        "Example: edgeserve demo --keep digits-demo",
+    )(command)
+
+
+def command(
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Leave the bundle in this folder.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve/--no-serve", help="End before serving with --no-serve.")
+    ] = True,
+) -> None:
+    from edgeserve.demo import ask, embedded
+
+    demo = embedded()
+    with _folder(keep) as folder:
+        bundle = folder / "digits.edge"
+        _step(1, "convert to int8, prove it against the source, choose")
+        _run(
+            "convert", str(demo.model), "-o", str(bundle), "--calibrate", str(demo.calibration),
+            "--eval", str(demo.samples), "--labels", str(demo.labels), "--force",
+        )  # fmt: skip
+        _step(2, "measure every candidate on this machine")
+        _run("bench", str(bundle), "--against", str(demo.model), "--duration", "2")
+        _step(3, "hold it to budgets, as CI would")
+        _run("gate", str(bundle), "--max-size", "300 kB", "--max-accuracy-drop", "1.0")
+        if serve:
+            _step(4, "serve it")
+            with _serving(bundle) as url:
+                _step(5, f"ask {url} about {200} digits it has never seen")
+                _show(ask(url, "digits", demo.samples))
+        if keep is not None:
+            print(f"\nthe bundle is in {bundle}; serve it again: edgeserve run {bundle}")
+        else:
+            print(
+                "\nnext: edgeserve demo --keep DIR leaves the bundle; edgeserve convert YOUR.onnx"
+            )
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        from edgeserve.bundle.writing import write_errors
+
+        with write_errors(keep):
+            keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+    else:
+        with tempfile.TemporaryDirectory(prefix="edgeserve-demo-") as folder:
+            yield Path(folder)
+
+
+def _step(number: int, what: str) -> None:
+    from edgeserve.cli.output import stdout_console
+
+    console = stdout_console()
+    console.print()
+    console.rule(f"[bold]{number}/{_STEPS}  {what}", align="left")
+    sys.stdout.flush()
+
+
+def _run(*arguments: str) -> None:
+    """One command, shown as it would be typed. Raises CheckFailed when it does not succeed."""
+    from edgeserve.cli.main import app
+    from edgeserve.errors import CheckFailed
+
+    print(f"$ edgeserve {shlex.join(arguments)}\n", flush=True)
+    code: Any = typer.main.get_command(app)(
+        args=list(arguments), prog_name="edgeserve", standalone_mode=False
+    )
+    if code:
+        raise CheckFailed(
+            f"edgeserve {arguments[0]} ended with exit code {code}",
+            hint="what it printed above says why",
+        )
+
+
+@contextmanager
+def _serving(bundle: Path) -> Iterator[str]:
+    """A server in a process of its own, as on a device; yields its URL and stops it with SIGTERM."""
+    from edgeserve.errors import EnvironmentProblem
+
+    arguments = ["run", str(bundle), "--http-port", "0"]
+    print(f"$ edgeserve {shlex.join(arguments)}\n", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgeserve", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield _url(process)
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(_STOP_S)
+            if code != 0:
+                raise EnvironmentProblem(f"the server ended with exit code {code}")
+            print("\nSIGTERM: the server drained and ended with exit code 0")
+        finally:
+            process.kill()
+
+
+def _url(process: subprocess.Popen[str]) -> str:
+    """Pass the server's start-up table on until it names its URL."""
+    from edgeserve.errors import EnvironmentProblem
+
+    assert process.stderr is not None
+    for line in process.stderr:
+        print(line, end="")
+        found = re.search(r"http://[\w.:\[\]-]+:\d+", line)
+        if found:
+            return found[0]
+    raise EnvironmentProblem("the server did not start", hint="what it printed above says why")
+
+
+def _show(answers: Answers) -> None:
+    shades = " .:-=+*#%@"
+    for row in answers.example_image:
+        print("    " + "".join(shades[min(9, round(v * 9))] * 2 for v in row))
+    best = max(range(len(answers.example_scores)), key=answers.example_scores.__getitem__)
+    print(f"\nlabelled {answers.example_label}, answered {best}")
+    print(
+        f"{answers.right} of {answers.samples} right, on device '{answers.device}', "
+        f"{answers.requests_per_s:.0f} requests/s from one client that opens a connection each"
+    )
