@@ -1,0 +1,96 @@
+"""`edgeserve package`: a bundle with all that serves it, for a device without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeserve.packaging import Package
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "package", epilog="Example: edgeserve package model.edge --arch aarch64 -o model-pi"
+    )(command)
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that `edgeserve convert` wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The folder to write [NAME-package]."),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="The device's CPU: x86_64 or aarch64 [this machine's].")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(metavar="3.N", help="The device's Python [this one].")
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="Take only this runtime's candidates. May be repeated."),
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Take only this variant. May be repeated.")
+    ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Keep variants in the bundle that nothing runs.")
+    ] = False,
+    wheelhouse: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Take wheels from here instead of a package index."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="For serve.toml.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing package.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write the least that must travel: the bundle, wheels, an installer, a systemd unit.
+
+    The folder installs and serves where no package index can be reached.
+    """
+    from edgeserve.cli.output import stderr_console, to_json
+    from edgeserve.packaging import Options, package
+
+    options = Options(
+        arch=arch,
+        python=python,
+        runtimes=tuple(runtime or ()),
+        variants=tuple(variant or ()),
+        keep_all=keep_all,
+        wheelhouse=wheelhouse,
+        host=host,
+        http_port=http_port,
+        force=force,
+    )
+    destination = output or Path(f"{bundle.stem}-package")
+    with stderr_console().status("reading the bundle") as status:
+        written = package(bundle, destination, options, lambda what, share: status.update(what))
+    if json:
+        print(to_json(written))
+    else:
+        render(written)
+
+
+def render(written: Package) -> None:
+    """The parts and what they weigh; the last line is what to do next."""
+    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.tables import add_row, table_of
+
+    console = stdout_console()
+    console.print(
+        f"{written.path}: {written.name} for Linux on {written.arch}, Python {written.python}, "
+        f"glibc {written.glibc} or newer",
+        soft_wrap=True,
+    )
+    console.print(f"chain: {' -> '.join(c.label for c in written.chain)}\n", soft_wrap=True)
+    table = table_of("part", "version", "packed", "installed", right=("packed", "installed"))
+    for part in written.parts:
+        installed = size_text(part.installed_bytes) if part.installed_bytes else ""
+        add_row(table, part.name, part.version or "", size_text(part.packed_bytes), installed)
+    add_row(table, "all", "", size_text(written.packed_bytes), size_text(written.installed_bytes))
+    console.print(table)
+    console.print(f"\ncopy it to the device, then there: {written.path}/install.sh", soft_wrap=True)
