@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError
 
 ARCHS: Final = ("x86_64", "aarch64")
 _ALIASES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -60,10 +60,9 @@ def device(arch: str | None = None, python: str | None = None) -> Device:
     given = arch or platform.machine()
     name = _ALIASES.get(given.lower(), given.lower())
     if name not in ARCHS:
-        guess = nearest(name, ARCHS)
         raise UsageError(
             f"no packages are made for the architecture '{given}'",
-            hint=f"did you mean '{guess}'?" if guess else f"known: {', '.join(ARCHS)}",
+            hint=f"--arch {' or '.join(ARCHS)}",
         )
     if python is None:
         return Device(name, sys.version_info[:2])
