@@ -83,13 +83,15 @@ def interleave(
             done += 1
             elapsed = time.perf_counter() - began
             fewest = min(len(t) for t in times.values())
-            if progress is not None:
-                progress(min(1.0, elapsed / max_seconds, fewest / min_samples))
-            if (
+            finished = (
                 (fewest >= max_samples and done >= _FULL_ROUNDS)
                 or (elapsed >= max_seconds and fewest >= min_samples)
                 or elapsed >= patience * max_seconds
-            ):
+            )
+            if progress is not None:
+                share = min(elapsed / max_seconds, fewest / min_samples)
+                progress(1.0 if finished else min(1.0, share))
+            if finished:
                 break
     finally:
         if collecting:
