@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final, Literal
 
 import msgspec
@@ -109,14 +110,19 @@ def limit_text(unit: Unit, value: float) -> str:
     if unit == "size":
         for name, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if value >= factor:
-                return f"{value / factor:.4g} {name}"
+                return f"{_digits(value / factor, 4)} {name}"
         return f"{value:.0f} B"
     if unit == "time":
-        return f"{value:.4g} ms"
+        return f"{_digits(value, 4)} ms"
     if unit == "points":
         return f"{value:.2f} points"
     if unit == "share":
-        return f"{100 * value:.4g} %"
+        return f"{_digits(100 * value, 4)} %"
     if unit == "decibels":
         return f"{value:.1f} dB"
-    return f"{value:.5g}" if unit == "cosine" else f"{value:.3g}x"
+    return _digits(value, 5) if unit == "cosine" else f"{_digits(value, 3)}x"
+
+
+def _digits(value: float, count: int) -> str:
+    """`count` significant digits, never with an exponent: what is shown can be pasted as a limit."""
+    return format(Decimal(f"{value:.{count}g}"), "f")

@@ -25,7 +25,7 @@ from edgeserve.bench.subjects import (
 )
 from edgeserve.bundle import Bundle, Fidelity, Measured
 from edgeserve.chain import golden_batches
-from edgeserve.errors import DeviceUnavailable
+from edgeserve.errors import DeviceUnavailable, UsageError
 from edgeserve.evaluate import fidelity
 from edgeserve.gate.config import Config
 
@@ -160,6 +160,10 @@ def _open_baseline(
     else:
         others = [s for s in select(bundle) if s.precision == "fp32" and s.index != mine]
     # Not in a process of their own first: the fallback on the CPU is what fp32 candidates are.
-    more, _ = open_all(bundle, [s for s in others if s.candidate.device == "cpu"], threads=threads)
+    on_cpu = [s for s in others if s.candidate.device == "cpu"]
+    more, skipped = open_all(bundle, on_cpu, threads=threads)
     opened += more
+    if against is not None and skipped:
+        reason, hint = skipped[0].reason, skipped[0].hint
+        raise UsageError(f"{against} cannot be compared with", cause=reason, hint=hint)
     return find_baseline(opened)
