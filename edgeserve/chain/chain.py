@@ -129,8 +129,11 @@ class Chain:
         return self._session
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Candidate]:
-        """Run checked inputs; also say which candidate answered. Raises InferenceFailed only when
-        every candidate failed (or with fallback off)."""
+        """Run checked inputs; also say which candidate answered.
+
+        Raises InferenceFailed when every candidate failed, with fallback off, or when the candidate
+        still reproduces the golden samples: then the request is at fault.
+        """
         while True:
             session, index = self._session, self._index
             try:
@@ -146,6 +149,8 @@ class Chain:
             if self._index != failed:
                 return
             candidate = self._candidates[failed]
+            if self._still_right(candidate):
+                raise error  # the request is at fault, not the device
             log.error("%s failed while running: %s", candidate.label, error)
             if failed + 1 == len(self._candidates):
                 raise error
@@ -160,6 +165,13 @@ class Chain:
             self._retired.append(self._session)
             self._session, self._index = session, index
             self.fallbacks.append(Fallback(candidate, self._candidates[index], "error"))
+
+    def _still_right(self, candidate: Candidate) -> bool:
+        try:
+            check_golden(self.bundle, self._session, candidate.variant)
+        except EdgeServeError:
+            return False
+        return True
 
     def _open_from(self, start: int) -> tuple[int, Session]:
         first_error: EdgeServeError | None = None

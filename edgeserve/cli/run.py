@@ -1,0 +1,129 @@
+"""`edgeserve run`: serve a bundle over HTTP on this device."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeserve.cli.output import stderr_console
+
+if TYPE_CHECKING:
+    from edgeserve.serve.app import Started
+
+
+class FallbackChoice(StrEnum):
+    """What --fallback takes."""
+
+    auto = "auto"
+    never = "never"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "run",
+        help="Serve a bundle over HTTP (Open Inference Protocol v2) until SIGTERM.\n\n"
+        "Example: edgeserve run model.edge --http-port 8000",
+    )(command)
+
+
+def command(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="The bundle, unless --config names it."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="A serve.toml; its keys are these flags' names."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name [the bundle's].")] = None,
+    host: Annotated[
+        str | None, typer.Option(envvar="EDGESERVE_HOST", help="Address to listen on [127.0.0.1].")
+    ] = None,
+    http_port: Annotated[
+        int | None,
+        typer.Option(envvar="EDGESERVE_HTTP_PORT", help="Port; 0 picks a free one [8000]."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
+    fallback: Annotated[
+        FallbackChoice | None,
+        typer.Option(help="never: fail when the first candidate does [auto]."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of one call; 0 lets the engine choose [0].")
+    ] = None,
+    instances: Annotated[int | None, typer.Option(help="Calls that run side by side [1].")] = None,
+    spin: Annotated[
+        bool | None,
+        typer.Option("--spin/--no-spin", help="Idle engine threads busy-wait: quicker, hotter."),
+    ] = None,
+    batching: Annotated[
+        bool | None,
+        typer.Option("--batching/--no-batching", help="Run what queued meanwhile as one batch."),
+    ] = None,
+    queue: Annotated[int | None, typer.Option(help="Requests that may wait [1024].")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds a request may take; 0: any [0].")
+    ] = None,
+    max_body: Annotated[int | None, typer.Option(help="Largest body in bytes [64 MiB].")] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that requests in flight get on SIGTERM [30].")
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback without protection.")
+    ] = None,
+) -> int:
+    from edgeserve.serve.app import serve
+    from edgeserve.serve.settings import read_settings, settings_from
+
+    flags = {
+        "bundle": str(bundle) if bundle is not None else None,
+        "name": name,
+        "host": host,
+        "http_port": http_port,
+        "device": device,
+        "variant": variant,
+        "fallback": fallback.value if fallback is not None else None,
+        "threads": threads,
+        "instances": instances,
+        "spin": spin,
+        "batching": batching,
+        "queue": queue,
+        "timeout": timeout,
+        "max_body": max_body,
+        "drain_timeout": drain_timeout,
+        "insecure": insecure,
+    }
+    if config is not None:
+        settings = read_settings(config, flags)
+    else:
+        settings = settings_from({k: v for k, v in flags.items() if v is not None})
+    return 0 if serve(settings, render) else 1
+
+
+def render(started: Started) -> None:
+    """The start-up table, on stderr: every candidate, and what became of it."""
+    from edgeserve.cli.tables import add_row, table_of
+
+    console = stderr_console()
+    table = table_of("candidate", "device", "status", "load", "golden error", right=("load",))
+    serving = True
+    for attempt in started.attempts:
+        status = attempt.error or ("standby" if not attempt.ok else "serving" if serving else "")
+        serving = serving and not attempt.ok
+        add_row(
+            table,
+            attempt.candidate.label,
+            attempt.candidate.device,
+            status,
+            f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
+            f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
+        )
+    console.print(table)
+    how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
+    batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
+    console.print(f"\nserving {started.model} at {started.url} ({how}, {batches})", markup=False)
+    console.print(f"try: curl {started.url}/v2/models/{started.model}", markup=False)

@@ -1,0 +1,1 @@
+"""The server: bundles over HTTP on the device they run on."""

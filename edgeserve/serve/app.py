@@ -1,0 +1,208 @@
+"""Puts the server together: chain, engine, router, sockets, signals. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from edgeserve.bundle import Bundle
+from edgeserve.chain import Attempt, Chain, ChainOptions
+from edgeserve.errors import EdgeServeError, EnvironmentProblem
+from edgeserve.serve.engine import EngineSettings
+from edgeserve.serve.http.limits import Limits
+from edgeserve.serve.http.routes import Router
+from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.metrics import ServerMetrics
+from edgeserve.serve.model import ServedModel
+from edgeserve.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Started(msgspec.Struct, frozen=True):
+    """What serves, and where; for the start-up table."""
+
+    url: str
+    model: str
+    attempts: tuple[Attempt, ...]
+    inline: bool
+    max_batch: int
+    instances: int
+
+
+def open_chain(settings: Settings) -> Chain:
+    """Open what the settings name. Raises BundleError, UsageError, DeviceUnavailable, CheckFailed."""
+    settings.check()
+    options = ChainOptions(
+        fallback=settings.fallback == "auto",
+        device=settings.device,
+        variant=settings.variant,
+        threads=settings.threads,
+        instances=settings.instances,
+        spin=settings.spin,
+    )
+    return Chain(Bundle.open(settings.bundle), options)
+
+
+def serve(settings: Settings, on_start: Callable[[Started], None]) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. False when requests had to be given up.
+
+    `on_start` is called once the server answers. Raises what `open_chain` raises, and
+    EnvironmentProblem when the address cannot be used.
+    """
+    chain = open_chain(settings)
+    try:
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            return runner.run(_serve(settings, chain, on_start))
+    finally:
+        chain.close()
+
+
+async def _serve(settings: Settings, chain: Chain, on_start: Callable[[Started], None]) -> bool:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with _Service(settings, chain, loop) as service:
+        on_start(await service.start())
+        # What start-up left behind is not worth a pause while serving.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        return await service.drain()
+
+
+class _Service:
+    """The parts of one running server, on one event loop."""
+
+    def __init__(self, settings: Settings, chain: Chain, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._chain = chain
+        self._ready = False
+        metrics = ServerMetrics()
+        name = settings.name or chain.bundle.name
+        engine = EngineSettings(
+            queue=settings.queue,
+            timeout_s=settings.timeout,
+            instances=settings.instances,
+            batching=settings.batching,
+        )
+        self._model = ServedModel(name, chain, engine, metrics.model(name, "1"), loop)
+        router = Router({name: self._model}, metrics, lambda: self._ready)
+        self._http = HttpServer(router, Limits(body_bytes=settings.max_body), metrics)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.close()
+        await asyncio.to_thread(self._model.engine.close)
+
+    async def start(self) -> Started:
+        host, port = await self._http.listen(self._settings.host, self._settings.http_port)
+        self._ready = True
+        shown = f"[{host}]" if ":" in host else host
+        engine = self._model.engine
+        return Started(
+            url=f"http://{shown}:{port}",
+            model=self._model.name,
+            attempts=tuple(self._chain.attempts),
+            inline=engine.inline,
+            max_batch=engine.max_batch,
+            instances=self._settings.instances,
+        )
+
+    async def drain(self) -> bool:
+        """Not ready, nothing new; what is in flight is answered, within the drain timeout."""
+        self._ready = False
+        log.info("draining")
+        draining = self._model.engine.drain(self._settings.drain_timeout)
+        self._http.stop_accepting()
+        done = await draining
+        await asyncio.sleep(0.05)  # let the last answers leave their sockets
+        if not done:
+            log.error("requests were given up after %g s", self._settings.drain_timeout)
+        return done
+
+
+class Background:
+    """A server on a thread of its own, for tests and notebooks; stop it, or use it with `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Returns when the server answers. Raises what `serve` raises."""
+        self._settings = settings
+        self._chain = open_chain(settings)
+        self._loop = _loop()
+        self._stop = asyncio.Event()
+        self._answering = threading.Event()
+        self._error: EdgeServeError | None = None
+        self._started: Started | None = None
+        self._thread = threading.Thread(target=self._run, name="edgeserve-server", daemon=True)
+        self._thread.start()
+        self._answering.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    @property
+    def started(self) -> Started:
+        assert self._started is not None
+        return self._started
+
+    @property
+    def url(self) -> str:
+        return self.started.url
+
+    def stop(self) -> None:
+        """Drain and end; may be called twice."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._main())
+        except EdgeServeError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the start
+            self._error = EnvironmentProblem("the server failed", cause=repr(error))
+        finally:
+            self._loop.close()
+            self._chain.close()
+            self._answering.set()
+
+    async def _main(self) -> None:
+        async with _Service(self._settings, self._chain, self._loop) as service:
+            self._started = await service.start()
+            self._answering.set()
+            await self._stop.wait()
+            await service.drain()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop

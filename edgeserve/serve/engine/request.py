@@ -1,0 +1,71 @@
+"""What goes through the engine: a request waiting for its answer, and the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from edgeserve.bundle import Candidate
+from edgeserve.errors import EdgeServeError, EnvironmentProblem
+from edgeserve.tensors import Tensors
+
+
+class QueueFull(EnvironmentProblem):
+    """So many requests wait already that this one would only wait longer."""
+
+
+class ShuttingDown(EnvironmentProblem):
+    """The server drains: what is in flight is finished, nothing new is taken."""
+
+
+class DeadlineExceeded(EnvironmentProblem):
+    """The request's time was over before it was run; it was not run."""
+
+
+class Outcome:
+    """The outputs of one request, who computed them, and how long it took (seconds)."""
+
+    __slots__ = ("batch", "candidate", "compute_s", "outputs", "queue_s")
+
+    def __init__(
+        self, outputs: Tensors, candidate: Candidate, batch: int, queue_s: float, compute_s: float
+    ) -> None:
+        self.outputs = outputs
+        self.candidate = candidate
+        self.batch = batch
+        self.queue_s = queue_s
+        self.compute_s = compute_s
+
+
+Done = Callable[[Outcome | EdgeServeError], None]
+
+
+class Pending:
+    """A request in the engine. Everything but `inputs`, `rows` and `signature` belongs to the event loop.
+
+    `done` is called once, on the loop. `settled` is also read by workers: a request settled early (its
+    client left, its time is over) is not run.
+    """
+
+    __slots__ = ("arrived", "done", "inputs", "rows", "settled", "signature", "timer")
+
+    def __init__(
+        self, inputs: Tensors, rows: int, signature: object, done: Done, arrived: float
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.signature = signature
+        self.done = done
+        self.arrived = arrived
+        self.settled = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def settle(self, result: Outcome | EdgeServeError) -> bool:
+        """Answer, unless that has happened already."""
+        if self.settled:
+            return False
+        self.settled = True
+        if self.timer is not None:
+            self.timer.cancel()
+        self.done(result)
+        return True

@@ -1,0 +1,147 @@
+"""Reading a request's head: llhttp tokenizes it, and what llhttp is lenient about is refused here.
+
+Two servers that disagree about where a request ends can be made to see different requests; so anything
+ambiguous is an error (RFC 9112, sections 2.2, 5.2 and 6.3).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httptools
+
+from edgeserve.serve.http.limits import Limits
+
+END: Final = b"\r\n\r\n"
+_REASONS: Final = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 411: "Length Required", 413: "Content Too Large",
+    414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}  # fmt: skip
+
+
+def status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\n".encode()
+
+
+class Refused(Exception):
+    """The request cannot be taken; the connection is closed after the answer."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Head:
+    """One parsed head. `length` is None for a chunked body, 0 for none."""
+
+    __slots__ = ("expects_continue", "headers", "keep_alive", "length", "method", "path")
+
+    def __init__(
+        self,
+        method: str,
+        path: bytes,
+        headers: dict[bytes, bytes],
+        length: int | None,
+        keep_alive: bool,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.length = length
+        self.keep_alive = keep_alive
+        self.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+
+
+class _Tokens:
+    """Collects what llhttp reports."""
+
+    __slots__ = ("complete", "fields", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.fields: list[tuple[bytes, bytes]] = []
+        self.complete = False
+
+    def on_url(self, part: bytes) -> None:
+        self.url += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.complete = True
+
+
+def parse_head(data: bytes, limits: Limits) -> Head:
+    """Parse a head that ends with an empty line. Raises Refused."""
+    _check_lines(data)
+    tokens = _Tokens()
+    parser = httptools.HttpRequestParser(tokens)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        raise Refused(501, "protocol upgrades are not supported") from None
+    except httptools.HttpParserError as error:
+        raise Refused(400, f"malformed request: {error}") from None
+    if not tokens.complete:
+        raise Refused(400, "malformed request head")
+    if len(tokens.url) > limits.uri_bytes:
+        raise Refused(414, f"the URI is longer than {limits.uri_bytes} bytes")
+    if len(tokens.fields) > limits.headers:
+        raise Refused(431, f"more than {limits.headers} headers")
+    version = parser.get_http_version()
+    if version not in ("1.0", "1.1"):
+        raise Refused(505, f"HTTP/{version} is not supported")
+    headers = _unique(tokens.fields)
+    if version == "1.1" and b"host" not in headers:
+        raise Refused(400, "a Host header is required")
+    path = tokens.url.partition(b"?")[0]
+    if not path.startswith(b"/"):
+        raise Refused(400, "the request target must be a path")
+    method = parser.get_method().decode("ascii", "replace")
+    return Head(method, path, headers, _length(headers, version), parser.should_keep_alive())
+
+
+def _check_lines(data: bytes) -> None:
+    """Lines end with CRLF, none is folded, and nothing but a tab is a control character."""
+    if data.count(b"\n") != data.count(b"\r\n") or data.count(b"\r") != data.count(b"\r\n"):
+        raise Refused(400, "lines must end with CRLF")
+    if b"\r\n " in data or b"\r\n\t" in data:
+        raise Refused(400, "folded header lines are not supported")
+    if b"\0" in data:
+        raise Refused(400, "NUL in the request head")
+
+
+_SINGLE: Final = {b"content-length", b"transfer-encoding", b"host", b"content-type",
+                  b"inference-header-content-length", b"content-encoding"}  # fmt: skip
+
+
+def _unique(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    headers: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if name in headers:
+            if name in _SINGLE:
+                raise Refused(400, f"the header {name.decode('ascii', 'replace')} is given twice")
+            value = headers[name] + b", " + value
+        headers[name] = value.strip(b" \t")
+    return headers
+
+
+def _length(headers: dict[bytes, bytes], version: str) -> int | None:
+    coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
+    if coding is not None:
+        if length is not None:
+            raise Refused(400, "Content-Length and Transfer-Encoding contradict each other")
+        if version == "1.0" or coding.lower() != b"chunked":
+            raise Refused(501, "the only transfer coding is chunked, on HTTP/1.1")
+        return None
+    if length is None:
+        return 0
+    if not length.isdigit() or len(length) > 18:
+        raise Refused(400, "Content-Length is not a number")
+    return int(length)

@@ -1,0 +1,88 @@
+"""The listening side: accepts connections, hands requests to the router, sweeps, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from typing import Final
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.http.connection import Connection, Request
+from edgeserve.serve.http.limits import Limits
+from edgeserve.serve.http.routes import Router
+from edgeserve.serve.metrics import ServerMetrics
+
+_SWEEP_S: Final = 1.0
+
+
+class HttpServer:
+    """Owns the listening sockets and the connections; lives on one event loop."""
+
+    def __init__(self, router: Router, limits: Limits, metrics: ServerMetrics) -> None:
+        self.limits = limits
+        self.draining = False
+        self._router = router
+        self._metrics = metrics
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Start accepting; the address that is really listened on.
+
+        Raises EnvironmentProblem when it is in use or may not be used.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._server = await loop.create_server(
+                lambda: Connection(self), host, port, backlog=1024
+            )
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            raise EnvironmentProblem(
+                f"cannot listen on {host}:{port}",
+                cause="the port is in use" if in_use else str(error),
+                hint="--http-port 0 picks a free one" if in_use else None,
+            ) from None
+        self._sweep()
+        address = self._server.sockets[0].getsockname()
+        return str(address[0]), int(address[1])
+
+    def connected(self, connection: Connection) -> bool:
+        self._connections.add(connection)
+        self._metrics.connections.set(len(self._connections))
+        return len(self._connections) <= self.limits.connections
+
+    def disconnected(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._metrics.connections.set(len(self._connections))
+
+    def refused(self, status: int) -> None:
+        self._metrics.refused.labels(str(status)).inc()
+
+    def handle(self, request: Request) -> None:
+        self._router.handle(request)
+
+    def stop_accepting(self) -> None:
+        """Drain: no new connections, and each open one closes after its answer."""
+        self.draining = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.finish()
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+        if self._server is not None:
+            self._server.close()
+        await asyncio.sleep(0)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for connection in list(self._connections):
+            connection.sweep(now)
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)

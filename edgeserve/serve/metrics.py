@@ -1,0 +1,131 @@
+"""Prometheus metrics. Labels come only from loaded models, never from what a client sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import psutil  # noqa: TID253 - only the server imports this module
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from edgeserve.bundle import Candidate
+
+_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
+_SECONDS: Final = (
+    50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
+    1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+FAILURES: Final = ("invalid", "engine", "queue_full", "timeout", "draining", "canceled")
+
+
+class ServerMetrics:
+    """One registry; everything is created at start, so that a scrape shows zeros, not gaps."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "edgeserve_requests",
+            "Inference requests answered",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "edgeserve_request_failures",
+            "Inference requests that failed",
+            ["model", "version", "reason"],
+            registry=self.registry,
+        )
+        self._batch = Histogram(
+            "edgeserve_batch_rows",
+            "Rows a batch",
+            ["model"],
+            buckets=_BATCHES,
+            registry=self.registry,
+        )
+        self._queue = Histogram(
+            "edgeserve_queue_seconds",
+            "Time a request waited",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._compute = Histogram(
+            "edgeserve_compute_seconds",
+            "Time a batch ran",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._pending = Gauge(
+            "edgeserve_pending_requests", "Queued or running", ["model"], registry=self.registry
+        )
+        self._candidate = Gauge(
+            "edgeserve_candidate_info",
+            "1 for the candidate that serves",
+            ["model", "variant", "runtime", "device"],
+            registry=self.registry,
+        )
+        self._fallback = Counter(
+            "edgeserve_fallback",
+            "Steps down the chain",
+            ["model", "from", "to", "reason"],
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            "edgeserve_http_refused",
+            "Connections refused or malformed",
+            ["status"],
+            registry=self.registry,
+        )
+        self.connections = Gauge(
+            "edgeserve_connections", "Open client connections", registry=self.registry
+        )
+        process = psutil.Process()
+        memory = Gauge("edgeserve_resident_memory_bytes", "Resident memory", registry=self.registry)
+        memory.set_function(lambda: process.memory_info().rss)
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        return ModelMetrics(self, name, version)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """One model's children, looked up once: `labels()` costs more than counting does."""
+
+    def __init__(self, server: ServerMetrics, name: str, version: str) -> None:
+        self._name = name
+        self._server = server
+        self.requests = server._requests.labels(name, version)
+        self._failures = {r: server._failures.labels(name, version, r) for r in FAILURES}
+        self._batch = server._batch.labels(name)
+        self._queue = server._queue.labels(name)
+        self._compute = server._compute.labels(name)
+        self._serving: Candidate | None = None
+
+    def watch_pending(self, pending: Callable[[], float]) -> None:
+        self._server._pending.labels(self._name).set_function(pending)
+
+    def failed(self, reason: str) -> None:
+        self._failures[reason].inc()
+
+    def batch(self, rows: int, queued: list[float], computed: float) -> None:
+        self._batch.observe(rows)
+        self._compute.observe(computed)
+        for seconds in queued:
+            self._queue.observe(seconds)
+
+    def serving(self, candidate: Candidate) -> None:
+        """Say which candidate serves; the one before reads 0."""
+        if candidate is self._serving:
+            return
+        for known, value in ((self._serving, 0), (candidate, 1)):
+            if known is not None:
+                self._server._candidate.labels(
+                    self._name, known.variant, known.runtime, known.device
+                ).set(value)
+        self._serving = candidate
+
+    def fell_back(self, source: Candidate, destination: Candidate, reason: str) -> None:
+        self._server._fallback.labels(self._name, source.label, destination.label, reason).inc()

@@ -1,0 +1,1 @@
+"""Wire protocols: bytes to requests and back, nothing else."""
