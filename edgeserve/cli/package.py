@@ -45,6 +45,9 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="For serve.toml.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let serve.toml open the server to the network.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing package.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -64,6 +67,7 @@ def command(
         wheelhouse=wheelhouse,
         host=host,
         http_port=http_port,
+        insecure=insecure,
         force=force,
     )
     destination = output or Path(f"{bundle.stem}-package")

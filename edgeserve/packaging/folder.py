@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ class Options(msgspec.Struct, frozen=True):
     wheelhouse: str | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
+    insecure: bool = False
     force: bool = False
 
 
@@ -83,6 +85,7 @@ def package(source: Path, destination: Path, options: Options, say: Say) -> Pack
     Raises BundleError, UsageError, OutputExists, WriteFailed, EnvironmentProblem (pip's own words).
     """
     check_destination(destination, _KIND, force=options.force)
+    _check_host(options)
     wheelhouse = Path(options.wheelhouse) if options.wheelhouse else None
     if wheelhouse is not None and not wheelhouse.is_dir():
         raise UsageError(f"--wheelhouse {wheelhouse} is not a folder")
@@ -156,6 +159,7 @@ def _write_files(root: Path, bundle_name: str, written: Package, options: Option
         "HOST": json.dumps(options.host),
         "PORT": str(options.http_port),
         "PORT_NUMBER": str(options.http_port),
+        "INSECURE": "insecure = true" if options.insecure else "# insecure = true",
         "DEVICES": _device_rules(written.chain),
         "CHAIN": "\n".join(
             f"    {c.runtime} on {c.device}: variant {c.variant}" for c in written.chain
@@ -211,6 +215,19 @@ def _write_sums(root: Path) -> None:
     paths = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
     lines = [f"{file_sha256(root / p)}  {p}\n" for p in paths]
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
+
+
+def _check_host(options: Options) -> None:
+    """Refuse here what the server would refuse on the device."""
+    try:
+        loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not options.insecure:
+        raise UsageError(
+            f"--host {options.host} is open to the network, and nothing protects the server",
+            hint="leave it at 127.0.0.1 behind a proxy, or add --insecure",
+        )
 
 
 def safe_name(name: str) -> str:

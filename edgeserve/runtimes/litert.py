@@ -5,11 +5,14 @@ Its `Interpreter` runs one call at a time, so a session keeps a pool of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
+import os
 import queue
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -152,11 +155,54 @@ class LiteRtSession:
 
     def _make(self) -> _Instance:
         try:
-            return _Instance(self._model, self._threads, self._delegates)
+            with _without_greeting():
+                return _Instance(self._model, self._threads, self._delegates)
         except EdgeServeError:
             raise
         except Exception as error:
             raise _load_error(self._model, error) from error
+
+
+_GREETING: Final = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
+_greeted = False
+_greeting_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """LiteRT greets on stderr when the first interpreter of a process is made, and has no switch for it.
+
+    What else is written meanwhile is passed on afterwards.
+    """
+    global _greeted
+    with _greeting_lock:
+        if _greeted:
+            skip = True
+        else:
+            skip, _greeted = False, True
+            with tempfile.TemporaryFile() as caught, _stderr_into(caught.fileno()):
+                yield
+    if skip:
+        yield
+
+
+@contextlib.contextmanager
+def _stderr_into(descriptor: int) -> Iterator[None]:
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed: nobody reads it
+        yield
+        return
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with os.fdopen(os.dup(descriptor), "rb") as written:
+            rest = written.read().replace(_GREETING, b"")
+        os.write(kept, rest)
+        os.close(kept)
 
 
 class _Instance:

@@ -132,6 +132,15 @@ def test_a_wheelhouse_that_is_none_is_refused(tmp_path: Path) -> None:
         written(linear_bundle(tmp_path), tmp_path / "package", tmp_path / "nowhere")
 
 
+def test_a_host_that_the_server_would_refuse_is_refused(tmp_path: Path, house: Path) -> None:
+    bundle, out = linear_bundle(tmp_path), tmp_path / "package"
+    with pytest.raises(UsageError, match="open to the network"):
+        written(bundle, out, house, host="0.0.0.0")
+    written(bundle, out, house, host="0.0.0.0", insecure=True)
+    serve = tomllib.loads((out / "serve.toml").read_text())
+    assert (serve["host"], serve["insecure"]) == ("0.0.0.0", True)
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -158,6 +160,15 @@ def test_a_missing_delegate_library_is_the_loaders_own_message() -> None:
     with pytest.raises(DeviceUnavailable) as raised:
         runtime("litert").load(small("fp32"), "npu", options)
     assert "libnowhere.so.1: cannot open shared object file" in str(raised.value.cause)
+
+
+def test_the_engine_does_not_greet_on_stderr() -> None:
+    code = (
+        "import os; from tests.runtimes.test_litert import opened, small\n"
+        "opened(small('fp32')); os.write(2, b'mine'); opened(small('fp32'))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "mine")
 
 
 def test_not_a_tflite_file(tmp_path: Path) -> None:
