@@ -55,7 +55,7 @@ def command(
         if serve:
             _step(4, "serve it")
             with _serving(bundle) as url:
-                _step(5, f"ask {url} about {200} digits it has never seen")
+                _step(5, f"ask {url} about 200 digits it has never seen")
                 _show(ask(url, "digits", demo.samples))
         if keep is not None:
             print(f"\nthe bundle is in {bundle}; serve it again: edgeserve run {bundle}")

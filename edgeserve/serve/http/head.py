@@ -6,7 +6,7 @@ ambiguous is an error (RFC 9112, sections 2.2, 5.2 and 6.3).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import httptools
 
@@ -60,12 +60,14 @@ class Head:
 class _Tokens:
     """Collects what llhttp reports."""
 
-    __slots__ = ("complete", "fields", "url")
+    __slots__ = ("complete", "fields", "keep_alive", "parser", "url")
 
     def __init__(self) -> None:
         self.url = b""
         self.fields: list[tuple[bytes, bytes]] = []
         self.complete = False
+        self.keep_alive = False
+        self.parser: Any = None
 
     def on_url(self, part: bytes) -> None:
         self.url += part
@@ -75,13 +77,15 @@ class _Tokens:
 
     def on_headers_complete(self) -> None:
         self.complete = True
+        # Once a message without a body is complete, llhttp has forgotten its headers.
+        self.keep_alive = self.parser.should_keep_alive()
 
 
 def parse_head(data: bytes, limits: Limits) -> Head:
     """Parse a head that ends with an empty line. Raises Refused."""
     _check_lines(data)
     tokens = _Tokens()
-    parser = httptools.HttpRequestParser(tokens)
+    parser = tokens.parser = httptools.HttpRequestParser(tokens)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
@@ -104,7 +108,7 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     if not path.startswith(b"/"):
         raise Refused(400, "the request target must be a path")
     method = parser.get_method().decode("ascii", "replace")
-    return Head(method, path, headers, _length(headers, version), parser.should_keep_alive())
+    return Head(method, path, headers, _length(headers, version), tokens.keep_alive)
 
 
 def _check_lines(data: bytes) -> None:

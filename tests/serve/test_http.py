@@ -1,0 +1,321 @@
+"""The server over real sockets: answers, refusals, strictness, order, limits."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgeserve.bundle import Bundle
+from edgeserve.chain import Chain
+from edgeserve.errors import EnvironmentProblem, UsageError
+from edgeserve.serve.app import Background
+from edgeserve.serve.settings import Settings
+from tests.bundles import linear
+from tests.serve.conftest import RawClient, infer_body, post
+
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
+
+
+def test_tritonclient_gets_the_session_s_own_numbers(server: Background, bundle: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with Chain(Bundle.open(bundle)) as chain:
+        wanted = chain.run({"x": x})[0]["y"]
+    client = triton.InferenceServerClient(server.url.removeprefix("http://"))
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("linear")
+    assert client.is_model_ready("linear", "1")
+    assert client.get_model_metadata("linear")["inputs"][0]["shape"] == [-1, 4]
+    assert client.get_model_config("linear")["max_batch_size"] == 64
+    for as_binary in (True, False):
+        given_input = triton.InferInput("x", x.shape, "FP32")
+        given_input.set_data_from_numpy(x, binary_data=as_binary)
+        asked = [triton.InferRequestedOutput("y", binary_data=as_binary)]
+        result = client.infer("linear", [given_input], outputs=asked, request_id="r1")
+        np.testing.assert_array_equal(result.as_numpy("y"), wanted)
+        response = result.get_response()
+        assert response["id"] == "r1"
+        assert response["parameters"]["edgeserve_device"] == "cpu"
+    with pytest.raises(triton.InferenceServerException, match="unknown model"):
+        client.infer("nope", [given_input])
+    client.close()
+
+
+def test_the_device_is_in_every_response(client: RawClient) -> None:
+    client.send(post(infer_body([[1, 2, 3, 4]])))
+    status, headers, body = client.response()
+    assert (status, headers["x-edgeserve-device"]) == (200, "cpu")
+    np.testing.assert_allclose(
+        json.loads(body)["outputs"][0]["data"],
+        linear(np.float32([[1, 2, 3, 4]]))[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "words"),
+    [
+        (post(b"{"), 400, "not JSON"),
+        (post(infer_body([[1, 2, 3]])), 400, "'x' data: expected 4 elements"),
+        (post(b'{"inputs":[]}'), 400, "input 'x' is missing: expected FP32[batch,4]"),
+        (
+            post(b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"INT64","data":[1,2,3,4]}]}'),
+            400,
+            "'x': expected FP32, got INT64",
+        ),
+        (
+            post(b"x" * 9, "/v2/models/linear/infer", "Inference-Header-Content-Length: 99"),
+            400,
+            "99",
+        ),
+        (
+            post(b"x", "/v2/models/linear/infer", "Inference-Header-Content-Length: abc"),
+            400,
+            "'abc'",
+        ),
+        (post(b"x", "/v2/models/linear/infer", "Inference-Header-Content-Length: -1"), 400, "'-1'"),
+        (post(b"x", "/v2/models/linear/infer", "Content-Encoding: br"), 415, "compressed"),
+        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/nope/infer"), 404, "unknown model"),
+        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/versions/2/infer"), 404, "version 1"),
+        (post(b"{}", "/v2/models/linear/explode"), 404, "no such route"),
+        (post(b"{}", "/v2/models/linear"), 405, "use GET"),
+        (post(b"{}", "/v2/health/live"), 405, "use GET"),
+        (b"GET /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\n\r\n", 405, "use POST"),
+        (b"GET /nothing HTTP/1.1\r\nHost: t\r\n\r\n", 404, "no such route"),
+        (b"GET /v2/models/%2e%2e%2f%2e%2e HTTP/1.1\r\nHost: t\r\n\r\n", 404, "unknown model"),
+    ],
+)
+def test_refusals_keep_the_connection_and_say_why(
+    client: RawClient, request_bytes: bytes, status: int, words: str
+) -> None:
+    client.send(request_bytes)
+    got, headers, body = client.response()
+    assert got == status
+    assert headers["content-type"] == "application/json"
+    assert words in json.loads(body)["error"]
+    if status == 405:
+        assert headers["allow"]
+    client.send(GET)
+    assert client.response()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (
+            b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+        ),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: +5\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 5, 5\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 0x5\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: xchunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.0\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\nHost: t\n\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: t\nX: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: t\r\nX: a\r\n b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: t\r\nX : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: t\r\nX: a\0b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        (b"GET http://other/ HTTP/1.1\r\nHost: t\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: t\r\n\r\n", 505),
+        (b"GET / HTTP/1.1\r\nHost: t\r\nExpect: magic\r\n\r\n", 417),
+        (b"\x16\x03\x01\x02\x00\x01\x00\n\x01\xfc\x03\x03", 400),
+        (b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: t\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: t\r\nX: " + b"a" * 20000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: t\r\n" + b"X: a\r\n" * 150 + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 1048577\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999999999999999\r\n\r\n", 400),
+    ],
+)
+def test_ambiguous_or_oversized_requests_are_refused_and_the_connection_closed(
+    client: RawClient, request_bytes: bytes, status: int
+) -> None:
+    client.send(request_bytes)
+    got, headers, body = client.response()
+    assert got == status
+    assert headers["connection"] == "close"
+    assert json.loads(body)["error"]
+    assert client.is_closed()
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    head = b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_chunked_bodies_are_put_together(client: RawClient, size: int) -> None:
+    client.send(chunked(infer_body([[1, 2, 3, 4]]), size) + GET)
+    assert client.response()[0] == 200
+    assert client.response()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("chunks", "status"),
+    [
+        (b"zz\r\n", 400),
+        (b"-1\r\n", 400),
+        (b"5\r\nhelloXX", 400),
+        (b"fffffffffffffffff\r\n", 400),
+        (b"200000\r\n", 413),
+        (b"0\r\nX: trailer\r\n\r\n", 400),
+        (b";" * 300 + b"\r\n", 400),
+    ],
+)
+def test_broken_chunks_are_refused(client: RawClient, chunks: bytes, status: int) -> None:
+    client.send(b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    assert client.response()[0] == status
+    assert client.is_closed()
+
+
+def test_pipelined_requests_are_answered_in_order(client: RawClient) -> None:
+    client.send(b"".join(post(infer_body([[i, 0, 0, 0]], id=str(i))) for i in range(50)))
+    for i in range(50):
+        status, _, body = client.response()
+        assert (status, json.loads(body)["id"]) == (200, str(i))
+
+
+def test_a_request_may_arrive_a_byte_at_a_time(client: RawClient) -> None:
+    client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for i, byte in enumerate(request := post(infer_body([[1, 2, 3, 4]]))):
+        client.send(bytes([byte]))
+        assert i < len(request)
+    assert client.response()[0] == 200
+
+
+def test_expect_100_continue_is_answered_before_the_body(client: RawClient) -> None:
+    body = infer_body([[1, 2, 3, 4]])
+    head, _, _ = post(body, "/v2/models/linear/infer", "Expect: 100-continue").partition(
+        b"\r\n\r\n"
+    )
+    client.send(head + b"\r\n\r\n")
+    assert client.response()[0] == 100
+    client.send(body)
+    assert client.response()[0] == 200
+
+
+def test_head_gives_headers_without_a_body(client: RawClient) -> None:
+    client.send(b"HEAD /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n")
+    while b"\r\n\r\n" not in client._buffer:
+        client._more()
+    assert client._buffer.startswith(b"HTTP/1.1 200")
+    assert client._buffer.endswith(b"\r\n\r\n")
+
+
+def test_connection_close_and_http_1_0_close(server: Background) -> None:
+    for head in (
+        b"GET /v2 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n",
+        b"GET /v2 HTTP/1.0\r\n\r\n",
+    ):
+        with RawClient(server.url) as client:
+            client.send(head)
+            assert client.response()[0] == 200
+            assert client.is_closed()
+
+
+def test_many_clients_get_their_own_answers(server: Background) -> None:
+    """All answers are compared, not counted: a buffer used twice would show here."""
+
+    def one_client(number: int) -> float:
+        worst = 0.0
+        with RawClient(server.url) as client:
+            for i in range(60):
+                x = np.float32([[number, i, number * i % 7, 1]] * (1 + i % 3))
+                client.send(post(infer_body(x.tolist())))
+                status, _, body = client.response()
+                assert status == 200
+                y = np.float32(json.loads(body)["outputs"][0]["data"]).reshape(-1, 3)
+                worst = max(worst, float(np.abs(y - linear(x)).max()))
+        return worst
+
+    with ThreadPoolExecutor(16) as pool:
+        assert max(pool.map(one_client, range(16))) < 1e-3
+
+
+def test_metrics_count_and_have_no_labels_from_clients(
+    server: Background, client: RawClient
+) -> None:
+    client.send(post(infer_body([[1, 2, 3, 4]])) + post(b"{}", "/v2/models/evil/infer"))
+    client.response()
+    client.response()
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+    text = client.response()[2].decode()
+    assert "evil" not in text
+    counted = next(x for x in text.splitlines() if x.startswith("edgeserve_requests_total"))
+    assert float(counted.split()[-1]) >= 1
+    assert 'edgeserve_candidate_info{device="cpu",model="linear"' in text
+
+
+def test_clients_that_leave_do_no_harm(server: Background) -> None:
+    for cut in (10, 60, 150):
+        with RawClient(server.url) as client:
+            client.send(post(infer_body([[1, 2, 3, 4]]))[:cut])
+    with RawClient(server.url) as client:
+        client.send(post(infer_body([[1, 2, 3, 4]])) * 5)
+    with RawClient(server.url) as client:
+        client.send(GET)
+        assert client.response()[0] == 200
+
+
+@given(
+    st.lists(
+        st.binary(max_size=60) | st.sampled_from([GET, b"\r\n", b"POST ", b"0\r\n\r\n"]), max_size=5
+    )
+)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_bytes_are_answered_or_closed_and_the_server_lives(
+    server: Background, pieces: list[bytes]
+) -> None:
+    with RawClient(server.url) as client:
+        client.socket.settimeout(5)
+        client.send(b"".join(pieces))
+        client.socket.shutdown(socket.SHUT_WR)
+        answer = b""
+        while data := client.socket.recv(65536):
+            answer += data
+        assert b"HTTP/1.1 5" not in answer.replace(b"HTTP/1.1 505", b"").replace(
+            b"HTTP/1.1 501", b""
+        )
+    with RawClient(server.url) as client:
+        client.send(GET)
+        assert client.response()[0] == 200
+
+
+def test_a_port_in_use_is_explained(server: Background, bundle: Path) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(EnvironmentProblem, match="cannot listen") as caught:
+        Background(Settings(bundle=str(bundle), http_port=port))
+    assert caught.value.cause == "the port is in use"
+    assert caught.value.exit_code == 3
+
+
+def test_other_addresses_need_to_be_asked_for_aloud(bundle: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        Background(Settings(bundle=str(bundle), http_port=0, host="0.0.0.0"))
+    assert "--insecure" in (caught.value.hint or "")
+
+
+def test_stopping_leaves_no_thread(bundle: Path) -> None:
+    before = set(threading.enumerate())
+    with Background(Settings(bundle=str(bundle), http_port=0, batching=True)) as running:
+        assert running.started.model == "linear"
+    assert {t for t in threading.enumerate() if t.is_alive()} <= before
