@@ -6,13 +6,13 @@ import ipaddress
 import json
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-import edgeserve
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.bundle.writing import FolderKind, check_destination, folder_writer
@@ -133,7 +133,7 @@ def _describe(
     return Package(
         path=str(destination),
         name=bundle.name,
-        edgeserve=edgeserve.__version__,
+        edgeserve=version("edgeserve"),
         arch=target.arch,
         python=target.python_text,
         glibc=".".join(map(str, max([*glibcs, _OLDEST_GLIBC]))),
