@@ -165,5 +165,5 @@ def _open_baseline(
     opened += more
     if against is not None and skipped:
         reason, hint = skipped[0].reason, skipped[0].hint
-        raise UsageError(f"{against} cannot be compared with", cause=reason, hint=hint)
+        raise UsageError(f"no speed-up over {against} can be measured", cause=reason, hint=hint)
     return find_baseline(opened)
