@@ -123,7 +123,7 @@ class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sizes = {name: array.shape[0] for name, array in tensors.items()}
         if len(set(sizes.values())) > 1:
             raise InvalidInput(f"inputs disagree about the batch size: {sizes}")
-        size = next(iter(sizes.values()))
+        size: int = next(iter(sizes.values()))
         if not 1 <= size <= self.max_batch:
             raise InvalidInput(
                 f"input '{self.inputs[0].name}': expected a batch of 1 to {self.max_batch}, got {size}"

@@ -65,7 +65,9 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/python-api.md"])
 def test_python_blocks_run(page: str, tmp_path: Path) -> None:
     """In a folder that holds what the blocks name, here the embedded digits."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
     assert blocks
     shutil.copy(DATA / "digits.onnx", tmp_path / "model.onnx")
     shutil.copy(DATA / "digits-calibration.npz", tmp_path / "calibration.npz")
