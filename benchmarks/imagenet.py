@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeserve.bench.interleave import interleave
-from edgeserve.bench.statistics import ratio_interval
+from edgeserve.bench.statistics import speedup_interval
 from edgeserve.bundle import Bundle, VariantFiles
 from edgeserve.chain import golden_batches, open_candidate
 from edgeserve.devices import machine, usable_cores
@@ -43,11 +43,11 @@ def measure(
             "chosen": _together(pool, chosen, inputs, callers),
         }
         times = interleave(runs, max_seconds=seconds)
-    ratio = ratio_interval(times["fp32"].ms, times["chosen"].ms)
+    ratio = speedup_interval(times["fp32"], times["chosen"])
     return {
         "fp32_per_s": 1000.0 * callers * _EACH / float(np.median(times["fp32"].ms)),
         "chosen_per_s": 1000.0 * callers * _EACH / float(np.median(times["chosen"].ms)),
-        "ratio": ratio.ratio,
+        "ratio": ratio.value,
         "low": ratio.low,
         "high": ratio.high,
     }

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -40,12 +40,11 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
     words = shlex.split(re.sub(r"[\[\]|`…]|\.\.\.", " ", line.partition("  #")[0]), comments=True)[
         1:
     ]
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)
     while words and words[0].startswith("-"):
         words.pop(0)
-    command: click.Command = group
-    while isinstance(command, click.Group) and words and words[0] in command.commands:
+    command = group
+    while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert command is not group, f"{page}: no such command in: {line}"
     known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}

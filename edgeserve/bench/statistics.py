@@ -50,10 +50,6 @@ class Interval(msgspec.Struct, frozen=True):
     low: float
     high: float
 
-    @property
-    def ratio(self) -> float:
-        return self.value
-
 
 def percentile(values: Milliseconds, rank: int) -> float | None:
     """The linearly interpolated percentile (Hyndman and Fan's type 7), or None from too few samples."""

@@ -58,7 +58,7 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         *columns,
         console=stderr_console(),
         transient=True,
-        disable=is_quiet(),
+        disable=is_quiet() or not sys.stderr.isatty(),
         refresh_per_second=2,
     ) as bar:
         task = bar.add_task("starting", total=None)

@@ -201,7 +201,7 @@ def _measured(
         machine=machine().cpu or machine().arch,
         fidelity=found,
         latency_ms=float(np.median(mine.ms)),
-        speedup=speedup.ratio,
+        speedup=speedup.value,
         inference_precision=placed.inference_precision,
         int8_compute_ops=placed.int8_compute_ops,
         compute_ops=placed.compute_ops,

@@ -181,6 +181,7 @@ class Background:
         except Exception as error:  # noqa: BLE001 - handed to whoever waits for the start
             self._error = EnvironmentProblem("the server failed", cause=repr(error))
         finally:
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._chain.close()
             self._answering.set()

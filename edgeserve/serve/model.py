@@ -55,7 +55,9 @@ class ServedModel:
     @property
     def platform(self) -> str:
         """The name that clients of the protocol know this kind of model by."""
-        return f"{self.candidate.runtime}_{self._chain.bundle.manifest.source.format}"
+        candidate = self.candidate
+        file_format = self._chain.bundle.manifest.variant(candidate.variant).format
+        return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
 
     def infer(
         self, request: InferRequest, done: Callable[[Outcome | EdgeServeError], None]
