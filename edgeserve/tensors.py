@@ -36,6 +36,9 @@ _NAMES: Final[dict[np.dtype[Any], str]] = {dtype: name for name, dtype in DTYPES
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
     """The protocol's name of a numpy dtype. Raises InvalidInput for types without one."""
+    known = _NAMES.get(dtype) if isinstance(dtype, np.dtype) else None
+    if known is not None:
+        return known
     plain = np.dtype(dtype).newbyteorder("=")
     if plain.kind in "SU":
         return "BYTES"

@@ -17,7 +17,7 @@ import orjson
 
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols import binary
-from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
 
 MAX_JSON_DEPTH: Final = 100
 _NO_JSON_FORM: Final = {"FP16", "BF16"}
@@ -100,7 +100,7 @@ def encode_response(
         entry: dict[str, Any] = {"name": wanted.name}
         if wanted.classes:
             array = classify(array, wanted.classes, labels)
-        entry["datatype"] = _datatype(array)
+        entry["datatype"] = dtype_name(array.dtype)
         entry["shape"] = list(array.shape)
         if wanted.binary:
             blob = binary.to_bytes(array)
@@ -380,12 +380,6 @@ def _raw_request(body: memoryview, interface: Interface) -> InferRequest:
     rows = interface.check(inputs)
     outputs = tuple(RequestedOutput(s.name, True) for s in interface.outputs)
     return InferRequest(inputs, rows, outputs)
-
-
-def _datatype(array: Array) -> str:
-    return (
-        "BYTES" if array.dtype == object else next(n for n, d in DTYPES.items() if d == array.dtype)
-    )
 
 
 def _json_data(name: str, array: Array) -> Any:
