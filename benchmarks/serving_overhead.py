@@ -5,15 +5,19 @@
 A server process of its own is asked by client threads in another process over keep-alive connections.
 CPU is the server process's own (user and system), divided by requests. Two bodies: JSON for a model of
 four numbers, and 602 KB of binary tensor (an image of 224x224) for one that only takes a mean.
+The last line is what handing work to a thread and its result back to the event loop costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import multiprocessing
+import queue as queues
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +26,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import psutil
 from onnx import TensorProto, helper
 
@@ -128,6 +131,31 @@ def measure(bundle: Path, model: str, connections: int, seconds: float) -> dict[
     }
 
 
+def hop_us(rounds: int = 2_000) -> float:
+    """Median time from the event loop to a waiting thread and back, in microseconds."""
+    times: list[float] = []
+
+    async def ask() -> None:
+        loop, work = asyncio.get_running_loop(), queues.SimpleQueue()
+
+        def worker() -> None:
+            while (future := work.get()) is not None:
+                loop.call_soon_threadsafe(future.set_result, None)
+
+        thread = threading.Thread(target=worker)
+        thread.start()
+        for _ in range(rounds):
+            future, began = loop.create_future(), time.perf_counter()
+            work.put(future)
+            await future
+            times.append(time.perf_counter() - began)
+        work.put(None)
+        thread.join()
+
+    asyncio.run(ask())
+    return 1e6 * statistics.median(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=5.0)
@@ -149,6 +177,7 @@ def main() -> None:
             f"{name:32}{row['cpu_us']:8.0f}{row['rate']:9.0f}{row['wrong']:7.0f}"
             f"{row['ready_ms']:10.0f}{row['rss_mb']:8.0f}"
         )
+    print(f"to a thread and back: {hop_us():.0f} us (median)")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 

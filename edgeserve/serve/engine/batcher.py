@@ -31,7 +31,7 @@ from edgeserve.tensors import Tensors, join_batches, split_batches
 
 log = logging.getLogger(__name__)
 
-# A hop to a worker thread and back costs 20-50 us (docs/run.md): quicker models run on the loop.
+# A hop to a worker thread and back costs about that (docs/run.md): quicker models run on the loop.
 INLINE_S: Final = 50e-6
 _WARM_UP_RUNS: Final = 10
 
