@@ -23,8 +23,12 @@ from edgeserve.errors import TargetError, nearest
 ENTRY_POINT_GROUP: Final = "edgeserve.targets"
 _SUFFIX: Final = ".toml"
 
-ActivationType = Literal["uint8", "int8"]
+ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["int8", "uint8"]
+# One feature, or several of which one is enough: `avx512_vnni|avx_vnni`.
+CpuFeature = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]+(\|[a-z0-9_]+)*$")]
+# Words of `edgeserve targets` and `--target`.
+RESERVED_NAMES: Final = ("auto", "check")
 _T = TypeVar("_T", bound=Hashable)
 
 
@@ -51,12 +55,18 @@ class ChainEntry(_Record, frozen=True):
 
 
 class Quantization(_Record, frozen=True):
-    """The int8 scheme this hardware runs fast, for quantizers that leave the choice."""
+    """The int8 scheme this hardware runs fast, for quantizers that leave the choice.
+
+    `reduce_range` gives weights 7 of 8 bits, for CPUs whose int8 sums saturate. `full_integer` says
+    that the device takes integers only: inputs, outputs and every operator.
+    """
 
     per_channel: bool = True
     activation_type: ActivationType = "uint8"
     weight_type: WeightType = "int8"
     symmetric_activations: bool = False
+    reduce_range: bool = False
+    full_integer: bool = False
 
 
 class Limits(_Record, frozen=True):
@@ -68,8 +78,11 @@ class Limits(_Record, frozen=True):
 class Target(_Record, frozen=True):
     """Hardware to run on. `arch` lists values of `platform.machine()` where it can be satisfied.
 
+    `cpu_features` must all be there, each named as in /proc/cpuinfo or as alternatives `a|b`; `cpus`
+    lists the CPUs it can be, as `devices.Machine.cpu` names them, any when empty.
     Devices of a `convert_only` target open its models with software of their own: bundles for it are
-    made here, `edgeserve run` never picks it. `notes` are for people, `url` is the vendor's page.
+    made here, `edgeserve run` never picks it. `unverified` says what nobody could verify where the
+    target was written. `notes` are for people, `url` is the vendor's page.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -78,7 +91,10 @@ class Target(_Record, frozen=True):
     chain: Annotated[tuple[ChainEntry, ...], msgspec.Meta(min_length=1)]
     quantization: Quantization = Quantization()
     limits: Limits = Limits()
+    cpu_features: tuple[CpuFeature, ...] = ()
+    cpus: tuple[str, ...] = ()
     convert_only: bool = False
+    unverified: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     url: str | None = None
     notes: str | None = None
 
@@ -117,6 +133,11 @@ def target_names() -> tuple[str, ...]:
     return tuple(_target_files())
 
 
+def target_file(name: str) -> Traversable | None:
+    """The file of the installed target called so. Raises TargetError when two share a name."""
+    return _target_files().get(name)
+
+
 def all_targets() -> tuple[Target, ...]:
     """All installed targets by name. Raises TargetError."""
     return tuple(load_target(name) for name in target_names())
@@ -124,36 +145,68 @@ def all_targets() -> tuple[Target, ...]:
 
 def parse_target(data: bytes, where: str) -> Target:
     """Parse and check a target TOML; `where` names it in errors. Raises nothing but TargetError."""
+    return target_of(parse_document(data, where), where)
+
+
+def parse_document(data: bytes, where: str) -> dict[str, Any]:
+    """The TOML as plain values, not checked against the schema. Raises TargetError."""
     try:
-        document = tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         cause = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise TargetError(f"{where} is not TOML", cause=cause) from None
+
+
+def target_of(document: dict[str, Any], where: str) -> Target:
+    """The target a TOML describes. Raises TargetError for the first thing that does not fit."""
     try:
         target = msgspec.convert(document, Target)
     except msgspec.ValidationError as error:
-        raise TargetError(
-            f"{where} is not a valid target", cause=str(error), hint=_hint(str(error))
-        ) from None
+        raise _invalid(where, str(error), _hint(str(error))) from None
     _check(target, where)
     return target
 
 
+def take_unknown_fields(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Remove the fields that the schema does not know; each with the hint for its writer."""
+    chain = document.get("chain")
+    tables: list[tuple[str, Any]] = [("", document)]
+    tables += [(f"chain[{i}].", t) for i, t in enumerate(chain if isinstance(chain, list) else [])]
+    tables += [(f"{key}.", document.get(key)) for key in ("quantization", "limits")]
+    found: list[tuple[str, str]] = []
+    for prefix, table in tables:
+        if not isinstance(table, dict):
+            continue
+        for name in [n for n in table if n not in _fields_of(prefix)]:
+            del table[name]
+            found.append((prefix + name, _field_hint(name, _fields_of(prefix))))
+    return found
+
+
 def _check(target: Target, where: str) -> None:
-    """What types alone cannot say: nothing is listed twice."""
+    """What types alone cannot say."""
+    if target.name in RESERVED_NAMES:
+        raise _invalid(where, f"'{target.name}' is a word of the command line", "rename the target")
+    if target.convert_only and target.unverified is None:
+        raise _invalid(
+            where,
+            "a convert_only target says in `unverified` what could not be verified",
+            'unverified = "Nothing was run on the device."',
+        )
     for entry in target.chain:
         if repeated := _repeated(entry.precisions):
-            raise TargetError(
-                f"{where} is not a valid target",
-                cause=f"precisions of {entry.label} list {repeated} twice",
-            )
+            raise _invalid(where, f"precisions of {entry.label} list {repeated} twice")
     pairs = [(e.runtime, e.device, str(e.options.get("provider", ""))) for e in target.chain]
     if repeated_pair := _repeated(pairs):
-        raise TargetError(
-            f"{where} is not a valid target",
-            cause=f"the chain lists {'/'.join(filter(None, repeated_pair))} twice",
-            hint="put all precisions of a device into one entry",
+        raise _invalid(
+            where,
+            f"the chain lists {'/'.join(filter(None, repeated_pair))} twice",
+            "put all precisions of a device into one entry",
         )
+
+
+def _invalid(where: str, cause: str, hint: str | None = None) -> TargetError:
+    return TargetError(f"{where} is not a valid target", cause=cause, hint=hint)
 
 
 def _repeated(items: Iterable[_T]) -> _T | None:
@@ -168,13 +221,21 @@ def _hint(message: str) -> str | None:
         field = next((key for key in reversed(keys) if key in _CHOICES), None)
         return f"known: {', '.join(_CHOICES[field])}" if field else None
     if "matching regex" in message:
-        return _PATTERNS.get(keys[-1]) if keys else None
+        return next((_PATTERNS[key] for key in reversed(keys) if key in _PATTERNS), None)
     unknown = re.search(r"unknown field `(.*?)`", message)
     if unknown is None:
         return None
-    fields = _FIELDS.get(keys[0] if keys else "", _FIELDS[""])
-    guess = nearest(unknown[1], fields)
+    return _field_hint(unknown[1], _fields_of(keys[0] if keys else ""))
+
+
+def _field_hint(name: str, fields: tuple[str, ...]) -> str:
+    guess = nearest(name, fields)
     return f"did you mean '{guess}'?" if guess else f"known fields: {', '.join(fields)}"
+
+
+def _fields_of(path: str) -> tuple[str, ...]:
+    """The fields of the table at a path: `chain[0].`, `limits`, or the document itself."""
+    return _FIELDS.get(re.split(r"\W", path)[0], _FIELDS[""])
 
 
 _CHOICES: Final[dict[str, tuple[str, ...]]] = {
@@ -185,6 +246,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
 _PATTERNS: Final[dict[str, str]] = {
     "device": "cpu, gpu or npu; with an index where there are several: gpu.1",
     "name": "lower-case letters, digits, '-', '_' and '.'",
+    "cpu_features": "names as in /proc/cpuinfo; alternatives as avx512_vnni|avx_vnni",
 }
 _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "": Target.__struct_fields__,
@@ -195,8 +257,13 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def _read(file: Path | Traversable, where: str) -> Target:
+    return parse_target(read_bytes(file, where), where)
+
+
+def read_bytes(file: Path | Traversable, where: str) -> bytes:
+    """The bytes of a target's file. Raises TargetError."""
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         raise TargetError(
             f"{where} does not exist",
@@ -204,7 +271,6 @@ def _read(file: Path | Traversable, where: str) -> Target:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise TargetError(f"{where} cannot be read", cause=str(error)) from None
-    return parse_target(data, where)
 
 
 def _target_files() -> dict[str, Traversable]:

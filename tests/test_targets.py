@@ -41,12 +41,29 @@ device = "cpu"
 precisions = ["int8", "fp32"]
 """
 SHIPPED = {
+    "amd-ryzen-ai": ["onnxruntime/npu", "onnxruntime/cpu"],
+    "android-gpu": ["litert/gpu", "litert/cpu"],
+    "apple-coreml": ["onnxruntime/gpu", "onnxruntime/cpu"],
+    "coral-edgetpu": ["litert/cpu"],
     "cpu-arm64": ["onnxruntime/cpu", "litert/cpu"],
     "cpu-x86": ["openvino/cpu", "onnxruntime/cpu"],
+    "cpu-x86-amx": ["openvino/cpu", "onnxruntime/cpu"],
+    "cpu-x86-avx2": ["openvino/cpu", "onnxruntime/cpu"],
+    "cpu-x86-vnni": ["openvino/cpu", "onnxruntime/cpu"],
+    "graviton": ["onnxruntime/cpu", "litert/cpu"],
+    "intel-dgpu": ["openvino/gpu.1", "openvino/cpu", "onnxruntime/cpu"],
     "intel-gpu": ["openvino/gpu", "openvino/cpu", "onnxruntime/cpu"],
     "intel-npu": ["openvino/npu", "openvino/cpu", "onnxruntime/cpu"],
+    "jetson-orin": ["onnxruntime/gpu", "onnxruntime/cpu"],
     "mobile-cpu": ["litert/cpu", "onnxruntime/cpu"],
     "nvidia-gpu": ["onnxruntime/gpu", "onnxruntime/cpu"],
+    "nvidia-tensorrt-rtx": ["onnxruntime/gpu", "onnxruntime/cpu"],
+    "qualcomm-htp": ["onnxruntime/npu", "onnxruntime/cpu"],
+    "qualcomm-htp-a8w8": ["onnxruntime/npu", "onnxruntime/cpu"],
+    "raspberry-pi-4": ["onnxruntime/cpu", "litert/cpu"],
+    "raspberry-pi-5": ["onnxruntime/cpu", "litert/cpu"],
+    "rockchip-rk3588": ["onnxruntime/cpu"],
+    "st-npu": ["onnxruntime/cpu"],
     "webgpu": ["onnxruntime/gpu", "onnxruntime/cpu"],
 }
 
@@ -69,14 +86,56 @@ def test_every_shipped_target_ends_on_a_cpu_and_cites_sources(name: str) -> None
     assert any(source in line for line in comments for source in sources)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_table_of_a_shipped_target_has_a_comment_or_follows_a_cited_one(name: str) -> None:
+    text = (ROOT / "targets" / f"{name}.toml").read_text("utf-8")
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    first_chain, scheme = (
+        next(b for b in blocks if table in b) for table in ("[[chain]]", "[quantization]")
+    )
+    assert first_chain[0].startswith("#")
+    assert scheme[0].startswith("#")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_convert_only_targets_say_what_is_unverified(name: str) -> None:
+    target = load_target(name)
+    assert target.unverified or not target.convert_only
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_line_of_the_documentation_describes_it(name: str) -> None:
+    lines = (ROOT / "docs" / "targets.md").read_text("utf-8").splitlines()
+    assert [line for line in lines if line.startswith(f"| `{name}` |")]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("cpu-x86-avx2", Quantization(reduce_range=True)),
+        ("cpu-x86-vnni", Quantization()),
+        ("qualcomm-htp", Quantization(False, "uint16", "uint8")),
+        ("qualcomm-htp-a8w8", Quantization(False, "uint8", "uint8")),
+        ("coral-edgetpu", Quantization(True, "int8", "int8", full_integer=True)),
+        ("st-npu", Quantization(False, "uint8", "uint8")),
+    ],
+)
+def test_schemes_that_hardware_depends_on(name: str, scheme: Quantization) -> None:
+    assert load_target(name).quantization == scheme
+
+
 def test_defaults_of_a_minimal_target() -> None:
     assert parse_target(MINIMAL.encode(), "mine.toml") == Target(
         name="mine",
         title="My board",
         arch=("aarch64",),
         chain=(ChainEntry("onnxruntime", "cpu", ("int8", "fp32")),),
-        quantization=Quantization(True, "uint8", "int8", False),
+        quantization=Quantization(True, "uint8", "int8", False, False, False),
         limits=Limits(None),
+        cpu_features=(),
+        cpus=(),
+        convert_only=False,
+        unverified=None,
     )
 
 
@@ -138,7 +197,7 @@ def test_unreadable_paths(tmp_path: Path, path: str, message: str) -> None:
             "[[chain]]",
             '[quantization]\nactivation_type = "int4"\n[[chain]]',
             "at `$.quantization.activation_type`",
-            "known: uint8, int8",
+            "known: uint8, int8, uint16, int16",
         ),
         (
             "[[chain]]",
@@ -159,6 +218,22 @@ def test_unreadable_paths(tmp_path: Path, path: str, message: str) -> None:
             "put all precisions of a device into one entry",
         ),
         ("[[chain]]", "options = [1]\n[[chain]]", "unknown field `options`", None),
+        ('name = "mine"', 'name = "check"', "is a word of the command line", "rename"),
+        ('name = "mine"', 'name = "auto"', "is a word of the command line", "rename"),
+        ("[[chain]]", "convert_only = true\n[[chain]]", "says in `unverified`", "unverified ="),
+        ("[[chain]]", 'unverified = ""\n[[chain]]', "length >= 1 - at `$.unverified`", None),
+        (
+            "[[chain]]",
+            'cpu_features = ["AVX2"]\n[[chain]]',
+            "at `$.cpu_features[0]`",
+            "names as in /proc/cpuinfo",
+        ),
+        (
+            "[[chain]]",
+            "[quantization]\nreduced_range = true\n[[chain]]",
+            "unknown field `reduced_range`",
+            "did you mean 'reduce_range'?",
+        ),
     ],
 )
 def test_an_invalid_target_names_file_field_and_what_was_expected(
@@ -264,6 +339,9 @@ targets = st.builds(
         unique_by=lambda e: (e.runtime, e.device),
     ).map(tuple),
     quantization=st.builds(Quantization),
+    cpu_features=st.lists(st.sampled_from(["avx2", "avx512_vnni|avx_vnni"])).map(tuple),
+    cpus=st.lists(toml_keys, max_size=2).map(tuple),
+    unverified=st.text("abc ", min_size=1, max_size=8),
     limits=st.builds(Limits, memory_mb=st.none() | st.integers(1, 10**6)),
     convert_only=st.booleans(),
     notes=st.none() | toml_keys,

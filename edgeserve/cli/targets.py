@@ -2,18 +2,84 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from edgeserve.devices import Machine
     from edgeserve.runtimes.detect import EntryCheck, TargetCheck
-    from edgeserve.targets import Quantization
+    from edgeserve.runtimes.target_files import FileCheck
+    from edgeserve.targets import Quantization, Target
+
+# The command behind `targets` and `targets intel-npu`. Targets have lower-case names.
+_EXPLAIN: Final = "NAME"
+
+
+class _NameOrCommand(TyperGroup):
+    """A group whose first word is a command of it, or else belongs to `_EXPLAIN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = [word for word in args if not word.startswith("-")]
+        if words[:1] != ["check"] and "--help" not in args:
+            args = [_EXPLAIN, *args]
+        return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
-    app.command("targets", epilog="Example: edgeserve targets intel-npu")(targets)
+    group = typer.Typer(
+        cls=_NameOrCommand,
+        rich_markup_mode=None,
+        help="List the targets, or explain one, and say whether this machine satisfies it.\n\n"
+        "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file.",
+        epilog="Example: edgeserve targets intel-npu",
+    )
+    group.command(_EXPLAIN, epilog="Example: edgeserve targets intel-npu")(targets)
+    group.command("check", epilog="Example: edgeserve targets check my-board.toml")(check)
+    app.add_typer(group, name="targets")
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="TOML files of targets.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Check target files: schema, names, runtimes, sources. Exit code: 0 valid, 1 not, 2 missing."""
+    from edgeserve.cli.output import to_json
+    from edgeserve.runtimes import runtime_names
+    from edgeserve.runtimes.target_files import check_file
+
+    checks = [check_file(file, runtime_names()) for file in files]
+    if json:
+        print(to_json({"files": checks}))
+    else:
+        _render_checks(checks)
+    return 0 if all(c.valid for c in checks) else 1
+
+
+def _render_checks(checks: list[FileCheck]) -> None:
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.tables import add_row, table_of
+
+    console = stdout_console()
+    table = table_of("file", "target", "valid", "", "what", "hint")
+    for item in checks:
+        head = (item.file, item.target or "", "yes" if item.valid else "no")
+        if not item.findings:
+            add_row(table, *head, "", "", "")
+        for finding in item.findings:
+            add_row(table, *head, finding.level, finding.text, finding.hint or "")
+            head = ("", "", "")
+    console.print(table)
+    valid = [c for c in checks if c.valid]
+    if len(valid) == len(checks):
+        console.print(
+            f"\nconvert for it: edgeserve convert MODEL --target {valid[0].file} -o NAME.edge",
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"\n{len(checks) - len(valid)} of {len(checks)} not valid: docs/targets.md")
 
 
 def targets(
@@ -86,11 +152,13 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
     facts = [
         ("target", f"{target.name}: {target.title}"),
         ("architecture", ", ".join(target.arch)),
+        ("CPU", _cpu_text(target)),
         ("this machine", here.describe()),
         (verdict, check.reason),
         ("int8", _scheme_text(target.quantization)),
         ("memory", f"{memory} MB at most" if memory else "no limit"),
         ("notes", target.notes),
+        ("unverified", target.unverified),
         ("more", target.url),
     ]
     for label, text in facts:
@@ -119,9 +187,18 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
     )
 
 
+def _cpu_text(target: Target) -> str:
+    wanted = [" or ".join(target.cpus)] if target.cpus else []
+    wanted += [f.replace("|", " or ") for f in target.cpu_features]
+    return ", ".join(wanted)
+
+
 def _scheme_text(scheme: Quantization) -> str:
     granularity = "per channel" if scheme.per_channel else "per tensor"
+    bits = " in 7 bits" if scheme.reduce_range else ""
     centre = "symmetric" if scheme.symmetric_activations else "with zero point"
+    whole = ", integers throughout" if scheme.full_integer else ""
     return (
-        f"weights {scheme.weight_type} {granularity}, activations {scheme.activation_type} {centre}"
+        f"weights {scheme.weight_type}{bits} {granularity}, "
+        f"activations {scheme.activation_type} {centre}{whole}"
     )

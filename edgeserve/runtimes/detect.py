@@ -15,8 +15,21 @@ from edgeserve.runtimes.probing import opening_error
 from edgeserve.targets import ChainEntry, Target, load_target
 
 AUTO: Final = "auto"
-# What `auto` tries, most capable first. WebGPU is not among them: software drivers answer to it too.
-AUTO_ORDER: Final = ("nvidia-gpu", "intel-npu", "intel-gpu", "cpu-x86", "cpu-arm64")
+# What `auto` tries, most capable first; of CPUs the one that asks for most. WebGPU is not among them:
+# software drivers answer to it too.
+AUTO_ORDER: Final = (
+    "nvidia-gpu",
+    "intel-npu",
+    "intel-gpu",
+    "cpu-x86-amx",
+    "cpu-x86-vnni",
+    "cpu-x86-avx2",
+    "cpu-x86",
+    "graviton",
+    "raspberry-pi-5",
+    "raspberry-pi-4",
+    "cpu-arm64",
+)
 
 
 class EntryCheck(msgspec.Struct, frozen=True):
@@ -52,9 +65,9 @@ def _probe(name: str) -> RuntimeInfo:
 def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo]) -> TargetCheck:
     """Compare a target with this machine.
 
-    It is satisfied where the architecture matches and the kind of device that it is about, that of
-    its first chain entry, opens with one of its runtimes: the CPU fallback of a GPU target does not
-    make a GPU.
+    It is satisfied where the architecture and the CPU match and the kind of device that it is about,
+    that of its first chain entry, opens with one of its runtimes: the CPU fallback of a GPU target
+    does not make a GPU.
     """
     entries = tuple(_check_entry(entry, probes) for entry in target.chain)
     kind = _kind(target.chain[0].device)
@@ -63,11 +76,27 @@ def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo
         satisfied, reason = False, "its devices run bundles without edgeserve"
     elif not target.runs_on(here.arch):
         satisfied, reason = False, f"this machine is {here.arch}, not {' or '.join(target.arch)}"
+    elif problem := _cpu_problem(target, here):
+        satisfied, reason = False, problem
     elif not opened:
         satisfied, reason = False, entries[0].reason
     else:
         satisfied, reason = True, opened[0].reason
     return TargetCheck(target, satisfied, reason, entries)
+
+
+def _cpu_problem(target: Target, here: Machine) -> str | None:
+    """Why this machine's CPU is not the target's; None where it is, or where any would be."""
+    if target.cpus and here.cpu not in target.cpus:
+        wanted = " or ".join(target.cpus)
+        return f"the CPU is {here.cpu or 'not told by the system'}, not {wanted}"
+    if target.cpu_features and here.cpu_features is None:
+        return "the system does not tell what its CPU has"
+    has = set(here.cpu_features or ())
+    missing = [f for f in target.cpu_features if has.isdisjoint(f.split("|"))]
+    if missing:
+        return f"the CPU has no {', no '.join(f.replace('|', ' or ') for f in missing)}"
+    return None
 
 
 def _check_entry(entry: ChainEntry, probes: Mapping[str, RuntimeInfo]) -> EntryCheck:

@@ -139,9 +139,188 @@ def test_a_broken_toml_names_the_field_and_exits_2(
     assert err == (
         f"error: {file} is not a valid target\n"
         "cause: Object contains unknown field `memory`\n"
-        "hint: known fields: name, title, arch, chain, quantization, limits, convert_only, url, "
-        "notes\n"
+        "hint: known fields: name, title, arch, chain, quantization, limits, cpu_features, cpus, "
+        "convert_only, unverified, url, notes\n"
     )
+
+
+def test_says_what_could_not_be_verified_and_which_cpu(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, _ = run(capsys, "targets", "st-npu")
+    assert code == 0
+    assert "unverified    ST Edge AI and the NPU were not at hand." in out
+    assert "not satisfied its devices run bundles without edgeserve" in out
+    _, out, _ = run(capsys, "targets", "cpu-x86-vnni")
+    assert "CPU           avx512_vnni or avx_vnni" in out
+    _, out, _ = run(capsys, "targets", "cpu-x86-avx2")
+    assert "weights int8 in 7 bits per channel, activations uint8 with zero point" in out
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+GOOD = """\
+# Data sheet: https://acme.example/board
+name = "good"
+title = "Good board"
+arch = ["aarch64"]
+[[chain]]
+runtime = "onnxruntime"
+device = "cpu"
+precisions = ["int8"]
+"""
+BAD = """\
+name = "mine"
+titel = "x"
+title = "My board"
+arch = ["x86-64"]
+cpu_features = ["avx512vnni"]
+[[chain]]
+runtime = "onnxruntme"
+device = "gpu"
+devise = "x"
+precisions = ["int8"]
+[quantization]
+activation = "uint8"
+"""
+
+
+def test_check_of_a_good_file(capsys: pytest.CaptureFixture[str], in_folder: Path) -> None:
+    (in_folder / "good.toml").write_text(GOOD)
+    code, out, err = run(capsys, "targets", "check", "good.toml")
+    assert (code, err) == (0, "")
+    assert squeezed(out) == squeezed(
+        "file target valid what hint\ngood.toml good yes\n\n"
+        "convert for it: edgeserve convert MODEL --target good.toml -o NAME.edge\n"
+    )
+
+
+def test_check_tells_everything_at_once(
+    capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    (in_folder / "bad.toml").write_text(BAD)
+    (in_folder / "good.toml").write_text(GOOD)
+    code, out, _ = run(capsys, "targets", "check", "bad.toml", "good.toml", "--json")
+    assert code == 1
+    bad, good = json.loads(out)["files"]
+    assert (bad["target"], bad["valid"], good["target"], good["valid"]) == (
+        "mine",
+        False,
+        "good",
+        True,
+    )
+    assert good["findings"] == []
+    assert [(f["level"], f["text"], f["hint"]) for f in bad["findings"]] == [
+        ("error", "unknown field `titel`", "did you mean 'title'?"),
+        ("error", "unknown field `chain[0].devise`", "did you mean 'device'?"),
+        (
+            "error",
+            "unknown field `quantization.activation`",
+            "did you mean 'activation_type'?",
+        ),
+        (
+            "error",
+            "the target is called 'mine', the file bad.toml",
+            "call the file mine.toml: targets are found by their file's name",
+        ),
+        ("warning", "no runtime adapter is called onnxruntme", "did you mean 'onnxruntime'?"),
+        (
+            "warning",
+            "edgeserve never reports the CPU feature avx512vnni: no machine satisfies it",
+            "did you mean 'avx512_vnni'?",
+        ),
+        (
+            "warning",
+            "platform.machine() is not known to say x86-64",
+            "did you mean 'x86_64'?",
+        ),
+        (
+            "warning",
+            "the chain does not end on a CPU: nothing serves when the device is lost",
+            'add a last [[chain]] with device = "cpu"',
+        ),
+        (
+            "warning",
+            "no comment gives a source",
+            "say above each fact where it is from: # https://... (what it says)",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("good", "name = ", "Invalid value (at end of document)"),
+        ("good", GOOD + GOOD[GOOD.index("[[chain]]") :], "the chain lists onnxruntime/cpu twice"),
+        ("check", GOOD.replace('"good"', '"check"'), "'check' is a word of the command line"),
+        ("good", GOOD.replace('"int8"', '"int3"'), "Invalid enum value 'int3'"),
+    ],
+)
+def test_check_of_an_invalid_file_exits_1(
+    capsys: pytest.CaptureFixture[str], in_folder: Path, name: str, text: str, error: str
+) -> None:
+    (in_folder / f"{name}.toml").write_text(text)
+    code, out, _ = run(capsys, "targets", "check", f"{name}.toml", "--json")
+    assert code == 1
+    (checked,) = json.loads(out)["files"]
+    assert checked["valid"] is False
+    assert error in checked["findings"][0]["text"]
+    code, out, _ = run(capsys, "targets", "check", f"{name}.toml")
+    assert code == 1
+    assert out.splitlines()[-1] == "1 of 1 not valid: docs/targets.md"
+
+
+def test_check_of_a_name_that_is_installed_warns(
+    capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    (in_folder / "webgpu.toml").write_text(GOOD.replace('"good"', '"webgpu"'))
+    code, out, _ = run(capsys, "targets", "check", "webgpu.toml", "--json")
+    assert code == 0
+    (finding,) = json.loads(out)["files"][0]["findings"]
+    assert (finding["level"], finding["text"]) == (
+        "warning",
+        "a target called webgpu is installed",
+    )
+
+
+def test_check_of_a_missing_file_exits_2(
+    capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    (in_folder / "good.toml").write_text(GOOD)
+    code, out, err = run(capsys, "targets", "check", "good.toml", "gone.toml")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: gone.toml does not exist\n")
+
+
+def test_check_without_files_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "targets", "check")
+    assert (code, out) == (2, "")
+    assert "Missing argument 'FILE...'" in err
+
+
+def test_shipped_targets_pass_the_check_without_a_remark(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = sorted((Path(__file__).parent.parent.parent / "targets").glob("*.toml"))
+    code, out, _ = run(capsys, "targets", "check", *map(str, files), "--json")
+    assert code == 0
+    checked = json.loads(out)["files"]
+    assert sorted(c["target"] for c in checked) == list(target_names())
+    assert [f for c in checked for f in c["findings"]] == []
+
+
+def test_help_tells_of_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "targets", "--help")
+    assert code == 0
+    assert "edgeserve targets [NAME] [--json]" in out
+    assert "  check " in out
 
 
 def test_targets_of_packages_are_listed(

@@ -25,8 +25,8 @@ from tests.distributions import write_distribution
 Probes = dict[str, RuntimeInfo]
 
 
-def here(arch: str) -> Machine:
-    return Machine("Linux 6.6", arch, None, None, 4, 8_000_000_000)
+def here(arch: str, *features: str, cpu: str | None = None) -> Machine:
+    return Machine("Linux 6.6", arch, cpu, features or None, 4, 8_000_000_000)
 
 
 def probes(**devices: dict[str, str]) -> Probes:
@@ -67,6 +67,50 @@ INTEL = {"cpu": "Core Ultra 7", "gpu": "Arc", "npu": "AI Boost"}
 )
 def test_auto_takes_the_most_capable_target(arch: str, found: Probes, name: str) -> None:
     assert detect_target(here(arch), found).name == name
+
+
+@pytest.mark.parametrize(
+    ("machine_here", "name"),
+    [
+        (here("x86_64", "avx2"), "cpu-x86-avx2"),
+        (here("x86_64", "avx2", "avx512f"), "cpu-x86-avx2"),
+        (here("x86_64", "avx2", "avx_vnni"), "cpu-x86-vnni"),
+        (here("AMD64", "avx2", "avx512f", "avx512_vnni", "avx512_bf16"), "cpu-x86-vnni"),
+        (here("x86_64", "avx2", "avx512_vnni", "amx_int8", "amx_bf16"), "cpu-x86-amx"),
+        # Either alone is not AMX as the target means it.
+        (here("x86_64", "avx2", "avx512_vnni", "amx_bf16"), "cpu-x86-vnni"),
+        (here("x86_64", "avx512_bf16"), "cpu-x86"),
+        (here("aarch64", cpu="Cortex-A72"), "raspberry-pi-4"),
+        (here("aarch64", "asimddp", cpu="Cortex-A76"), "raspberry-pi-5"),
+        # RK3588: not a Raspberry Pi, though it has such cores.
+        (here("aarch64", "asimddp", cpu="Cortex-A55 + Cortex-A76"), "cpu-arm64"),
+        (here("aarch64", "asimddp", "i8mm", "bf16", "sve", cpu="Neoverse-V1"), "graviton"),
+        (here("aarch64", "asimddp", cpu="Neoverse-N1"), "graviton"),
+        (here("aarch64", "asimddp", cpu="Cortex-A78AE"), "cpu-arm64"),
+    ],
+)
+def test_auto_takes_the_cpu_target_that_asks_for_most(machine_here: Machine, name: str) -> None:
+    assert detect_target(machine_here, probes(onnxruntime=ORT)).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "machine_here", "reason"),
+    [
+        ("cpu-x86-vnni", here("x86_64", "avx2"), "the CPU has no avx512_vnni or avx_vnni"),
+        ("cpu-x86-amx", here("x86_64", "avx2"), "the CPU has no amx_int8, no amx_bf16"),
+        ("cpu-x86-avx2", here("AMD64"), "the system does not tell what its CPU has"),
+        ("raspberry-pi-4", here("aarch64"), "the CPU is not told by the system, not Cortex-A72"),
+        (
+            "graviton",
+            here("aarch64", "asimddp", cpu="Cortex-A76"),
+            "the CPU is Cortex-A76, not Neoverse-N1 or Neoverse-V1",
+        ),
+    ],
+)
+def test_a_cpu_that_is_not_the_target_s(name: str, machine_here: Machine, reason: str) -> None:
+    check = check_target(load_target(name), machine_here, probes(onnxruntime=ORT))
+    assert not check.satisfied
+    assert check.reason == reason
 
 
 @pytest.mark.parametrize(
