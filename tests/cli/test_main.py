@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,29 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("--debug", "convert", "absent.onnx", cwd=tmp_path)
     assert "Traceback" in done.stderr
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_prints_a_script(shell: str) -> None:
+    command = "from edgeserve.cli.main import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"_EDGESERVE_COMPLETE": f"source_{shell}"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"_EDGESERVE_COMPLETE=complete_{shell}" in done.stdout
+
+
+def test_shell_completion_completes_commands() -> None:
+    command = "from edgeserve.cli.main import main; main([])"
+    words = {
+        "_EDGESERVE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "edgeserve ga",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, env=os.environ | words
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["gate"])

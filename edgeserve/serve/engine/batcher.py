@@ -66,6 +66,7 @@ class Engine:
         self._on_batch = on_batch or (lambda rows, queued, computed: None)
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._closing = False
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._warm_up()
@@ -139,7 +140,7 @@ class Engine:
 
     def close(self) -> None:
         """End the workers and close the chain; requests still queued are not answered."""
-        self._closing = True
+        self._closing = self._closed = True
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -167,7 +168,7 @@ class Engine:
         while True:
             first = held or self._queue.get()
             held = None
-            if first is None:
+            if first is None or self._closed:
                 return
             if first.settled:
                 self._loop.call_soon_threadsafe(self._finish, [first], None, 0.0, 0.0)

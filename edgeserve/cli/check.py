@@ -1,0 +1,178 @@
+"""`edgeserve check`: what will go wrong for a target, before anything is converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeserve.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgeserve.checking import CheckReport, Finding
+    from edgeserve.checking.report import EntryReport
+    from edgeserve.targets import Target
+
+
+def register(app: typer.Typer) -> None:
+    app.command("check", epilog="Example: edgeserve check model.onnx --target intel-npu")(check)
+
+
+def check(
+    path: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .onnx, .tflite or OpenVINO .xml file.")
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A target's name or TOML file, auto (this machine) or all. May be repeated [auto]."
+        ),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=N,N,…", help="Fix an input's dimensions. May be repeated."),
+    ] = None,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="List every operator, not only unsupported ones.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    sarif: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0; - is stdout."),
+    ] = None,
+) -> None:
+    """Say what each target supports of a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
+    from edgeserve.checking import check as run_check
+    from edgeserve.checking import to_sarif
+    from edgeserve.cli.convert import _shapes
+    from edgeserve.cli.output import stderr_console, to_json, write_output
+
+    if json and sarif == "-":
+        raise UsageError("--json and --sarif - both want stdout", hint="--sarif FILE")
+    shapes = _shapes(shape or [])
+    with stderr_console().status("asking the runtimes"):
+        report = run_check(path, _targets(target or ["auto"]), shapes)
+    if sarif is not None:
+        write_output(to_json(to_sarif(report)), sarif)
+    if json:
+        print(to_json(report))
+    elif sarif != "-":
+        render(report, every_operator=ops)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+def _targets(names: list[str]) -> list[Target]:
+    from edgeserve.runtimes.detect import resolve_target
+    from edgeserve.targets import all_targets
+
+    chosen = [t for n in names for t in (all_targets() if n == "all" else [resolve_target(n)])]
+    return list({t.name: t for t in chosen}.values())
+
+
+def render(report: CheckReport, *, every_operator: bool) -> None:
+    """Targets, operators, findings, estimates; the last line is what to do next."""
+    from edgeserve.cli.output import stdout_console
+
+    console = stdout_console()
+    engines = ", ".join(f"{n} {v}" for n, v in report.engines.items() if v)
+    _say(console, f"{report.path}: {report.format} ({report.version}), {report.nodes} nodes")
+    _say(console, f"asked: {engines}\n")
+    _render_targets(console, report)
+    _render_operators(console, report, every_operator=every_operator)
+    _render_findings(console, report)
+    _render_estimates(console, report)
+    failed = [t.name for t in report.targets if not t.ok]
+    if failed:
+        _say(console, f"not fine: {', '.join(failed)} ({report.count('error')} errors)")
+    else:
+        name = report.targets[0].name
+        _say(console, f"fine; next: edgeserve convert {report.path} --target {name} -o NAME.edge")
+
+
+def _render_targets(console: Console, report: CheckReport) -> None:
+    from edgeserve.cli.tables import add_row, table_of
+
+    table = table_of("target", "chain", "precisions", "verdict", "fine")
+    for target in report.targets:
+        for index, entry in enumerate(target.entries):
+            first = index == 0
+            add_row(
+                table,
+                target.name if first else "",
+                f"{entry.runtime}/{entry.device}",
+                " ".join(entry.precisions),
+                _verdict(entry, report.nodes),
+                ("yes" if target.ok else "no") if first else "",
+            )
+    console.print(table)
+
+
+def _verdict(entry: EntryReport, nodes: int) -> str:
+    if entry.state == "runs":
+        return "runs fully" if entry.ok else "runs, but not as the target wants it"
+    if entry.state == "partly":
+        return f"{entry.unsupported_nodes} of {nodes} nodes fall back to the CPU"
+    if entry.state == "unsupported":
+        count = entry.unsupported_nodes
+        return f"{count} of {nodes} nodes unsupported" if count else "refused"
+    if entry.state == "no-path":
+        return "no conversion leads there"
+    return "not verified here" if entry.ok else "not verified here, and not as the target wants it"
+
+
+def _render_operators(console: Console, report: CheckReport, *, every_operator: bool) -> None:
+    from edgeserve.cli.tables import add_row, table_of
+
+    shown = [o for o in report.operators if every_operator or "no" in o.support.values()]
+    if not shown:
+        return
+    # A column of "unverified" alone says nothing that the first table does not say.
+    engines = [
+        e for e in shown[0].support if any(o.support[e] != "unverified" for o in report.operators)
+    ]
+    table = table_of("operator", "nodes", *engines, right=("nodes",))
+    for operator in shown:
+        add_row(table, operator.op, str(operator.nodes), *(operator.support[e] for e in engines))
+    console.print()
+    console.print(table)
+
+
+def _render_findings(console: Console, report: CheckReport) -> None:
+    for finding in report.findings:
+        about = f" ({', '.join(finding.targets)})" if finding.targets else ""
+        _say(console, f"\n{finding.level}[{finding.rule}]{about}: {finding.message}")
+        if finding.nodes:
+            _say(console, f"  nodes: {_nodes(finding)}")
+        if finding.hint:
+            _say(console, f"  hint: {finding.hint}")
+
+
+def _nodes(finding: Finding) -> str:
+    more = finding.node_count - len(finding.nodes)
+    return ", ".join(finding.nodes) + (f" and {more} more" if more > 0 else "")
+
+
+def _render_estimates(console: Console, report: CheckReport) -> None:
+    from edgeserve.cli.output import size_text
+    from edgeserve.cli.tables import add_row, table_of
+
+    table = table_of("estimate", "size", "peak memory", right=("size", "peak memory"))
+    for estimate in report.estimates:
+        peak = estimate.peak_memory_bytes
+        add_row(
+            table,
+            estimate.precision,
+            size_text(estimate.size_bytes),
+            "unknown" if peak is None else size_text(peak),
+        )
+    console.print()
+    if table.row_count:
+        console.print(table)
+        console.print()
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
