@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -26,7 +26,8 @@ def convert(
     output: str | Path,
     *,
     target: str = "auto",
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto",
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"] = "auto",
+    recipes: Sequence[str] = (),
     calibrate: str | Path | None = None,
     calibration_samples: int = 128,
     evaluate: str | Path | None = None,
@@ -35,6 +36,10 @@ def convert(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     max_drop: float = 1.0,
     min_fidelity: float | None = None,
+    max_size: int | None = None,
+    max_latency: float | None = None,
+    max_time: float = 600.0,
+    explain: bool = False,
     strict: bool = False,
     force: bool = False,
     name: str | None = None,
@@ -43,7 +48,7 @@ def convert(
 ) -> Conversion:
     """Convert an ONNX model into a bundle; the parameters are `edgeserve convert`'s flags.
 
-    `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
+    `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
@@ -53,6 +58,7 @@ def convert(
     options = Options(
         target=target,
         precision=precision,
+        recipes=tuple(recipes),
         calibrate=_text(calibrate),
         calibration_samples=calibration_samples,
         evaluate=_text(evaluate),
@@ -61,6 +67,10 @@ def convert(
         shapes=dict(shapes or {}),
         max_drop=max_drop,
         min_fidelity=min_fidelity,
+        max_size=max_size,
+        max_latency=max_latency,
+        max_time=max_time,
+        explain=explain,
         strict=strict,
         force=force,
         name=name,

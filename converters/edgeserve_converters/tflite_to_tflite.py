@@ -1,4 +1,4 @@
-"""TFLite fp32 -> TFLite static int8, weights per channel, by Google's ai-edge-quantizer."""
+"""TFLite fp32 -> quantized TFLite, by Google's ai-edge-quantizer: static, dynamic, or weights alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeserve_converters._calibration import requests
+
+# (method, precision of the weights) -> the quantizer's recipe
+_RECIPES = {
+    ("static", "int8"): "static_wi8_ai8",
+    ("static-16x8", "int8"): "static_wi8_ai16",
+    ("dynamic", "int8"): "dynamic_wi8_afp32",
+    ("dynamic", "int4"): "dynamic_wi4_afp32",
+    ("weights", "int8"): "weight_only_wi8_afp32",
+    ("weights", "int4"): "weight_only_wi4_afp32",
+}
+
 
 class TfliteToTflite:
     name = "tflite-to-tflite"
@@ -20,22 +32,31 @@ class TfliteToTflite:
     pip_arguments: tuple[str, ...] = ()
 
     def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
-        """`calibration` is an .npz of stacked inputs by name, in the source model's layout.
+        """Options: `method` (static, static-16x8, dynamic, weights), `precision` (int8, int4), and
+        `calibration` for the static ones: requests in the source model's layout.
 
         A `bindings.json` beside the source says how those become the file's inputs; it holds for the
         result, too, and is copied.
         """
         from ai_edge_quantizer import quantizer, recipe
 
-        if options.get("precision") != "int8" or not options.get("calibration"):
-            raise ValueError(f"{self.name} makes int8, from calibration data")
+        method, precision = str(options.get("method", "static")), str(options.get("precision"))
+        name = _RECIPES.get((method, precision))
+        if name is None:
+            raise ValueError(f"{self.name} does not make {precision} by {method}")
         beside = source.parent / "bindings.json"
         bindings = json.loads(beside.read_text("utf-8")) if beside.exists() else {"inputs": {}}
         with _silenced():
-            tool = quantizer.Quantizer(str(source), recipe.static_wi8_ai8())
-            key, rows = _signature(source)
-            samples = list(_samples(Path(str(options["calibration"])), bindings["inputs"], rows))
-            measured = tool.calibrate({key: samples}, num_threads=os.cpu_count() or 1)
+            tool = quantizer.Quantizer(str(source), getattr(recipe, name)())
+            measured = None
+            if tool.need_calibration:
+                if not options.get("calibration"):
+                    raise ValueError(f"{name} needs calibration data")
+                data = Path(str(options["calibration"]))
+                samples = list(_samples(data, bindings["inputs"]))
+                measured = tool.calibrate(
+                    {_signature(source): samples}, num_threads=os.cpu_count() or 1
+                )
             result = tool.quantize(measured, enable_progress_report=False)
         destination = out_dir / "model.tflite"
         result.export_model(str(destination), overwrite=True)
@@ -45,33 +66,28 @@ class TfliteToTflite:
         return [destination]
 
 
-def _signature(source: Path) -> tuple[str, int]:
-    """The name of the file's signature and its batch size."""
+def _signature(source: Path) -> str:
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(str(source))
-    names = list(interpreter.get_signature_list())
+    names = list(Interpreter(str(source)).get_signature_list())
     if len(names) != 1:
         raise ValueError(f"{source.name} has {len(names)} signatures, calibration needs one")
-    return names[0], int(interpreter.get_input_details()[0]["shape"][0])
+    return str(names[0])
 
 
-def _samples(calibration: Path, inputs: Mapping[str, Any], rows: int) -> Iterator[dict[str, Any]]:
-    """Batches of `rows` inputs, called and laid out as the file wants them."""
+def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The requests, called and laid out as the file wants them."""
     import numpy as np
 
-    with np.load(calibration, allow_pickle=False) as arrays:
-        data = {name: arrays[name] for name in arrays.files}
-    count = len(next(iter(data.values())))
-    for start in range(0, count - count % rows, rows):
-        batch = {}
-        for name, array in data.items():
+    for request in requests(calibration):
+        laid_out = {}
+        for name, array in request.items():
             binding = inputs.get(name) or {"name": name, "permutation": None}
-            part, order = array[start : start + rows], binding["permutation"]
-            batch[binding["name"]] = np.ascontiguousarray(
-                part if order is None else part.transpose(order)
+            order = binding["permutation"]
+            laid_out[binding["name"]] = np.ascontiguousarray(
+                array if order is None else array.transpose(order)
             )
-        yield batch
+        yield laid_out
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from edgeserve.tensors import DTYPES, Interface
 
 SCHEMA_VERSION: Final = "1.0"
 MANIFEST_NAME: Final = "manifest.json"
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Option = str | int | float | bool
 
 
@@ -79,7 +79,7 @@ class Calibration(_Strict, frozen=True):
 
 
 class Recipe(_Strict, frozen=True):
-    """How a variant was made, enough to make it again."""
+    """How a variant was made, enough to make it again. `kept_fp32` names nodes left in fp32."""
 
     method: str
     tool: str
@@ -87,6 +87,7 @@ class Recipe(_Strict, frozen=True):
     per_channel: bool | None = None
     calibration_method: str | None = None
     calibration: Calibration | None = None
+    kept_fp32: tuple[str, ...] = ()
 
 
 class Fidelity(_Strict, frozen=True):

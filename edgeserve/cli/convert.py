@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from edgeserve.conversion.options import Conversion, Row
 
 
+_SHOWN_LAYERS = 10
+_Number = TypeVar("_Number", int, float)
+
+
 class PrecisionChoice(StrEnum):
     """What --precision takes."""
 
     auto = "auto"
     fp32 = "fp32"
     fp16 = "fp16"
+    bf16 = "bf16"
     int8 = "int8"
+    int4 = "int4"
 
 
 def register(app: typer.Typer) -> None:
@@ -47,6 +53,10 @@ def command(
     precision: Annotated[
         PrecisionChoice, typer.Option(help="auto measures what the target lists.")
     ] = PrecisionChoice.auto,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="Try only this recipe for int8 and int4. May be repeated."),
+    ] = None,
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +86,22 @@ def command(
             help="Without --eval: top-1 agreement with the source [0.95], or cosine [0.99].",
         ),
     ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Largest variant: 5 MB, 800 kB, bytes.")
+    ] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Slowest call: 5 ms (on this machine).")
+    ] = None,
+    max_time: Annotated[
+        float, typer.Option(min=0, help="Seconds to spend on repairing what misses the bounds.")
+    ] = 600.0,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Rank layers by the noise of int8 in them.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Size, latency and fidelity as a picture (png, svg)."),
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(metavar="INPUT=N,N,…", help="Fix an input's dimensions. May be repeated."),
@@ -101,7 +127,8 @@ def command(
     std: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name when served.")] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 when a variant is slower or too inaccurate.")
+        bool,
+        typer.Option("--strict", help="Exit 1 when no quantized variant is fast and right enough."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     tool_env: Annotated[
@@ -115,6 +142,8 @@ def command(
     from edgeserve.cli.images import preprocess_from
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert
+    from edgeserve.conversion.plot import check_plot
+    from edgeserve.conversion.plot import plot as draw
 
     flags = {
         "image_size": image_size,
@@ -129,6 +158,7 @@ def command(
     options = Options(
         target=target,
         precision=precision.value,
+        recipes=tuple(recipe or ()),
         calibrate=calibrate,
         calibration_samples=calibration_samples,
         evaluate=evaluate,
@@ -137,13 +167,21 @@ def command(
         shapes=_shapes(shape or []),
         max_drop=max_drop,
         min_fidelity=min_fidelity,
+        max_size=_limit("max_size", "--max-size", max_size, int),
+        max_latency=_limit("max_latency_p50", "--max-latency", max_latency, float),
+        max_time=max_time,
+        explain=explain,
         strict=strict,
         force=force,
         name=name,
         tool_env=tool_env,
     )
+    if plot is not None:
+        check_plot(plot)
     with progress() as say:
         report = convert(source, output or Path(f"{source.stem}.edge"), options, say)
+    if plot is not None:
+        draw(report, plot)
     if json_output:
         print(to_json(report))
     else:
@@ -161,20 +199,28 @@ def render(report: Conversion) -> None:
         markup=False,
     )
     columns = ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "agrees", "SQNR",
-               "accuracy", "verdict")  # fmt: skip
+               "accuracy")  # fmt: skip
     table = table_of(*columns, right=("size", "latency", "vs fp32", "agrees", "SQNR", "accuracy"))
-    for column in table.columns[:-1]:
+    for column in table.columns:
         column.no_wrap = True
     accuracy = report.reference_accuracy
     add_row(
         table, "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
         f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "",
-        f"{100 * accuracy:.1f} %" if accuracy is not None else "", "reference",
+        f"{100 * accuracy:.1f} %" if accuracy is not None else "",
     )  # fmt: skip
     for row in report.rows:
-        add_row(table, *_cells(row))
+        if row.measured is not None or row.chosen:
+            add_row(table, *_cells(row))
     console.print(table)
+    console.print("*: no other variant is smaller, faster and closer to the source at once\n")
+    for row in report.rows:
+        if not row.chosen or row.measured is None:
+            where = f"{row.variant} on {row.runtime}/{row.device}"
+            console.print(f"{'-' if row.chosen else '✗'} {where}: {row.reason}", markup=False)
     console.print()
+    if report.layers:
+        _render_layers(report)
     for remark in report.remarks:
         console.print(f"note: {remark}", markup=False)
     chain = " -> ".join(c.label for c in report.chain)
@@ -183,12 +229,33 @@ def render(report: Conversion) -> None:
     console.print(f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
 
 
+def _render_layers(report: Conversion) -> None:
+    from edgeserve.cli.tables import add_row, table_of
+
+    shown = report.layers[:_SHOWN_LAYERS]
+    table = table_of("layer", "op", "SQNR", right=("SQNR",))
+    for layer in shown:
+        add_row(
+            table,
+            layer.node,
+            layer.op,
+            f"{layer.sqnr_db:.1f} dB",
+        )
+    console = stdout_console()
+    more = len(report.layers) - len(shown)
+    rest = f" (and {more} more: --json lists them)" if more else ""
+    console.print(f"layers by the noise of static int8 in them{rest}", markup=False)
+    console.print(table)
+    console.print()
+
+
 def _cells(row: Row) -> list[str]:
     m = row.measured
     size = size_text(row.size_bytes) if row.size_bytes is not None else ""
-    head = ["✓" if row.chosen else "✗", row.variant, f"{row.runtime}/{row.device}", size]
+    mark = ("✓" if row.chosen else "✗") + ("*" if row.pareto else "")
+    head = [mark, row.variant, f"{row.runtime}/{row.device}", size]
     if m is None:
-        return [*head, "", "", "", "", "", "", row.reason]
+        return [*head, "", "", "", "", "", ""]
     agreement = m.fidelity.top1_agreement
     accuracy = m.accuracy
     return [
@@ -199,8 +266,13 @@ def _cells(row: Row) -> list[str]:
         f"{100 * agreement:.1f} %" if agreement is not None else f"cos {m.fidelity.cosine:.4f}",
         f"{m.fidelity.sqnr_db:.1f} dB",
         f"{100 * accuracy.top1:.1f} %" if accuracy else "",
-        row.reason,
     ]
+
+
+def _limit(budget: str, flag: str, text: str | None, kind: type[_Number]) -> _Number | None:
+    from edgeserve.gate.limits import BUDGETS, parse_limit
+
+    return None if text is None else kind(parse_limit(BUDGETS[budget], text, flag))
 
 
 def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

@@ -47,6 +47,7 @@ def command(
         _run(
             "convert", str(demo.model), "-o", str(bundle), "--calibrate", str(demo.calibration),
             "--eval", str(demo.samples), "--labels", str(demo.labels), "--force",
+            "--recipe", "static",
         )  # fmt: skip
         _step(2, "measure every candidate on this machine")
         _run("bench", str(bundle), "--against", str(demo.model), "--duration", "2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,17 +28,19 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Trial, Verdict
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Conversion, Options, Row
-from edgeserve.conversion.prove import Proof
+from edgeserve.conversion.search import Found
 from edgeserve.conversion.source import OnnxSource
 from edgeserve.devices import machine
 from edgeserve.evaluate import class_scores
+from edgeserve.quantize import LayerError
+from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets import Target
 from edgeserve.tensors import Interface
 
 
 def is_here(target: Target) -> bool:
     """Whether what is measured on this CPU says anything about the target's."""
-    return target.runs_on(machine().arch)
+    return target.runs_on(machine().arch) and cpu_problem(target, machine()) is None
 
 
 def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, ...]:
@@ -47,9 +50,8 @@ def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, .
     devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
 
     def place(trial: Trial) -> tuple[int, float, int]:
-        speed_known = trial.measured is not None and is_here(target)
-        latency = trial.measured.latency_ms if trial.measured and speed_known else float("inf")
-        return devices.index(target.chain[trial.entry].device), latency, trial.entry
+        speed = trial.measured.speedup if trial.measured and is_here(target) else 0.0
+        return devices.index(target.chain[trial.entry].device), -speed, trial.entry
 
     return tuple(
         Candidate(
@@ -69,12 +71,12 @@ def write_bundle(
     interface: Interface,
     target: Target,
     options: Options,
-    built: dict[str, Variant],
+    found: Found,
     verdicts: list[Verdict],
     chain: tuple[Candidate, ...],
-    proof: Proof,
     builder: Builder,
 ) -> Manifest:
+    built, proof = found.built, found.proof
     kept = {c.variant for c in chain}
     for name, variant in built.items():
         if name not in kept:
@@ -130,7 +132,7 @@ def _with_measurements(variant: Variant, verdicts: list[Verdict]) -> Variant:
         if v.chosen and v.trial.variant == variant.id and v.trial.measured is not None
     )
     tolerance = variant.golden_tolerance
-    if measured and variant.precision == "int8":
+    if measured and variant.precision in ("int8", "int4"):
         # The relative RMS error of the worst runtime, from its SQNR.
         worst = max(10 ** (-m.fidelity.sqnr_db / 20) for m in measured)
         tolerance = min(0.9, max(0.05, 2.0 * worst))
@@ -170,9 +172,9 @@ def report(
     target: Target,
     manifest: Manifest,
     verdicts: list[Verdict],
-    built: dict[str, Variant],
-    proof: Proof,
+    found: Found,
     data: Data,
+    layers: tuple[LayerError, ...],
 ) -> Conversion:
     rows = []
     for verdict in verdicts:
@@ -185,7 +187,8 @@ def report(
                 precision=trial.precision,
                 chosen=verdict.chosen,
                 reason=verdict.reason,
-                size_bytes=built[trial.variant].size_bytes if trial.variant in built else None,
+                failed=verdict.failed,
+                size_bytes=trial.size_bytes,
                 measured=trial.measured,
             )
         )
@@ -194,11 +197,58 @@ def report(
         target=target.name,
         source_size_bytes=manifest.source.size_bytes,
         bundle_size_bytes=Bundle.open(destination).size_bytes,
-        reference_latency_ms=proof.reference_latency_ms,
-        reference_accuracy=proof.reference_accuracy,
+        reference_latency_ms=found.proof.reference_latency_ms,
+        reference_accuracy=found.proof.reference_accuracy,
         proof_samples=len(data.proof),
         proof_source=data.proof.source,
         chain=manifest.chain,
-        rows=tuple(rows),
-        remarks=data.remarks,
+        rows=with_pareto(rows),
+        remarks=(*data.remarks, *_repairs(found, manifest.chain), *_unverified(target)),
+        layers=layers,
     )
+
+
+def with_pareto(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows, those marked that no other beats in size, latency and fidelity at once."""
+
+    def costs(row: Row) -> tuple[float, float, float] | None:
+        if row.measured is None or row.size_bytes is None or row.failed:
+            return None
+        measured = row.measured
+        return row.size_bytes, 1 / measured.speedup, -measured.fidelity.sqnr_db
+
+    known = [(r.device, c) for r in rows if (c := costs(r)) is not None]
+
+    def beaten(device: str, mine: tuple[float, float, float]) -> bool:
+        return any(
+            d == device and other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+            for d, other in known
+        )
+
+    return tuple(
+        msgspec.structs.replace(r, pareto=(c := costs(r)) is not None and not beaten(r.device, c))
+        for r in rows
+    )
+
+
+def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
+    remarks = []
+    if any(c.variant.endswith("-static-equalized") for c in chain):
+        remarks.append(
+            "plain int8 missed the bounds: giving the channels of neighbouring layers like ranges "
+            "repaired it (cross-layer equalization)"
+        )
+    for done in found.restorations:
+        if not done.met:
+            remarks.append(
+                f"int8 for {done.entry} could not be repaired by restoring layers: {done.reason}"
+            )
+        elif done.nodes:
+            worst = ", ".join(e.node for e in done.layers[:3])
+            restored = f"{len(done.nodes)} nodes were restored to fp32 for {done.entry}"
+            remarks.append(f"plain int8 missed the bounds: {restored}; the noisiest were {worst}")
+    return tuple(remarks)
+
+
+def _unverified(target: Target) -> tuple[str, ...]:
+    return () if target.unverified is None else (f"{target.name}: {target.unverified}",)

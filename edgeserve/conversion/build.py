@@ -4,39 +4,48 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
+from edgeserve.bundle import Binding, FileEntry, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
+from edgeserve.conversion.protocol import Options
 from edgeserve.conversion.registry import (
     UnsupportedOperators,
-    converter_between,
+    converter_called,
     run_converter,
     shortest_path,
 )
 from edgeserve.conversion.source import OnnxSource, named_nodes, save_onnx
 from edgeserve.errors import UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
-from edgeserve.quantize import calibration_record, quantize_onnx_static
+from edgeserve.quantize import (
+    CalibrationMethod,
+    ModelFacts,
+    Plan,
+    StaticQuantizer,
+    calibration_record,
+    quantize_onnx_dynamic,
+    quantize_onnx_weights,
+)
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Interface
 
 # Formats whose files accept one batch size only.
 _FIXED_BATCH = {"tflite": 1}
-_SHORT = {"openvino-ir": "openvino"}
 # Relative RMS error a device may show against the source's golden outputs, where nothing was measured.
-_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.5}
+_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.5, "int4": 0.5}
+_METHODS: dict[str, CalibrationMethod] = {
+    "static": "minmax",
+    "static-percentile": "percentile",
+    "static-entropy": "entropy",
+}
 
 Say = Callable[[str, float | None], None]
-
-
-def variant_id(format_name: str, precision: Precision) -> str:
-    return f"{_SHORT.get(format_name, format_name)}-{precision}"
 
 
 class Builder:
@@ -62,42 +71,65 @@ class Builder:
         self._work = work
         self._tool_env = tool_env
         self._say = say
-        self._int8_onnx: tuple[Path, Recipe] | None = None
-        self._tflite: Path | None = None
+        self._made: dict[str, tuple[Path, Recipe]] = {}
+        self.facts = ModelFacts.of(source.proto)
 
     @cached_property
     def fp32_onnx(self) -> Path:
         """The source as one checked ONNX file (and its external data, if any)."""
-        folder = self._work / "fp32"
-        folder.mkdir(exist_ok=True)
-        return save_onnx(self._source.proto, folder / "model.onnx")[0]
+        return save_onnx(self._source.proto, self._fresh("fp32") / "model.onnx")[0]
 
-    def build(self, format_name: str, precision: Precision) -> Variant:
+    @cached_property
+    def static(self) -> StaticQuantizer:
+        """The static quantizer, its ranges computed once. Raises UsageError without calibration data."""
+        return self._static(self._scheme, "static")
+
+    def build(self, plan: Plan) -> Variant:
         """Make one variant. Raises what its converter or quantizer raises."""
-        name = variant_id(format_name, precision)
-        out = self._root / "variants" / name
+        out = self._root / "variants" / plan.variant
         if out.exists():
             shutil.rmtree(out)
         out.mkdir(parents=True)
-        self._say(f"making {name}", None)
+        self._say(f"making {plan.variant}", None)
         try:
-            main, recipe = self._make(format_name, precision, out)
+            main, recipe = self._make(plan, out)
         except BaseException:
             shutil.rmtree(out)
             raise
         bindings = _read_bindings(out)
         files = tuple(self._entry(p) for p in sorted(out.rglob("*")) if p.is_file())
         return Variant(
-            id=name,
-            format=format_name,
-            precision=precision,
+            id=plan.variant,
+            format=plan.format,
+            precision=plan.precision,
             main=str(main.relative_to(self._root)),
             files=files,
-            golden_tolerance=_TOLERANCE[precision],
-            batch=_FIXED_BATCH.get(format_name, 0) if self._interface.max_batch else 0,
+            golden_tolerance=_TOLERANCE[plan.precision],
+            batch=_FIXED_BATCH.get(plan.format, 0) if self._interface.max_batch else 0,
             bindings=bindings,
             recipe=recipe,
         )
+
+    def restore(
+        self, quantizer: StaticQuantizer, keep: Collection[str], format_name: str
+    ) -> VariantFiles:
+        """Quantize with these nodes left in fp32, for `static-restored` plans to build on.
+
+        What is returned is the file that such a plan makes, ready to be opened.
+        """
+        self._say(f"quantizing with {len(keep)} nodes left in fp32", None)
+        folder = self._fresh("restored")
+        file = folder / "model.onnx"
+        recipe = quantizer.quantize(file, keep=keep)
+        self._made["int8/static-restored"] = file, recipe
+        if format_name != "onnx":
+            file = self._convert_onnx(file, format_name, "int8", self._fresh("restored-converted"))
+        return VariantFiles("restored", file, format_name, "int8", self._interface)
+
+    @property
+    def restored_onnx(self) -> Path:
+        """The file that `restore` quantized last."""
+        return self._made["int8/static-restored"][0]
 
     def files(self, variant: Variant) -> VariantFiles:
         """The variant as a runtime opens it, before there is a bundle."""
@@ -119,118 +151,164 @@ class Builder:
             path.relative_to(self._root).as_posix(), file_sha256(path), path.stat().st_size
         )
 
-    def _make(self, format_name: str, precision: Precision, out: Path) -> tuple[Path, Recipe]:
-        if format_name == "tflite":
-            return self._make_tflite(precision, out)
-        onnx_file, recipe = self._onnx(precision)
-        if format_name == "onnx":
+    # by format
+
+    def _make(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        if plan.format == "tflite":
+            return self._make_tflite(plan, out)
+        if plan.format == "openvino-ir" and plan.recipe in ("nncf", "weights"):
+            return self._quantize_ir(plan, out)
+        if plan.format not in ("onnx", "openvino-ir") and plan.precision != "fp32":
+            raise UsageError(f"{plan.format} variants in {plan.precision} are not made")
+        onnx_file, recipe = self._onnx(plan)
+        if plan.format == "onnx":
             return _copy_onnx(onnx_file, out), recipe
-        return self._convert_onnx(onnx_file, format_name, precision, out), recipe
+        return self._convert_onnx(onnx_file, plan.format, plan.precision, out), recipe
 
-    def _onnx(self, precision: Precision) -> tuple[Path, Recipe]:
-        if precision == "int8":
-            if self._int8_onnx is None:
-                self._int8_onnx = self._quantize_onnx()
-            return self._int8_onnx
-        if precision == "fp32":
-            return self.fp32_onnx, Recipe("conversion", "edgeserve")
-        if precision == "fp16":
-            folder = self._fresh("fp16")
-            converter = converter_between("onnx", "onnx")
-            self._say("making fp16", None)
-            files = run_converter(
-                converter,
-                self.fp32_onnx,
-                folder,
-                {"precision": "fp16"},
-                tool_env=self._tool_env,
-                say=self._say,
-            )
-            return files[0], Recipe("cast to fp16", converter.name)
-        raise UsageError(f"ONNX variants in {precision} are not made", hint="use fp16 or int8")
+    def _onnx(self, plan: Plan) -> tuple[Path, Recipe]:
+        """The ONNX file that a plan is built on. An IR in fp16 or bf16 is made from the fp32 one."""
+        if plan.precision in ("fp32", "bf16") or (
+            plan.precision == "fp16" and plan.format != "onnx"
+        ):
+            method = "conversion" if plan.precision == "fp32" else f"cast to {plan.precision}"
+            return self.fp32_onnx, Recipe(method, "edgeserve")
+        key = f"{plan.precision}/{plan.recipe}"
+        if key not in self._made:
+            self._made[key] = self._quantize_onnx(plan)
+        return self._made[key]
 
-    def _quantize_onnx(self) -> tuple[Path, Recipe]:
-        calibration = self._need_calibration()
-        folder = self._fresh("int8")
+    def _quantize_onnx(self, plan: Plan) -> tuple[Path, Recipe]:
+        folder = self._fresh(f"{plan.precision}-{plan.recipe}")
         destination = folder / "model.onnx"
+        if plan.recipe in _METHODS:
+            return destination, self.static.quantize(destination, _METHODS[plan.recipe])
+        if plan.recipe == "static-equalized":
+            if self.static.equalized is None:
+                raise UnsupportedModel("cannot win: its channels have like ranges already")
+            recipe = self.static.equalized.quantize(destination)
+            return destination, msgspec.structs.replace(recipe, method="static int8, equalized")
+        if plan.recipe == "static-16x8":
+            wide = msgspec.structs.replace(self._scheme, activation_type="uint16")
+            return destination, self._static(wide, "static-16x8").quantize(destination)
+        if plan.recipe == "dynamic":
+            return destination, quantize_onnx_dynamic(self.fp32_onnx, destination, folder)
+        if plan.recipe == "weights":
+            bits = 4 if plan.precision == "int4" else 8
+            return destination, quantize_onnx_weights(self.fp32_onnx, destination, bits)
+        if plan.recipe == "nncf-onnx":
+            self._convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
+            return destination, self._nncf_recipe("static int8")
+        if plan.recipe == "cast":
+            self._convert("onnx-to-onnx", self.fp32_onnx, folder, {"precision": "fp16"})
+            return destination, Recipe("cast to fp16", "onnx-to-onnx")
+        raise UsageError(f"ONNX variants by the recipe {plan.recipe} are not made")
+
+    def _quantize_ir(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        base = self._base("openvino-ir")
+        options: dict[str, object] = {"precision": plan.precision}
+        if plan.recipe == "weights":
+            options["weights_only"] = True
+            recipe = Recipe(f"weights {plan.precision}", "nncf")
+        else:
+            options |= self._nncf_options()
+            recipe = self._nncf_recipe("static int8")
+        return self._convert("nncf-openvino", base, out, options), recipe
+
+    def _make_tflite(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        base = self._base("tflite")
+        if plan.precision == "fp32":
+            for file in base.parent.iterdir():
+                shutil.copy2(file, out / file.name)
+            return out / base.name, Recipe("conversion", "onnx2tf")
+        options: dict[str, object] = {"method": plan.recipe, "precision": plan.precision}
+        calibration = None
+        if plan.calibrated:
+            options["calibration"] = str(self._requests)
+            calibration = calibration_record(self._need_calibration())
+        main = self._convert("tflite-to-tflite", base, out, options)
+        return main, Recipe(
+            method=f"{plan.recipe} {plan.precision}",
+            tool="tflite-to-tflite",
+            scheme="S8S8" if plan.recipe == "static" else None,
+            per_channel=True,
+            calibration_method="moving-average minmax" if plan.calibrated else None,
+            calibration=calibration,
+        )
+
+    # tools
+
+    def _static(self, scheme: Quantization, folder: str) -> StaticQuantizer:
+        calibration = self._need_calibration()
 
         def progress(done: int, total: int) -> None:
             self._say(f"calibrating on {total} samples", done / total)
 
-        recipe = quantize_onnx_static(
-            self.fp32_onnx, destination, calibration, self._scheme, folder, progress
+        return StaticQuantizer(
+            self.fp32_onnx, calibration, scheme, self._fresh(f"ranges-{folder}"), progress
         )
-        return destination, recipe
 
-    def _convert_onnx(
-        self, onnx_file: Path, format_name: str, precision: Precision, out: Path
-    ) -> Path:
+    def _base(self, format_name: str) -> Path:
+        """The fp32 file of a format, made once."""
+        if format_name not in self._made:
+            folder = self._fresh(f"base-{format_name}")
+            file = self._convert_onnx(self.fp32_onnx, format_name, "fp32", folder)
+            self._made[format_name] = file, Recipe("conversion", "edgeserve")
+        return self._made[format_name][0]
+
+    def _convert_onnx(self, onnx_file: Path, format_name: str, precision: str, out: Path) -> Path:
         """Walk the converters from ONNX to `format_name`; the last one writes into `out`."""
         path = shortest_path("onnx", format_name)
         current = onnx_file
         for index, converter in enumerate(path):
             folder = out if index == len(path) - 1 else self._fresh(f"step-{index}")
             self._say(f"converting to {converter.output_format}", None)
+            options = {
+                "precision": "fp16" if precision == "fp16" else "fp32",
+                "batch": _FIXED_BATCH.get(converter.output_format, 0),
+            }
             try:
-                current = run_converter(
-                    converter,
-                    current,
-                    folder,
-                    {
-                        "precision": "fp16" if precision == "fp16" else "fp32",
-                        "batch": _FIXED_BATCH.get(converter.output_format, 0),
-                    },
-                    tool_env=self._tool_env,
-                    say=self._say,
-                )[0]
+                current = self._convert(converter.name, current, folder, options)
             except UnsupportedOperators as error:
                 nodes = "; ".join(named_nodes(self._source.proto, op) for op in error.ops)
                 raise UnsupportedModel(f"{converter.name} cannot convert {nodes}") from None
         return current
 
-    def _make_tflite(self, precision: Precision, out: Path) -> tuple[Path, Recipe]:
-        if self._tflite is None:
-            self._tflite = self._convert_onnx(
-                self.fp32_onnx, "tflite", "fp32", self._fresh("tflite")
-            )
-        if precision == "fp32":
-            for file in self._tflite.parent.iterdir():
-                shutil.copy2(file, out / file.name)
-            return out / self._tflite.name, Recipe("conversion", "onnx2tf")
-        if precision != "int8":
-            raise UsageError(f"TFLite variants in {precision} are not made", hint="use int8")
-        calibration = self._need_calibration()
-        arrays = self._work / "calibration.npz"
-        if not arrays.exists():
-            requests = list(calibration)
-            np.savez(
-                arrays,
-                allow_pickle=False,
-                **{n: np.concatenate([r[n] for r in requests]) for n in requests[0]},
-            )
-        converter = converter_between("tflite", "tflite")
-        self._say(f"calibrating on {len(calibration)} samples", None)
-        main = run_converter(
-            converter,
-            self._tflite,
-            out,
-            {"precision": "int8", "calibration": str(arrays)},
-            tool_env=self._tool_env,
-            say=self._say,
-        )[0]
-        return main, Recipe(
-            method="static int8",
-            tool=converter.name,
-            scheme="S8S8",
+    def _convert(self, converter: str, source: Path, out: Path, options: Options) -> Path:
+        return run_converter(
+            converter_called(converter), source, out, options,
+            tool_env=self._tool_env, say=self._say,
+        )[0]  # fmt: skip
+
+    def _nncf_options(self) -> dict[str, object]:
+        return {"calibration": str(self._requests), "transformer": self.facts.attends}
+
+    def _nncf_recipe(self, method: str) -> Recipe:
+        return Recipe(
+            method=method,
+            tool="nncf",
+            scheme="mixed preset" + (", transformer" if self.facts.attends else ""),
             per_channel=True,
-            calibration_method="moving-average minmax",
-            calibration=calibration_record(calibration),
+            calibration_method="minmax",
+            calibration=calibration_record(self._need_calibration()),
         )
+
+    @cached_property
+    def _requests(self) -> Path:
+        """The calibration data as converters read them (`converters/…/_calibration.py`)."""
+        arrays = self._work / "requests.npz"
+        samples = self._need_calibration()
+        self._say(f"preparing {len(samples)} calibration samples", None)
+        np.savez(
+            arrays,
+            allow_pickle=False,
+            **{f"{i}/{n}": a for i, request in enumerate(samples) for n, a in request.items()},
+        )
+        return arrays
 
     def _need_calibration(self) -> Samples:
         if self._calibration is None:
             raise UsageError(
-                "int8 needs calibration data",
+                "this recipe needs calibration data",
                 hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",
             )
         return self._calibration

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgeserve.bundle import Measured, Precision
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
 
 # Precisions that promise the source's numbers must keep this SQNR, or the conversion is broken.
 MIN_SQNR_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
@@ -17,14 +17,15 @@ DEFAULT_MIN_COSINE = 0.99
 class Trial(msgspec.Struct, frozen=True):
     """One variant for one entry of the chain, and what came of trying it.
 
-    `problem` is set when it could not be built or does not run; `unverified` when this machine lacks
-    the device. `speedup_high` is the upper end of the confidence interval of the speed-up over fp32
-    on the same runtime, or over the source where that was not tried.
+    `problem` is set when it could not be built, does not run, or was not tried because it cannot win;
+    `unverified` when this machine lacks the device. `speedup_high` is the upper end of the confidence
+    interval of the speed-up over fp32 on the same runtime, or over the source where that was not tried.
     """
 
     entry: int
     variant: str
     precision: Precision
+    size_bytes: int | None = None
     measured: Measured | None = None
     speedup_high: float | None = None
     problem: str | None = None
@@ -34,10 +35,13 @@ class Trial(msgspec.Struct, frozen=True):
 class Bounds(msgspec.Struct, frozen=True):
     """What a variant may cost in quality. `max_drop` is in percentage points of accuracy and counts
     with labelled data; `min_fidelity` is a top-1 agreement (or cosine, for models without class
-    scores) and counts without. `speed_counts` is False when the target's CPU is not this one."""
+    scores) and counts without. `max_size` is in bytes, `max_latency` in ms of one call. `speed_counts`
+    is False when the target's CPU is not this one."""
 
     max_drop: float = 1.0
     min_fidelity: float | None = None
+    max_size: int | None = None
+    max_latency: float | None = None
     speed_counts: bool = True
 
 
@@ -51,14 +55,15 @@ class Verdict(msgspec.Struct, frozen=True):
     failed: bool = False
 
 
-def quality_problem(measured: Measured, precision: Precision, bounds: Bounds) -> str | None:
+def quality_problem(
+    fidelity: Fidelity, accuracy: Accuracy | None, precision: Precision, bounds: Bounds
+) -> str | None:
     """Why this variant is too far from the source, or None."""
-    fidelity = measured.fidelity
     floor = MIN_SQNR_DB.get(precision)
     if floor is not None and fidelity.sqnr_db < floor:
         return f"its numbers are not the source's: SQNR {fidelity.sqnr_db:.1f} dB, {precision} keeps {floor:.0f}"
-    if measured.accuracy is not None:
-        drop = measured.accuracy.drop_points
+    if accuracy is not None:
+        drop = accuracy.drop_points
         # Shares of samples are exact multiples of 1/n: allow for rounding at the limit itself.
         if drop > bounds.max_drop + 1e-9:
             return f"accuracy drops {drop:.2f} points, --max-drop is {bounds.max_drop:g}"
@@ -77,26 +82,32 @@ def quality_problem(measured: Measured, precision: Precision, bounds: Bounds) ->
     return None
 
 
-def choose(trials: Sequence[Trial], bounds: Bounds, *, prefer_order: bool) -> list[Verdict]:
+def choose(
+    trials: Sequence[Trial], bounds: Bounds, *, asked: Precision | None = None
+) -> list[Verdict]:
     """One verdict per trial. Trials of an entry come in the order of preference.
 
-    With `prefer_order` (an asked-for precision) the first acceptable trial of an entry wins; without,
-    the fastest measured one, or the first where nothing could be measured.
+    The fastest acceptable trial of an entry wins, or the first where nothing could be measured; with an
+    `asked` precision, one of that precision wins over others.
     """
     verdicts: list[Verdict] = []
+    poor = _poor_files(trials, bounds)
     for entry in dict.fromkeys(t.entry for t in trials):
         mine = [t for t in trials if t.entry == entry]
-        acceptable: list[Trial] = []
+        fit: list[Trial] = []
         for trial in mine:
             reason, failed = _rejection(trial, bounds)
+            if reason is None and trial.measured is None and trial.variant in poor:
+                reason, failed = f"elsewhere {poor[trial.variant]}", True
             if reason is None:
-                acceptable.append(trial)
+                fit.append(trial)
             else:
                 verdicts.append(Verdict(trial, chosen=False, reason=reason, failed=failed))
-        if not acceptable:
+        if not fit:
             continue
-        winner = acceptable[0] if prefer_order else _fastest(acceptable, bounds)
-        for trial in acceptable:
+        as_asked = [t for t in fit if t.precision == asked]
+        winner = _fastest(as_asked or fit, bounds)
+        for trial in fit:
             if trial is winner:
                 text = trial.unverified and f"not verified here: {trial.unverified}"
                 verdicts.append(Verdict(trial, chosen=True, reason=text or "chosen"))
@@ -106,30 +117,54 @@ def choose(trials: Sequence[Trial], bounds: Bounds, *, prefer_order: bool) -> li
     return sorted(verdicts, key=lambda v: order[id(v.trial)])
 
 
+def _poor_files(trials: Sequence[Trial], bounds: Bounds) -> dict[str, str]:
+    """Variants that were measured somewhere and are too far from the source everywhere there."""
+    problems: dict[str, list[str | None]] = {}
+    for trial in trials:
+        if trial.measured is not None:
+            found = trial.measured
+            problem = quality_problem(found.fidelity, found.accuracy, trial.precision, bounds)
+            problems.setdefault(trial.variant, []).append(problem)
+    return {v: found[0] for v, found in problems.items() if found[0] and all(found)}
+
+
+def acceptable(trial: Trial, bounds: Bounds) -> bool:
+    """Whether the trial could be chosen."""
+    return _rejection(trial, bounds)[0] is None
+
+
 def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
     if trial.problem is not None:
         return trial.problem, False
-    if trial.measured is None:
+    if bounds.max_size is not None and (trial.size_bytes or 0) > bounds.max_size:
+        return f"{trial.size_bytes} bytes are more than --max-size {bounds.max_size}", False
+    measured = trial.measured
+    if measured is None:
         return None, False
-    problem = quality_problem(trial.measured, trial.precision, bounds)
+    problem = quality_problem(measured.fidelity, measured.accuracy, trial.precision, bounds)
     if problem is not None:
         return problem, True
+    if not bounds.speed_counts:
+        return None, False
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
-    if bounds.speed_counts and slower and trial.precision != "fp32":
+    if slower and trial.precision != "fp32":
         return f"slower than fp32 on the same runtime (at most {trial.speedup_high:.2f}x)", True
+    if bounds.max_latency is not None and measured.latency_ms > bounds.max_latency:
+        return f"takes {measured.latency_ms:.3f} ms, --max-latency is {bounds.max_latency:g}", False
     return None, False
 
 
-def _fastest(acceptable: list[Trial], bounds: Bounds) -> Trial:
-    timed = [t for t in acceptable if t.measured is not None]
+def _fastest(fit: list[Trial], bounds: Bounds) -> Trial:
+    """The fastest by speed-up over the source, which compares trials of different rounds, too."""
+    timed = [t for t in fit if t.measured is not None]
     if not bounds.speed_counts or not timed:
-        return acceptable[0]
-    return min(timed, key=lambda t: t.measured.latency_ms if t.measured else float("inf"))
+        return fit[0]
+    return max(timed, key=lambda t: t.measured.speedup if t.measured else 0.0)
 
 
 def _beaten(trial: Trial, winner: Trial) -> str:
     if trial.measured is not None and winner.measured is not None:
-        ratio = trial.measured.latency_ms / winner.measured.latency_ms
+        ratio = winner.measured.speedup / trial.measured.speedup
         if ratio >= 1.0:
             return f"{winner.variant} is {ratio:.2f}x faster"
     return f"{winner.variant} is preferred"

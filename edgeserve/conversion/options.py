@@ -8,17 +8,21 @@ from typing import Literal
 import msgspec
 
 from edgeserve.bundle import Candidate, Measured, Precision, Preprocess
+from edgeserve.quantize import LayerError
 
 
 class Options(msgspec.Struct, frozen=True):
     """What `convert` is asked for; the command line's flags, one to one.
 
     `calibrate` is a folder of images, an `.npz` or `.npy`, or the word `random`; `evaluate` a
-    labels CSV or an `.npz` with labels; `labels` a text file with one class name a line.
+    labels CSV or an `.npz` with labels; `labels` a text file with one class name a line. `recipes`
+    restricts what is tried for int8 and int4; `max_size` is in bytes, `max_latency` in ms, `max_time`
+    (for repairing what misses the bounds) in seconds; `explain` ranks layers by their error.
     """
 
     target: str = "auto"
-    precision: Literal["auto", "fp32", "fp16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"] = "auto"
+    recipes: tuple[str, ...] = ()
     calibrate: str | None = None
     calibration_samples: int = 128
     evaluate: str | None = None
@@ -27,6 +31,10 @@ class Options(msgspec.Struct, frozen=True):
     shapes: Mapping[str, tuple[int, ...]] = {}
     max_drop: float = 1.0
     min_fidelity: float | None = None
+    max_size: int | None = None
+    max_latency: float | None = None
+    max_time: float = 600.0
+    explain: bool = False
     strict: bool = False
     force: bool = False
     name: str | None = None
@@ -34,7 +42,9 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One tried variant in the report. `chosen` rows are in the bundle's chain."""
+    """One tried variant in the report. `chosen` rows are in the bundle's chain; `failed` ones broke a
+    bound; of the others, none on the same device is at once smaller, faster and closer to the source
+    than a `pareto` one."""
 
     variant: str
     runtime: str
@@ -42,6 +52,8 @@ class Row(msgspec.Struct, frozen=True):
     precision: Precision
     chosen: bool
     reason: str
+    failed: bool = False
+    pareto: bool = False
     size_bytes: int | None = None
     measured: Measured | None = None
 
@@ -60,3 +72,4 @@ class Conversion(msgspec.Struct, frozen=True):
     chain: tuple[Candidate, ...]
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
+    layers: tuple[LayerError, ...] = ()

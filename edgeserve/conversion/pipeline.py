@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
-from edgeserve.bundle import Candidate, Precision, Variant
+from edgeserve.bundle import Candidate
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import is_here, ordered_chain, report, write_bundle
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import Bounds, Trial, Verdict, choose
+from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Conversion, Options
-from edgeserve.conversion.prove import Subject, prove
+from edgeserve.conversion.restore import explain
+from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
     check_runs,
     open_reference,
@@ -23,19 +23,12 @@ from edgeserve.conversion.source import (
 )
 from edgeserve.errors import (
     CheckFailed,
-    DataError,
-    EdgeServeError,
     SourceError,
     UnsupportedModel,
     UsageError,
 )
-from edgeserve.runtimes import runtime
 from edgeserve.runtimes.detect import resolve_target
-from edgeserve.targets import ChainEntry, Target
-from edgeserve.tensors import Interface
-
-GOLDEN_SAMPLES: Final = 8
-SECONDS_PER_VARIANT: Final = 1.0
+from edgeserve.targets import Target
 
 Say = Callable[[str, float | None], None]
 
@@ -71,30 +64,29 @@ def convert(
             tool_env=options.tool_env,
             say=say,
         )
-        subjects, trials = _build(builder, target, interface, options, data)
-        proof = prove(
-            subjects,
-            reference,
-            interface,
-            data.proof,
-            golden_samples=GOLDEN_SAMPLES,
-            seconds=SECONDS_PER_VARIANT,
-            say=say,
+        bounds = Bounds(
+            options.max_drop,
+            options.min_fidelity,
+            options.max_size,
+            options.max_latency,
+            speed_counts=is_here(target),
         )
-        verdicts = choose(
-            _in_order([*trials, *proof.trials], target),
-            Bounds(options.max_drop, options.min_fidelity, speed_counts=is_here(target)),
-            prefer_order=options.precision != "auto",
-        )
-        built = {s.variant.id: s.variant for s in subjects}
+        search = Search(builder, target, interface, options, data, reference, bounds, say)
+        found = search.run()
+        asked = None if options.precision == "auto" else options.precision
+        verdicts = choose(found.trials, bounds, asked=asked)
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, strict=options.strict)
+        layers = next((r.layers for r in found.restorations if r.layers), ())
+        if options.explain and not layers:
+            say("ranking layers", None)
+            layers = explain(builder, data, writer.work / "explain")
         say("writing the bundle", None)
         manifest = write_bundle(
-            writer, model, interface, target, options, built, verdicts, chain, proof, builder
+            writer, model, interface, target, options, found, verdicts, chain, builder
         )
         reference.close()
-    return report(destination, target, manifest, verdicts, built, proof, data)
+    return report(destination, target, manifest, verdicts, found, data, layers)
 
 
 def _silent(what: str, share: float | None) -> None:
@@ -115,76 +107,16 @@ def _check_options(source: Path, options: Options) -> None:
         )
 
 
-def _build(
-    builder: Builder, target: Target, interface: Interface, options: Options, data: Data
-) -> tuple[list[Subject], list[Trial]]:
-    """Build every variant the chain asks for; what could not be built becomes a trial with its problem."""
-    subjects: list[Subject] = []
-    failed: list[Trial] = []
-    made: dict[tuple[str, Precision], Variant | EdgeServeError] = {}
-    for index, entry in enumerate(target.chain):
-        format_name = runtime(entry.runtime).formats[0]
-        for precision in _precisions(entry, options, data):
-            key = (format_name, precision)
-            try:
-                _check_static(entry, interface, target)
-                if key not in made:
-                    made[key] = builder.build(*key)
-                variant = made[key]
-                if isinstance(variant, EdgeServeError):
-                    raise variant
-                subjects.append(Subject(index, entry, variant, builder.files(variant)))
-            except DataError:
-                raise  # the calibration data are wrong for every variant
-            except EdgeServeError as error:
-                made.setdefault(key, error)
-                problem = str(error) + (f" ({error.hint})" if error.hint else "")
-                failed.append(
-                    Trial(index, f"{format_name}-{precision}", precision, problem=problem)
-                )
-    return subjects, failed
-
-
-def _precisions(entry: ChainEntry, options: Options, data: Data) -> list[Precision]:
-    """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected."""
-    if options.precision == "auto":
-        return [p for p in entry.precisions if p != "int8" or data.calibration is not None]
-    asked: list[Precision] = [options.precision]
-    return asked if options.precision == "fp32" else [*asked, "fp32"]
-
-
-def _check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:
-    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry wants none."""
-    if not entry.static_shapes:
-        return
-    for spec in interface.inputs:
-        tail = spec.shape[1:] if interface.max_batch else spec.shape
-        loose = [d for d in tail if isinstance(d, str)]
-        if loose:
-            raise UnsupportedModel(
-                f"{entry.runtime} on {entry.device} ({target.name}) wants static dimensions",
-                cause=f"input '{spec.name}' is {spec.describe()}: {', '.join(loose)} can vary",
-                hint=f"fix them: --shape {spec.name}="
-                + ",".join(str(d) if isinstance(d, int) else "N" for d in spec.shape),
-            )
-
-
-def _in_order(trials: list[Trial], target: Target) -> list[Trial]:
-    def place(trial: Trial) -> tuple[int, int]:
-        precisions = target.chain[trial.entry].precisions
-        known = trial.precision in precisions
-        return trial.entry, precisions.index(trial.precision) if known else -1
-
-    return sorted(trials, key=place)
-
-
 def _enforce(
     chain: tuple[Candidate, ...], verdicts: list[Verdict], target: Target, *, strict: bool
 ) -> None:
     failed = [f"{v.trial.variant}: {v.reason}" for v in verdicts if v.failed]
-    if strict and failed:
+    # Of several recipes some may fail: what counts is whether one of an entry's did not.
+    smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
+    missed = {v.trial.entry for v in verdicts if v.failed} - smaller
+    if strict and missed:
         raise CheckFailed(
-            "a variant was rejected, and --strict was given",
+            "no quantized variant was good enough, and --strict was given",
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
         )
@@ -198,5 +130,6 @@ def _enforce(
         ]
         raise UnsupportedModel(
             f"no variant for the {device} of target {target.name} could be made",
-            cause="; ".join(reasons),
+            cause="; ".join(reasons) or "it takes int8 only, which needs calibration data",
+            hint=None if reasons else "--calibrate FOLDER|FILE.npz",
         )

@@ -6,6 +6,7 @@ them alike.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -32,6 +33,8 @@ Say = Callable[[str, float | None], None]
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
 GOLDEN_BYTES: Final = 2_000_000
+# A quantized variant that takes so many times as long as fp32 is not looked at any further.
+_HOPELESS: Final = 3.0
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -44,9 +47,13 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """The trials, in the order of the subjects, and what the fp32 source did on the same samples."""
+    """The trials, in the order of the subjects, and what the fp32 source did on the same samples.
+
+    `wanted` are its outputs, one a sample.
+    """
 
     trials: tuple[Trial, ...]
+    wanted: list[Tensors]
     reference_latency_ms: float
     reference_accuracy: float | None
     golden_inputs: Tensors
@@ -67,11 +74,13 @@ def prove(
     *,
     golden_samples: int,
     seconds: float,
+    speed_counts: bool,
     say: Say,
 ) -> Proof:
     """Open each subject, compare its outputs with the reference's on all samples, time all in turns.
 
-    `seconds` bounds the timing of each subject. Sessions are closed again; `reference` is left open.
+    `seconds` bounds the timing of each subject. Where `speed_counts`, one that is far slower than fp32
+    at first sight is dropped before that. Sessions are closed again; `reference` is left open.
     """
     opened: list[_Opened] = []
     trials: dict[int, Trial] = {}
@@ -81,6 +90,8 @@ def prove(
             trials[index] = trial
             if session is not None:
                 opened.append(_Opened(subject, session))
+        if speed_counts:
+            opened = _first_look(opened, trials, list(subjects), samples[0])
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
         say("timing", None)
@@ -92,15 +103,7 @@ def prove(
         )
         for item in alive:
             index = list(subjects).index(item.subject)
-            accuracy = None
-            if scores and labels and reference_top1 is not None:
-                accuracy = Accuracy(
-                    samples=len(labels),
-                    top1=top1_accuracy([o[scores] for o in item.outputs], labels),
-                    reference=reference_top1,
-                    data_sha256=samples.sha256,
-                )
-            found = fidelity(interface, wanted, item.outputs)
+            found, accuracy = quality(interface, samples, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, index, trials[index])
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
@@ -111,6 +114,7 @@ def prove(
         golden = _golden(interface, samples, wanted, golden_samples)
         return Proof(
             tuple(trials[i] for i in range(len(subjects))),
+            wanted,
             float(np.median(times["reference"].ms)),
             reference_top1,
             *golden,
@@ -120,9 +124,57 @@ def prove(
             item.session.close()
 
 
+def quality(
+    interface: Interface, samples: Samples, wanted: list[Tensors], outputs: list[Tensors]
+) -> tuple[Fidelity, Accuracy | None]:
+    """How close outputs are to the source's, and their accuracy where samples have labels."""
+    scores = class_scores(interface)
+    labels = samples.labels if scores is not None else None
+    accuracy = None
+    if scores is not None and labels is not None:
+        accuracy = Accuracy(
+            samples=len(labels),
+            top1=top1_accuracy([o[scores] for o in outputs], labels),
+            reference=top1_accuracy([w[scores] for w in wanted], labels),
+            data_sha256=samples.sha256,
+        )
+    return fidelity(interface, wanted, outputs), accuracy
+
+
+def _first_look(
+    opened: list[_Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
+) -> list[_Opened]:
+    """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
+    kept = []
+    for item in opened:
+        beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
+        ratio = _once(item.session, inputs) / _once(beside.session, inputs) if beside else 0.0
+        if ratio <= _HOPELESS:
+            kept.append(item)
+            continue
+        index = subjects.index(item.subject)
+        problem = f"cannot win: {ratio:.1f}x the time of fp32 at first sight"
+        trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        item.session.close()
+    return kept
+
+
+def _once(session: Session, inputs: Tensors) -> float:
+    """The quickest of a few calls, in seconds; 0 for a session that fails."""
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        try:
+            session.run(inputs)
+        except InferenceFailed:
+            return 0.0  # dropped later, with its own message
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
 def _open(subject: Subject) -> tuple[Trial, Session | None]:
     entry, variant = subject.chain_entry, subject.variant
-    trial = Trial(subject.entry, variant.id, variant.precision)
+    trial = Trial(subject.entry, variant.id, variant.precision, variant.size_bytes)
     options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
     try:
         return trial, runtime(entry.runtime).load(subject.files, entry.device, options)

@@ -72,14 +72,6 @@ def converter_called(name: str) -> Converter:
     )
 
 
-def converter_between(source_format: str, output_format: str) -> Converter:
-    """The converter that does exactly this step. Raises UnsupportedModel."""
-    for converter in converters():
-        if (converter.source_format, converter.output_format) == (source_format, output_format):
-            return converter
-    raise _no_way(source_format, output_format)
-
-
 def shortest_path(source_format: str, output_format: str) -> list[Converter]:
     """The fewest converters that lead from one format to the other. Raises UnsupportedModel."""
     paths: deque[tuple[str, list[Converter]]] = deque([(source_format, [])])

@@ -1,5 +1,22 @@
 """Quantization recipes: each turns an fp32 model into a smaller one with another tool's algorithm."""
 
-from edgeserve.quantize.onnx_static import calibration_record, quantize_onnx_static
+from edgeserve.quantize.facts import ModelFacts
+from edgeserve.quantize.onnx_static import CalibrationMethod, StaticQuantizer, calibration_record
+from edgeserve.quantize.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
+from edgeserve.quantize.recipes import RECIPES, Plan, check_names, plans_for
+from edgeserve.quantize.sensitivity import LayerError, rank_layers
 
-__all__ = ["calibration_record", "quantize_onnx_static"]
+__all__ = [
+    "RECIPES",
+    "CalibrationMethod",
+    "LayerError",
+    "ModelFacts",
+    "Plan",
+    "StaticQuantizer",
+    "calibration_record",
+    "check_names",
+    "plans_for",
+    "quantize_onnx_dynamic",
+    "quantize_onnx_weights",
+    "rank_layers",
+]

@@ -1,83 +1,153 @@
-"""Static int8 for ONNX with onnxruntime's own quantizer (QDQ format).
+"""Static quantization of ONNX with onnxruntime's own quantizer (QDQ format).
 
 The same file runs in onnxruntime, which fuses QDQ into int8 kernels, and through OpenVINO's importer.
+Ranges are computed once per calibration method and kept, so that trying again with some nodes left in
+fp32 costs no second calibration.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TextIO
 
 from edgeserve.bundle import Calibration, Recipe
-from edgeserve.errors import DependencyMissing, EdgeServeError, UnsupportedModel
+from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples
+from edgeserve.quantize.equalize import equalize
+from edgeserve.quantize.onnx_tools import as_unsupported, modern, quantization, silenced
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Tensors
 
-# Per-channel DequantizeLinear came with opset 13; 17 is the newest that onnx converts to reliably.
-_PER_CHANNEL_OPSET: Final = 13
-_UPGRADE_OPSET: Final = 17
+CalibrationMethod = Literal["minmax", "percentile", "entropy"]
+
+# Histograms are made of so many bytes of activations at a time: onnxruntime's calibrator keeps every
+# activation of every sample it is given at once (onnxruntime#10503).
+_CHUNK_BYTES: Final = 256 << 20
+_PERCENTILE: Final = 99.999
+
+Progress = Callable[[int, int], None]
 
 
-def quantize_onnx_static(
-    model: Path,
-    destination: Path,
-    samples: Samples,
-    scheme: Quantization,
-    work: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> Recipe:
-    """Write an int8 QDQ model to `destination`, calibrated (min-max) on all `samples`.
+class StaticQuantizer:
+    """Static QDQ quantization of one model; `work` keeps the prepared model and the ranges.
 
-    `progress(done, total)` counts calibration samples. Raises UnsupportedModel when onnxruntime's
-    quantizer cannot handle the graph, DependencyMissing without `onnx`.
+    Nodes are called as in `prepared`, the source after shape inference and constant folding.
     """
-    try:
-        import onnx
-        from onnxruntime import __version__ as version
-        from onnxruntime.quantization import (
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise DependencyMissing(
-            str(error.name or "onnx"), needed_for="int8 quantization", extra="convert"
-        ) from None
-    types = {
-        "uint8": QuantType.QUInt8,
-        "int8": QuantType.QInt8,
-    }
-    prepared = work / "prepared.onnx"
-    with _silenced(), _as_unsupported(model):
-        quant_pre_process(str(_modern(onnx, model, work)), str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(destination),
-            _Reader(samples, progress),
-            quant_format=QuantFormat.QDQ,
+
+    def __init__(
+        self,
+        model: Path,
+        samples: Samples,
+        scheme: Quantization,
+        work: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        self._model = model
+        self._samples = samples
+        self._scheme = scheme
+        self._work = work
+        self._progress = progress or (lambda done, total: None)
+
+    @cached_property
+    def prepared(self) -> Path:
+        """Raises UnsupportedModel, DependencyMissing without `onnx`."""
+        tools = quantization()
+        destination = self._work / "prepared.onnx"
+        with silenced(), as_unsupported(self._model):
+            tools.shape_inference.quant_pre_process(
+                str(modern(self._model, self._work)), str(destination), skip_symbolic_shape=True
+            )
+        return destination
+
+    @cached_property
+    def equalized(self) -> StaticQuantizer | None:
+        """The quantizer of the same function with channels equalized; None where that changes nothing."""
+        folder = self._work / "equalized"
+        folder.mkdir()
+        model = folder / "model.onnx"
+        if not equalize(self.prepared, model):
+            return None
+        return StaticQuantizer(model, self._samples, self._scheme, folder, self._progress)
+
+    def quantize(
+        self,
+        destination: Path,
+        method: CalibrationMethod = "minmax",
+        keep: Collection[str] = (),
+    ) -> Recipe:
+        """Write a quantized model to `destination`; nodes named in `keep` stay in fp32.
+
+        Raises UnsupportedModel when onnxruntime's quantizer cannot handle the graph.
+        """
+        tools = quantization()
+        scheme = self._scheme
+        ranges = self._ranges(method)
+        with silenced(), as_unsupported(self._model):
+            tools.quantize_static(
+                str(self.prepared),
+                str(destination),
+                calibration_cache_path=ranges,
+                calibrate_method=_method(tools, method),
+                quant_format=tools.QuantFormat.QDQ,
+                per_channel=scheme.per_channel,
+                reduce_range=scheme.reduce_range,
+                activation_type=_types(tools)[scheme.activation_type],
+                weight_type=_types(tools)[scheme.weight_type],
+                nodes_to_exclude=sorted(keep),
+                extra_options={"ActivationSymmetric": scheme.symmetric_activations},
+            )
+        return Recipe(
+            method="static int8",
+            tool=f"onnxruntime {tools.version}",
+            scheme=f"QDQ {_SHORT[scheme.activation_type]}{_SHORT[scheme.weight_type]}",
             per_channel=scheme.per_channel,
-            activation_type=types[scheme.activation_type],
-            weight_type=types[scheme.weight_type],
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": scheme.symmetric_activations},
+            calibration_method=method,
+            calibration=calibration_record(self._samples),
+            kept_fp32=tuple(sorted(keep)),
         )
-    prepared.unlink()
-    short = {"uint8": "U8", "int8": "S8"}
-    return Recipe(
-        method="static int8",
-        tool=f"onnxruntime {version}",
-        scheme=f"QDQ {short[scheme.activation_type]}{short[scheme.weight_type]}",
-        per_channel=scheme.per_channel,
-        calibration_method="minmax",
-        calibration=calibration_record(samples),
-    )
+
+    def _ranges(self, method: CalibrationMethod) -> Path:
+        """The ranges of all activations as onnxruntime's calibration cache."""
+        tools = quantization()
+        cache = self._work / f"ranges-{method}.json"
+        if cache.exists():
+            return cache
+        shown = sys.stdout  # progress is not what is to be silenced
+        registry = {*tools.registry.QDQRegistry, *tools.registry.QLinearOpsRegistry}
+        with silenced(), as_unsupported(self._model):
+            calibrator = tools.create_calibrator(
+                self.prepared,
+                list(registry),
+                str(self._work / "augmented.onnx"),
+                calibrate_method=_method(tools, method),
+                extra_options={
+                    "symmetric": self._scheme.symmetric_activations,
+                    "percentile": _PERCENTILE,
+                },
+            )
+            samples = iter(self._counted(shown))
+            first = next(samples, None)
+            if first is None:
+                raise DataError("there are no calibration samples")
+            size = sum(a.nbytes for a in calibrator.infer_session.run(None, first))
+            chunk = len(self._samples) if method == "minmax" else max(1, _CHUNK_BYTES // size)
+            calibrator.collect_data(_Reader([first]))
+            while batch := list(islice(samples, 1)):
+                calibrator.collect_data(_Reader([*batch], islice(samples, chunk - 1)))
+            tools.save_tensors_data(calibrator.compute_data(), cache)
+        return cache
+
+    def _counted(self, shown: TextIO) -> Iterator[Tensors]:
+        total = len(self._samples)
+        for done, inputs in enumerate(self._samples, start=1):
+            with contextlib.redirect_stdout(shown):
+                self._progress(done, total)
+            yield inputs
 
 
 def calibration_record(samples: Samples) -> Calibration:
@@ -86,72 +156,35 @@ def calibration_record(samples: Samples) -> Calibration:
 
 
 class _Reader:
-    """Hands samples to onnxruntime's calibrator one at a time, so that none pile up in memory."""
+    """Hands samples to onnxruntime's calibrator one at a time."""
 
-    def __init__(self, samples: Samples, progress: Callable[[int, int], None] | None) -> None:
-        self._total = len(samples)
-        self._samples = enumerate(samples, start=1)
-        self._progress = progress
+    def __init__(self, *parts: Iterable[Tensors]) -> None:
+        self._samples = (inputs for part in parts for inputs in part)
 
     def get_next(self) -> Tensors | None:
-        step = next(self._samples, None)
-        if step is None:
-            return None
-        done, inputs = step
-        if self._progress is not None:
-            self._progress(done, self._total)
-        return inputs
+        return next(self._samples, None)
 
     def __iter__(self) -> Iterator[Tensors]:
-        while (inputs := self.get_next()) is not None:
-            yield inputs
-
-    def __next__(self) -> Tensors:
-        inputs = self.get_next()
-        if inputs is None:
-            raise StopIteration
-        return inputs
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        raise UnsupportedModel("the calibration data cannot be read out of order")
+        return self._samples
 
 
-def _modern(onnx: Any, model: Path, work: Path) -> Path:
-    """The model at an opset with per-channel quantization; itself when it is there already."""
-    proto = onnx.load_model(str(model), load_external_data=False)
-    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if opset >= _PER_CHANNEL_OPSET:
-        return model
-    from onnx import version_converter
-
-    upgraded = work / "upgraded.onnx"
-    whole = onnx.load_model(str(model))
-    onnx.save_model(version_converter.convert_version(whole, _UPGRADE_OPSET), str(upgraded))
-    return upgraded
+_SHORT: Final = {"uint8": "U8", "int8": "S8", "uint16": "U16", "int16": "S16"}
 
 
-@contextlib.contextmanager
-def _as_unsupported(model: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EdgeServeError, OSError, MemoryError):
-        raise
-    except Exception as error:  # it raises whatever it stumbles over
-        raise UnsupportedModel(
-            f"onnxruntime's quantizer cannot handle {model.name}",
-            cause=f"{type(error).__name__}: {error}",
-            hint="try --precision fp32 or fp16",
-        ) from error
+def _types(tools: Any) -> dict[str, Any]:
+    kinds = tools.QuantType
+    return {
+        "uint8": kinds.QUInt8,
+        "int8": kinds.QInt8,
+        "uint16": kinds.QUInt16,
+        "int16": kinds.QInt16,
+    }
 
 
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """The quantizer advises on the root logger and warns; its advice is followed already."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
+def _method(tools: Any, method: CalibrationMethod) -> Any:
+    methods = tools.CalibrationMethod
+    return {
+        "minmax": methods.MinMax,
+        "percentile": methods.Percentile,
+        "entropy": methods.Entropy,
+    }[method]

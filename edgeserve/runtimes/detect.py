@@ -76,7 +76,7 @@ def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo
         satisfied, reason = False, "its devices run bundles without edgeserve"
     elif not target.runs_on(here.arch):
         satisfied, reason = False, f"this machine is {here.arch}, not {' or '.join(target.arch)}"
-    elif problem := _cpu_problem(target, here):
+    elif problem := cpu_problem(target, here):
         satisfied, reason = False, problem
     elif not opened:
         satisfied, reason = False, entries[0].reason
@@ -85,7 +85,7 @@ def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo
     return TargetCheck(target, satisfied, reason, entries)
 
 
-def _cpu_problem(target: Target, here: Machine) -> str | None:
+def cpu_problem(target: Target, here: Machine) -> str | None:
     """Why this machine's CPU is not the target's; None where it is, or where any would be."""
     if target.cpus and here.cpu not in target.cpus:
         wanted = " or ".join(target.cpus)

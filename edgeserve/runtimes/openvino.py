@@ -158,7 +158,7 @@ def _compile(network: Any, model: VariantFiles, device: str, options: LoadOption
     engine: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if kind == "cpu":
         # Left to itself OpenVINO computes fp32 models in bf16 where the CPU can.
-        engine["INFERENCE_PRECISION_HINT"] = "f32"
+        engine["INFERENCE_PRECISION_HINT"] = _cpu_precision(model)
         engine["NUM_STREAMS"] = str(max(1, options.instances))
         if options.threads:
             engine["INFERENCE_NUM_THREADS"] = str(options.threads * max(1, options.instances))
@@ -180,6 +180,17 @@ def _compile(network: Any, model: VariantFiles, device: str, options: LoadOption
         raise UnsupportedModel(
             f"openvino cannot compile '{model.id}' for '{device}'", cause=_reason(error)
         ) from error
+
+
+def _cpu_precision(model: VariantFiles) -> str:
+    if model.precision != "bf16":
+        return "f32"
+    if "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise DeviceUnavailable(
+            f"this CPU does not compute in bf16, as '{model.id}' wants",
+            hint="bf16 needs AVX512-BF16 or AMX; convert with another --precision",
+        )
+    return "bf16"
 
 
 def _text(info: Any, key: str) -> str:

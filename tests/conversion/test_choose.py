@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
@@ -35,20 +36,22 @@ def measured(
 def trial(
     name: str, precision: Precision, found: Measured | None, entry: int = 0, high: float = 9.0
 ) -> Trial:
-    return Trial(entry, name, precision, found, high if found else None)
+    return Trial(entry, name, precision, 1000, found, high if found else None)
 
 
-def chosen(trials: list[Trial], bounds: Bounds | None = None, *, order: bool = False) -> list[str]:
-    verdicts = choose(trials, bounds or Bounds(), prefer_order=order)
+def chosen(
+    trials: list[Trial], bounds: Bounds | None = None, *, asked: Precision | None = None
+) -> list[str]:
+    verdicts = choose(trials, bounds or Bounds(), asked=asked)
     return [v.trial.variant for v in verdicts if v.chosen]
 
 
 def test_the_fastest_acceptable_variant_of_each_entry_wins() -> None:
     trials = [
-        trial("a-int8", "int8", measured(1.0)),
-        trial("a-fp32", "fp32", measured(3.0)),
-        trial("b-int8", "int8", measured(4.0), entry=1),
-        trial("b-fp32", "fp32", measured(2.0), entry=1),
+        trial("a-int8", "int8", measured(1.0, speedup=4.0)),
+        trial("a-fp32", "fp32", measured(3.0, speedup=1.3)),
+        trial("b-int8", "int8", measured(4.0, speedup=1.1), entry=1),
+        trial("b-fp32", "fp32", measured(2.0, speedup=2.0), entry=1),
     ]
     assert chosen(trials) == ["a-int8", "b-fp32"]
 
@@ -69,14 +72,15 @@ def test_the_fastest_acceptable_variant_of_each_entry_wins() -> None:
 def test_quality_is_judged_by_accuracy_first_then_fidelity(
     found: Measured, precision: Precision, words: str | None
 ) -> None:
-    problem = quality_problem(found, precision, Bounds(max_drop=1.0))
+    problem = quality_problem(found.fidelity, found.accuracy, precision, Bounds(max_drop=1.0))
     assert (problem is None) == (words is None)
     if words is not None and problem is not None:
         assert words in problem
 
 
 def test_a_drop_of_exactly_the_limit_passes() -> None:
-    assert quality_problem(measured(accuracy=(0.90, 0.89)), "int8", Bounds(max_drop=1.0)) is None
+    found = measured(accuracy=(0.90, 0.89))
+    assert quality_problem(found.fidelity, found.accuracy, "int8", Bounds(max_drop=1.0)) is None
 
 
 def test_a_slower_int8_is_rejected_and_fp32_serves() -> None:
@@ -84,14 +88,14 @@ def test_a_slower_int8_is_rejected_and_fp32_serves() -> None:
         trial("int8", "int8", measured(5.0, speedup=0.5), high=0.6),
         trial("fp32", "fp32", measured(2.5, speedup=1.0)),
     ]
-    verdicts = choose(trials, Bounds(), prefer_order=True)
+    verdicts = choose(trials, Bounds(), asked="int8")
     assert [(v.chosen, v.failed) for v in verdicts] == [(False, True), (True, False)]
     assert verdicts[0].reason == "slower than fp32 on the same runtime (at most 0.60x)"
 
 
 def test_noise_is_no_proof_of_slowness() -> None:
     maybe = trial("int8", "int8", measured(5.0, speedup=0.98), high=1.03)
-    assert chosen([maybe], order=True) == ["int8"]
+    assert chosen([maybe], asked="int8") == ["int8"]
 
 
 def test_speed_on_another_cpu_does_not_count() -> None:
@@ -104,16 +108,40 @@ def test_speed_on_another_cpu_does_not_count() -> None:
 
 def test_an_asked_for_precision_wins_over_a_faster_one() -> None:
     trials = [trial("fp16", "fp16", measured(3.0)), trial("fp32", "fp32", measured(2.0))]
-    assert chosen(trials, order=True) == ["fp16"]
+    assert chosen(trials, asked="fp16") == ["fp16"]
 
 
 def test_what_could_not_be_verified_here_is_chosen_and_says_so() -> None:
     unverified = Trial(0, "npu-int8", "int8", unverified="no NPU")
-    (verdict,) = choose([unverified], Bounds(), prefer_order=False)
+    (verdict,) = choose([unverified], Bounds())
     assert verdict.chosen
     assert verdict.reason == "not verified here: no NPU"
 
 
 def test_what_could_not_be_built_is_not_a_broken_promise() -> None:
-    (verdict,) = choose([Trial(0, "x", "int8", problem="boom")], Bounds(), prefer_order=False)
+    (verdict,) = choose([Trial(0, "x", "int8", problem="boom")], Bounds())
     assert (verdict.chosen, verdict.failed, verdict.reason) == (False, False, "boom")
+
+
+def test_a_file_that_is_poor_on_the_cpu_is_not_trusted_on_an_npu() -> None:
+    npu = Trial(0, "int8", "int8", unverified="no NPU")
+    fp16 = Trial(0, "fp16", "fp16", unverified="no NPU")
+    cpu = trial("int8", "int8", measured(agreement=0.5), entry=1)
+    fp32 = trial("fp32", "fp32", measured(), entry=1)
+    verdicts = choose([npu, fp16, cpu, fp32], Bounds())
+    assert [v.trial.variant for v in verdicts if v.chosen] == ["fp16", "fp32"]
+    assert verdicts[0].failed
+    assert verdicts[0].reason.startswith("elsewhere top-1 agrees")
+
+
+def test_size_and_latency_bounds_leave_out_but_are_no_broken_promise() -> None:
+    trials = [
+        trial("big", "fp32", measured(1.0, speedup=5.0)),
+        msgspec.structs.replace(trial("slow", "int8", measured(9.0, speedup=1.5)), size_bytes=10),
+        msgspec.structs.replace(trial("fits", "int8", measured(2.0, speedup=2.0)), size_bytes=10),
+    ]
+    verdicts = choose(trials, Bounds(max_size=500, max_latency=5.0))
+    assert [v.chosen for v in verdicts] == [False, False, True]
+    assert "--max-size 500" in verdicts[0].reason
+    assert "takes 9.000 ms" in verdicts[1].reason
+    assert not any(v.failed for v in verdicts)

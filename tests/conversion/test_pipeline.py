@@ -87,7 +87,8 @@ def test_without_calibration_data_int8_is_not_tried_and_the_report_says_so(
     digits: Path, onnxruntime_target: str, tmp_path: Path
 ) -> None:
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
-    assert [r.precision for r in report.rows] == ["fp32"]
+    assert [r.precision for r in report.rows if r.measured] == ["fp32"]
+    assert all(r.reason.startswith("cannot win") for r in report.rows if not r.measured)
     assert any("no calibration data" in remark for remark in report.remarks)
 
 
@@ -140,7 +141,9 @@ def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
     assert not rejected.chosen
     assert "agrees with the source" in rejected.reason
     assert [c.variant for c in report.chain] == ["onnx-fp32"]
-    assert Bundle.open(tmp_path / "b.edge").manifest.rejected[0].id == "onnx-int8"
+    rejected_ids = {r.id for r in Bundle.open(tmp_path / "b.edge").manifest.rejected}
+    assert {"onnx-int8", "onnx-int8-dynamic"} <= rejected_ids
+    assert any("could not be repaired" in remark for remark in report.remarks)
     with pytest.raises(CheckFailed, match="--strict"):
         api.convert(
             source,
@@ -163,7 +166,10 @@ def test_openvino_variants_are_made_and_proven(
         "static_shapes = true\n"
     )
     report = api.convert(digits, tmp_path / "d.edge", target=str(target), calibrate=calibration)
-    assert {r.variant for r in report.rows} == {"openvino-int8", "openvino-fp32"}
+    names = {r.variant for r in report.rows}
+    assert names == {
+        "openvino-int8", "openvino-int8-nncf", "openvino-int8-nncf-onnx", "openvino-fp32"
+    }  # fmt: skip
     for row in report.rows:
         assert row.measured is not None
         assert row.measured.fidelity.sqnr_db > 20

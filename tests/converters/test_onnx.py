@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgeserve.conversion.registry import UnsupportedOperators, converter_between, run_converter
+from edgeserve.conversion.registry import UnsupportedOperators, converter_called, run_converter
 from edgeserve.tensors import Interface, Tensors
 from tests.bundles import linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
@@ -21,7 +21,8 @@ def convert(
     onnx.save(model, tmp_path / "source.onnx")
     out = tmp_path / "out"
     out.mkdir()
-    converter = converter_between("onnx", output_format)
+    name = {"onnx": "onnx-to-onnx", "openvino-ir": "onnx-to-openvino"}[output_format]
+    converter = converter_called(name)
     return run_converter(
         converter,
         tmp_path / "source.onnx",
@@ -102,7 +103,7 @@ def test_openvino_fp16_halves_the_weights(tmp_path: Path) -> None:
 
 def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
     from edgeserve.evaluate.datasets import random_samples
-    from edgeserve.quantize import quantize_onnx_static
+    from edgeserve.quantize import StaticQuantizer
     from edgeserve.targets import load_target
 
     # Wide enough that the weights outweigh the scales.
@@ -111,9 +112,8 @@ def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
     interface = Interface(SMALL_CNN.inputs, SMALL_CNN.outputs[:1])
     scheme = load_target("cpu-x86").quantization
     samples = random_samples(interface, 4)
-    quantize_onnx_static(
-        tmp_path / "fp32.onnx", tmp_path / "int8.onnx", samples, scheme, tmp_path, None
-    )
+    quantizer = StaticQuantizer(tmp_path / "fp32.onnx", samples, scheme, tmp_path)
+    quantizer.quantize(tmp_path / "int8.onnx")
     main, weights = convert(onnx.load(tmp_path / "int8.onnx"), tmp_path, "openvino-ir")
     assert weights.stat().st_size < 0.27 * (tmp_path / "fp32.onnx").stat().st_size
     inputs = {"image": images(1)}

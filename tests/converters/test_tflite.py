@@ -13,7 +13,7 @@ import pytest
 from edgeserve.bundle import Binding, Precision, VariantFiles
 from edgeserve.conversion.registry import (
     UnsupportedOperators,
-    converter_between,
+    converter_called,
     run_converter,
     runs_here,
 )
@@ -25,10 +25,10 @@ from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
 DATA = Path(__file__).parent.parent / "data"
 
 
-def convert(source: Path, out: Path, kind: tuple[str, str], **options: object) -> Path:
+def convert(source: Path, out: Path, name: str, **options: object) -> Path:
     out.mkdir()
     return run_converter(
-        converter_between(*kind), source, out, options, tool_env=True, say=lambda what, share: None
+        converter_called(name), source, out, options, tool_env=True, say=lambda what, share: None
     )[0]
 
 
@@ -61,7 +61,7 @@ def test_onnx_to_tflite_gives_the_sources_numbers(tmp_path: Path, name: str) -> 
         "linear": (linear_model(), LINEAR, {"x": np.eye(4, dtype=np.float32)}),
     }[name]
     onnx.save(model, tmp_path / "model.onnx")
-    main = convert(tmp_path / "model.onnx", tmp_path / "out", ("onnx", "tflite"), batch=1)
+    main = convert(tmp_path / "model.onnx", tmp_path / "out", "onnx-to-tflite", batch=1)
     got = run(main, "fp32", interface, inputs)
     for output, array in reference(model, inputs).items():
         np.testing.assert_allclose(got[output], array, atol=1e-5)
@@ -72,21 +72,24 @@ def test_an_operator_tflite_lacks_is_named_with_its_node(tmp_path: Path) -> None
     """onnx2tf writes a file for it without a word, which then does not load."""
     onnx.save(with_unknown_op(), tmp_path / "model.onnx")
     with pytest.raises(UnsupportedOperators) as raised:
-        convert(tmp_path / "model.onnx", tmp_path / "out", ("onnx", "tflite"))
+        convert(tmp_path / "model.onnx", tmp_path / "out", "onnx-to-tflite")
     assert raised.value.ops == ["acme.Sparkle"]
     assert "node 'weird'" in str(raised.value.cause)
 
 
 @pytest.mark.skipif(
-    not runs_here(converter_between("tflite", "tflite")), reason="needs ai-edge-quantizer"
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
-    np.savez(tmp_path / "calibration.npz", image=images(32, seed=2))
+    np.savez(
+        tmp_path / "calibration.npz",
+        **{f"{i}/image": image[None] for i, image in enumerate(images(32, seed=2))},
+    )
     main = convert(
         DATA / "small-cnn-fp32.tflite",
         tmp_path / "out",
-        ("tflite", "tflite"),
+        "tflite-to-tflite",
         precision="int8",
         calibration=str(tmp_path / "calibration.npz"),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgeserve.conversion.registry import converter_between, run_converter
+from edgeserve.conversion.registry import converter_called, run_converter
 from tests.networks import images, small_cnn
 
 HERE = Path(__file__).parent
@@ -24,18 +24,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         onnx.save(small_cnn(), work / "model.onnx")
-        np.savez(work / "calibration.npz", image=images(64, seed=2))
+        samples = {f"{i}/image": image[None] for i, image in enumerate(images(64, seed=2))}
+        np.savez(work / "calibration.npz", **samples)
         calibrated = {"precision": "int8", "calibration": str(work / "calibration.npz")}
         source = work / "model.onnx"
-        for between, options, name in (
-            (("onnx", "tflite"), {"batch": 1}, "small-cnn-fp32.tflite"),
-            (("tflite", "tflite"), calibrated, "small-cnn-int8.tflite"),
+        for converter, options, name in (
+            ("onnx-to-tflite", {"batch": 1}, "small-cnn-fp32.tflite"),
+            ("tflite-to-tflite", calibrated, "small-cnn-int8.tflite"),
         ):
             out = work / name
             out.mkdir()
-            converter = converter_between(*between)
             source = run_converter(
-                converter, source, out, options, tool_env=True, say=lambda what, share: print(what)
+                converter_called(converter),
+                source,
+                out,
+                options,
+                tool_env=True,
+                say=lambda what, share: print(what),
             )[0]
             shutil.copyfile(source, HERE / name)
 

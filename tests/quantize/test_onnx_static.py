@@ -12,7 +12,7 @@ import pytest
 from edgeserve.conversion.source import read_onnx
 from edgeserve.errors import DataError
 from edgeserve.evaluate import load_samples
-from edgeserve.quantize import quantize_onnx_static
+from edgeserve.quantize import StaticQuantizer
 from edgeserve.targets import Quantization
 
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
@@ -36,9 +36,10 @@ def test_the_scheme_of_the_target_is_what_is_written(
     source = read_onnx(DATA / "digits.onnx")
     samples = load_samples(DATA / "digits-calibration.npz", source.interface, None).take(16)
     seen: list[tuple[int, int]] = []
-    recipe = quantize_onnx_static(
-        source.path, tmp_path / "q.onnx", samples, scheme, tmp_path, lambda *s: seen.append(s)
-    )
+    work = tmp_path / "work"
+    work.mkdir()
+    quantizer = StaticQuantizer(source.path, samples, scheme, work, lambda *s: seen.append(s))
+    recipe = quantizer.quantize(tmp_path / "q.onnx")
     assert recipe.scheme == name
     assert recipe.per_channel == scheme.per_channel
     assert seen[-1] == (16, 16)
@@ -52,7 +53,7 @@ def test_the_scheme_of_the_target_is_what_is_written(
         if n.op_type == "DequantizeLinear" and n.input[0] in constants
     ]
     assert any(s.size > 1 for s in scales) == scheme.per_channel
-    assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
+    assert {p.name for p in tmp_path.iterdir()} == {"q.onnx", "work"}
 
 
 def test_old_opsets_are_brought_up_to_date(tmp_path: Path) -> None:
@@ -64,14 +65,14 @@ def test_old_opsets_are_brought_up_to_date(tmp_path: Path) -> None:
     source = read_onnx(tmp_path / "old.onnx")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
     samples = load_samples(tmp_path / "x.npy", source.interface, None)
-    quantize_onnx_static(source.path, tmp_path / "q.onnx", samples, Quantization(), tmp_path)
+    StaticQuantizer(source.path, samples, Quantization(), tmp_path).quantize(tmp_path / "q.onnx")
     assert onnx.load(tmp_path / "q.onnx").opset_import[0].version >= 13
 
 
 def test_logging_is_as_it_was_afterwards(tmp_path: Path) -> None:
     source = read_onnx(DATA / "digits.onnx")
     samples = load_samples(DATA / "digits-calibration.npz", source.interface, None).take(2)
-    quantize_onnx_static(source.path, tmp_path / "q.onnx", samples, Quantization(), tmp_path)
+    StaticQuantizer(source.path, samples, Quantization(), tmp_path).quantize(tmp_path / "q.onnx")
     assert logging.root.manager.disable == 0
 
 
@@ -86,4 +87,6 @@ def test_a_bad_sample_stops_with_its_own_error(tmp_path: Path) -> None:
     samples = load_samples(tmp_path, source.interface, Preprocess(8, 8, channels="L"))
     (tmp_path / "2.png").write_bytes(b"rotten")
     with pytest.raises(DataError, match=r"2\.png"):
-        quantize_onnx_static(source.path, tmp_path / "q.onnx", samples, Quantization(), tmp_path)
+        StaticQuantizer(source.path, samples, Quantization(), tmp_path).quantize(
+            tmp_path / "q.onnx"
+        )

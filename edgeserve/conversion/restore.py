@@ -1,0 +1,117 @@
+"""Repairing a quantized model: the layers that spoil it go back to fp32, until the bounds are kept.
+
+Greedy: layers are ranked by the noise in them (`quantize.sensitivity`), and the shortest head of
+that ranking that will do is found by bisection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve.conversion.build import Builder
+from edgeserve.conversion.choose import Bounds, quality_problem
+from edgeserve.conversion.data import Data
+from edgeserve.conversion.prove import quality
+from edgeserve.errors import UnsupportedModel
+from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
+from edgeserve.runtimes import LoadOptions, runtime
+from edgeserve.targets import ChainEntry
+from edgeserve.tensors import Interface, Tensors
+
+# A few samples tell where precision is lost: the ranking compares layers, not models.
+RANKING_SAMPLES: Final = 8
+# With a larger share of the layers in fp32, int8 has little left to win.
+_MOST: Final = 0.5
+
+Say = Callable[[str, float | None], None]
+
+
+class Restoration(msgspec.Struct, frozen=True):
+    """What was restored for an entry of the chain: the `layers` as they were ranked before, the `nodes`
+    that are now in fp32, and whether the bounds are `met`, else the `reason`."""
+
+    entry: str
+    layers: tuple[LayerError, ...]
+    nodes: tuple[str, ...]
+    met: bool
+    reason: str
+
+
+def explain(builder: Builder, data: Data, work: Path) -> tuple[LayerError, ...]:
+    """The layers of the static int8 model, the noisiest first.
+
+    Raises UnsupportedModel, and UsageError without calibration data.
+    """
+    work.mkdir(exist_ok=True)
+    quantized = work / "static.onnx"
+    builder.static.quantize(quantized)
+    samples = data.proof.take(RANKING_SAMPLES)
+    return tuple(rank_layers(builder.static.prepared, quantized, samples, work))
+
+
+def restore(
+    builder: Builder,
+    quantizer: StaticQuantizer,
+    entry: ChainEntry,
+    interface: Interface,
+    data: Data,
+    wanted: list[Tensors],
+    bounds: Bounds,
+    *,
+    deadline: float,
+    say: Say,
+) -> Restoration:
+    """Find nodes to leave in fp32; afterwards the builder makes `static-restored` plans with them.
+
+    Quality is that on the entry's own runtime. Gives up when most layers would be in fp32: that is no int8 model any more. `wanted` are the source's outputs on the proof samples; `deadline` is of `time.monotonic`.
+    """
+    work = quantizer.prepared.parent / "ranking"
+    work.mkdir(exist_ok=True)
+    format_name = runtime(entry.runtime).formats[0]
+
+    def problem(keep: Sequence[str]) -> str | None:
+        files = builder.restore(quantizer, keep, format_name)
+        options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
+        session = runtime(entry.runtime).load(files, entry.device, options)
+        try:
+            outputs = [session.run(inputs) for inputs in data.proof]
+        finally:
+            session.close()
+        return quality_problem(*quality(interface, data.proof, wanted, outputs), "int8", bounds)
+
+    try:
+        reason = problem([])
+        if reason is None:
+            return Restoration(entry.label, (), (), True, "")
+        say("looking for the layers that lose precision", None)
+        ranking = rank_layers(
+            quantizer.prepared, builder.restored_onnx, data.proof.take(RANKING_SAMPLES), work
+        )
+        units = [e.unit for e in ranking]
+        heads = range(1, len(units) + 1)
+        most = max((k for k in heads if len(_joined(units[:k])) <= _MOST * len(units)), default=0)
+        if not most or (reason := problem(_joined(units[:most]))) is not None:
+            count = len(_joined(units[:most]))
+            reason = f"with {count} of {len(units)} layers in fp32 still: {reason}"
+            return Restoration(entry.label, tuple(ranking), (), False, reason)
+        low, high = 0, most  # `low` are too few, `high` will do
+        while high - low > 1 and time.monotonic() < deadline:
+            middle = (low + high) // 2
+            if problem(_joined(units[:middle])) is None:
+                high = middle
+            else:
+                low = middle
+        kept = _joined(units[:high])
+        problem(kept)  # what the builder keeps is the last file that was made
+    except UnsupportedModel as error:
+        return Restoration(entry.label, (), (), False, str(error))
+    return Restoration(entry.label, tuple(ranking), tuple(kept), True, "")
+
+
+def _joined(units: Sequence[tuple[str, ...]]) -> list[str]:
+    return list(dict.fromkeys(n for unit in units for n in unit))

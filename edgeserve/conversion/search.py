@@ -1,0 +1,271 @@
+"""The search for the best recipe: which variants are made, in which order, and when to stop.
+
+Tier 1 of every entry of the chain is proven at once, in one interleaved run. Only where all of an entry's
+quantized variants miss the quality bounds, tier 2 is tried, then the layers that spoil it are restored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from edgeserve.bundle import Precision, Variant
+from edgeserve.conversion.build import Builder
+from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_problem
+from edgeserve.conversion.data import Data
+from edgeserve.conversion.options import Options
+from edgeserve.conversion.prove import Proof, Subject, prove
+from edgeserve.conversion.restore import Restoration, restore
+from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
+from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
+from edgeserve.runtimes import Session, runtime
+from edgeserve.targets import ChainEntry, Target
+from edgeserve.tensors import Interface
+
+GOLDEN_SAMPLES: Final = 8
+SECONDS_PER_VARIANT: Final = 1.0
+_QUANTIZED: Final = ("int8", "int4")
+
+Say = Callable[[str, float | None], None]
+
+
+class Found(msgspec.Struct):
+    """What the search made and measured. `proof` is that of the first tier; `trials` are all."""
+
+    trials: list[Trial]
+    built: dict[str, Variant]
+    proof: Proof
+    restorations: tuple[Restoration, ...] = ()
+
+
+class Search:
+    """One search; `run` it once. Raises nothing for variants that fail: those become trials."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        target: Target,
+        interface: Interface,
+        options: Options,
+        data: Data,
+        reference: Session,
+        bounds: Bounds,
+        say: Say,
+    ) -> None:
+        check_names(options.recipes)
+        self._builder = builder
+        self._target = target
+        self._interface = interface
+        self._options = options
+        self._data = data
+        self._reference = reference
+        self._bounds = bounds
+        self._say = say
+        self._began = time.monotonic()
+        self._trials: dict[tuple[int, str], Trial] = {}
+        self._built: dict[str, Variant | EdgeServeError] = {}
+        self._rounds = 0
+
+    def run(self) -> Found:
+        """Raises DataError when the calibration data are wrong, and what `prove` raises."""
+        entries = list(enumerate(self._target.chain))
+        plans = {i: self._plans(e) for i, e in entries}
+        proof = self._prove(
+            self._subjects({i: [p for p in plans[i] if p.tier == 1] for i in plans})
+        )
+        second = {i: [p for p in plans[i] if p.tier == 2] for i in self._needy()}
+        if any(second.values()) and self._has_time():
+            self._prove(self._subjects(second))
+        restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
+        self._play_off()
+        built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
+        return Found(self._in_order(), built, proof, tuple(restorations))
+
+    # what to try
+
+    def _plans(self, entry: ChainEntry) -> list[Plan]:
+        plans: list[Plan] = []
+        for precision in self._precisions(entry):
+            plans += plans_for(
+                runtime(entry.runtime).formats[0], precision, self._builder.facts,
+                self._target.quantization, self._options.recipes,
+            )  # fmt: skip
+        return [p for p in plans if self._data.calibration is not None or not p.calibrated]
+
+    def _precisions(self, entry: ChainEntry) -> list[Precision]:
+        """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected."""
+        if self._options.precision == "auto":
+            return list(entry.precisions)
+        asked: list[Precision] = [self._options.precision]
+        return asked if self._options.precision == "fp32" else [*asked, "fp32"]
+
+    def _subjects(self, plans: dict[int, list[Plan]]) -> list[Subject]:
+        """Build what is planned; what cannot be built, or cannot win, becomes a trial with its problem."""
+        subjects: list[Subject] = []
+        for index, mine in plans.items():
+            entry = self._target.chain[index]
+            for plan in mine:
+                try:
+                    if plan.skip is not None:
+                        raise UnsupportedModel(plan.skip)
+                    check_static(entry, self._interface, self._target)
+                    variant = self._build(plan)
+                    subjects.append(Subject(index, entry, variant, self._builder.files(variant)))
+                except DataError:
+                    raise  # the calibration data are wrong for every variant
+                except EdgeServeError as error:
+                    problem = str(error) + (f" ({error.hint})" if error.hint else "")
+                    self._trials[index, plan.variant] = Trial(
+                        index, plan.variant, plan.precision, problem=problem
+                    )
+        return subjects
+
+    def _build(self, plan: Plan) -> Variant:
+        if plan.variant not in self._built:
+            try:
+                self._built[plan.variant] = self._builder.build(plan)
+            except DataError:
+                raise
+            except EdgeServeError as error:
+                self._built[plan.variant] = error
+        made = self._built[plan.variant]
+        if isinstance(made, EdgeServeError):
+            raise made
+        return made
+
+    # proof
+
+    def _prove(self, subjects: Sequence[Subject]) -> Proof:
+        """Prove subjects; an entry's fp32 variant comes along, to be compared with in the same run."""
+        beside = [s for s in self._fp32_subjects(subjects) if s not in subjects]
+        proof = prove(
+            [*subjects, *beside],
+            self._reference,
+            self._interface,
+            self._data.proof,
+            golden_samples=GOLDEN_SAMPLES,
+            seconds=SECONDS_PER_VARIANT,
+            speed_counts=self._bounds.speed_counts,
+            say=self._say,
+        )
+        self._rounds += 1
+        for trial in proof.trials[: len(subjects)]:
+            self._trials[trial.entry, trial.variant] = trial
+        return proof
+
+    def _play_off(self) -> None:
+        """Time what could be chosen, but was measured in different runs, once more in one run."""
+        if self._rounds < 2 or not self._bounds.speed_counts:
+            return
+        finalists = [
+            Subject(t.entry, self._target.chain[t.entry], variant, self._builder.files(variant))
+            for t in self._trials.values()
+            if t.measured is not None and acceptable(t, self._bounds)
+            if isinstance(variant := self._built[t.variant], Variant)
+        ]
+        if finalists:
+            self._prove(finalists)
+
+    def _fp32_subjects(self, subjects: Sequence[Subject]) -> list[Subject]:
+        found = []
+        for index in dict.fromkeys(s.entry for s in subjects):
+            for variant in self._built.values():
+                if isinstance(variant, Variant) and variant.precision == "fp32":
+                    entry = self._target.chain[index]
+                    if variant.format == self._format(index):
+                        files = self._builder.files(variant)
+                        found.append(Subject(index, entry, variant, files))
+        return found
+
+    def _needy(self) -> list[int]:
+        """Entries where quantized variants were measured and all of them miss a bound of quality."""
+        needy = []
+        for index in range(len(self._target.chain)):
+            mine = [
+                t for t in self._trials.values() if t.entry == index and t.precision in _QUANTIZED
+            ]
+            poor = [t for t in mine if t.measured is not None and self._is_poor(t)]
+            if poor and not any(t.measured and acceptable(t, self._bounds) for t in mine):
+                needy.append(index)
+        return needy
+
+    def _is_poor(self, trial: Trial) -> bool:
+        found = trial.measured
+        return found is not None and bool(
+            quality_problem(found.fidelity, found.accuracy, trial.precision, self._bounds)
+        )
+
+    # repair
+
+    def _may_restore(self, index: int) -> bool:
+        only = self._options.recipes
+        return (
+            self._format(index) in ("onnx", "openvino-ir")
+            and self._data.calibration is not None
+            and (not only or "static-restored" in only)
+            and self._has_time()
+        )
+
+    def _restore(self, index: int, proof: Proof) -> Restoration:
+        """Find layers to restore for an entry, on its own runtime, and prove the result there."""
+        done = restore(
+            self._builder,
+            self._better_base(),
+            self._target.chain[index],
+            self._interface,
+            self._data,
+            proof.wanted,
+            self._bounds,
+            deadline=self._began + self._options.max_time,
+            say=self._say,
+        )
+        if done.met and done.nodes:
+            plan = Plan(self._format(index), "int8", "static-restored")
+            self._prove(self._subjects({index: [plan]}))
+        return done
+
+    def _better_base(self) -> StaticQuantizer:
+        """What to restore layers of: the equalized model where that came closer to the source."""
+        found = {
+            t.variant.partition("-")[2]: t.measured.fidelity.sqnr_db
+            for t in self._trials.values()
+            if t.measured is not None
+        }
+        static = self._builder.static
+        better = found.get("int8-static-equalized", -200.0) > found.get("int8", -200.0)
+        return static.equalized if better and static.equalized is not None else static
+
+    def _has_time(self) -> bool:
+        return time.monotonic() - self._began < self._options.max_time
+
+    def _format(self, index: int) -> str:
+        return runtime(self._target.chain[index].runtime).formats[0]
+
+    def _in_order(self) -> list[Trial]:
+        """By entry, then by the target's order of precisions, then as tried."""
+
+        def place(trial: Trial) -> tuple[int, int]:
+            precisions: tuple[Any, ...] = self._target.chain[trial.entry].precisions
+            known = trial.precision in precisions
+            return trial.entry, precisions.index(trial.precision) if known else -1
+
+        return sorted(self._trials.values(), key=place)
+
+
+def check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:
+    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry wants none."""
+    if not entry.static_shapes:
+        return
+    for spec in interface.inputs:
+        tail = spec.shape[1:] if interface.max_batch else spec.shape
+        loose = [d for d in tail if isinstance(d, str)]
+        if loose:
+            raise UnsupportedModel(
+                f"{entry.runtime} on {entry.device} ({target.name}) wants static dimensions",
+                cause=f"input '{spec.name}' is {spec.describe()}: {', '.join(loose)} can vary",
+                hint=f"fix them: --shape {spec.name}="
+                + ",".join(str(d) if isinstance(d, int) else "N" for d in spec.shape),
+            )
