@@ -43,10 +43,15 @@ def convert(
     strict: bool = False,
     force: bool = False,
     name: str | None = None,
+    model_class: str | None = None,
+    model_args: Mapping[str, object] | None = None,
+    python_path: Sequence[str] = (),
+    task: str | None = None,
+    trust_source: bool = False,
     tool_env: bool = True,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> Conversion:
-    """Convert an ONNX model into a bundle; the parameters are `edgeserve convert`'s flags.
+    """Convert a model into a bundle; the parameters are `edgeserve convert`'s flags.
 
     `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
@@ -54,8 +59,16 @@ def convert(
     """
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert as run
+    from edgeserve.conversion.sources import SourceOptions
 
     options = Options(
+        source=SourceOptions(
+            model_class=model_class,
+            model_args=dict(model_args or {}),
+            python_path=tuple(python_path),
+            trust_source=trust_source,
+            task=task,
+        ),
         target=target,
         precision=precision,
         recipes=tuple(recipes),

@@ -22,6 +22,7 @@ class NncfOnnx:
     name = "nncf-onnx"
     source_format = "onnx"
     output_format = "onnx"
+    environment = "nncf"
     requires: tuple[str, ...] = _REQUIRES
     imports: tuple[str, ...] = ("nncf", "onnx", "onnxruntime")
     pip_arguments: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class NncfOpenVino:
     name = "nncf-openvino"
     source_format = "openvino-ir"
     output_format = "openvino-ir"
+    environment = "nncf"
     requires: tuple[str, ...] = _REQUIRES
     imports: tuple[str, ...] = ("nncf", "openvino")
     pip_arguments: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""ONNX -> OpenVINO IR. QDQ int8 models keep int8 weights on disk and run in int8."""
+"""ONNX or TFLite -> OpenVINO IR. QDQ int8 models keep int8 weights on disk and run in int8."""
 
 from __future__ import annotations
 
@@ -32,6 +32,30 @@ class OnnxToOpenVino:
             raise UnsupportedOps(
                 _graph(source), ops, "OpenVINO's ONNX frontend has no rule for it"
             ) from error
+        _fix_shapes(model, options)
+        _simplify(model)
+        destination = out_dir / "model.xml"
+        openvino.save_model(
+            model, str(destination), compress_to_fp16=options.get("precision") == "fp16"
+        )
+        return [destination, destination.with_suffix(".bin")]
+
+
+class TfliteToOpenVino:
+    """TFLite files, quantized ones included, keep their layout: NHWC mostly."""
+
+    name = "tflite-to-openvino"
+    source_format = "tflite"
+    output_format = "openvino-ir"
+    requires: tuple[str, ...] = ("openvino==2026.4.1",)
+    imports: tuple[str, ...] = ("openvino",)
+    pip_arguments: tuple[str, ...] = ()
+
+    def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
+        """Options as for ONNX."""
+        import openvino
+
+        model = openvino.Core().read_model(str(source))
         _fix_shapes(model, options)
         _simplify(model)
         destination = out_dir / "model.xml"
@@ -87,3 +111,4 @@ def _fix_shapes(model: Any, options: Mapping[str, object]) -> None:
 
 
 CONVERTER = OnnxToOpenVino()
+TFLITE = TfliteToOpenVino()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,17 +47,16 @@ class TfliteToTflite:
             raise ValueError(f"{self.name} does not make {precision} by {method}")
         beside = source.parent / "bindings.json"
         bindings = json.loads(beside.read_text("utf-8")) if beside.exists() else {"inputs": {}}
-        with _silenced():
-            tool = quantizer.Quantizer(str(source), getattr(recipe, name)())
+        with _silenced(), tempfile.TemporaryDirectory() as scratch:
+            file, signature = _with_signature(source, Path(scratch))
+            tool = quantizer.Quantizer(str(file), getattr(recipe, name)())
             measured = None
             if tool.need_calibration:
                 if not options.get("calibration"):
                     raise ValueError(f"{name} needs calibration data")
                 data = Path(str(options["calibration"]))
                 samples = list(_samples(data, bindings["inputs"]))
-                measured = tool.calibrate(
-                    {_signature(source): samples}, num_threads=os.cpu_count() or 1
-                )
+                measured = tool.calibrate({signature: samples}, num_threads=os.cpu_count() or 1)
             result = tool.quantize(measured, enable_progress_report=False)
         destination = out_dir / "model.tflite"
         result.export_model(str(destination), overwrite=True)
@@ -66,13 +66,40 @@ class TfliteToTflite:
         return [destination]
 
 
-def _signature(source: Path) -> str:
+def _with_signature(source: Path, scratch: Path) -> tuple[Path, str]:
+    """The file, or a copy of it with a signature, and that signature's name.
+
+    Older files have none; calibration addresses tensors by it. Its names are the tensors' own.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
 
     names = list(Interpreter(str(source)).get_signature_list())
-    if len(names) != 1:
+    if len(names) > 1:
         raise ValueError(f"{source.name} has {len(names)} signatures, calibration needs one")
-    return str(names[0])
+    if names:
+        return source, str(names[0])
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(source.read_bytes(), 0))
+    graph = model.subgraphs[0]
+
+    def maps(indices: Any) -> list[Any]:
+        tensors = []
+        for index in indices:
+            entry = schema.TensorMapT()
+            entry.name, entry.tensorIndex = graph.tensors[index].name, int(index)
+            tensors.append(entry)
+        return tensors
+
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+    signature.inputs, signature.outputs = maps(graph.inputs), maps(graph.outputs)
+    model.signatureDefs = [signature]
+    builder = flatbuffers.Builder(source.stat().st_size)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    copy = scratch / "signed.tflite"
+    copy.write_bytes(bytes(builder.Output()))
+    return copy, "serving_default"
 
 
 def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -33,13 +33,19 @@ class FileEntry(_Strict, frozen=True):
 
 
 class Source(_Strict, frozen=True):
-    """The model `convert` was given. `size_bytes` counts external data too."""
+    """The model `convert` was given. `size_bytes` counts external data too.
+
+    For sources that were made into ONNX first, `framework` is the one that ran them and `import_error`
+    the relative RMS error of the ONNX file against it.
+    """
 
     format: str
     file_name: str
     sha256: str
     size_bytes: int
     opset: int | None = None
+    framework: str | None = None
+    import_error: float | None = None
 
 
 class Preprocess(_Strict, frozen=True):

@@ -52,7 +52,7 @@ def issue_message(runtime: str, device: str, issue: Issue) -> str:
 
 def dynamic_dims(model: OnnxModel, entry: ChainEntry) -> Finding | None:
     """Dimensions besides the batch that vary, where the entry wants static shapes."""
-    if not entry.static_shapes:
+    if not entry.static_shapes or entry.device == "cpu":
         return None
     loose: list[str] = []
     flags: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -39,7 +40,9 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    source: Annotated[Path, typer.Argument(metavar="MODEL", help="The model: an ONNX file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="The model: a file or folder (docs/sources.md).")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The bundle [MODEL's name + .edge].")
     ] = None,
@@ -125,6 +128,24 @@ def command(
     ] = None,
     mean: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
     std: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
+    model_class: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:CLASS", help="The class of a PyTorch checkpoint (.pt)."),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An argument of that class. May be repeated."),
+    ] = None,
+    python_path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Where to import that class from [.]."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What a Hugging Face model does [what its config says].")
+    ] = None,
+    trust_source: Annotated[
+        bool, typer.Option("--trust-source", help="Open pickles, which can execute anything.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The model's name when served.")] = None,
     strict: Annotated[
         bool,
@@ -144,6 +165,7 @@ def command(
     from edgeserve.conversion.pipeline import convert
     from edgeserve.conversion.plot import check_plot
     from edgeserve.conversion.plot import plot as draw
+    from edgeserve.conversion.sources import SourceOptions
 
     flags = {
         "image_size": image_size,
@@ -156,6 +178,13 @@ def command(
         "std": std,
     }
     options = Options(
+        source=SourceOptions(
+            model_class=model_class,
+            model_args=_arguments(model_arg or []),
+            python_path=tuple(python_path or ()),
+            trust_source=trust_source,
+            task=task,
+        ),
         target=target,
         precision=precision.value,
         recipes=tuple(recipe or ()),
@@ -179,7 +208,7 @@ def command(
     if plot is not None:
         check_plot(plot)
     with progress() as say:
-        report = convert(source, output or Path(f"{source.stem}.edge"), options, say)
+        report = convert(source, output or Path(f"{source.resolve().stem}.edge"), options, say)
     if plot is not None:
         draw(report, plot)
     if json_output:
@@ -198,14 +227,14 @@ def render(report: Conversion) -> None:
         f"({report.proof_source})\n",
         markup=False,
     )
-    columns = ("", "variant", "runs on", "size", "latency", "vs fp32", "int8 ops", "agrees", "SQNR",
+    columns = ("", "variant", "runs on", "size", "latency", "vs source", "int8 ops", "agrees", "SQNR",
                "accuracy")  # fmt: skip
-    table = table_of(*columns, right=("size", "latency", "vs fp32", "agrees", "SQNR", "accuracy"))
+    table = table_of(*columns, right=("size", "latency", "vs source", "agrees", "SQNR", "accuracy"))
     for column in table.columns:
         column.no_wrap = True
     accuracy = report.reference_accuracy
     add_row(
-        table, "", "source (fp32)", "onnxruntime/cpu", size_text(report.source_size_bytes),
+        table, "", "source", report.reference, size_text(report.source_size_bytes),
         f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "",
     )  # fmt: skip
@@ -273,6 +302,20 @@ def _limit(budget: str, flag: str, text: str | None, kind: type[_Number]) -> _Nu
     from edgeserve.gate.limits import BUDGETS, parse_limit
 
     return None if text is None else kind(parse_limit(BUDGETS[budget], text, flag))
+
+
+def _arguments(texts: list[str]) -> dict[str, object]:
+    """NAME=VALUE, where a value is JSON if it can be read as such, else text."""
+    arguments: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--model-arg {text} is not NAME=VALUE", hint="--model-arg classes=10")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
 
 
 def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

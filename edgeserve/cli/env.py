@@ -58,13 +58,15 @@ def create(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="The converter whose environments go.")],
+    name: Annotated[str, typer.Argument(help="The converter, or environment, whose environments go.")],
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
     from edgeserve.cli.output import size_text
+    from edgeserve.conversion.registry import converters, tool_environment
     from edgeserve.conversion.toolenv import remove_environments
 
-    for record in remove_environments(name):
+    shared = {c.name: tool_environment(c).name for c in converters()}
+    for record in remove_environments(shared.get(name, name)):
         print(f"removed {record.path} ({size_text(record.size_bytes)})")
 
 
@@ -78,8 +80,11 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
     console = stdout_console()
     table = table_of("converter", "needs", "runs in", "size", right=("size",))
     by_path = {r.path: r for r in records}
+    used = set()
     for converter in found:
-        record = by_path.pop(str(tool_environment(converter).path), None)
+        path = str(tool_environment(converter).path)
+        record = by_path.get(path)
+        used.add(path)
         if runs_here(converter):
             where = "this environment"
         elif record is None:
@@ -89,7 +94,7 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
         size = size_text(record.size_bytes) if record else ""
         add_row(table, converter.name, " ".join(converter.requires), where, size)
     # Left by an older edgeserve or another Python: nothing uses them any more.
-    for record in by_path.values():
+    for record in (r for r in records if r.path not in used):
         add_row(table, f"{record.name} (unused)", " ".join(record.requires), record.path,
                 size_text(record.size_bytes))  # fmt: skip
     console.print(table)

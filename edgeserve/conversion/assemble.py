@@ -27,9 +27,10 @@ from edgeserve.bundle.writing import BundleWriter
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Trial, Verdict
 from edgeserve.conversion.data import Data
+from edgeserve.conversion.native import NATIVE
 from edgeserve.conversion.options import Conversion, Options, Row
 from edgeserve.conversion.search import Found
-from edgeserve.conversion.source import OnnxSource
+from edgeserve.conversion.source import SourceModel
 from edgeserve.devices import machine
 from edgeserve.evaluate import class_scores
 from edgeserve.quantize import LayerError
@@ -67,7 +68,7 @@ def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, .
 
 def write_bundle(
     writer: BundleWriter,
-    model: OnnxSource,
+    model: SourceModel,
     interface: Interface,
     target: Target,
     options: Options,
@@ -197,6 +198,7 @@ def report(
         target=target.name,
         source_size_bytes=manifest.source.size_bytes,
         bundle_size_bytes=Bundle.open(destination).size_bytes,
+        reference=f"{NATIVE.get(manifest.source.format, 'onnxruntime')}/cpu",
         reference_latency_ms=found.proof.reference_latency_ms,
         reference_accuracy=found.proof.reference_accuracy,
         proof_samples=len(data.proof),

@@ -13,14 +13,14 @@ import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
-from edgeserve.conversion.protocol import Options
+from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.registry import (
     UnsupportedOperators,
     converter_called,
     run_converter,
     shortest_path,
 )
-from edgeserve.conversion.source import OnnxSource, named_nodes, save_onnx
+from edgeserve.conversion.source import SourceModel, named_nodes, save_onnx
 from edgeserve.errors import UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize import (
@@ -53,7 +53,7 @@ class Builder:
 
     def __init__(
         self,
-        source: OnnxSource,
+        source: SourceModel,
         interface: Interface,
         scheme: Quantization,
         calibration: Samples | None,
@@ -72,11 +72,19 @@ class Builder:
         self._tool_env = tool_env
         self._say = say
         self._made: dict[str, tuple[Path, Recipe]] = {}
-        self.facts = ModelFacts.of(source.proto)
+        self.facts: ModelFacts = source.facts
 
     @cached_property
     def fp32_onnx(self) -> Path:
-        """The source as one checked ONNX file (and its external data, if any)."""
+        """The source as one checked ONNX file (and its external data, if any).
+
+        Raises UnsupportedModel for sources that have no ONNX behind them.
+        """
+        if self._source.proto is None:
+            raise UnsupportedModel(
+                f"this is made from ONNX, and the source is {self._source.format}",
+                hint="convert the model that it was made from, if you have it",
+            )
         return save_onnx(self._source.proto, self._fresh("fp32") / "model.onnx")[0]
 
     @cached_property
@@ -160,6 +168,8 @@ class Builder:
             return self._quantize_ir(plan, out)
         if plan.format not in ("onnx", "openvino-ir") and plan.precision != "fp32":
             raise UsageError(f"{plan.format} variants in {plan.precision} are not made")
+        if self._source.proto is None and plan.recipe in ("plain", "cast"):
+            return self._as_it_is(plan, out)
         onnx_file, recipe = self._onnx(plan)
         if plan.format == "onnx":
             return _copy_onnx(onnx_file, out), recipe
@@ -214,7 +224,18 @@ class Builder:
             recipe = self._nncf_recipe("static int8")
         return self._convert("nncf-openvino", base, out, options), recipe
 
+    def _as_it_is(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        """A variant of a source that is not ONNX: its own file, or another format of it."""
+        if plan.format == self._source.format and plan.precision == self._source.precision:
+            return _copy_beside(self._source.path, out), Recipe("as it is", "edgeserve")
+        path = shortest_path(self._source.format, plan.format)
+        return self._walk(path, self._source.path, plan.precision, out), Recipe(
+            "conversion", ", ".join(c.name for c in path)
+        )
+
     def _make_tflite(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        if self._source.format == "tflite" and plan.recipe == "plain":
+            return self._as_it_is(plan, out)
         base = self._base("tflite")
         if plan.precision == "fp32":
             for file in base.parent.iterdir():
@@ -249,16 +270,23 @@ class Builder:
 
     def _base(self, format_name: str) -> Path:
         """The fp32 file of a format, made once."""
+        if format_name == self._source.format:
+            return self._source.path
         if format_name not in self._made:
             folder = self._fresh(f"base-{format_name}")
-            file = self._convert_onnx(self.fp32_onnx, format_name, "fp32", folder)
+            native = self._source.proto is None
+            origin = self._source.path if native else self.fp32_onnx
+            path = shortest_path(self._source.format, format_name)
+            file = self._walk(path, origin, "fp32", folder)
             self._made[format_name] = file, Recipe("conversion", "edgeserve")
         return self._made[format_name][0]
 
     def _convert_onnx(self, onnx_file: Path, format_name: str, precision: str, out: Path) -> Path:
-        """Walk the converters from ONNX to `format_name`; the last one writes into `out`."""
-        path = shortest_path("onnx", format_name)
-        current = onnx_file
+        return self._walk(shortest_path("onnx", format_name), onnx_file, precision, out)
+
+    def _walk(self, path: list[Converter], source: Path, precision: str, out: Path) -> Path:
+        """Walk converters; the last one writes into `out`."""
+        current = source
         for index, converter in enumerate(path):
             folder = out if index == len(path) - 1 else self._fresh(f"step-{index}")
             self._say(f"converting to {converter.output_format}", None)
@@ -269,6 +297,8 @@ class Builder:
             try:
                 current = self._convert(converter.name, current, folder, options)
             except UnsupportedOperators as error:
+                if self._source.proto is None:
+                    raise
                 nodes = "; ".join(named_nodes(self._source.proto, op) for op in error.ops)
                 raise UnsupportedModel(f"{converter.name} cannot convert {nodes}") from None
         return current
@@ -319,6 +349,14 @@ class Builder:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         return folder
+
+
+def _copy_beside(file: Path, out: Path) -> Path:
+    """Copy a file, and for an IR the weights beside it."""
+    for part in (file, file.with_suffix(".bin")):
+        if part.is_file():
+            shutil.copyfile(part, out / f"model{part.suffix}")
+    return out / f"model{file.suffix}"
 
 
 def _copy_onnx(onnx_file: Path, out: Path) -> Path:

@@ -8,18 +8,21 @@ from typing import Literal
 import msgspec
 
 from edgeserve.bundle import Candidate, Measured, Precision, Preprocess
+from edgeserve.conversion.sources import SourceOptions
 from edgeserve.quantize import LayerError
 
 
 class Options(msgspec.Struct, frozen=True):
     """What `convert` is asked for; the command line's flags, one to one.
 
+    `source` is what converters must be told about sources that are not ONNX.
     `calibrate` is a folder of images, an `.npz` or `.npy`, or the word `random`; `evaluate` a
     labels CSV or an `.npz` with labels; `labels` a text file with one class name a line. `recipes`
     restricts what is tried for int8 and int4; `max_size` is in bytes, `max_latency` in ms, `max_time`
     (for repairing what misses the bounds) in seconds; `explain` ranks layers by their error.
     """
 
+    source: SourceOptions = SourceOptions()
     target: str = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"] = "auto"
     recipes: tuple[str, ...] = ()
@@ -59,12 +62,13 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Conversion(msgspec.Struct, frozen=True):
-    """What `convert` did: the bundle's path and the report."""
+    """What `convert` did: the bundle's path and the report. `reference` is where the source ran."""
 
     bundle: str
     target: str
     source_size_bytes: int
     bundle_size_bytes: int
+    reference: str
     reference_latency_ms: float
     reference_accuracy: float | None
     proof_samples: int

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeserve.bundle import Candidate
+import msgspec
+
+from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import is_here, ordered_chain, report, write_bundle
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
+from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
+    SourceModel,
     check_runs,
     open_reference,
     proven_batching,
     read_onnx,
     save_onnx,
 )
-from edgeserve.errors import (
-    CheckFailed,
-    SourceError,
-    UnsupportedModel,
-    UsageError,
-)
+from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
+from edgeserve.errors import CheckFailed, UnsupportedModel, UsageError
+from edgeserve.runtimes import Session
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
 
@@ -36,22 +37,22 @@ Say = Callable[[str, float | None], None]
 def convert(
     source: Path, destination: Path, options: Options | None = None, say: Say | None = None
 ) -> Conversion:
-    """Turn an ONNX model into a bundle at `destination`.
+    """Turn a model into a bundle at `destination`.
 
     `say(what, share)` is told what is going on. Raises SourceError, UnsupportedModel, DataError,
     TargetError, OutputExists, WriteFailed; CheckFailed with `strict` when a variant was rejected.
     On any error the destination is as it was.
     """
     options, say = options or Options(), say or _silent
-    _check_options(source, options)
     check_destination(destination, force=options.force)
     say("reading the source", None)
     target = resolve_target(options.target)
-    model = read_onnx(source, options.shapes)
-    data = Data.load(model.interface, options)
     with bundle_writer(destination, force=options.force) as writer:
-        reference_file = save_onnx(model.proto, writer.work / "source.onnx")[0]
-        reference = open_reference(model, reference_file)
+        model = _read(source, options, writer.work, say)
+        target = with_own_runtime(target, model)
+        _check_calibration(model, options)
+        data = Data.load(model.interface, options)
+        reference = _open(model, writer.work)
         check_runs(reference, data.proof)
         interface = proven_batching(model, reference, data.proof)
         builder = Builder(
@@ -69,9 +70,10 @@ def convert(
             options.min_fidelity,
             options.max_size,
             options.max_latency,
-            speed_counts=is_here(target),
+            # A source that is quantized has no fp32 to be faster than.
+            speed_counts=is_here(target) and model.precision == "fp32",
         )
-        search = Search(builder, target, interface, options, data, reference, bounds, say)
+        search = Search(builder, model, target, interface, options, data, reference, bounds, say)
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
         verdicts = choose(found.trials, bounds, asked=asked)
@@ -93,14 +95,44 @@ def _silent(what: str, share: float | None) -> None:
     """The default for `say`."""
 
 
-def _check_options(source: Path, options: Options) -> None:
-    if source.suffix in {".pt2", ".pt", ".pth", ".h5", ".keras", ".tflite", ".xml", ".pkl"}:
-        raise SourceError(
-            f"{source.name} is not an ONNX file",
-            cause="this edgeserve converts ONNX sources",
-            hint="export the model to ONNX first (docs/convert.md shows how)",
-        )
-    if options.precision == "int8" and options.calibrate is None:
+def _read(source: Path, options: Options, work: Path, say: Say) -> SourceModel:
+    """The source, through ONNX where its framework's own format cannot be opened by a runtime."""
+    format_name = detect_format(source)
+    if format_name in NATIVE:
+        if options.shapes:
+            raise UsageError(f"--shape does not work on {format_name} sources")
+        return read_native(source, format_name)
+    imported = to_onnx(
+        source, format_name, options.source, options.shapes, work,
+        tool_env=options.tool_env, say=say,
+    )  # fmt: skip
+    model = read_onnx(imported.onnx, imported.shapes)
+    if format_name == "onnx":
+        return model
+    sha256, size = source_digest(source)
+    verified = imported.verification
+    told = Source(
+        format_name,
+        source.name,
+        sha256,
+        size,
+        opset=model.source.opset,
+        framework=f"{verified.framework} {verified.framework_version}" if verified else None,
+        import_error=verified.relative_rms_error if verified else None,
+    )
+    return msgspec.structs.replace(model, path=source, source=told)
+
+
+def _open(model: SourceModel, work: Path) -> Session:
+    if model.format in NATIVE:
+        return open_native(model)
+    return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0])
+
+
+def _check_calibration(model: SourceModel, options: Options) -> None:
+    """Raise UsageError for a convolutional network in int8 without data: static int8 is all it gains by."""
+    asked = options.precision == "int8" and model.precision == "fp32"
+    if asked and model.facts.convolves and options.calibrate is None and not options.recipes:
         raise UsageError(
             "int8 needs calibration data",
             hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",

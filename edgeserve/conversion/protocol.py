@@ -18,7 +18,8 @@ class Converter(Protocol):
 
     `requires` are pip requirements, pinned where a tool environment is made from them; `imports` the
     modules that must be importable to run in this interpreter; `pip_arguments` go to pip when the
-    environment is made.
+    environment is made. Converters with the same requirements may share one: an attribute `environment`
+    is its name, which is the converter's where it is absent.
     """
 
     name: str

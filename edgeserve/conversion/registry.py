@@ -102,8 +102,9 @@ def runs_here(converter: Converter) -> bool:
 
 
 def tool_environment(converter: Converter) -> ToolEnvironment:
-    """The environment a converter runs in where `runs_here` is False."""
-    return ToolEnvironment(converter.name, converter.requires, converter.pip_arguments)
+    """The environment a converter runs in where `runs_here` is False; several may share one."""
+    name = getattr(converter, "environment", converter.name)
+    return ToolEnvironment(name, converter.requires, converter.pip_arguments)
 
 
 def pip_command(converter: Converter) -> str:
@@ -188,7 +189,7 @@ def _run_in(
                 cause=_tail(printed),
                 hint="free some memory, then try again"
                 if code == -signal.SIGKILL
-                else f"make the environment anew: edgeserve env remove {converter.name}",
+                else f"make the environment anew: edgeserve env remove {tool_environment(converter).name}",
             )
         result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
     if "files" in result:
@@ -197,7 +198,7 @@ def _run_in(
         raise ToolEnvironmentError(
             f"the tool environment {converter.name} lacks a module",
             cause=result["error"],
-            hint=f"make it anew: edgeserve env remove {converter.name}",
+            hint=f"make it anew: edgeserve env remove {tool_environment(converter).name}",
         )
     if result["errno"] is not None:
         raise OSError(result["errno"], result["error"])

@@ -18,7 +18,9 @@ from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_probl
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
 from edgeserve.conversion.prove import Proof, Subject, prove
+from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
+from edgeserve.conversion.source import SourceModel
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
 from edgeserve.runtimes import Session, runtime
@@ -47,6 +49,7 @@ class Search:
     def __init__(
         self,
         builder: Builder,
+        source: SourceModel,
         target: Target,
         interface: Interface,
         options: Options,
@@ -57,6 +60,7 @@ class Search:
     ) -> None:
         check_names(options.recipes)
         self._builder = builder
+        self._source = source
         self._target = target
         self._interface = interface
         self._options = options
@@ -87,12 +91,26 @@ class Search:
     # what to try
 
     def _plans(self, entry: ChainEntry) -> list[Plan]:
+        format_name = runtime(entry.runtime).formats[0]
+        try:
+            if format_name != self._source.format:
+                shortest_path(self._source.format, format_name)
+        except UnsupportedModel as error:
+            return [Plan(format_name, self._source.precision, "plain", skip=error.message)]
+        if self._source.precision != "fp32":
+            # What is quantized already is taken as it is.
+            return [Plan(format_name, self._source.precision, "plain")]
         plans: list[Plan] = []
         for precision in self._precisions(entry):
             plans += plans_for(
-                runtime(entry.runtime).formats[0], precision, self._builder.facts,
+                format_name, precision, self._builder.facts,
                 self._target.quantization, self._options.recipes,
             )  # fmt: skip
+        if self._source.format != "onnx":
+            # Other sources are quantized in their own format, or not at all.
+            own = {"openvino-ir": {"nncf", "weights"}, "tflite": {"static", "dynamic", "weights"}}
+            fit = {"plain", "cast"} | own.get(format_name, set())
+            plans = [p for p in plans if p.recipe in fit and not p.skip]
         return [p for p in plans if self._data.calibration is not None or not p.calibrated]
 
     def _precisions(self, entry: ChainEntry) -> list[Precision]:
@@ -203,7 +221,8 @@ class Search:
     def _may_restore(self, index: int) -> bool:
         only = self._options.recipes
         return (
-            self._format(index) in ("onnx", "openvino-ir")
+            self._source.format == "onnx"
+            and self._format(index) in ("onnx", "openvino-ir")
             and self._data.calibration is not None
             and (not only or "static-restored" in only)
             and self._has_time()
@@ -256,8 +275,11 @@ class Search:
 
 
 def check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:
-    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry wants none."""
-    if not entry.static_shapes:
+    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry takes none.
+
+    On a CPU static shapes are only quicker: there the batch is fixed, and the rest stays dynamic.
+    """
+    if not entry.static_shapes or entry.device == "cpu":
         return
     for spec in interface.inputs:
         tail = spec.shape[1:] if interface.max_batch else spec.shape

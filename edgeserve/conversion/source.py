@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeserve.bundle import Source, VariantFiles
+from edgeserve.bundle import Precision, Source, VariantFiles
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.errors import (
     DependencyMissing,
@@ -24,6 +24,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples
+from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
 
@@ -32,16 +33,23 @@ MAX_BATCH: Final = 32
 _MIN_OPSET: Final = 7
 
 
-class OnnxSource(msgspec.Struct, frozen=True):
-    """A readable ONNX model: `proto` with its external data loaded, its files' facts, its interface."""
+class SourceModel(msgspec.Struct, frozen=True):
+    """A readable model: what is converted from. `format` is that of its data, which for sources of
+    most frameworks is ONNX by now; `source` tells of the file that the user gave.
+
+    `proto` is an onnx.ModelProto with its external data loaded, None for other formats.
+    """
 
     path: Path
-    proto: Any  # onnx.ModelProto
+    format: str
+    proto: Any
     source: Source
     interface: Interface
+    facts: ModelFacts
+    precision: Precision = "fp32"
 
 
-def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxSource:
+def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
     """Read and check an ONNX file; `shapes` fixes the dimensions of inputs by name.
 
     The interface's `max_batch` is 0 here: only running the model shows whether requests may share a
@@ -63,11 +71,12 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     source = Source(
         format="onnx",
         file_name=path.name,
-        sha256=_joint_sha256(sizes),
+        sha256=joint_sha256(sizes),
         size_bytes=sum(f.stat().st_size for f in sizes),
         opset=_opset(proto),
     )
-    return OnnxSource(path, proto, source, _interface(onnx, proto, path))
+    interface = _interface(onnx, proto, path)
+    return SourceModel(path, "onnx", proto, source, interface, ModelFacts.of(proto))
 
 
 def save_onnx(proto: Any, destination: Path) -> list[Path]:
@@ -83,7 +92,7 @@ def save_onnx(proto: Any, destination: Path) -> list[Path]:
     return [destination, data]
 
 
-def open_reference(model: OnnxSource, file: Path) -> Session:
+def open_reference(model: SourceModel, file: Path) -> Session:
     """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less.
 
     Raises UnsupportedModel naming the node when onnxruntime lacks one of its operators.
@@ -99,7 +108,7 @@ def open_reference(model: OnnxSource, file: Path) -> Session:
         ) from None
 
 
-def proven_batching(model: OnnxSource, session: Session, samples: Samples) -> Interface:
+def proven_batching(model: SourceModel, session: Session, samples: Samples) -> Interface:
     """The interface with `max_batch` set if two samples in one batch give what they give alone.
 
     A dynamic first dimension does not say so by itself: it may be a sequence, or rows may interact.
@@ -317,7 +326,7 @@ def _fix_shapes(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     del proto.graph.value_info[:]
 
 
-def _joint_sha256(files: list[Path]) -> str:
+def joint_sha256(files: list[Path]) -> str:
     """The file's own digest; with external data, the digest of all files' digests in order."""
     digests = [file_sha256(f) for f in files]
     if len(digests) == 1:
