@@ -73,7 +73,7 @@ def cold_starts(
                 progress((turn + done / len(subjects)) / processes)
             if subject.key in skipped:
                 continue
-            answer = probe(bundle.root, subject, threads=threads)
+            answer = probe(bundle.path, subject, threads=threads)
             if isinstance(answer, Failure):
                 skipped[subject.key] = Skipped(
                     subject.label, subject.candidate.device, "open", answer.reason, answer.hint

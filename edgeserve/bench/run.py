@@ -107,7 +107,7 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
     measurements = _measurements(bundle, settings, alive, cold, timed, rates, baseline)
     return Report(
         schema=SCHEMA,
-        bundle=str(bundle.root),
+        bundle=str(bundle.path),
         name=bundle.name,
         created=bundle.manifest.created,
         settings=settings,

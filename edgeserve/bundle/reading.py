@@ -23,7 +23,7 @@ from edgeserve.bundle.manifest import (
 from edgeserve.errors import BundleError
 from edgeserve.tensors import Interface, Tensors
 
-_MAX_MANIFEST_BYTES: Final = 16 << 20
+MAX_MANIFEST_BYTES: Final = 16 << 20
 
 
 class VariantFiles(msgspec.Struct, frozen=True):
@@ -45,9 +45,13 @@ class VariantFiles(msgspec.Struct, frozen=True):
 
 
 class Bundle:
-    """A bundle on disk. Files are verified against their digests the first time they are asked for."""
+    """A bundle on disk. Files are verified against their digests the first time they are asked for.
+
+    `path` is what was opened, `root` the folder below which its files are found.
+    """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.path = root
         self.root = root
         self.manifest = manifest
         self._verified: set[str] = set()
@@ -55,8 +59,12 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
-        """Read and validate the manifest of the bundle folder at `path`. Raises BundleError."""
+        """Read and validate the manifest of the bundle at `path`, a folder or a file. Raises BundleError."""
         root = Path(path)
+        if root.is_file():
+            from edgeserve.bundle.archive import ArchiveBundle
+
+            return ArchiveBundle.read(root)
         file = root / MANIFEST_NAME
         if not root.exists():
             raise BundleError(f"{root} does not exist", hint="edgeserve convert MODEL -o NAME.edge")
@@ -66,7 +74,7 @@ class Bundle:
                 cause=f"it is not a folder with a {MANIFEST_NAME}",
                 hint="a bundle is the folder that `edgeserve convert` writes",
             )
-        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+        if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file} is larger than a manifest can be")
         return cls(root, decode(file.read_bytes(), str(file)))
 
@@ -89,6 +97,7 @@ class Bundle:
         with self._lock:
             if entry.path in self._verified:
                 return path
+            self._provide(entry)
             try:
                 size, digest = path.stat().st_size, file_sha256(path)
             except OSError as error:
@@ -103,10 +112,18 @@ class Bundle:
             self._verified.add(entry.path)
         return path
 
+    def _provide(self, entry: FileEntry) -> None:
+        """Make sure that the file is below `root`: in a folder it is."""
+
     def verify(self) -> None:
         """Check every file the manifest names."""
         for entry in self.manifest.files():
             self.verified_path(entry)
+
+    def present(self) -> set[str]:
+        """The paths of all files there are, whether the manifest names them or not."""
+        found = (p for p in self.root.rglob("*") if not p.is_dir())
+        return {p.relative_to(self.root).as_posix() for p in found}
 
     def golden(self) -> tuple[Tensors, Tensors]:
         """Golden inputs and the fp32 source's outputs, each stacked along a leading sample axis."""
@@ -123,8 +140,11 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        manifest_bytes = (self.root / MANIFEST_NAME).stat().st_size
-        return manifest_bytes + sum(f.size_bytes for f in self.manifest.files())
+        return self.manifest_bytes + sum(f.size_bytes for f in self.manifest.files())
+
+    @property
+    def manifest_bytes(self) -> int:
+        return (self.root / MANIFEST_NAME).stat().st_size
 
 
 def variant_files(variant: Variant, root: Path, interface: Interface) -> VariantFiles:

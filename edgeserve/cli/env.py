@@ -58,7 +58,9 @@ def create(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="The converter, or environment, whose environments go.")],
+    name: Annotated[
+        str, typer.Argument(help="The converter, or environment, whose environments go.")
+    ],
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
     from edgeserve.cli.output import size_text

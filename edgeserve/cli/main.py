@@ -14,7 +14,19 @@ from typing import Annotated, Any
 import typer
 
 import edgeserve
-from edgeserve.cli import bench, check, convert, demo, env, gate, inspect, package, run, targets
+from edgeserve.cli import (
+    archive,
+    bench,
+    check,
+    convert,
+    demo,
+    env,
+    gate,
+    inspect,
+    package,
+    run,
+    targets,
+)
 from edgeserve.cli.output import print_error
 from edgeserve.errors import EdgeServeError
 
@@ -30,7 +42,7 @@ app = typer.Typer(
     help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
     epilog="Start with: edgeserve demo",
 )
-for command in (check, convert, bench, gate, run, package, inspect, targets, env, demo):
+for command in (check, convert, bench, gate, run, package, archive, inspect, targets, env, demo):
     command.register(app)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.metadata
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -101,7 +102,8 @@ def write_bundle(
         interface=interface,
         task=_task(interface, options, labels),
         variants=tuple(
-            _with_measurements(v, verdicts) for name, v in built.items() if name in kept
+            _with_measurements(v, verdicts)
+            for v in _sharing([v for n, v in built.items() if n in kept], writer.root)
         ),
         chain=chain,
         golden=Golden(
@@ -116,6 +118,23 @@ def write_bundle(
     writer.write_manifest(manifest)
     Bundle.open(writer.root)  # what was written must read
     return manifest
+
+
+def _sharing(variants: list[Variant], root: Path) -> list[Variant]:
+    """The variants, those whose files are another's stored as that one's (bf16 runs the fp32 file)."""
+    first: dict[tuple[tuple[str, str], ...], Variant] = {}
+    shared = []
+    for variant in variants:
+        folder = Path(variant.main).parent
+        key = tuple(
+            sorted((str(Path(f.path).relative_to(folder)), f.sha256) for f in variant.files)
+        )
+        owner = first.setdefault(key, variant)
+        if owner is not variant and Path(owner.main).name == Path(variant.main).name:
+            shutil.rmtree(root / folder)
+            variant = msgspec.structs.replace(variant, main=owner.main, files=owner.files)
+        shared.append(variant)
+    return shared
 
 
 def _task(interface: Interface, options: Options, labels: FileEntry | None) -> Task:

@@ -40,7 +40,7 @@ def gate(
     timed = config.has(*LATENCY, "min_speedup")
     return GateReport(
         schema=SCHEMA,
-        bundle=str(bundle.root),
+        bundle=str(bundle.path),
         name=bundle.name,
         config=str(config.file) if config.file else None,
         candidate=facts.subject.label,

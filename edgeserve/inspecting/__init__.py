@@ -15,7 +15,8 @@ _READS = "edgeserve inspect reads .onnx, .tflite, OpenVINO .xml and bundles"
 
 def inspect_path(path: Path) -> ModelReport | BundleReport:
     """Report on a bundle folder or a model file. Raises BundleError, SourceError, DependencyMissing."""
-    return inspect_bundle(path) if path.is_dir() else inspect_model(path)
+    is_bundle = path.is_dir() or (path.suffix == ".edge" and path.is_file())
+    return inspect_bundle(path) if is_bundle else inspect_model(path)
 
 
 def inspect_model(path: Path) -> ModelReport:

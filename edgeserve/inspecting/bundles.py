@@ -38,13 +38,12 @@ def inspect_bundle(path: Path) -> BundleReport:
     manifest = bundle.manifest
     files = manifest.files()
     listed = {MANIFEST_NAME, *(f.path for f in files)}
-    present = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()}
     return BundleReport(
         path=str(path),
         size_bytes=bundle.size_bytes,
         verified_files=len(files),
         parts=_parts(bundle),
-        unlisted=tuple(sorted(present - listed)),
+        unlisted=tuple(sorted(bundle.present() - listed)),
         manifest=manifest,
     )
 
@@ -62,5 +61,5 @@ def _parts(bundle: Bundle) -> tuple[Part, ...]:
     parts.append(Part("golden samples", golden.inputs.size_bytes + golden.outputs.size_bytes))
     if manifest.task.labels:
         parts.append(Part("labels", manifest.task.labels.size_bytes))
-    parts.append(Part("manifest", (bundle.root / MANIFEST_NAME).stat().st_size))
+    parts.append(Part("manifest", bundle.manifest_bytes))
     return tuple(sorted(parts, key=lambda part: -part.size_bytes))

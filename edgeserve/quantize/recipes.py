@@ -120,7 +120,7 @@ def _int8(format_name: str, facts: ModelFacts) -> list[_Row]:
                 ("static-percentile", 2, None),
             ]
         if format_name == "tflite":
-            return [*rows, ("dynamic", 2, None)]
+            return [*rows, ("dynamic", 1, None)]
         return [
             *rows,
             ("dynamic", 1, _CONVOLVES),

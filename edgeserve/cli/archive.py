@@ -1,0 +1,33 @@
+"""`edgeserve archive`: a bundle as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "archive",
+        help="Write a bundle as one file, which every command takes in its place.\n\n"
+        "Example: edgeserve archive model.edge -o release/model.edge",
+    )(command)
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    from edgeserve.bundle import Bundle
+    from edgeserve.bundle.archive import pack
+    from edgeserve.cli.output import size_text
+    from edgeserve.errors import UsageError
+
+    opened = Bundle.open(bundle)
+    if opened.path.is_file():
+        raise UsageError(f"{bundle} is one file already")
+    pack(opened, output, force=force)
+    print(f"wrote {output} ({size_text(output.stat().st_size)})")
