@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ def convert(
     target: str = "auto",
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"] = "auto",
     recipes: Sequence[str] = (),
-    calibrate: str | Path | None = None,
+    calibrate: str | Path | Callable[[], Iterable[Any]] | None = None,
     calibration_samples: int = 128,
     evaluate: str | Path | None = None,
     preprocess: Preprocess | None = None,
@@ -72,7 +72,7 @@ def convert(
         target=target,
         precision=precision,
         recipes=tuple(recipes),
-        calibrate=_text(calibrate),
+        calibrate=calibrate if callable(calibrate) else _text(calibrate),
         calibration_samples=calibration_samples,
         evaluate=_text(evaluate),
         preprocess=preprocess,

@@ -63,8 +63,9 @@ def command(
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER|NPZ|NPY|random",
-            help="Data for int8: images, arrays, or the word random (proves nothing).",
+            metavar="DATA",
+            help="Data for int8: a folder of images, .npz, .npy, .csv, MODULE:FUNCTION, 'command: …', "
+            "or the word random (proves nothing).",
         ),
     ] = None,
     calibration_samples: Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,13 @@ from edgeserve.conversion.options import Options
 from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples, class_scores, load_labelled, load_samples
 from edgeserve.evaluate.datasets import random_samples
+from edgeserve.evaluate.streams import (
+    COMMAND,
+    from_callable,
+    from_command,
+    imbalance,
+    named_callable,
+)
 from edgeserve.tensors import Interface
 
 PROOF_SAMPLES: Final = 256
@@ -32,6 +41,10 @@ class Data(msgspec.Struct, frozen=True):
         calibration = pool.take(options.calibration_samples) if pool else None
         if calibration is not None and calibration.random:
             remarks.append("calibrated on random data: int8 accuracy on real inputs is unknown")
+        if calibration is not None and calibration.labels is not None:
+            skewed = imbalance(calibration.labels)
+            if skewed is not None:
+                remarks.append(f"calibration data: {skewed}")
         if options.evaluate is not None:
             labelled = load_labelled(
                 Path(options.evaluate), interface, options.preprocess, _classes(options)
@@ -56,7 +69,25 @@ def _calibration_pool(interface: Interface, options: Options) -> Samples | None:
         return None
     if options.calibrate == "random":
         return random_samples(interface, options.calibration_samples)
+    wanted = options.calibration_samples + PROOF_SAMPLES
+    if callable(options.calibrate):
+        name = getattr(options.calibrate, "__qualname__", "the callable")
+        return from_callable(options.calibrate, interface, wanted, name)
+    if options.calibrate.startswith(COMMAND):
+        with tempfile.TemporaryDirectory() as folder:
+            text = options.calibrate.removeprefix(COMMAND).strip()
+            file, name = from_command(text, interface, Path(folder))
+            pool = load_samples(file, interface, options.preprocess)
+            pool.source = name
+            return pool
+    if _is_function(options.calibrate):
+        make = named_callable(options.calibrate)
+        return from_callable(make, interface, wanted, options.calibrate)
     return load_samples(Path(options.calibrate), interface, options.preprocess)
+
+
+def _is_function(text: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text)) and not Path(text).exists()
 
 
 def _without(pool: Samples, taken: int) -> Samples | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,8 @@ class Options(msgspec.Struct, frozen=True):
     """What `convert` is asked for; the command line's flags, one to one.
 
     `source` is what converters must be told about sources that are not ONNX.
-    `calibrate` is a folder of images, an `.npz` or `.npy`, or the word `random`; `evaluate` a
+    `calibrate` is a folder of images, an `.npz`, `.npy` or CSV, "module:function", "command: …", the word
+    `random`, or a callable that returns an iterable of samples; `evaluate` a
     labels CSV or an `.npz` with labels; `labels` a text file with one class name a line. `recipes`
     restricts what is tried for int8 and int4; `max_size` is in bytes, `max_latency` in ms, `max_time`
     (for repairing what misses the bounds) in seconds; `explain` ranks layers by their error.
@@ -26,7 +27,7 @@ class Options(msgspec.Struct, frozen=True):
     target: str = "auto"
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8", "int4"] = "auto"
     recipes: tuple[str, ...] = ()
-    calibrate: str | None = None
+    calibrate: str | Callable[[], Iterable[Any]] | None = None
     calibration_samples: int = 128
     evaluate: str | None = None
     preprocess: Preprocess | None = None

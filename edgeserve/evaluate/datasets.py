@@ -105,16 +105,19 @@ def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:
 
 
 def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None) -> Samples:
-    """Samples from a folder of images, an `.npz` (one array per input, first axis = samples) or an
-    `.npy` (models with one input). Raises DataError for empty or mismatched data."""
+    """Samples from a folder of images, an `.npz` (one array per input, first axis = samples), an `.npy`
+    (models with one input) or a CSV (images with labels, or numbers). Raises DataError for empty or
+    mismatched data."""
     if path.is_dir():
         return _from_folder(path, interface, preprocess)
     if not path.exists():
         raise DataError(f"{path} does not exist")
+    if path.suffix == ".csv":
+        return _from_csv(path, interface, preprocess)
     if path.suffix not in (".npz", ".npy"):
         raise DataError(
-            f"{path} is neither a folder of images nor an .npz or .npy file",
-            hint="pass a folder of images, an .npz with one array per input, or an .npy",
+            f"{path} is neither a folder of images nor an .npz, .npy or .csv file",
+            hint="pass a folder of images, an .npz with one array per input, an .npy, or a CSV",
         )
     arrays = _read_arrays(path, interface)
     labels = next(
@@ -141,6 +144,29 @@ def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None
     )
     _ = samples[0]  # mismatched shapes show here, not halfway through a calibration
     return samples
+
+
+def samples_from_arrays(
+    source: str, interface: Interface, arrays: Tensors, sha256: str, labels: list[int] | None
+) -> Samples:
+    """Samples stacked along the first axis of each array. Raises DataError where they do not fit."""
+    samples = Samples(source, interface, arrays=arrays, sha256=sha256, labels=labels)
+    _ = samples[0]
+    return samples
+
+
+def _from_csv(path: Path, interface: Interface, preprocess: Preprocess | None) -> Samples:
+    """A list of images with labels, or a table of numbers."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header = [cell.strip().lower() for cell in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a readable CSV", cause=str(error)) from None
+    if any(name in header for name in ("file", "path", "image")):
+        return load_labelled(path, interface, preprocess, None)
+    from edgeserve.evaluate.streams import from_table
+
+    return from_table(path, interface)
 
 
 def load_labelled(
