@@ -91,7 +91,7 @@ def plans_for(
 
 
 _Row = tuple[str, int, str | None]
-_CONVOLVES: Final = "cannot win: it slows convolutions down (ConvInteger)"
+_CONVOLVES: Final = "cannot win: it leaves convolutions in fp32"
 _FLOAT: Final = "cannot win: weights alone make convolutions smaller, not faster"
 
 
