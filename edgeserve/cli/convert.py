@@ -110,6 +110,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="INPUT=N,N,…", help="Fix an input's dimensions. May be repeated."),
     ] = None,
+    simplify: Annotated[
+        bool, typer.Option("--simplify", help="Fold constants and drop redundant nodes (onnxslim).")
+    ] = False,
     preprocess: Annotated[
         Path | None, typer.Option(metavar="TOML", help="How images become inputs.")
     ] = None,
@@ -195,6 +198,7 @@ def command(
         preprocess=preprocess_from(preprocess, flags),
         labels=labels,
         shapes=_shapes(shape or []),
+        simplify=simplify,
         max_drop=max_drop,
         min_fidelity=min_fidelity,
         max_size=_limit("max_size", "--max-size", max_size, int),

@@ -33,6 +33,7 @@ class Options(msgspec.Struct, frozen=True):
     preprocess: Preprocess | None = None
     labels: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = {}
+    simplify: bool = False
     max_drop: float = 1.0
     min_fidelity: float | None = None
     max_size: int | None = None

@@ -15,6 +15,7 @@ from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options
+from edgeserve.conversion.registry import converter_called, run_converter
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
@@ -107,6 +108,8 @@ def _read(source: Path, options: Options, work: Path, say: Say) -> SourceModel:
         tool_env=options.tool_env, say=say,
     )  # fmt: skip
     model = read_onnx(imported.onnx, imported.shapes)
+    if options.simplify:
+        model = _simplified(model, options, work, say)
     if format_name == "onnx":
         return model
     sha256, size = source_digest(source)
@@ -121,6 +124,20 @@ def _read(source: Path, options: Options, work: Path, say: Say) -> SourceModel:
         import_error=verified.relative_rms_error if verified else None,
     )
     return msgspec.structs.replace(model, path=source, source=told)
+
+
+def _simplified(model: SourceModel, options: Options, work: Path, say: Say) -> SourceModel:
+    """The same function in fewer nodes; the converter verifies that. What is told of the source stays."""
+    folder = work / "simplified"
+    (folder / "out").mkdir(parents=True)
+    whole = save_onnx(model.proto, folder / "model.onnx")[0]
+    say("simplifying", None)
+    file = run_converter(
+        converter_called("onnx-slim"), whole, folder / "out", {},
+        tool_env=options.tool_env, say=say,
+    )[0]  # fmt: skip
+    smaller = read_onnx(file)
+    return msgspec.structs.replace(smaller, path=model.path, source=model.source)
 
 
 def _open(model: SourceModel, work: Path) -> Session:

@@ -19,6 +19,7 @@ from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
 from edgeserve.conversion.choose import Trial
 from edgeserve.devices import machine
 from edgeserve.errors import (
+    DataError,
     DependencyMissing,
     DeviceUnavailable,
     InferenceFailed,
@@ -197,7 +198,12 @@ def _run_all(
     failed: set[int] = set()
     for done, inputs in enumerate(samples, start=1):
         say(f"comparing with the source on {len(samples)} samples", done / len(samples))
-        wanted.append(reference.run(inputs))
+        try:
+            wanted.append(reference.run(inputs))
+        except InferenceFailed as error:
+            raise DataError(
+                f"the source model fails on sample {done} of {samples.source}", cause=error.cause
+            ) from None
         for item in opened:
             index = subjects.index(item.subject)
             if index in failed:

@@ -88,7 +88,10 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:
-    """Standard normal (integers: 0) inputs, dynamic dimensions 1. They prove nothing about real data."""
+    """Standard normal inputs (integers, which may be indices: 0 or 1), dynamic dimensions 1.
+
+    They prove nothing about real data.
+    """
     generator = np.random.default_rng(seed)
     arrays: Tensors = {}
     for spec in interface.inputs:
@@ -99,7 +102,8 @@ def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:
             raise DataError(
                 f"input '{spec.name}' takes strings: random samples make no sense for it"
             )
-        values = generator.normal(size=(count, *shape))
+        size, floats = (count, *shape), spec.numpy_dtype.kind == "f"
+        values: Array = generator.normal(size=size) if floats else generator.integers(0, 2, size)
         arrays[spec.name] = values.astype(spec.numpy_dtype)
     return Samples("random", interface, arrays=arrays, sha256=f"seed-{seed}", random=True)
 
