@@ -33,6 +33,7 @@ class HuggingfaceToOnnx:
     name = "huggingface-to-onnx"
     source_format = "huggingface"
     output_format = "onnx"
+    environment = "huggingface"
     # optimum-onnx 0.1 needs optimum < 2.2 and transformers < 4.58; this torch is a CPU build.
     requires: tuple[str, ...] = (
         "torch==2.13.0",
@@ -109,23 +110,27 @@ def _settings(source: Path) -> dict[str, Any]:
 
 
 def _task(source: Path, settings: Mapping[str, Any], wanted: object) -> str:
-    """The task asked for, or that of the class which the folder was saved from."""
-    if wanted is not None:
-        if wanted not in _TASKS:
-            raise RuntimeError(f"there is no task '{wanted}': {_listed(_TASKS)} can be converted")
-        return str(wanted)
-    if (
-        source / "modules.json"
-    ).is_file():  # sentence-transformers: the first module is the encoder
-        return "feature-extraction"
+    """The task asked for, or that of the class which the folder was saved from. Raises RuntimeError."""
+    if wanted is not None and wanted not in _TASKS:
+        raise RuntimeError(f"there is no task '{wanted}': {_listed(_TASKS)} can be converted")
     classes = [str(name) for name in settings.get("architectures") or ()]
+    named = ", ".join(classes) or "no class"
+    trained = None
     for task, (ending, _) in _TASKS.items():
         if any(name.endswith(ending) for name in classes):
-            return task
-    raise RuntimeError(
-        f"config.json names the class {', '.join(classes) or 'of no model'}, which tells no task that can be "
-        f"converted: choose with --task one of {_listed(_TASKS)}"
-    )
+            trained = task
+            break
+    if wanted is None and (source / "modules.json").is_file():  # sentence-transformers: an encoder
+        return "feature-extraction"
+    if wanted is None and trained is None:
+        raise RuntimeError(
+            f"config.json names {named}, which tells no task that can be converted: choose with --task "
+            f"one of {_listed(_TASKS)}"
+        )
+    # Other tasks' heads may fit, since they have the same names, and compute something else.
+    if wanted not in (None, trained, "feature-extraction") and trained is not None:
+        raise RuntimeError(f"config.json names {named}, a model for {trained}, not for {wanted}")
+    return str(wanted or trained)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -271,6 +276,10 @@ def _recipe(model: Any, task: str) -> Any:
         exporter="onnx", model=model, task=task, library_name="transformers"
     )
     recipe = make(model.config)
+    if {"input_ids", "pixel_values"} <= set(recipe.inputs):
+        raise RuntimeError(
+            f"'{kind}' takes text and images at once: models of one can be converted"
+        )
     strange = sorted(set(recipe.inputs) - {*_TEXT_INPUTS, "pixel_values"})
     if strange:
         raise RuntimeError(

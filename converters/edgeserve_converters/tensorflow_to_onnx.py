@@ -15,7 +15,6 @@ from typing import Any
 
 from edgeserve_converters._onnx import UnsupportedOps, all_nodes
 from edgeserve_converters._verify import (
-    SAMPLES,
     open_onnx,
     run_onnx,
     sample_array,
@@ -25,7 +24,9 @@ from edgeserve_converters._verify import (
 # The highest that tf2onnx 1.17 writes.
 _OPSET = 18
 _REQUIRES = (
-    "tensorflow-cpu==2.21.0",
+    # Only on x86-64 is there a smaller build without CUDA; elsewhere the usual one has none.
+    "tensorflow-cpu==2.21.0; platform_machine == 'x86_64'",
+    "tensorflow==2.21.0; platform_machine != 'x86_64'",
     "keras==3.15.1",
     "tf2onnx==1.17.0",
     "onnx==1.23.2",
@@ -39,6 +40,8 @@ _IMPORTS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime")
 _FORBIDDEN = {"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # Sizes tried for dimensions that the model leaves open: small for texts, large for deep convolutions.
 _OPEN_SIZES = (96, 16, 224)
+# The batch sizes compared, where the batch is open.
+_BATCHES = (1, 3, 2, 1)
 
 # (feeds, TensorFlow's outputs) of each run
 _Compared = Sequence[tuple[dict[str, Any], dict[str, Any]]]
@@ -48,6 +51,7 @@ class KerasToOnnx:
     name = "keras-to-onnx"
     source_format = "keras"
     output_format = "onnx"
+    environment = "tensorflow"
     requires: tuple[str, ...] = _REQUIRES
     imports: tuple[str, ...] = _IMPORTS
     pip_arguments: tuple[str, ...] = ()
@@ -73,6 +77,7 @@ class SavedModelToOnnx:
     name = "tf-saved-model-to-onnx"
     source_format = "tf-saved-model"
     output_format = "onnx"
+    environment = "tensorflow"
     requires: tuple[str, ...] = _REQUIRES
     imports: tuple[str, ...] = _IMPORTS
     pip_arguments: tuple[str, ...] = ()
@@ -279,18 +284,12 @@ def _refuse_unknown_ops(model: Any) -> None:
 def _name_dimensions(model: Any, compared: _Compared) -> None:
     """tf2onnx calls each open dimension unk__N. An output's first one is the batch if it followed it."""
     del model.graph.value_info[:]
-    batches = [len(next(iter(feeds.values()))) for feeds, _ in compared]
     for value in (*model.graph.input, *model.graph.output):
-        sizes = [
-            list(arrays[value.name].shape[:1])
-            for pair in compared
-            for arrays in pair
-            if value.name in arrays
-        ]
+        sizes = [(feeds | outputs)[value.name].shape[:1] for feeds, outputs in compared]
+        is_batch = sizes == [(batch,) for batch in _BATCHES]
         for index, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value"):
-                follows = index == 0 and sizes == [[batch] for batch in batches]
-                dim.dim_param = "batch" if follows else f"{value.name}_dim{index}"
+                dim.dim_param = "batch" if is_batch and not index else f"{value.name}_dim{index}"
 
 
 def _compared(tf: Any, function: Any, specs: list[Any], options: Mapping[str, object]) -> _Compared:
@@ -319,7 +318,7 @@ def _compared(tf: Any, function: Any, specs: list[Any], options: Mapping[str, ob
         except (tf.errors.OpError, ValueError) as error:
             failure = error
             continue
-        return [tried(batch, size) for batch in (1, 3, 2, *([1] * (SAMPLES - 3)))]
+        return [tried(batch, size) for batch in _BATCHES]
     raise RuntimeError(f"TensorFlow cannot run it; give --shape: {str(failure).splitlines()[0]}")
 
 

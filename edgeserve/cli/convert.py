@@ -47,12 +47,13 @@ def command(
         Path | None, typer.Option("-o", "--output", help="The bundle [MODEL's name + .edge].")
     ] = None,
     target: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             envvar="EDGESERVE_TARGET",
-            help="A target's name or TOML file; auto is this machine.",
+            help="A target's name or TOML file [auto: this machine]. Several, or all: a bundle each, "
+            "in the folder that -o names.",
         ),
-    ] = "auto",
+    ] = None,
     precision: Annotated[
         PrecisionChoice, typer.Option(help="auto measures what the target lists.")
     ] = PrecisionChoice.auto,
@@ -163,7 +164,8 @@ def command(
         ),
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
-) -> None:
+) -> int:
+    from edgeserve.cli.convert_many import ALL, convert_for
     from edgeserve.cli.images import preprocess_from
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert
@@ -189,7 +191,7 @@ def command(
             trust_source=trust_source,
             task=task,
         ),
-        target=target,
+        target=(target or ["auto"])[0],
         precision=precision.value,
         recipes=tuple(recipe or ()),
         calibrate=calibrate,
@@ -212,6 +214,11 @@ def command(
     )
     if plot is not None:
         check_plot(plot)
+    if target is not None and (len(target) > 1 or target == [ALL]):
+        if plot is not None:
+            raise UsageError("--plot draws one target")
+        folder = output or Path(f"{source.resolve().stem}-bundles")
+        return convert_for(target, source, folder, options, as_json=json_output)
     with progress() as say:
         report = convert(source, output or Path(f"{source.resolve().stem}.edge"), options, say)
     if plot is not None:
@@ -220,6 +227,7 @@ def command(
         print(to_json(report))
     else:
         render(report)
+    return 0
 
 
 def render(report: Conversion) -> None:

@@ -50,6 +50,8 @@ def convert(
     target = resolve_target(options.target)
     with bundle_writer(destination, force=options.force) as writer:
         model = _read(source, options, writer.work, say)
+        if options.labels is None and model.labels is not None:
+            options = msgspec.structs.replace(options, labels=str(model.labels))
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
         data = Data.load(model.interface, options)
@@ -123,7 +125,10 @@ def _read(source: Path, options: Options, work: Path, say: Say) -> SourceModel:
         framework=f"{verified.framework} {verified.framework_version}" if verified else None,
         import_error=verified.relative_rms_error if verified else None,
     )
-    return msgspec.structs.replace(model, path=source, source=told)
+    labels = imported.onnx.parent / "labels.txt"
+    return msgspec.structs.replace(
+        model, path=source, source=told, labels=labels if labels.is_file() else None
+    )
 
 
 def _simplified(model: SourceModel, options: Options, work: Path, say: Say) -> SourceModel:

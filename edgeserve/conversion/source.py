@@ -37,7 +37,8 @@ class SourceModel(msgspec.Struct, frozen=True):
     """A readable model: what is converted from. `format` is that of its data, which for sources of
     most frameworks is ONNX by now; `source` tells of the file that the user gave.
 
-    `proto` is an onnx.ModelProto with its external data loaded, None for other formats.
+    `proto` is an onnx.ModelProto with its external data loaded, None for other formats. `labels` is a
+    list of class names that the source brought along.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     interface: Interface
     facts: ModelFacts
     precision: Precision = "fp32"
+    labels: Path | None = None
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:

@@ -1,0 +1,83 @@
+"""`edgeserve convert` for several targets: a bundle each, and what became of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeserve.cli.output import print_error, progress, size_text, stdout_console, to_json
+from edgeserve.errors import DataError, EdgeServeError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from edgeserve.conversion.options import Conversion, Options
+
+ALL = "all"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """One target's bundle, or why there is none."""
+
+    target: str
+    report: Conversion | None = None
+    error: str | None = None
+
+
+def convert_for(
+    targets: list[str], source: Path, folder: Path, options: Options, *, as_json: bool
+) -> int:
+    """Convert for each target into `folder`/NAME-TARGET.edge; 1 when one of them got no bundle.
+
+    Raises SourceError, DataError and UsageError at once: they would come for every target.
+    """
+    from edgeserve.conversion.pipeline import convert
+    from edgeserve.targets import target_names
+
+    names = list(target_names()) if targets == [ALL] else targets
+    outcomes = []
+    with progress() as say:
+        for number, name in enumerate(names, start=1):
+            where = f"{number} of {len(names)}, {name}"
+
+            def tell(what: str, share: float | None, where: str = where) -> None:
+                say(f"{where}: {what}", share)
+
+            destination = folder / f"{source.resolve().stem}-{Path(name).stem}.edge"
+            mine = msgspec.structs.replace(options, target=name)
+            try:
+                outcomes.append(Outcome(name, convert(source, destination, mine, tell)))
+            except (SourceError, DataError, UsageError):
+                raise
+            except EdgeServeError as error:
+                outcomes.append(Outcome(name, error=str(error)))
+                print_error(error)
+    if as_json:
+        print(to_json(outcomes))
+    else:
+        _render(outcomes, folder)
+    return int(any(o.report is None for o in outcomes))
+
+
+def _render(outcomes: list[Outcome], folder: Path) -> None:
+    from edgeserve.cli.tables import add_row, table_of
+
+    table = table_of("target", "bundle", "chain", "verified here", right=("bundle",))
+    for outcome in outcomes:
+        report = outcome.report
+        if report is None:
+            add_row(table, outcome.target, "none", outcome.error or "", "")
+            continue
+        measured = {(r.variant, r.runtime, r.device) for r in report.rows if r.measured}
+        here = sum((c.variant, c.runtime, c.device) in measured for c in report.chain)
+        add_row(
+            table,
+            report.target,
+            size_text(report.bundle_size_bytes),
+            " -> ".join(c.label for c in report.chain),
+            f"{here} of {len(report.chain)}",
+        )
+    console = stdout_console()
+    console.print(table)
+    made = sum(o.report is not None for o in outcomes)
+    console.print(f"\n{made} of {len(outcomes)} bundles are in {folder}", markup=False)
