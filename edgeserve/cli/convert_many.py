@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeserve.cli.output import print_error, progress, size_text, stdout_console, to_json
-from edgeserve.errors import DataError, EdgeServeError, SourceError, UsageError
+from edgeserve.errors import DataError, EdgeServeError, SourceError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
     from edgeserve.conversion.options import Conversion, Options
@@ -47,10 +47,11 @@ def convert_for(
             mine = msgspec.structs.replace(options, target=name)
             try:
                 outcomes.append(Outcome(name, convert(source, destination, mine, tell)))
-            except (SourceError, DataError, UsageError):
-                raise
             except EdgeServeError as error:
-                outcomes.append(Outcome(name, error=str(error)))
+                everywhere = isinstance(error, SourceError | DataError | UsageError)
+                if everywhere and not isinstance(error, UnsupportedModel):
+                    raise
+                outcomes.append(Outcome(name, error=error.message))
                 print_error(error)
     if as_json:
         print(to_json(outcomes))
