@@ -15,6 +15,7 @@ import msgspec
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.golden import check_golden
 from edgeserve.errors import (
+    BundleError,
     CheckFailed,
     DeviceUnavailable,
     EdgeServeError,
@@ -191,6 +192,8 @@ class Chain:
             except (EdgeServeError, ImportError) as error:
                 if session is not None:
                     session.close()
+                if isinstance(error, BundleError):
+                    raise  # damage is no reason to serve something else
                 known = (
                     error
                     if isinstance(error, EdgeServeError)

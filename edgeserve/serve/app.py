@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -127,15 +128,17 @@ class _Service:
         )
 
     async def drain(self) -> bool:
-        """Not ready, nothing new; what is in flight is answered, within the drain timeout."""
+        """Not ready, no new connections; what has begun is answered, within the drain timeout."""
         self._ready = False
         log.info("draining")
-        draining = self._model.engine.drain(self._settings.drain_timeout)
+        began = time.monotonic()
+        limit = self._settings.drain_timeout
         self._http.stop_accepting()
-        done = await draining
-        await asyncio.sleep(0.05)  # let the last answers leave their sockets
+        done = await self._http.drained(limit)
+        left = max(0.0, limit - (time.monotonic() - began))
+        done = await self._model.engine.drain(left) and done
         if not done:
-            log.error("requests were given up after %g s", self._settings.drain_timeout)
+            log.error("requests were given up after %g s", limit)
         return done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -45,8 +46,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1")
         for key in ("threads", "timeout", "drain_timeout"):
-            if getattr(self, key) < 0:
-                raise UsageError(f"{key} must not be negative")
+            value = getattr(self, key)
+            if value < 0 or not math.isfinite(value):
+                raise UsageError(f"{key} must be a number of 0 or more, not {value}")
         if not self.insecure and not is_loopback(self.host):
             raise UsageError(
                 f"{self.host} is open to the network, and nothing protects the server", hint=_HINT

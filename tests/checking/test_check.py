@@ -190,11 +190,10 @@ def test_dynamic_dimensions_for_an_npu_and_the_shape_that_fixes_them(tmp_path: P
     npu = load_target("intel-npu")
     report = check(file, [npu])
     assert not report.ok
-    error, warning = only(report, "dynamic-shape")
+    (error,) = only(report, "dynamic-shape")  # on the CPU behind it they may vary
     assert (error.level, error.device) == ("error", "npu")
     assert "input 'x' is [batch,3,height,width]: height, width can vary" in error.message
     assert error.hint == "fix them, here and in convert: --shape x=1,3,N,N"
-    assert (warning.level, warning.device) == ("warning", "cpu")
     fixed = check(file, [npu], {"x": (1, 3, 32, 32)})
     assert fixed.ok
     assert not only(fixed, "dynamic-shape")

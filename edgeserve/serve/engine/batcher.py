@@ -157,6 +157,11 @@ class Engine:
         except EdgeServeError as error:
             request.settle(error)
             return
+        except Exception as error:
+            log.exception("the engine failed")
+            kind = type(error).__name__
+            request.settle(InferenceFailed("the engine failed", cause=f"{kind}: {error}"))
+            return
         elapsed = time.perf_counter() - began
         self._on_batch(request.rows, [0.0], elapsed)
         request.settle(Outcome(outputs, candidate, request.rows, 0.0, elapsed))

@@ -19,7 +19,7 @@ class ShuttingDown(EnvironmentProblem):
 
 
 class DeadlineExceeded(EnvironmentProblem):
-    """The request's time was over before it was run; it was not run."""
+    """The request's time was over before it was answered. If it had not been started, it is not run."""
 
 
 class Outcome:

@@ -234,7 +234,8 @@ class Connection(asyncio.Protocol):
         self.since = time.monotonic()
         if self._transport is None:
             return
-        self._close_after = self._close_after or self._owner.draining
+        # What a client has begun to send when the server starts to drain is still answered.
+        self._close_after = self._close_after or (self._owner.draining and not self._buffer)
         self._write(response, head_only=request.method == "HEAD")
         if self._close_after:
             self._transport.close()
@@ -303,9 +304,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def finish(self) -> None:
-        """The server drains: close as soon as the request in progress is answered."""
-        self._close_after = True
-        if self._current is None and self._transport is not None:
+        """The server drains: close at once when nothing is in progress, else after the answer."""
+        idle = self._current is None and self._head is None and not self._buffer
+        if idle and self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:

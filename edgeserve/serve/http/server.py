@@ -25,6 +25,7 @@ class HttpServer:
         self._router = router
         self._metrics = metrics
         self._connections: set[Connection] = set()
+        self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -56,6 +57,8 @@ class HttpServer:
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
         self._metrics.connections.set(len(self._connections))
 
     def refused(self, status: int) -> None:
@@ -71,6 +74,16 @@ class HttpServer:
             self._server.close()
         for connection in list(self._connections):
             connection.finish()
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait until all requests are answered and the answers sent; False when time ran out."""
+        if self._connections:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
 
     async def close(self) -> None:
         if self._sweeper is not None:
