@@ -83,6 +83,10 @@ def compare(name: str, source: Path, folder: Path, **options: Any) -> dict[str, 
     behind = _speed(best) / found if found else float("nan")
     print(f"  best: {best.variant} on {best.runtime} ({_speed(best):.2f}x)")
     print(f"  auto: {chosen.variant} on {chosen.runtime}; the best is {behind:.3f} times as fast")
+    if (best.variant, best.runtime) != (chosen.variant, chosen.runtime):
+        for row in auto.rows:
+            if (row.variant, row.runtime) == (best.variant, best.runtime):
+                print(f"  of the best, auto's run said ({_speed(row):.2f}x): {row.reason}")
     return {
         "rows": [json.loads(_json(r)) for r in every.rows],
         "best": f"{best.runtime}/{best.variant}",

@@ -119,15 +119,21 @@ def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str,
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """The quantizer prints progress bars, and warns of the memory that calibration takes."""
-    with (
-        Path(os.devnull).open("w") as sink,
-        contextlib.redirect_stderr(sink),
-        contextlib.redirect_stdout(sink),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    """The quantizer prints progress bars, warns of memory, and LiteRT greets on the descriptor itself."""
+    with Path(os.devnull).open("w") as sink:
+        kept = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            with (
+                contextlib.redirect_stderr(sink),
+                contextlib.redirect_stdout(sink),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 CONVERTER = TfliteToTflite()

@@ -148,6 +148,9 @@ def command(
     task: Annotated[
         str | None, typer.Option(help="What a Hugging Face model does [what its config says].")
     ] = None,
+    signature: Annotated[
+        str | None, typer.Option(help="Of a SavedModel [serving_default].")
+    ] = None,
     trust_source: Annotated[
         bool, typer.Option("--trust-source", help="Open pickles, which can execute anything.")
     ] = False,
@@ -190,6 +193,7 @@ def command(
             python_path=tuple(python_path or ()),
             trust_source=trust_source,
             task=task,
+            signature=signature,
         ),
         target=(target or ["auto"])[0],
         precision=precision.value,

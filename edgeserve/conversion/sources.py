@@ -66,7 +66,7 @@ class SourceOptions(msgspec.Struct, frozen=True):
 
     PyTorch checkpoints: `model_class` ("module:Class"), its keyword arguments, the folders to import it from
     (the current one if none are given), dtypes of inputs that are not float32. `trust_source`: the file may
-    execute code when it is opened. Hugging Face: `task`.
+    execute code when it is opened. Hugging Face: `task`. SavedModels: `signature`.
     """
 
     model_class: str | None = None
@@ -75,6 +75,7 @@ class SourceOptions(msgspec.Struct, frozen=True):
     input_types: Mapping[str, str] = {}
     trust_source: bool = False
     task: str | None = None
+    signature: str | None = None
 
 
 class OutputVerification(msgspec.Struct, frozen=True):
@@ -171,6 +172,9 @@ _HINTS: Final = {
     "torch-checkpoint": "docs/sources.md shows what a checkpoint needs; .pt2 files need nothing else",
     "sklearn-skops": "docs/sources.md shows which models can be converted",
     "sklearn-pickle": "docs/sources.md shows which models can be converted",
+    "huggingface": "docs/sources.md shows which models and tasks can be converted",
+    "keras": "docs/sources.md shows which models can be converted",
+    "tf-saved-model": "--signature names another; docs/sources.md shows which can be converted",
 }
 
 
@@ -207,6 +211,8 @@ def _converter_options(
         given["input_types"] = dict(options.input_types)
     if options.task:
         given["task"] = options.task
+    if options.signature:
+        given["signature"] = options.signature
     if options.trust_source:
         given["trust_source"] = True
     try:
