@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.conversion.source import _fix_shapes
+from edgeserve.conversion.source import fix_shapes
 from edgeserve.errors import SourceError
 
 # A protobuf message, and with it a model without external data, ends at 2 GB.
@@ -126,7 +126,7 @@ def _open(path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OnnxModel
 
     proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     if shapes:
-        _fix_shapes(proto, shapes)
+        fix_shapes(proto, shapes)
     opsets = _opsets(proto.opset_import)
     functions = frozenset(_op(f.domain, f.name) for f in proto.functions)
     nodes = tuple(_all_nodes(proto, opsets))

@@ -47,12 +47,12 @@ def check(
     """Say what each target supports of a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
     from edgeserve.checking import check as run_check
     from edgeserve.checking import to_sarif
-    from edgeserve.cli.convert import _shapes
     from edgeserve.cli.output import stderr_console, to_json, write_output
+    from edgeserve.cli.shapes import parse_shapes
 
     if json and sarif == "-":
         raise UsageError("--json and --sarif - both want stdout", hint="--sarif FILE")
-    shapes = _shapes(shape or [])
+    shapes = parse_shapes(shape or [])
     with stderr_console().status("asking the runtimes"):
         report = run_check(path, _targets(target or ["auto"]), shapes)
     if sarif is not None:

@@ -170,6 +170,7 @@ def command(
 ) -> int:
     from edgeserve.cli.convert_many import ALL, convert_for
     from edgeserve.cli.images import preprocess_from
+    from edgeserve.cli.shapes import parse_shapes
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert
     from edgeserve.conversion.plot import check_plot
@@ -203,7 +204,7 @@ def command(
         evaluate=evaluate,
         preprocess=preprocess_from(preprocess, flags),
         labels=labels,
-        shapes=_shapes(shape or []),
+        shapes=parse_shapes(shape or []),
         simplify=simplify,
         max_drop=max_drop,
         min_fidelity=min_fidelity,
@@ -333,16 +334,3 @@ def _arguments(texts: list[str]) -> dict[str, object]:
         except ValueError:
             arguments[name] = value
     return arguments
-
-
-def _shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, _, dims = text.rpartition("=")
-        try:
-            shapes[name] = tuple(int(d) for d in dims.replace("x", ",").split(","))
-        except ValueError:
-            shapes.pop(name, None)
-        if not name or name not in shapes or min(shapes[name]) < 1:
-            raise UsageError(f"--shape {text} is not INPUT=N,N,…", hint="--shape image=1,3,224,224")
-    return shapes

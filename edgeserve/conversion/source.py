@@ -30,7 +30,7 @@ from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_b
 
 # Requests of one model that can share a batch share at most so many rows.
 MAX_BATCH: Final = 32
-_MIN_OPSET: Final = 7
+MIN_OPSET: Final = 7
 
 
 class SourceModel(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     external = _external_files(onnx, proto, path)
     onnx.load_external_data_for_model(proto, str(path.parent))
     if shapes:
-        _fix_shapes(proto, shapes)
+        fix_shapes(proto, shapes)
     _check(onnx, proto, path)
     sizes = [path, *external]
     source = Source(
@@ -213,9 +213,9 @@ def _external_files(onnx: Any, proto: Any, path: Path) -> list[Path]:
 
 def _check(onnx: Any, proto: Any, path: Path) -> None:
     opset = _opset(proto)
-    if opset is not None and opset < _MIN_OPSET:
+    if opset is not None and opset < MIN_OPSET:
         raise UnsupportedModel(
-            f"{path} uses opset {opset}", cause=f"edgeserve reads {_MIN_OPSET} and newer",
+            f"{path} uses opset {opset}", cause=f"edgeserve reads {MIN_OPSET} and newer",
             hint="export the model again with opset 17 or newer",
         )  # fmt: skip
     if proto.ByteSize() > 1_900_000_000:
@@ -298,7 +298,7 @@ def _spec(onnx: Any, value: Any, path: Path) -> TensorSpec:
     return TensorSpec(value.name, dtype, tuple(dims))
 
 
-def _fix_shapes(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def fix_shapes(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     inputs = {value.name: value for value in proto.graph.input}
     fixed: dict[str, int] = {}
     for name, shape in shapes.items():

@@ -66,7 +66,7 @@ class OnnxRuntime:
         for device, providers in PROVIDERS.items():
             for provider in set(providers) & set(ort.get_available_providers()):
                 try:
-                    _create_session(_identity_model(), provider, LoadOptions())
+                    _create_session(identity_model(), provider, LoadOptions())
                 except DeviceUnavailable as error:
                     problems.append(str(error))
                 else:
@@ -223,7 +223,7 @@ def _zeros(node: Any) -> Any:
     return np.zeros(shape, types.get(node.type, np.float32))
 
 
-def _identity_model() -> bytes:
+def identity_model() -> bytes:
     """A one-node ONNX file (y = Identity(x), x FP32[1], IR 8, opset 17), for probing a provider.
 
     Serialized by hand so that probing needs no `onnx` package; tests compare it with onnx's own.

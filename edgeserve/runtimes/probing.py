@@ -9,7 +9,7 @@ from typing import Final
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import EdgeServeError
 from edgeserve.runtimes import LoadOptions, runtime
-from edgeserve.runtimes.onnxruntime import _identity_model
+from edgeserve.runtimes.onnxruntime import identity_model
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, TensorSpec
 
@@ -45,7 +45,7 @@ def opening_error(entry: ChainEntry) -> EdgeServeError | None:
 
     None when it opened, or when no probe model is at hand in a format the runtime reads.
     """
-    models = {"onnx": ("probe.onnx", _identity_model()), "openvino-ir": ("probe.xml", _OPENVINO_IR)}
+    models = {"onnx": ("probe.onnx", identity_model()), "openvino-ir": ("probe.xml", _OPENVINO_IR)}
     adapter = runtime(entry.runtime)
     kind = next((kind for kind in adapter.formats if kind in models), None)
     if kind is None:

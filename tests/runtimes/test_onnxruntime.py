@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UnsupportedModel
 from edgeserve.runtimes import LoadOptions, runtime
-from edgeserve.runtimes.onnxruntime import _identity_model
+from edgeserve.runtimes.onnxruntime import identity_model
 from tests.bundles import LINEAR, linear, linear_model
 
 
@@ -92,7 +92,7 @@ def test_a_failing_run_carries_the_engine_s_words(files: VariantFiles) -> None:
 
 
 def test_the_probing_model_is_valid_onnx() -> None:
-    model = onnx.load_model_from_string(_identity_model())
+    model = onnx.load_model_from_string(identity_model())
     onnx.checker.check_model(model)
     assert [n.op_type for n in model.graph.node] == ["Identity"]
 
