@@ -361,7 +361,7 @@ def _copy_beside(file: Path, out: Path) -> Path:
 
 def _copy_onnx(onnx_file: Path, out: Path) -> Path:
     for file in onnx_file.parent.iterdir():
-        if file.stem == onnx_file.stem and file.is_file():
+        if file.name.startswith(f"{onnx_file.stem}.") and file.is_file():  # with its external data
             shutil.copy2(file, out / file.name)
     return out / onnx_file.name
 

@@ -67,7 +67,7 @@ class _Groups:
         self._nodes = list(proto.graph.node)
         self._uses: dict[str, int] = defaultdict(int)
         for node in self._nodes:
-            for name in node.input:
+            for name in _reads(node):
                 self._uses[name] += name in weights
         self._parent: dict[str, str] = {}
         self._barriers = {v.name for v in (*proto.graph.input, *proto.graph.output)}
@@ -81,7 +81,7 @@ class _Groups:
                 for name in node.input[:2]:
                     self._join(name, node.output[0])
             elif not self._is_convolution(node):
-                self._barriers.update([*node.input, *node.output])
+                self._barriers.update([*_reads(node), *node.output])
         for node in self._nodes:
             if self._is_convolution(node):
                 groups[self._root(node.input[0])].readers.append(node)
@@ -108,6 +108,12 @@ class _Groups:
         self._parent[self._root(first)] = self._root(second)
 
 
+def _reads(node: Any) -> list[str]:
+    """The names of the tensors a node reads, those that branches of If or bodies of loops read, too."""
+    inner = [n for a in node.attribute for g in (a.g, *a.graphs) for n in g.node]
+    return [*node.input, *(name for n in inner for name in _reads(n))]
+
+
 def _group(node: Any) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
@@ -120,8 +126,8 @@ def _balance(groups: list[_Group], weights: dict[str, Array]) -> int:
         for index, group in enumerate(groups):
             before = _ranges([_by_output(weights[n.input[1]]) for n in group.writers])
             behind = _ranges([_by_input(weights[n.input[1]], n) for n in group.readers])
-            if before.shape != behind.shape:
-                continue  # a reshape we do not see through
+            if before.shape != behind.shape or not before.size:
+                continue  # a reshape or a broadcast we do not see through
             usable = (before > 0) & (behind > 0)
             scale = np.ones_like(before)
             scale[usable] = np.sqrt(behind[usable] / before[usable])

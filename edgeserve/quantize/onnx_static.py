@@ -19,7 +19,7 @@ from edgeserve.bundle import Calibration, Recipe
 from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize.equalize import equalize
-from edgeserve.quantize.onnx_tools import as_unsupported, modern, quantization, silenced
+from edgeserve.quantize.onnx_tools import as_unsupported, is_large, modern, quantization, silenced
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Tensors
 
@@ -60,7 +60,12 @@ class StaticQuantizer:
         destination = self._work / "prepared.onnx"
         with silenced(), as_unsupported(self._model):
             tools.shape_inference.quant_pre_process(
-                str(modern(self._model, self._work)), str(destination), skip_symbolic_shape=True
+                str(modern(self._model, self._work)),
+                str(destination),
+                skip_symbolic_shape=True,
+                save_as_external_data=is_large(self._model),
+                all_tensors_to_one_file=True,
+                external_data_location="prepared.data",
             )
         return destination
 
@@ -93,6 +98,7 @@ class StaticQuantizer:
                 str(destination),
                 calibration_cache_path=ranges,
                 calibrate_method=_method(tools, method),
+                use_external_data_format=is_large(self._model),
                 quant_format=tools.QuantFormat.QDQ,
                 per_channel=scheme.per_channel,
                 reduce_range=scheme.reduce_range,
@@ -125,6 +131,7 @@ class StaticQuantizer:
                 list(registry),
                 str(self._work / "augmented.onnx"),
                 calibrate_method=_method(tools, method),
+                use_external_data_format=is_large(self._model),
                 extra_options={
                     "symmetric": self._scheme.symmetric_activations,
                     "percentile": _PERCENTILE,

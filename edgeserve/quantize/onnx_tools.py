@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, EdgeServeError, UnsupportedModel
 
+# One protobuf file holds 2 GB: larger models keep their weights beside it.
+LARGE_BYTES = 1_900_000_000
 # Per-channel DequantizeLinear came with opset 13; 17 is the newest that onnx converts to reliably.
 _PER_CHANNEL_OPSET: Final = 13
 _UPGRADE_OPSET: Final = 17
@@ -49,6 +51,12 @@ def quantization() -> _Tools:
         ) from None
 
 
+def is_large(model: Path) -> bool:
+    """Whether a model, with the data beside it, is too large for one protobuf file."""
+    files = [f for f in model.parent.iterdir() if f.name.startswith(f"{model.stem}.")]
+    return sum(f.stat().st_size for f in files if f.is_file()) > LARGE_BYTES
+
+
 def modern(model: Path, work: Path) -> Path:
     """The model at an opset with per-channel quantization; itself when it is there already."""
     onnx = quantization().onnx
@@ -60,7 +68,12 @@ def modern(model: Path, work: Path) -> Path:
 
     upgraded = work / "upgraded.onnx"
     whole = onnx.load_model(str(model))
-    onnx.save_model(version_converter.convert_version(whole, _UPGRADE_OPSET), str(upgraded))
+    onnx.save_model(
+        version_converter.convert_version(whole, _UPGRADE_OPSET),
+        str(upgraded),
+        save_as_external_data=is_large(model),
+        location="upgraded.data",
+    )
     return upgraded
 
 

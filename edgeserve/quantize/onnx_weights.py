@@ -10,7 +10,7 @@ from typing import Final
 
 from edgeserve.bundle import Recipe
 from edgeserve.errors import DependencyMissing
-from edgeserve.quantize.onnx_tools import as_unsupported, modern, quantization, silenced
+from edgeserve.quantize.onnx_tools import as_unsupported, is_large, modern, quantization, silenced
 
 _DYNAMIC_OPS: Final = ["MatMul", "Gemm", "Attention", "LSTM", "Gather", "EmbedLayerNormalization"]
 BLOCK: Final = 32
@@ -28,17 +28,24 @@ def quantize_onnx_dynamic(model: Path, destination: Path, work: Path) -> Recipe:
     prepared = work / "prepared-dynamic.onnx"
     with silenced(), as_unsupported(model):
         tools.shape_inference.quant_pre_process(
-            str(modern(model, work)), str(prepared), skip_symbolic_shape=True
+            str(modern(model, work)),
+            str(prepared),
+            skip_symbolic_shape=True,
+            save_as_external_data=is_large(model),
+            all_tensors_to_one_file=True,
+            external_data_location="prepared-dynamic.data",
         )
         tools.quantize_dynamic(
             str(prepared),
             str(destination),
             op_types_to_quantize=_DYNAMIC_OPS,
             per_channel=True,
+            use_external_data_format=is_large(model),
             weight_type=tools.QuantType.QInt8,  # signed: 9.2 ms against 13.6 for MiniLM (docs/quantization.md)
             extra_options={"MatMulConstBOnly": True},
         )
-    prepared.unlink()
+    for file in (prepared, prepared.with_suffix(".data")):
+        file.unlink(missing_ok=True)
     return Recipe(
         method="dynamic int8",
         tool=f"onnxruntime {tools.version}",
@@ -71,7 +78,7 @@ def quantize_onnx_weights(model: Path, destination: Path, bits: int) -> Recipe:
             ),
         )
         quantizer.process()
-        quantizer.model.save_model_to_file(str(destination), False)
+        quantizer.model.save_model_to_file(str(destination), is_large(model))
     return Recipe(
         method=f"weights int{bits}",
         tool=f"onnxruntime {tools.version}",

@@ -272,3 +272,21 @@ def test_matrices_are_quantized_without_data(
     assert (row.size_bytes or 0) < share * (tmp_path / "model.onnx").stat().st_size
     if precision == "int8" and "dynamic" in variant:
         assert row.measured.int8_compute_ops == 3
+
+
+@pytest.mark.parametrize("recipe", ["static", "dynamic", "weights"])
+def test_models_past_two_gigabytes_keep_weights_beside_the_graph(
+    tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    monkeypatch.setattr("edgeserve.quantize.onnx_tools.LARGE_BYTES", 1000)
+    onnx.save(matrices(), tmp_path / "model.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32))
+    report = edgeserve.convert(
+        tmp_path / "model.onnx", tmp_path / "m.edge", target=target, min_fidelity=0.0,
+        calibrate=tmp_path / "x.npy", recipes=[recipe], precision="int8",
+    )  # fmt: skip
+    assert report.chain[0].variant.startswith("onnx-int8")
+    (variant,) = Bundle.open(tmp_path / "m.edge").manifest.variants
+    assert {Path(f.path).suffix for f in variant.files} == {".onnx", ".data"}
+    with edgeserve.load(tmp_path / "m.edge") as model:
+        assert model.run({"h0": np.zeros((1, 128), np.float32)})["h3"].shape == (1, 128)
