@@ -185,7 +185,8 @@ def test_a_crash_leaves_its_last_words(source: Path) -> None:
 
 
 RUN_SLEEPER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 from pathlib import Path
 from tests.conversion.test_registry import run
 sys.path.insert(0, sys.argv[1])
