@@ -1,0 +1,12 @@
+"""A small Keras network as a .keras file and as a SavedModel."""
+
+import keras
+
+image = keras.Input((32, 32, 3), name="image")
+x = keras.layers.Conv2D(16, 3, activation="relu")(image)
+x = keras.layers.GlobalAveragePooling2D()(x)
+model = keras.Model(image, keras.layers.Dense(10, activation="softmax", name="scores")(x))
+model.save("cnn.keras")
+model.export("saved-model")
+print("edgeserve convert cnn.keras --calibrate random")
+print("edgeserve convert saved-model --calibrate random")
