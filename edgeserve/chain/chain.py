@@ -92,7 +92,11 @@ class Chain:
     """
 
     def __init__(self, bundle: Bundle, options: ChainOptions | None = None) -> None:
-        """Open the first candidate that works. Raises DeviceUnavailable when none does."""
+        """Open the first candidate that works.
+
+        Raises BundleError when a file of the bundle is damaged, whatever else would work;
+        DeviceUnavailable or CheckFailed when no candidate works.
+        """
         self.bundle = bundle
         self.interface = bundle.manifest.interface
         self.options = options or ChainOptions()
@@ -160,7 +164,8 @@ class Chain:
             )
             try:
                 index, session = self._open_from(failed + 1)
-            except DeviceUnavailable:
+            except EdgeServeError as problem:
+                log.warning("nothing takes over: %s", problem)
                 raise error from None
             # Calls may still be inside the old session: it is closed with the chain.
             self._retired.append(self._session)

@@ -133,10 +133,9 @@ class _Service:
         log.info("draining")
         began = time.monotonic()
         limit = self._settings.drain_timeout
-        self._http.stop_accepting()
-        done = await self._http.drained(limit)
-        left = max(0.0, limit - (time.monotonic() - began))
-        done = await self._model.engine.drain(left) and done
+        done = await self._http.drain(limit)
+        # What the engine still has is nobody's by now: its clients are served, gone or cut.
+        await self._model.engine.drain(max(0.0, limit - (time.monotonic() - began)))
         if not done:
             log.error("requests were given up after %g s", limit)
         return done

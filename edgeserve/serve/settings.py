@@ -17,7 +17,8 @@ _HINT = "TLS and keys are not there yet: put a proxy with both in front, or add 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One server. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
-    side by side; `timeout` (seconds, 0: none) is the deadline of requests that name none."""
+    side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
+    deadline of requests that name none."""
 
     bundle: str
     name: str | None = None

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle.manifest import decode, encode
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.errors import CheckFailed, DeviceUnavailable, InferenceFailed, UsageError
+from edgeserve.errors import (
+    BundleError,
+    CheckFailed,
+    DeviceUnavailable,
+    InferenceFailed,
+    UsageError,
+)
 from tests.bundles import LINEAR, linear, linear_bundle, linear_model, write_bundle
 
 GPU = Candidate("onnx-fp32", "onnxruntime", "gpu", options={"provider": "CUDAExecutionProvider"})
@@ -83,3 +92,51 @@ def test_a_failing_request_is_run_again_on_the_next_candidate(tmp_path: Path) ->
         np.testing.assert_allclose(outputs["y"], linear(x), rtol=1e-5, atol=1e-6)
         assert len(chain.fallbacks) == 1
         assert chain.attempts[0].error is not None
+
+
+def two_variants(folder: Path) -> Path:
+    """linear.edge with a copy of its variant, called `onnx-copy`, behind it in the chain."""
+    path = linear_bundle(folder)
+    shutil.copytree(path / "onnx-fp32", path / "onnx-copy")
+    manifest = decode((path / "manifest.json").read_bytes(), "manifest.json")
+    (first,) = manifest.variants
+    (entry,) = first.files
+    copied = msgspec.structs.replace(entry, path="onnx-copy/model.onnx")
+    second = msgspec.structs.replace(first, id="onnx-copy", main=copied.path, files=(copied,))
+    manifest = msgspec.structs.replace(
+        manifest,
+        variants=(first, second),
+        chain=(CPU, Candidate("onnx-copy", "onnxruntime", "cpu")),
+    )
+    (path / "manifest.json").write_bytes(encode(manifest))
+    return path
+
+
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["onnx-fp32/model.onnx", "golden-inputs.npz"])
+def test_a_changed_file_is_not_answered_with_the_next_candidate(tmp_path: Path, file: str) -> None:
+    path = two_variants(tmp_path)
+    Chain(Bundle.open(path)).close()
+    change_a_byte(path / file)
+    with pytest.raises(BundleError, match="is not the file the bundle was written with") as caught:
+        Chain(Bundle.open(path))
+    assert file in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_changed_file_behind_the_serving_candidate_never_takes_over(tmp_path: Path) -> None:
+    path = two_variants(tmp_path)
+    x = np.ones((1, 4), np.float32)
+    with Chain(Bundle.open(path)) as chain:
+        change_a_byte(path / "onnx-copy/model.onnx")
+        np.testing.assert_allclose(chain.run({"x": x})[0]["y"], linear(x), rtol=1e-5, atol=1e-6)
+        chain.session.close()  # a real failure under the chain
+        with pytest.raises(InferenceFailed):
+            chain.run({"x": x})
+        assert chain.candidate == CPU
+        assert chain.fallbacks == []

@@ -302,6 +302,60 @@ def test_sigterm_lets_a_slow_reader_have_its_answer(tmp_path: Path) -> None:
         assert process.popen.wait(30) == 0
 
 
+def test_a_reader_that_never_reads_is_cut_in_the_end(tmp_path: Path) -> None:
+    wide_bundle(tmp_path)
+    body = infer_body([[1, 2, 3, 4]], parameters={"binary_data_output": True})
+    arguments = ("wide.edge", "--http-port", "0", "--drain-timeout", "0.2")
+    with serving(*arguments, cwd=tmp_path) as process, RawClient(process.url) as client:
+        client.send(post(body, "/v2/models/wide/infer"))
+        client._more()  # it is being written
+        assert process.stop() == 1
+        assert "requests were given up after 0.2 s" in process.printed
+
+
+def test_idle_clients_need_no_time_to_drain(folder: Path) -> None:
+    arguments = ("linear.edge", "--http-port", "0", "--drain-timeout", "0")
+    with serving(*arguments, cwd=folder) as process, RawClient(process.url) as client:
+        client.send(post(infer_body([[1, 2, 3, 4]])) + b"\r\n")
+        assert client.response()[0] == 200
+        assert process.stop() == 0
+        assert client.is_closed()
+
+
+def test_what_reached_the_kernel_before_sigterm_is_answered(folder: Path) -> None:
+    """The server is stopped, so that it has read nothing, accepted nothing, when SIGTERM comes."""
+    with serving("linear.edge", "--http-port", "0", cwd=folder) as process:
+        with RawClient(process.url) as old, RawClient(process.url) as idle:
+            for client in (old, idle):
+                client.send(b"GET /v2 HTTP/1.1\r\nHost: t\r\n\r\n")
+                assert client.response()[0] == 200
+            process.popen.send_signal(signal.SIGSTOP)
+            with RawClient(process.url) as new:
+                for client in (old, new):
+                    client.send(post(infer_body([[1, 2, 3, 4]])))
+                process.popen.send_signal(signal.SIGTERM)
+                process.popen.send_signal(signal.SIGCONT)
+                assert [client.response()[0] for client in (old, new)] == [200, 200]
+            assert idle.is_closed()
+        assert process.popen.wait(30) == 0
+
+
+def test_sigterm_ends_a_pipeline_behind_the_request_that_had_begun(folder: Path) -> None:
+    with serving("linear.edge", "--http-port", "0", cwd=folder) as process:
+        with RawClient(process.url) as client:
+            request = post(infer_body([[1, 2, 3, 4]]))
+            client.send(request * 2 + request[:-1])
+            assert [client.response()[0] for _ in range(2)] == [200, 200]
+            process.popen.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.popen.wait(0.5)
+            client.send(request[-1:] + request)
+            status, headers, _ = client.response()
+            assert (status, headers["connection"]) == (200, "close")
+            assert client.is_closed()
+        assert process.popen.wait(30) == 0
+
+
 WIDE = 4_000_000  # its answers are more than socket buffers hold
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeserve.bundle import Bundle
+from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine import (
@@ -25,7 +25,7 @@ from edgeserve.serve.engine import (
     QueueFull,
     ShuttingDown,
 )
-from edgeserve.tensors import Array
+from edgeserve.tensors import Array, Tensors
 from tests.bundles import linear
 from tests.serve.slow import MAX_BATCH, slow, slow_bundle
 
@@ -226,7 +226,7 @@ def test_the_queue_has_a_limit_and_takes_more_once_it_is_shorter(slow_edge: Path
     async def story() -> None:
         async with engine_of(slow_edge, EngineSettings(queue=3)) as (engine, batches):
             calls = [Call(engine, some_rows(MAX_BATCH, seed)) for seed in range(3)]
-            with pytest.raises(QueueFull, match="3 requests wait already") as caught:
+            with pytest.raises(QueueFull, match="3 requests wait or run already") as caught:
                 Call(engine, some_rows(1))
             assert "--queue" in (caught.value.hint or "")
             for call in calls:
@@ -344,6 +344,46 @@ def test_quick_models_are_run_on_the_loop_at_once(bundle: Path) -> None:
     before = threading.active_count()
     asyncio.run(story())
     assert threading.active_count() == before
+
+
+class DriverBug(Chain):
+    """A chain over a runtime that raises what its adapter does not know, for rows that start with 13."""
+
+    def run(self, inputs: Tensors) -> tuple[Tensors, Candidate]:
+        if inputs["x"][0, 0] == 13:
+            raise RuntimeError("driver: lost its mind")
+        return super().run(inputs)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_exception_nobody_foresaw_fails_its_request_and_no_other(
+    bundle: Path, slow_edge: Path, inline: bool
+) -> None:
+    async def story() -> None:
+        chain = DriverBug(Bundle.open(bundle if inline else slow_edge), ChainOptions(threads=1))
+        engine = Engine(chain, EngineSettings(), asyncio.get_running_loop())
+        try:
+            assert engine.inline is inline
+            bad = Call(engine, np.full((1, 4), 13, np.float32))
+            good = Call(engine, some_rows(1))
+            error = await bad.result()
+            assert isinstance(error, InferenceFailed)
+            assert error.cause == "RuntimeError: driver: lost its mind"
+            assert isinstance(await good.result(), Outcome)
+            assert await engine.drain(10)
+            assert len(bad.results) == len(good.results) == 1
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    asyncio.run(story())
+
+
+def test_draining_in_no_time_is_possible_when_idle(slow_edge: Path) -> None:
+    async def story() -> None:
+        async with engine_of(slow_edge) as (engine, _):
+            assert await engine.drain(0) is True
+
+    asyncio.run(story())
 
 
 def test_two_instances_are_two_workers_that_end_with_the_engine(slow_edge: Path) -> None:

@@ -211,6 +211,25 @@ def test_expect_100_continue_is_answered_before_the_body(client: RawClient) -> N
     assert client.response()[0] == 200
 
 
+def test_a_head_like_the_last_one_is_no_other_than_it_was(client: RawClient) -> None:
+    """Heads that are equal byte for byte are parsed once; those that differ by a byte are not equal."""
+    body = infer_body([[1, 2, 3, 4]], id="a")
+    path = "/v2/models/linear/infer"
+    for _ in range(2):
+        client.send(post(body, path, "Expect: 100-continue"))
+        assert [client.response()[0] for _ in range(2)] == [100, 200]
+    for name, status in (("linear", 200), ("linear", 200), ("lineax", 404), ("linear", 200)):
+        client.send(post(body, f"/v2/models/{name}/infer"))
+        assert client.response()[0] == status
+    longer = infer_body([[1, 2, 3, 4]] * 9, id="b")
+    for sent in (chunked(body, 7), chunked(longer, 7), post(longer), post(body), post(body)):
+        client.send(sent)
+        assert client.response()[0] == 200
+    client.send(post(body, path, "Connection: close"))
+    assert client.response()[1]["connection"] == "close"
+    assert client.is_closed()
+
+
 def test_head_gives_headers_without_a_body(client: RawClient) -> None:
     client.send(b"HEAD /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n")
     while b"\r\n\r\n" not in client._buffer:

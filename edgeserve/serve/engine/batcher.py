@@ -7,6 +7,7 @@ take less than a thread hop costs are run on the event loop itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -37,7 +38,7 @@ _WARM_UP_RUNS: Final = 10
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
-    """`queue` bounds waiting requests; `timeout_s` is the deadline of a request that names none (0:
+    """`queue` bounds requests that wait or run; `timeout_s` is the deadline of one that names none (0:
     none); `instances` is the number of workers; `batching` False runs every request alone."""
 
     queue: int = 1024
@@ -108,7 +109,8 @@ class Engine:
             raise ShuttingDown("the server is shutting down", hint="send it to another server")
         if self.pending >= self.settings.queue:
             raise QueueFull(
-                f"{self.pending} requests wait already", hint="try again later, or raise --queue"
+                f"{self.pending} requests wait or run already",
+                hint="try again later, or raise --queue",
             )
         signature = tuple((n, a.shape[1:]) for n, a in inputs.items()) if self.max_batch > 1 else 0
         request = Pending(inputs, rows, signature, done, time.perf_counter())
@@ -132,11 +134,10 @@ class Engine:
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
         self._closing = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        return self._idle.is_set()
 
     def close(self) -> None:
         """End the workers and close the chain; requests still queued are not answered."""
@@ -154,13 +155,8 @@ class Engine:
         began = time.perf_counter()
         try:
             outputs, candidate = self.chain.run(request.inputs)
-        except EdgeServeError as error:
-            request.settle(error)
-            return
-        except Exception as error:
-            log.exception("the engine failed")
-            kind = type(error).__name__
-            request.settle(InferenceFailed("the engine failed", cause=f"{kind}: {error}"))
+        except Exception as error:  # noqa: BLE001 - the request is told
+            request.settle(_failure(error))
             return
         elapsed = time.perf_counter() - began
         self._on_batch(request.rows, [0.0], elapsed)
@@ -208,18 +204,13 @@ class Engine:
         if alive:
             try:
                 result = self._answers(alive, began)
-            except EdgeServeError as error:
+            except Exception as error:  # noqa: BLE001 - the request is told
                 if len(alive) > 1:
                     # One request may have spoiled the batch: let each answer for itself.
                     for request in batch:
                         self._run([request])
                     return
-                result = error
-            except Exception as error:
-                log.exception("a worker failed")
-                result = InferenceFailed(
-                    "the engine failed", cause=f"{type(error).__name__}: {error}"
-                )
+                result = _failure(error)
         elapsed = time.perf_counter() - began
         self._loop.call_soon_threadsafe(self._finish, batch, result, began, elapsed)
 
@@ -250,3 +241,11 @@ class Engine:
                 request.settle(result)
         if self.pending == 0:
             self._idle.set()
+
+
+def _failure(error: Exception) -> EdgeServeError:
+    """What a request is told of an exception; the log has the traceback of one that nobody foresaw."""
+    if isinstance(error, EdgeServeError):
+        return error
+    log.error("the engine failed", exc_info=error)
+    return InferenceFailed("the engine failed", cause=f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from edgeserve.tensors import Tensors
 
 
 class QueueFull(EnvironmentProblem):
-    """So many requests wait already that this one would only wait longer."""
+    """So many requests wait or run already that this one would only wait longer."""
 
 
 class ShuttingDown(EnvironmentProblem):
@@ -19,7 +19,7 @@ class ShuttingDown(EnvironmentProblem):
 
 
 class DeadlineExceeded(EnvironmentProblem):
-    """The request's time was over before it was answered. If it had not been started, it is not run."""
+    """The request's time was over before it was answered. One not started is not run."""
 
 
 class Outcome:

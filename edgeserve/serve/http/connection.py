@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _JSON: Final = "application/json"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_BYTES: Final = 65_536
+_KEPT_HEAD_BYTES: Final = 1_024
 
 
 class Response:
@@ -75,7 +76,6 @@ class Owner(Protocol):
     """What a connection needs of its server."""
 
     limits: Limits
-    draining: bool
 
     def connected(self, connection: Connection) -> bool: ...
 
@@ -95,6 +95,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._head: Head | None = None
+        self._last: tuple[bytes, Head] | None = None  # a client's heads are mostly all the same
         self._body: bytearray | None = None
         self._received = 0
         self._chunks: ChunkDecoder | None = None
@@ -102,6 +103,8 @@ class Connection(asyncio.Protocol):
         self._close_after = False
         self._parsing = False
         self._paused = False
+        self._arrived = 0
+        self._drain_at: int | None = None  # requests that begin behind this byte are not answered
         self.since = time.monotonic()
 
     # asyncio's side
@@ -120,6 +123,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._close_after and self._current is None:
             return
+        self._arrived += len(data)
         if self._body is not None and self._received < len(self._body):
             data = self._fill_body(data)
             if self._received < len(self._body):
@@ -142,9 +146,13 @@ class Connection(asyncio.Protocol):
             return
         self._parsing = True
         try:
-            while self._current is None and self._transport is not None:
-                if not self._step():
-                    break
+            while (
+                self._current is None
+                and self._transport is not None
+                and (self._buffer or self._head is not None)
+                and self._step()
+            ):
+                pass
         except Refused as refusal:
             self._refuse(refusal)
         finally:
@@ -187,15 +195,13 @@ class Connection(asyncio.Protocol):
             if self._buffer.count(b"\n") != self._buffer.count(b"\r\n"):
                 raise Refused(400, "lines must end with CRLF")
             return False
-        head = parse_head(bytes(self._buffer[: end + 4]), self._limits)
+        raw = bytes(self._buffer[: end + 4])
         del self._buffer[: end + 4]
-        if head.length is not None and head.length > self._limits.body_bytes:
-            raise Refused(
-                413, f"the body is {head.length} bytes, at most {self._limits.body_bytes} are taken"
-            )
-        expects = head.headers.get(b"expect")
-        if expects is not None and not head.expects_continue:
-            raise Refused(417, "the only expectation that can be met is 100-continue")
+        if self._last is not None and self._last[0] == raw:
+            head = self._last[1]
+        else:
+            head = self._new_head(raw)
+            self._last = (raw, head) if len(raw) <= _KEPT_HEAD_BYTES else None
         self._head = head
         self.since = time.monotonic()
         if head.length is None:
@@ -206,6 +212,17 @@ class Connection(asyncio.Protocol):
         if head.expects_continue and head.length != 0 and self._transport is not None:
             self._transport.write(_CONTINUE)
         return True
+
+    def _new_head(self, raw: bytes) -> Head:
+        head = parse_head(raw, self._limits)
+        if head.length is not None and head.length > self._limits.body_bytes:
+            raise Refused(
+                413, f"the body is {head.length} bytes, at most {self._limits.body_bytes} are taken"
+            )
+        expects = head.headers.get(b"expect")
+        if expects is not None and not head.expects_continue:
+            raise Refused(417, "the only expectation that can be met is 100-continue")
+        return head
 
     def _fill_body(self, data: bytes) -> bytes:
         """Copy into the body what belongs to it; what does not."""
@@ -234,10 +251,10 @@ class Connection(asyncio.Protocol):
         self.since = time.monotonic()
         if self._transport is None:
             return
-        # What a client has begun to send when the server starts to drain is still answered.
-        self._close_after = self._close_after or (self._owner.draining and not self._buffer)
+        self._close_after = self._close_after or self._is_drained()
         self._write(response, head_only=request.method == "HEAD")
         if self._close_after:
+            self._buffer.clear()  # nothing behind the last answer is run
             self._transport.close()
             return
         if self._paused:
@@ -304,10 +321,27 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def finish(self) -> None:
-        """The server drains: close at once when nothing is in progress, else after the answer."""
-        idle = self._current is None and self._head is None and not self._buffer
-        if idle and self._transport is not None:
+        """The server drains: close once every request that has begun to arrive is answered."""
+        self._drain_at = self._arrived
+        idle = self._current is None and self._head is None
+        if idle and self._is_drained() and self._transport is not None:
+            self._close_after = True
             self._transport.close()
+
+    def _is_drained(self) -> bool:
+        """Between requests: whether the server drains and the next had not begun to arrive by then."""
+        if self._drain_at is None:
+            return False
+        unread = self._buffer.lstrip(b"\r\n")  # as _read_head does
+        return not unread or self._arrived - len(unread) >= self._drain_at
+
+    @property
+    def owes(self) -> bool:
+        """Whether somebody waits here: a request is arriving or running, or an answer being sent."""
+        if self._transport is None:
+            return False
+        arriving = self._head is not None or bool(self._buffer)
+        return self._current is not None or arriving or self._transport.get_write_buffer_size() > 0
 
     def abort(self) -> None:
         if self._transport is not None:

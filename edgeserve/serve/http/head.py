@@ -6,6 +6,7 @@ ambiguous is an error (RFC 9112, sections 2.2, 5.2 and 6.3).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import httptools
@@ -23,6 +24,7 @@ _REASONS: Final = {
 }  # fmt: skip
 
 
+@cache
 def status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\n".encode()
 
@@ -92,6 +94,8 @@ def parse_head(data: bytes, limits: Limits) -> Head:
         raise Refused(501, "protocol upgrades are not supported") from None
     except httptools.HttpParserError as error:
         raise Refused(400, f"malformed request: {error}") from None
+    finally:
+        tokens.parser = None  # it refers to the tokens: a cycle, and work for the garbage collector
     if not tokens.complete:
         raise Refused(400, "malformed request head")
     if len(tokens.url) > limits.uri_bytes:
