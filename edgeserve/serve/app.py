@@ -24,6 +24,7 @@ from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
+from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class _Service:
     def __init__(self, settings: Settings, chain: Chain, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._chain = chain
-        self._ready = False
+        self._repository = ModelRepository()
         metrics = ServerMetrics()
         name = settings.name or chain.bundle.name
         engine = EngineSettings(
@@ -97,8 +98,11 @@ class _Service:
             instances=settings.instances,
             batching=settings.batching,
         )
-        self._model = ServedModel(name, chain, engine, metrics.model(name, "1"), loop)
-        router = Router({name: self._model}, metrics, lambda: self._ready)
+        version = "1"
+        counters = metrics.model(name, version)
+        self._model = ServedModel(name, version, chain, engine, counters, loop)
+        self._repository.add(self._model)
+        router = Router(self._repository, metrics)
         self._http = HttpServer(router, Limits(body_bytes=settings.max_body), metrics)
 
     async def __aenter__(self) -> Self:
@@ -115,7 +119,7 @@ class _Service:
 
     async def start(self) -> Started:
         host, port = await self._http.listen(self._settings.host, self._settings.http_port)
-        self._ready = True
+        self._repository.serve()
         shown = f"[{host}]" if ":" in host else host
         engine = self._model.engine
         return Started(
@@ -129,7 +133,7 @@ class _Service:
 
     async def drain(self) -> bool:
         """Not ready, no new connections; what has begun is answered, within the drain timeout."""
-        self._ready = False
+        self._repository.stop_serving()
         log.info("draining")
         began = time.monotonic()
         limit = self._settings.drain_timeout

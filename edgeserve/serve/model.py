@@ -20,8 +20,6 @@ from edgeserve.serve.engine import (
 from edgeserve.serve.metrics import ModelMetrics
 from edgeserve.serve.protocols.v2 import InferRequest
 
-VERSION = "1"
-
 
 class ServedModel:
     """A loaded model under its served name. Lives on the event loop; owns its engine."""
@@ -29,12 +27,14 @@ class ServedModel:
     def __init__(
         self,
         name: str,
+        version: str,
         chain: Chain,
         settings: EngineSettings,
         metrics: ModelMetrics,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.name = name
+        self.version = version
         self.interface = chain.interface
         self.labels = chain.bundle.labels()
         self.metrics = metrics

@@ -8,12 +8,13 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 import edgeserve
-from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, QueueFull, ShuttingDown
 from edgeserve.serve.http.connection import Request, Response
 from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.model import VERSION, ServedModel
+from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import v2
+from edgeserve.serve.repository import ModelRepository
 from edgeserve.tensors import TensorSpec
 
 EXTENSIONS: Final = ("binary_tensor_data", "classification", "parameters", "model_configuration")
@@ -24,17 +25,11 @@ _RETRY: Final = (("Retry-After", "1"),)
 
 
 class Router:
-    """Answers requests for the models in `models`. `ready` says whether the server takes requests."""
+    """Answers requests for the models of a repository."""
 
-    def __init__(
-        self,
-        models: Mapping[str, ServedModel],
-        metrics: ServerMetrics,
-        ready: Callable[[], bool],
-    ) -> None:
-        self._models = models
+    def __init__(self, repository: ModelRepository, metrics: ServerMetrics) -> None:
+        self._repository = repository
         self._metrics = metrics
-        self._ready = ready
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
@@ -57,14 +52,11 @@ class Router:
         if match is None:
             request.respond(Response.error(404, "no such route"))
             return
-        model = self._models.get(_decoded(match[1]))
-        if model is None:
-            request.respond(
-                Response.error(404, f"unknown model; loaded: {', '.join(self._models) or 'none'}")
-            )
-            return
-        if match[2] is not None and _decoded(match[2]) != VERSION:
-            request.respond(Response.error(404, f"'{model.name}' has only version {VERSION}"))
+        version = None if match[2] is None else _decoded(match[2])
+        try:
+            model = self._repository.find(_decoded(match[1]), version)
+        except ModelNotFound as error:
+            request.respond(Response.error(404, str(error)))
             return
         if match[3] == b"infer":
             if request.method != "POST":
@@ -109,14 +101,15 @@ class Router:
         )
 
     def _health(self) -> Response:
-        ready = self._ready()
-        detail = {m.name: {"ready": True, **_where(m)} for m in self._models.values()}
+        ready = self._repository.ready
+        detail = {m.name: {"ready": True, **_where(m)} for m in self._repository.loaded()}
         document = {"ready": ready, "live": True, "models": detail}
         return Response.json(document, 200 if ready else 503, () if ready else _RETRY)
 
     def _list(self) -> Response:
         models = [
-            {"name": m.name, "versions": [VERSION], **_where(m)} for m in self._models.values()
+            {"name": m.name, "versions": self._repository.versions(m.name), **_where(m)}
+            for m in self._repository.loaded()
         ]
         return Response.json({"models": models})
 
@@ -125,11 +118,15 @@ class Router:
 
     def _about(self, model: ServedModel, what: bytes | None) -> Response:
         if what == b"ready":
-            ready = self._ready()
+            ready = self._repository.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.json(_config(model))
-        return Response.json(v2.metadata(model.name, VERSION, model.platform, model.interface))
+        return Response.json(
+            v2.metadata(
+                model.name, self._repository.versions(model.name), model.platform, model.interface
+            )
+        )
 
 
 def _answer(
@@ -144,7 +141,7 @@ def _answer(
         }
         try:
             encoded = v2.encode_response(
-                request, result.outputs, model.name, VERSION, parameters, model.labels
+                request, result.outputs, model.name, model.version, parameters, model.labels
             )
         except InvalidInput as error:
             return Response.error(400, str(error))

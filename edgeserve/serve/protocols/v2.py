@@ -130,11 +130,11 @@ def classify(scores: Array, classes: int, labels: list[str] | None) -> Array:
     return np.array([[t.encode() for t in row] for row in texts], dtype=object)
 
 
-def metadata(name: str, version: str, platform: str, interface: Interface) -> dict[str, Any]:
+def metadata(name: str, versions: list[str], platform: str, interface: Interface) -> dict[str, Any]:
     """The model metadata response."""
     return {
         "name": name,
-        "versions": [version],
+        "versions": versions,
         "platform": platform,
         "inputs": [_described(s) for s in interface.inputs],
         "outputs": [_described(s) for s in interface.outputs],
