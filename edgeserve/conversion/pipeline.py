@@ -9,7 +9,13 @@ import msgspec
 
 from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.writing import bundle_writer, check_destination
-from edgeserve.conversion.assemble import is_here, ordered_chain, report, write_bundle
+from edgeserve.conversion.assemble import (
+    is_here,
+    optional_entries,
+    ordered_chain,
+    report,
+    write_bundle,
+)
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
@@ -79,7 +85,7 @@ def convert(
         search = Search(builder, model, target, interface, options, data, reference, bounds, say)
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
-        verdicts = choose(found.trials, bounds, asked=asked)
+        verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, strict=options.strict)
         layers = next((r.layers for r in found.restorations if r.layers), ())
@@ -167,7 +173,7 @@ def _enforce(
     failed = [f"{v.trial.variant}: {v.reason}" for v in verdicts if v.failed]
     # Of several recipes some may fail: what counts is whether one of an entry's did not.
     smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
-    missed = {v.trial.entry for v in verdicts if v.failed} - smaller
+    missed = {v.trial.entry for v in verdicts if v.failed} - smaller - set(optional_entries(target))
     if strict and missed:
         raise CheckFailed(
             "no quantized variant was good enough, and --strict was given",

@@ -145,3 +145,26 @@ def test_size_and_latency_bounds_leave_out_but_are_no_broken_promise() -> None:
     assert "--max-size 500" in verdicts[0].reason
     assert "takes 9.000 ms" in verdicts[1].reason
     assert not any(v.failed for v in verdicts)
+
+
+@pytest.mark.parametrize(("speedup", "kept"), [(2.0, False), (2.05, False), (2.2, True)])
+def test_an_optional_runtime_is_kept_only_where_it_is_clearly_faster(
+    speedup: float, kept: bool
+) -> None:
+    trials = [
+        trial("needed", "int8", measured(2.0, speedup=2.0)),
+        trial("optional", "int8", measured(2.0, speedup=speedup), entry=1),
+    ]
+    verdicts = choose(trials, Bounds(), optional={1: (0,)})
+    assert [v.chosen for v in verdicts] == [True, kept]
+    if not kept:
+        assert verdicts[1].reason.startswith("not worth another runtime: 1.0")
+        assert not verdicts[1].failed
+
+
+def test_an_optional_runtime_serves_where_nothing_else_can() -> None:
+    trials = [
+        Trial(0, "needed", "int8", problem="unsupported operator"),
+        trial("optional", "int8", measured(), entry=1),
+    ]
+    assert [v.chosen for v in choose(trials, Bounds(), optional={1: (0,)})] == [False, True]
