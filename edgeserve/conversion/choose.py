@@ -12,6 +12,9 @@ from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
 MIN_SQNR_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
 DEFAULT_MIN_AGREEMENT = 0.95
 DEFAULT_MIN_COSINE = 0.99
+# Within these factors variants count as equally fast, and equally small.
+AS_FAST = 1.03
+AS_SMALL = 1.25
 # So much faster must an optional runtime be than those that the target needs anyway.
 WORTH_IT = 1.05
 
@@ -192,16 +195,29 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
 
 
 def _fastest(fit: list[Trial], bounds: Bounds) -> Trial:
-    """The fastest by speed-up over the source, which compares trials of different rounds, too."""
+    """The fastest by speed-up over the source, which compares trials of different rounds, too.
+
+    Of those that are as fast, give or take noise, the smallest, and of those as small the closest to the
+    source.
+    """
     timed = [t for t in fit if t.measured is not None]
     if not bounds.speed_counts or not timed:
         return fit[0]
-    return max(timed, key=_speedup)
+    best = max(map(_speedup, timed))
+    fast = [t for t in timed if AS_FAST * _speedup(t) >= best]
+    least = min(t.size_bytes or 0 for t in fast)
+    small = [t for t in fast if (t.size_bytes or 0) <= AS_SMALL * least]
+    return max(small, key=lambda t: t.measured.fidelity.sqnr_db if t.measured else 0.0)
 
 
 def _beaten(trial: Trial, winner: Trial) -> str:
-    if trial.measured is not None and winner.measured is not None:
-        ratio = winner.measured.speedup / trial.measured.speedup
-        if ratio >= 1.0:
-            return f"{winner.variant} is {ratio:.2f}x faster"
-    return f"{winner.variant} is preferred"
+    if trial.measured is None or winner.measured is None:
+        return f"{winner.variant} is preferred"
+    ratio = _speedup(winner) / _speedup(trial)
+    if ratio > AS_FAST:
+        return f"{winner.variant} is {ratio:.2f}x faster"
+    if ratio * AS_FAST < 1.0:
+        return f"{winner.variant} is preferred"
+    if (trial.size_bytes or 0) > AS_SMALL * (winner.size_bytes or 0):
+        return f"{winner.variant} is as fast and smaller"
+    return f"{winner.variant} is as fast and closer to the source"

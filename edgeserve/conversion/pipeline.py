@@ -33,7 +33,7 @@ from edgeserve.conversion.source import (
     save_onnx,
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
-from edgeserve.errors import CheckFailed, UnsupportedModel, UsageError
+from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
@@ -62,7 +62,7 @@ def convert(
         _check_calibration(model, options)
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
-        check_runs(reference, data.proof)
+        data = _that_runs(data, reference, model, options)
         interface = proven_batching(model, reference, data.proof)
         builder = Builder(
             model,
@@ -155,6 +155,21 @@ def _open(model: SourceModel, work: Path) -> Session:
     if model.format in NATIVE:
         return open_native(model)
     return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0])
+
+
+def _that_runs(data: Data, reference: Session, model: SourceModel, options: Options) -> Data:
+    """The data, or random ones with open dimensions of 1, should the source fail on larger ones.
+
+    Raises SourceError when it fails on those, too.
+    """
+    try:
+        check_runs(reference, data.proof)
+    except SourceError:
+        if not data.proof.random or all(s.is_static for s in model.interface.inputs):
+            raise
+        data = Data.load(model.interface, options, open_size=1)
+        check_runs(reference, data.proof)
+    return data
 
 
 def _check_calibration(model: SourceModel, options: Options) -> None:

@@ -168,3 +168,24 @@ def test_an_optional_runtime_serves_where_nothing_else_can() -> None:
         trial("optional", "int8", measured(), entry=1),
     ]
     assert [v.chosen for v in choose(trials, Bounds(), optional={1: (0,)})] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("other", "size", "wins", "reason"),
+    [
+        (measured(speedup=1.9), 1000, "a", "a is 1.05x faster"),
+        (measured(speedup=1.99, sqnr=70.0), 1000, "b", "b is as fast and closer to the source"),
+        (measured(speedup=1.99, sqnr=50.0), 1000, "a", "a is as fast and closer to the source"),
+        (measured(speedup=1.99, sqnr=50.0), 700, "b", "b is as fast and smaller"),
+    ],
+)
+def test_of_those_as_fast_the_smaller_or_closer_one_is_taken(
+    other: Measured, size: int, wins: str, reason: str
+) -> None:
+    trials = [
+        trial("a", "int8", measured(speedup=2.0)),
+        msgspec.structs.replace(trial("b", "int8", other), size_bytes=size),
+    ]
+    verdicts = choose(trials, Bounds())
+    assert [v.trial.variant for v in verdicts if v.chosen] == [wins]
+    assert [v.reason for v in verdicts if not v.chosen] == [reason]
