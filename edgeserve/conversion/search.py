@@ -106,8 +106,10 @@ class Search:
         try:
             if format_name != self._source.format:
                 shortest_path(self._source.format, format_name)
-        except UnsupportedModel as error:
-            return [Plan(format_name, self._source.precision, "plain", skip=error.message)]
+        except UnsupportedModel:
+            made = f"no installed converter makes that of {self._source.format}"
+            why = f"{entry.runtime} reads {format_name}, and {made}"
+            return [Plan(format_name, self._source.precision, "plain", skip=why)]
         if self._source.precision != "fp32":
             # What is quantized already is taken as it is.
             return [Plan(format_name, self._source.precision, "plain")]
@@ -122,7 +124,9 @@ class Search:
             own = {"openvino-ir": {"nncf", "weights"}, "tflite": {"static", "dynamic", "weights"}}
             fit = {"plain", "cast"} | own.get(format_name, set())
             plans = [p for p in plans if p.recipe in fit and not p.skip]
-        return [p for p in plans if self._data.calibration is not None or not p.calibrated]
+        return [
+            p for p in plans if p.skip or not p.calibrated or self._data.calibration is not None
+        ]
 
     def _can_measure(self, entry: ChainEntry) -> bool:
         """Whether an optional entry's speed can be told here: it counts for nothing but that."""
