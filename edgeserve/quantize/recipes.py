@@ -104,8 +104,9 @@ def _rows(format_name: str, precision: Precision, facts: ModelFacts) -> list[_Ro
     if precision == "bf16":
         return [("plain", 1, None)] if format_name == "openvino-ir" else []
     if precision == "int4":
-        none = "cannot win: the network has no constant matrices" if not facts.matmuls else None
-        return [("weights", 1, none)]
+        if not facts.matmuls:
+            return [("weights", 1, "cannot win: the network has no constant matrices")]
+        return [("weights", 1, _FLOAT if facts.convolves else None)]
     return _int8(format_name, facts)
 
 
