@@ -16,6 +16,7 @@
         ├── ToolEnvironmentError   3  a tool environment cannot be made or used
         ├── DeviceUnavailable      3  holds the engine's own message
         ├── InferenceFailed        3  a runtime raised while running
+        ├── ModelUnavailable       3  a known model that does not serve now; the cause says why
         ├── NotMeasured            3  a measurement could not be taken
         └── WriteFailed            3  disk full, no permission
 
@@ -118,6 +119,10 @@ class DeviceUnavailable(EnvironmentProblem):
 
 class InferenceFailed(EnvironmentProblem):
     """A runtime raised while running; `cause` is the engine's own message."""
+
+
+class ModelUnavailable(EnvironmentProblem):
+    """The server knows the model, but it does not serve now; `cause` says why."""
 
 
 class NotMeasured(EnvironmentProblem):

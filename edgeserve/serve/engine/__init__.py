@@ -2,6 +2,7 @@
 
 from edgeserve.serve.engine.batcher import Engine, EngineSettings
 from edgeserve.serve.engine.request import (
+    BatchTimes,
     DeadlineExceeded,
     Done,
     Outcome,
@@ -11,6 +12,7 @@ from edgeserve.serve.engine.request import (
 )
 
 __all__ = [
+    "BatchTimes",
     "DeadlineExceeded",
     "Done",
     "Engine",

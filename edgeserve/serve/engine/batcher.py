@@ -21,6 +21,7 @@ import numpy as np
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine.request import (
+    BatchTimes,
     DeadlineExceeded,
     Done,
     Outcome,
@@ -50,7 +51,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
 class Engine:
     """Owns its chain and its worker threads; lives on one event loop.
 
-    `on_batch(rows, queue_seconds, compute_seconds)` is told of every batch, on the loop.
+    `on_batch` is told of every batch that ran, on the loop.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Engine:
         chain: Chain,
         settings: EngineSettings,
         loop: asyncio.AbstractEventLoop,
-        on_batch: Callable[[int, list[float], float], None] | None = None,
+        on_batch: Callable[[BatchTimes], None] | None = None,
     ) -> None:
         self.chain = chain
         self.settings = settings
         self.pending = 0
         self._loop = loop
-        self._on_batch = on_batch or (lambda rows, queued, computed: None)
+        self._on_batch = on_batch or (lambda batch: None)
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._closing = False
         self._closed = False
@@ -77,6 +78,11 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def closing(self) -> bool:
+        """Whether it refuses new requests."""
+        return self._closing
 
     def _warm_up(self) -> None:
         """Run golden samples until times settle; decide about running inline and about batching."""
@@ -159,7 +165,7 @@ class Engine:
             request.settle(_failure(error))
             return
         elapsed = time.perf_counter() - began
-        self._on_batch(request.rows, [0.0], elapsed)
+        self._on_batch(BatchTimes(request.rows, [0.0], 0.0, elapsed, 0.0))
         request.settle(Outcome(outputs, candidate, request.rows, 0.0, elapsed))
 
     # Everything below runs on worker threads, except _finish.
@@ -172,7 +178,7 @@ class Engine:
             if first is None or self._closed:
                 return
             if first.settled:
-                self._loop.call_soon_threadsafe(self._finish, [first], None, 0.0, 0.0)
+                self._loop.call_soon_threadsafe(self._finish, [first], None, None)
                 continue
             batch, held = self._gather(first)
             self._run(batch)
@@ -199,11 +205,11 @@ class Engine:
 
     def _run(self, batch: list[Pending]) -> None:
         alive = [r for r in batch if not r.settled]
-        began = time.perf_counter()
         result: list[tuple[Pending, Outcome]] | EdgeServeError | None = None
+        times: BatchTimes | None = None
         if alive:
             try:
-                result = self._answers(alive, began)
+                result, times = self._answers(alive)
             except Exception as error:  # noqa: BLE001 - the request is told
                 if len(alive) > 1:
                     # One request may have spoiled the batch: let each answer for itself.
@@ -211,29 +217,35 @@ class Engine:
                         self._run([request])
                     return
                 result = _failure(error)
-        elapsed = time.perf_counter() - began
-        self._loop.call_soon_threadsafe(self._finish, batch, result, began, elapsed)
+        self._loop.call_soon_threadsafe(self._finish, batch, result, times)
 
-    def _answers(self, alive: list[Pending], began: float) -> list[tuple[Pending, Outcome]]:
+    def _answers(self, alive: list[Pending]) -> tuple[list[tuple[Pending, Outcome]], BatchTimes]:
+        began = time.perf_counter()
         sizes = [r.rows for r in alive]
-        outputs, candidate = self.chain.run(join_batches([r.inputs for r in alive]))
-        elapsed = time.perf_counter() - began
-        return [
-            (r, Outcome(part, candidate, sum(sizes), began - r.arrived, elapsed))
-            for r, part in zip(alive, split_batches(outputs, sizes), strict=True)
+        joined = join_batches([r.inputs for r in alive])
+        ready = time.perf_counter()
+        outputs, candidate = self.chain.run(joined)
+        ran = time.perf_counter()
+        parts = split_batches(outputs, sizes)
+        done = time.perf_counter()
+        rows, elapsed = sum(sizes), done - began
+        queued = [began - r.arrived for r in alive]
+        answers = [
+            (r, Outcome(part, candidate, rows, waited, elapsed))
+            for r, part, waited in zip(alive, parts, queued, strict=True)
         ]
+        return answers, BatchTimes(rows, queued, ready - began, ran - ready, done - ran)
 
     def _finish(
         self,
         batch: list[Pending],
         result: list[tuple[Pending, Outcome]] | EdgeServeError | None,
-        began: float,
-        elapsed: float,
+        times: BatchTimes | None,
     ) -> None:
         self.pending -= len(batch)
+        if times is not None:
+            self._on_batch(times)
         if isinstance(result, list):
-            rows = sum(r.rows for r, _ in result)
-            self._on_batch(rows, [began - r.arrived for r, _ in result], elapsed)
             for request, outcome in result:
                 request.settle(outcome)
         elif result is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.tensors import Tensors
@@ -35,6 +37,21 @@ class Outcome:
         self.batch = batch
         self.queue_s = queue_s
         self.compute_s = compute_s
+
+
+class BatchTimes(msgspec.Struct, frozen=True, gc=False):
+    """One batch that ran, in seconds: how long each of its requests had waited, joining their inputs,
+    the model, splitting the outputs."""
+
+    rows: int
+    queue_s: list[float]
+    input_s: float
+    infer_s: float
+    output_s: float
+
+    @property
+    def compute_s(self) -> float:
+        return self.input_s + self.infer_s + self.output_s
 
 
 Done = Callable[[Outcome | EdgeServeError], None]

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 import edgeserve
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, QueueFull, ShuttingDown
 from edgeserve.serve.http.connection import Request, Response
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import v2
 from edgeserve.serve.repository import ModelRepository
-from edgeserve.tensors import TensorSpec
 
 EXTENSIONS: Final = ("binary_tensor_data", "classification", "parameters", "model_configuration")
 _BINARY: Final = "application/octet-stream"
@@ -57,6 +58,9 @@ class Router:
             model = self._repository.find(_decoded(match[1]), version)
         except ModelNotFound as error:
             request.respond(Response.error(404, str(error)))
+            return
+        except ModelUnavailable as error:
+            request.respond(Response.error(503, str(error), _RETRY))
             return
         if match[3] == b"infer":
             if request.method != "POST":
@@ -121,7 +125,7 @@ class Router:
             ready = self._repository.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
-            return Response.json(_config(model))
+            return Response.json(msgspec.to_builtins(model.config()))
         return Response.json(
             v2.metadata(
                 model.name, self._repository.versions(model.name), model.platform, model.interface
@@ -182,23 +186,4 @@ def _where(model: ServedModel) -> dict[str, str]:
         "device": candidate.device,
         "runtime": candidate.runtime,
         "variant": candidate.variant,
-    }
-
-
-def _config(model: ServedModel) -> dict[str, object]:
-    """What Triton's tools read of a model's configuration (model_config.proto's names)."""
-
-    def tensor(spec: TensorSpec) -> dict[str, object]:
-        dims = spec.wire_shape[1:] if model.interface.max_batch else spec.wire_shape
-        kind = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
-        return {"name": spec.name, "data_type": kind, "dims": dims}
-
-    interface = model.interface
-    return {
-        "name": model.name,
-        "platform": model.platform,
-        "backend": model.candidate.runtime,
-        "max_batch_size": interface.max_batch,
-        "input": [tensor(s) for s in interface.inputs],
-        "output": [tensor(s) for s in interface.outputs],
     }

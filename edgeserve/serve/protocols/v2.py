@@ -35,13 +35,15 @@ class RequestedOutput(msgspec.Struct, frozen=True):
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """A decoded request. `inputs` may be views on the body. `timeout_s` None: the server's default."""
+    """A decoded request. `inputs` may be views on the body. `timeout_s` None: the server's default,
+    0: none. `priority` 1 is the highest, 0 the model's default."""
 
     inputs: Tensors
     rows: int
     outputs: tuple[RequestedOutput, ...]
     id: str | None = None
     timeout_s: float | None = None
+    priority: int = 0
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -81,6 +83,7 @@ def decode_request(
         _outputs(document, parameters, interface),
         _optional_text(document.get("id"), "id"),
         _timeout(parameters),
+        _priority(parameters),
     )
 
 
@@ -197,6 +200,13 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidInput(f"parameter 'timeout': expected microseconds, got {value!r}")
     return value / 1e6
+
+
+def _priority(parameters: dict[str, Any]) -> int:
+    value = parameters.get("priority", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidInput(f"parameter 'priority': expected a level, got {value!r}")
+    return value
 
 
 def _inputs(document: dict[str, Any], blobs: memoryview, interface: Interface) -> Tensors:
