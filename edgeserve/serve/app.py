@@ -19,13 +19,12 @@ from edgeserve.bundle import Bundle
 from edgeserve.chain import Attempt, Chain, ChainOptions
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.engine import EngineSettings
-from edgeserve.serve.http.limits import Limits
-from edgeserve.serve.http.routes import Router
-from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
+from edgeserve.serve.shm import SharedMemory
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ class Started(msgspec.Struct, frozen=True):
     inline: bool
     max_batch: int
     instances: int
+    control_url: str | None = None
 
 
 def open_chain(settings: Settings) -> Chain:
@@ -105,8 +105,8 @@ class _Service:
         self._model = served(chain)
         self._repository = ModelRepository({name: lambda: served(open_chain(settings))})
         self._repository.add(self._model)
-        router = Router(self._repository, metrics)
-        self._http = HttpServer(router, Limits(body_bytes=settings.max_body), metrics)
+        self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
+        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
 
     async def __aenter__(self) -> Self:
         return self
@@ -119,14 +119,15 @@ class _Service:
     ) -> None:
         await self._http.close()
         await self._repository.close()
+        self._shm.close()
 
     async def start(self) -> Started:
-        host, port = await self._http.listen(self._settings.host, self._settings.http_port)
+        url, control_url = await self._http.listen()
         self._repository.serve()
-        shown = f"[{host}]" if ":" in host else host
         engine = self._model.engine
         return Started(
-            url=f"http://{shown}:{port}",
+            url=url,
+            control_url=control_url,
             model=self._model.name,
             attempts=tuple(self._chain.attempts),
             inline=engine.inline,
