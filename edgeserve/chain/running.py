@@ -15,7 +15,7 @@ from edgeserve.chain.failures import (
     inputs_are_finite,
     is_out_of_memory,
 )
-from edgeserve.chain.golden import golden_batches, relative_rms_error
+from edgeserve.chain.golden import golden_batches, sample_error
 from edgeserve.chain.opening import Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import DeviceLost, EdgeServeError, InferenceFailed, WrongNumbers
@@ -91,7 +91,7 @@ class Runner:
         else:
             outputs = self._run(opened, inputs)
             got = self._run(opened, sample)
-        error = max(relative_rms_error(a, got[name]) for name, a in expected.items())
+        error = sample_error(self._bundle.manifest.interface, sample, expected, got)
         tolerance = self._bundle.manifest.variant(opened.candidate.variant).golden_tolerance
         if not error <= _SAMPLE_SLACK * tolerance:
             raise WrongNumbers(

@@ -18,7 +18,7 @@ _HINT = "TLS and keys are not there yet: put a proxy with both in front, or add 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One server. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
     side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
-    deadline of requests that name none."""
+    deadline of requests that name none. From `fallback` to `inject`: as in ChainOptions."""
 
     bundle: str
     name: str | None = None
@@ -27,6 +27,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
+    require: str | None = None
+    isolate: Literal["always", "accelerators", "never"] = "accelerators"
+    standby: Literal["auto", "warm", "cold"] = "auto"
+    watchdog: float = 2.0
+    open_timeout: float = 180.0
+    recheck: float = 0.0
+    verify: bool = False
+    reopen: float = 1.0
+    worker_memory: int = 0
+    inject: tuple[str, ...] = ()
     threads: int = 0
     instances: int = 1
     spin: bool = False
@@ -46,7 +56,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for key in ("instances", "queue", "max_body"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1")
-        for key in ("threads", "timeout", "drain_timeout"):
+        for key in ("watchdog", "open_timeout", "reopen"):
+            value = getattr(self, key)
+            if value <= 0 or not math.isfinite(value):
+                raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
+        for key in ("threads", "timeout", "drain_timeout", "recheck", "worker_memory"):
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of 0 or more, not {value}")

@@ -83,7 +83,8 @@ class Engine:
         interface = self.chain.interface
         requests = golden_batches(interface, self.chain.bundle.golden()[0])
         single = self._fastest(requests[0])
-        self.inline = single < INLINE_S
+        # Another process, now or after a step up the chain, may keep the loop waiting.
+        self.inline = single < INLINE_S and not self.chain.may_wait
         self.max_batch = 1
         if interface.max_batch > 1 and self.settings.batching and not self.inline:
             four = min(4, interface.max_batch)

@@ -101,8 +101,8 @@ class Router:
         )
 
     def _health(self) -> Response:
-        ready = self._repository.ready
-        detail = {m.name: {"ready": True, **_where(m)} for m in self._repository.loaded()}
+        detail = {m.name: _condition(m) for m in self._repository.loaded()}
+        ready = self._repository.ready and all(m["ready"] for m in detail.values())
         document = {"ready": ready, "live": True, "models": detail}
         return Response.json(document, 200 if ready else 503, () if ready else _RETRY)
 
@@ -118,7 +118,7 @@ class Router:
 
     def _about(self, model: ServedModel, what: bytes | None) -> Response:
         if what == b"ready":
-            ready = self._repository.ready
+            ready = self._repository.ready and model.status.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.json(_config(model))
@@ -183,6 +183,18 @@ def _where(model: ServedModel) -> dict[str, str]:
         "runtime": candidate.runtime,
         "variant": candidate.variant,
     }
+
+
+def _condition(model: ServedModel) -> dict[str, object]:
+    """What serves, since when (seconds since 1970), and why the first candidate does not."""
+    status = model.status
+    condition: dict[str, object] = {"ready": status.ready, **_where(model), "since": status.since}
+    if status.max_rows:
+        condition["rows_that_fit"] = status.max_rows
+    if status.reason is not None:
+        first = {"candidate": status.first.label, "reason": status.reason, "hint": status.hint}
+        condition["instead_of"] = {**first, "retry_s": status.retry_s}
+    return condition
 
 
 def _config(model: ServedModel) -> dict[str, object]:
