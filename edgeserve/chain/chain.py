@@ -246,7 +246,6 @@ class Chain:
         return True
 
     def _record(self, link: Link, error: EdgeServeError) -> None:
-        link.error = error
         link.attempt = msgspec.structs.replace(
             link.attempt, tried=True, error=str(error), hint=error.hint, reason=reason_of(error)
         )
@@ -359,6 +358,7 @@ class Chain:
         """A candidate did not open."""
         now = _now()
         self._record(link, error)
+        link.error = error.with_traceback(None)
         link.failed_at = link.failed_at or now
         if is_permanent(error):
             link.breaker.give_up()
