@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from edgeserve.serve.app import Started
 
 
+class IsolateChoice(StrEnum):
+    """What --isolate takes."""
+
+    always = "always"
+    accelerators = "accelerators"
+    never = "never"
+
+
+class StandbyChoice(StrEnum):
+    """What --standby takes."""
+
+    auto = "auto"
+    warm = "warm"
+    cold = "cold"
+
+
 class FallbackChoice(StrEnum):
     """What --fallback takes."""
 
@@ -51,6 +67,42 @@ def command(
     fallback: Annotated[
         FallbackChoice | None,
         typer.Option(help="never: fail when the first candidate does [auto]."),
+    ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Fail at start, and be not ready, unless it serves."),
+    ] = None,
+    isolate: Annotated[
+        IsolateChoice | None,
+        typer.Option(help="Which candidates run in a process of their own [accelerators]."),
+    ] = None,
+    standby: Annotated[
+        StandbyChoice | None,
+        typer.Option(help="Keep the CPU open behind an accelerator [auto: if memory allows]."),
+    ] = None,
+    watchdog: Annotated[
+        float | None, typer.Option(help="Seconds a call in another process gets at least [2].")
+    ] = None,
+    open_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that opening a device may take [180].")
+    ] = None,
+    recheck: Annotated[
+        float | None, typer.Option(help="Seconds between golden checks while serving; 0: none [0].")
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify", help="Every batch carries a golden sample, which must be right."),
+    ] = None,
+    reopen: Annotated[
+        float | None,
+        typer.Option(help="Seconds before a failed device is tried again; the pause grows [1]."),
+    ] = None,
+    worker_memory: Annotated[
+        int | None, typer.Option(help="Bytes a process of --isolate may use; 0: any [0].")
+    ] = None,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="For tests: have a device fail, like gpu:crash@100."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one call; 0 lets the engine choose [0].")
@@ -118,6 +170,16 @@ def command(
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
+        "require": require,
+        "isolate": isolate.value if isolate is not None else None,
+        "standby": standby.value if standby is not None else None,
+        "watchdog": watchdog,
+        "open_timeout": open_timeout,
+        "recheck": recheck,
+        "verify": verify,
+        "reopen": reopen,
+        "worker_memory": worker_memory,
+        "inject": inject or None,
         "threads": threads,
         "instances": instances,
         "spin": spin,
@@ -149,6 +211,9 @@ def render(started: Started) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     console = stderr_console()
+    if started.injected:
+        faults = ", ".join(started.injected)
+        console.print(f"warning: faults are injected, this is a test: {faults}", markup=False)
     table = table_of("candidate", "device", "status", "load", "golden error", right=("load",))
     serving = True
     for attempt in started.attempts:
@@ -157,7 +222,7 @@ def render(started: Started) -> None:
         add_row(
             table,
             attempt.candidate.label,
-            attempt.candidate.device,
+            attempt.candidate.device + (" (own process)" if attempt.isolated else ""),
             status,
             f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
             f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",

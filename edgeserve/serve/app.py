@@ -39,6 +39,7 @@ class Started(msgspec.Struct, frozen=True):
     max_batch: int
     instances: int
     control_url: str | None = None
+    injected: tuple[str, ...] = ()
 
 
 def open_chain(settings: Settings) -> Chain:
@@ -48,9 +49,19 @@ def open_chain(settings: Settings) -> Chain:
         fallback=settings.fallback == "auto",
         device=settings.device,
         variant=settings.variant,
+        require=settings.require,
         threads=settings.threads,
         instances=settings.instances,
         spin=settings.spin,
+        isolate=settings.isolate,
+        standby=settings.standby,
+        watchdog_s=settings.watchdog,
+        open_timeout_s=settings.open_timeout,
+        recheck_s=settings.recheck,
+        verify=settings.verify,
+        reopen_s=settings.reopen,
+        worker_memory=settings.worker_memory,
+        inject=settings.inject,
     )
     return Chain(Bundle.open(settings.bundle), options)
 
@@ -133,6 +144,7 @@ class _Service:
             inline=engine.inline,
             max_batch=engine.max_batch,
             instances=self._settings.instances,
+            injected=self._settings.inject,
         )
 
     async def drain(self) -> bool:

@@ -26,7 +26,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
     `control_port` moves everything that needs it to an address of its own, where `control_names` are
-    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`."""
+    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`.
+    From `fallback` to `inject`: as in ChainOptions."""
 
     bundle: str
     name: str | None = None
@@ -35,6 +36,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
+    require: str | None = None
+    isolate: Literal["always", "accelerators", "never"] = "accelerators"
+    standby: Literal["auto", "warm", "cold"] = "auto"
+    watchdog: float = 2.0
+    open_timeout: float = 180.0
+    recheck: float = 0.0
+    verify: bool = False
+    reopen: float = 1.0
+    worker_memory: int = 0
+    inject: tuple[str, ...] = ()
     threads: int = 0
     instances: int = 1
     spin: bool = False
@@ -65,7 +76,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UsageError(f"{key} must be at least 1")
-        for key in ("threads", "timeout", "drain_timeout"):
+        for key in ("watchdog", "open_timeout", "reopen"):
+            value = getattr(self, key)
+            if value <= 0 or not math.isfinite(value):
+                raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
+        for key in ("threads", "timeout", "drain_timeout", "recheck", "worker_memory"):
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of 0 or more, not {value}")
