@@ -21,7 +21,8 @@ from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dty
 
 MAX_JSON_DEPTH: Final = 100
 _NO_JSON_FORM: Final = {"FP16", "BF16"}
-_REQUEST_FIELDS: Final = {"id", "parameters", "inputs", "outputs"}
+# KServe's client repeats the model's name; the path decides.
+_REQUEST_FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 _OPENING: Final = frozenset(b"[{")
 _CLOSING: Final = frozenset(b"]}")
 
