@@ -41,11 +41,10 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
-sys.path[:0] = [str(ROOT), str(PEERS.parent)]
+sys.path.insert(0, str(ROOT))
 
-from load import Load, Question, closed_loop, open_loop  # noqa: E402
-from serving_overhead import image_bundle  # noqa: E402
-
+from benchmarks.load import Load, Question, closed_loop, open_loop  # noqa: E402
+from benchmarks.serving_overhead import image_bundle  # noqa: E402
 from edgeserve.conversion.toolenv import cache_root  # noqa: E402
 from tests.bundles import linear, linear_bundle, linear_model  # noqa: E402
 
