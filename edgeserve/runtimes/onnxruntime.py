@@ -24,11 +24,12 @@ from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
     InferenceFailed,
+    InvalidInput,
     SourceError,
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
-from edgeserve.tensors import Tensors, TensorSpec
+from edgeserve.tensors import Array, Tensors, TensorSpec
 
 CPU: Final = "CPUExecutionProvider"
 # Providers by device, in order of preference where the candidate's options name none.
@@ -113,6 +114,7 @@ class OnnxRuntimeSession:
         self._options = options
         self._names = [spec.name for spec in model.interface.outputs]
         self._files_names = [model.binding(name).name for name in self._names]
+        self._texts = [s.name for s in model.interface.inputs if s.dtype == "BYTES"]
         self._renamed = any(model.binding(s.name).name != s.name for s in model.interface.inputs)
         self.device = device
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
@@ -120,6 +122,9 @@ class OnnxRuntimeSession:
         self.concurrency = os.cpu_count() or 1
 
     def run(self, inputs: Tensors) -> Tensors:
+        """Texts come as bytes and are UTF-8. Raises InvalidInput where one is not, InferenceFailed."""
+        if self._texts:
+            inputs = {n: _texts(n, a) if n in self._texts else a for n, a in inputs.items()}
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
@@ -151,6 +156,16 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         self._session = None
+
+
+def _texts(name: str, array: Array) -> Array:
+    """The engine calls `str()` on what it gets: of bytes that would be their literal."""
+    result = np.empty(array.size, dtype=object)
+    try:
+        result[:] = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input '{name}': expected text in UTF-8", cause=str(error)) from None
+    return result.reshape(array.shape)
 
 
 def _create_session(
