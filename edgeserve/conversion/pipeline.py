@@ -20,7 +20,7 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
-from edgeserve.conversion.options import Conversion, Options
+from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
@@ -51,6 +51,7 @@ def convert(
     On any error the destination is as it was.
     """
     options, say = options or Options(), say or _silent
+    check_options(options)
     check_destination(destination, force=options.force)
     say("reading the source", None)
     target = resolve_target(options.target)
@@ -63,6 +64,8 @@ def convert(
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
         data = _that_runs(data, reference, model, options)
+        if data.calibration is not None:
+            check_runs(reference, data.calibration)
         interface = proven_batching(model, reference, data.proof)
         builder = Builder(
             model,
