@@ -1,17 +1,19 @@
-"""What engines write to stderr past Python: caught while one opens a device, since the reason of a failure
+"""What engines write to stdout and stderr past Python: caught while one opens a device, since the reason of a failure
 often stands nowhere else."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from typing import IO, Final
 
-# One at a time: there is one stderr in a process.
+# One at a time: a process has these once.
 _LOCK: Final = threading.RLock()
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m|\[[0-9;]*m")
 # `INFO: [file.cc:12] text`, `E0000 00:00:17.25  123 file.cc:7] text`, onnxruntime's `2026-… [W:onnxruntime:…] text`.
@@ -38,6 +40,12 @@ class NativeLog:
         return (text if len(text) <= _LIMIT else text[: _LIMIT - 1] + "…") or None
 
 
+def environment_key() -> str:
+    """What of the environment decides which drivers engines find: results of probes hold for one."""
+    names = sorted(n for n in os.environ if n.startswith(("VK_", "ORT_", "CUDA_", "LD_LIBRARY")))
+    return "\0".join(f"{name}={os.environ[name]}" for name in names)
+
+
 def _telling(line: str) -> str | None:
     line = _COLOUR.sub("", line).rstrip()
     if not line or _TRACE.match(line):
@@ -52,34 +60,61 @@ def _telling(line: str) -> str | None:
 
 
 @contextlib.contextmanager
-def caught_stderr(passes: Callable[[str], bool]) -> Iterator[NativeLog]:
-    """Catch what this process writes to file descriptor 2 meanwhile.
+def caught_output(passes: Callable[[str], bool]) -> Iterator[NativeLog]:
+    """Catch what this process writes to file descriptors 1 and 2 meanwhile; the log holds the second's.
 
-    Lines for which `passes` holds are not the engine's: they are written to stderr afterwards, since
-    other threads may have written them.
+    Lines for which `passes` holds are not the engine's: they are written afterwards where they were
+    going, since other threads may have written them.
     """
     log = NativeLog()
     with _LOCK, contextlib.ExitStack() as stack:
-        try:
-            caught = stack.enter_context(_scratch_file())
-            kept = os.dup(2)
-        except OSError:  # no room for it, or stderr is closed and nobody reads it
-            yield log
-            return
-        os.dup2(caught.fileno(), 2)
+        _flush()
+        streams = []
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # closed: nobody reads it; or no room for a file
+                streams.append(_Stream(descriptor, stack))
         try:
             yield log
         finally:
-            os.dup2(kept, 2)
-            caught.seek(0)
-            log.text = caught.read().decode("utf-8", errors="replace")
-            rest = "".join(line for line in log.text.splitlines(keepends=True) if passes(line))
-            if rest:
-                os.write(kept, rest.encode())
-            os.close(kept)
+            _flush()
+            for stream in streams:
+                text = stream.give_back()
+                if stream.descriptor == 2:
+                    log.text = text
+                lines = text.splitlines(keepends=True)
+                stream.write("".join(line for line in lines if line.strip() and passes(line)))
+
+
+class _Stream:
+    """A file descriptor that leads into a scratch file until it is given back."""
+
+    def __init__(self, descriptor: int, stack: contextlib.ExitStack) -> None:
+        self.descriptor = descriptor
+        self._kept = os.dup(descriptor)
+        stack.callback(os.close, self._kept)
+        self._caught = stack.enter_context(_scratch_file())
+        os.dup2(self._caught.fileno(), descriptor)
+
+    def give_back(self) -> str:
+        os.dup2(self._kept, self.descriptor)
+        self._caught.seek(0)
+        return self._caught.read().decode("utf-8", errors="replace")
+
+    def write(self, text: str) -> None:
+        if text:
+            os.write(self._kept, text.encode())
+
+
+def _flush() -> None:
+    """Python's buffers and C's: what stands in them belongs to before, or to the engine."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).fflush(None)
 
 
 def _scratch_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):  # needs no writable folder
-        return os.fdopen(os.memfd_create("stderr"), "w+b")
+        return os.fdopen(os.memfd_create("output"), "w+b")
     return tempfile.TemporaryFile()

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -107,6 +107,12 @@ def installed_plug_ins() -> tuple[PlugIn, ...]:
 
 def plug_in_of(provider: str) -> PlugIn | None:
     return next((p for p in installed_plug_ins() if p.provider == provider), None)
+
+
+def accelerators_to_try(available: Iterable[str]) -> list[tuple[str, str]]:
+    """(device, provider) of everything but the CPU that is built in or plugged in here."""
+    offered = {*available, *(p.provider for p in installed_plug_ins())}
+    return [(kind, p) for kind, providers in PROVIDERS.items() for p in providers if p in offered]
 
 
 def plug_in_devices(plug_in: PlugIn, device: str) -> list[Any]:
@@ -270,7 +276,9 @@ def _missing_hint(plug_in: PlugIn) -> str:
 def missing_provider(device: str, wanted: tuple[str, ...], available: list[str]) -> Exception:
     """Why none of the wanted providers is there, and the wheel that would bring the first."""
     first = wanted[0] if wanted else None
-    if first in PLUGINS:
+    if len(wanted) > 1:
+        hint = "edgeserve doctor names the package for what is here; docs/doctor.md lists them"
+    elif first in PLUGINS:
         hint = f"pip install {PLUGINS[first][1]}"
     elif first in _BUILDS:
         hint = f"install {_BUILDS[first]} in place of onnxruntime: two overwrite each other"
@@ -278,6 +286,7 @@ def missing_provider(device: str, wanted: tuple[str, ...], available: list[str])
         hint = "edgeserve doctor shows what opens here"
     return DeviceUnavailable(
         f"onnxruntime cannot open '{device}'",
-        cause=f"this build offers {', '.join(available)}; wanted {' or '.join(wanted) or 'nothing'}",
+        cause=f"this build offers {', '.join(available)}"
+        + (f", not {wanted[0]}" if len(wanted) == 1 else f", none of them for '{device}'"),
         hint=hint,
     )

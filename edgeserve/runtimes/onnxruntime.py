@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
@@ -26,7 +28,7 @@ from edgeserve.errors import (
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
-from edgeserve.runtimes.native import NativeLog, caught_stderr
+from edgeserve.runtimes.native import NativeLog, caught_output, environment_key
 from edgeserve.runtimes.onnx_placement import (
     FLOAT_OPS,
     INT8_OPS,
@@ -41,6 +43,7 @@ from edgeserve.runtimes.onnx_placement import (
 from edgeserve.runtimes.onnx_providers import (
     CPU,
     PROVIDERS,
+    accelerators_to_try,
     hardware_name,
     installed_plug_ins,
     missing_provider,
@@ -53,7 +56,11 @@ from edgeserve.runtimes.onnx_providers import (
 )
 from edgeserve.tensors import Tensors, TensorSpec
 
+if TYPE_CHECKING:
+    from edgeserve.runtimes.probing import Probe
+
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
+_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_CPU: Final = "session.disable_cpu_ep_fallback"
 
 
@@ -71,19 +78,31 @@ class OnnxRuntime:
             return RuntimeInfo(self.name, None, problem=str(error), hint="pip install onnxruntime")
         devices = [DeviceInfo("cpu", CPU)]
         problems = []
-        available = ort.get_available_providers()
-        offered = {*available, *(p.provider for p in installed_plug_ins())}
-        for device, providers in PROVIDERS.items():
-            for provider in (p for p in providers if p in offered):
-                try:
-                    opening = _open(ort, identity_model(), provider, device, LoadOptions())
-                except EdgeServeError as error:
-                    problems.append(str(error))
-                else:
-                    devices.append(DeviceInfo(device, provider, opening.hardware))
+        for probe in self._accelerators(tuple(ort.get_available_providers()), environment_key()):
+            if probe.ok:
+                devices.append(DeviceInfo(probe.device, probe.provider, probe.hardware))
+            else:
+                problems.append(probe.error or f"{probe.provider} does not open")
         return RuntimeInfo(
             self.name, ort.__version__, tuple(devices), problem="; ".join(problems) or None
         )
+
+    @staticmethod
+    @cache
+    def _accelerators(available: tuple[str, ...], environment: str) -> tuple[Probe, ...]:
+        """What came of opening each accelerator here; asked again when the environment differs."""
+        from edgeserve.runtimes.probing import open_in_children
+
+        wanted = accelerators_to_try(available)
+        return tuple(open_in_children([("onnxruntime", d, {"provider": p}) for d, p in wanted]))
+
+    def version(self) -> str | None:
+        """Without opening anything."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return None
+        return str(ort.__version__)
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
         try:
@@ -144,6 +163,7 @@ class OnnxRuntimeSession:
         self._kernels: list[Kernel] = []
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.device = device
+        self.hardware: str | None = opening.hardware
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self.concurrency = os.cpu_count() or 1
@@ -215,7 +235,7 @@ class OnnxRuntimeSession:
 
 def _open(
     ort: Any,
-    model: Path | bytes,
+    model: Path,
     provider: str,
     device: str,
     options: LoadOptions,
@@ -240,7 +260,8 @@ def _open(
                 plug_in = takes_plug_in(provider, ort.get_available_providers())
                 if plug_in is None:
                     chosen = provider_options(provider, device, options.options)
-                    providers = [(provider, chosen), CPU]
+                    whole = options.options.get("allow_cpu") is False
+                    providers = [(provider, chosen)] if whole else [(provider, chosen), CPU]
                 else:
                     found = plug_in_devices(plug_in, device)
                     hardware = hardware_name(found[0])
@@ -252,7 +273,7 @@ def _open(
                 settings.enable_profiling = True
                 settings.profile_file_prefix = profile.prefix
             session = ort.InferenceSession(
-                str(model) if isinstance(model, Path) else model,
+                str(model),
                 settings,
                 providers=providers,
                 enable_fallback=0,
@@ -297,22 +318,21 @@ def _drop(profile: ProfileFile | None) -> None:
         profile.close()
 
 
-def _load_error(model: Path | bytes, provider: str, error: Exception) -> Exception:
-    name = model if isinstance(model, Path) else "model"
+def _load_error(model: Path, provider: str, error: Exception) -> Exception:
     text, kind = _one_line(error), type(error).__name__
     if kind in {"NotImplemented", "InvalidGraph"} or "is not a registered function/op" in text:
         return UnsupportedModel(
-            f"onnxruntime cannot run {name}",
+            f"onnxruntime cannot run {model}",
             cause=text,
             hint="another runtime may run it, or export the model with another opset",
         )
     if kind in {"InvalidProtobuf", "NoSuchFile", "NoModel", "InvalidArgument"} and provider == CPU:
-        return SourceError(f"onnxruntime cannot read {name}", cause=text)
+        return SourceError(f"onnxruntime cannot read {model}", cause=text)
     if provider == CPU:
-        return UnsupportedModel(f"onnxruntime cannot load {name}", cause=text)
+        return UnsupportedModel(f"onnxruntime cannot load {model}", cause=text)
     if _NO_CPU in text or "fallback to CPU EP has been explicitly disabled" in text:
         return UnsupportedModel(
-            f"{provider} cannot run all of {name}",
+            f"{provider} cannot run all of {model}",
             cause=text,
             hint="leave allow_cpu out of the candidate's options: the rest then runs on the CPU",
         )
@@ -335,7 +355,7 @@ def _caught(provider: str) -> Iterator[NativeLog]:
     if provider == CPU:
         yield NativeLog()
         return
-    with caught_stderr(passes=_is_not_onnxruntime_s) as log:
+    with caught_output(passes=_is_not_onnxruntime_s) as log:
         yield log
 
 
@@ -344,20 +364,9 @@ def _is_not_onnxruntime_s(line: str) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)
-
-
-def identity_model() -> bytes:
-    """A one-node ONNX file (y = Identity(x), x FP32[1], IR 8, opset 17), for probing a provider.
-
-    Serialized by hand so that probing needs no `onnx` package; tests compare it with onnx's own.
-    """
-    value = b"\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01"
-    node = b"\x0a\x01x\x12\x01y\x22\x08Identity"
-    graph = _field(1, node) + _field(2, b"g")
-    graph += _field(11, _field(1, b"x") + value) + _field(12, _field(1, b"y") + value)
-    return b"\x08\x08" + _field(7, graph) + _field(8, b"\x10\x11")
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return bytes([number << 3 | 2, len(payload)]) + payload
+    """Its message without onnxruntime's own stack: codes, source files and signatures."""
+    text = " ".join(str(error).split()) or repr(error)
+    last = _CODE.split(text)[-1]
+    if last.startswith("/") and " was false. " in last:
+        last = last.rpartition(" was false. ")[2]
+    return last or text
