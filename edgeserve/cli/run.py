@@ -46,6 +46,13 @@ def command(
         int | None,
         typer.Option(envvar="EDGESERVE_HTTP_PORT", help="Port; 0 picks a free one [8000]."),
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EDGESERVE_GRPC_PORT",
+            help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     fallback: Annotated[
@@ -84,6 +91,7 @@ def command(
         "name": name,
         "host": host,
         "http_port": http_port,
+        "grpc_port": grpc_port,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -126,4 +134,6 @@ def render(started: Started) -> None:
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
     console.print(f"\nserving {started.model} at {started.url} ({how}, {batches})", markup=False)
+    grpc = started.grpc or "off (--grpc-port 8001 turns it on)"
+    console.print(f"gRPC: {grpc}", markup=False)
     console.print(f"try: curl {started.url}/v2/models/{started.model}", markup=False)

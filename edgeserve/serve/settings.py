@@ -16,7 +16,7 @@ _HINT = "TLS and keys are not there yet: put a proxy with both in front, or add 
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One server. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
+    """One server. `grpc_port` None leaves gRPC off. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
     side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
     deadline of requests that name none."""
 
@@ -24,6 +24,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
+    grpc_port: int | None = None
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
@@ -39,10 +40,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise UsageError for what cannot work or must not be done silently."""
-        if not 0 <= self.http_port <= 65535:
-            raise UsageError(
-                f"http_port {self.http_port} is no port", hint="0 to 65535; 0 picks one"
-            )
+        for key in ("http_port", "grpc_port"):
+            port = getattr(self, key)
+            if port is not None and not 0 <= port <= 65535:
+                raise UsageError(f"{key} {port} is no port", hint="0 to 65535; 0 picks one")
         for key in ("instances", "queue", "max_body"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1")
