@@ -63,6 +63,13 @@ def command(
         int | None,
         typer.Option(envvar="EDGESERVE_HTTP_PORT", help="Port; 0 picks a free one [8000]."),
     ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EDGESERVE_GRPC_PORT",
+            help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     fallback: Annotated[
@@ -168,6 +175,7 @@ def command(
         "name": name,
         "host": host,
         "http_port": http_port,
+        "grpc_port": grpc_port,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -232,6 +240,7 @@ def render(started: Started) -> None:
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
     print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")
+    print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
     print_line(console, f"try: curl {started.url}/v2/models/{started.model}")
