@@ -164,6 +164,24 @@ def split_batches(joined: Tensors, sizes: list[int]) -> list[Tensors]:
     return parts
 
 
+# What text models call the input that says which positions of a sequence are not padding.
+PADDING_MASKS: Final = ("attention_mask", "input_mask")
+
+
+def unpadded(inputs: Tensors, output: Array) -> Array:
+    """What of an output per token, `[batch, sequence, …]`, belongs to tokens, as the request's mask says;
+    other outputs, and those of requests without a mask, as they are.
+
+    What a model computes for padding is read by nobody, and no precision is meant to keep it.
+    """
+    for name in PADDING_MASKS:
+        mask = inputs.get(name)
+        if mask is not None and output.ndim > 2 and mask.shape == output.shape[:2]:
+            tokens = mask.astype(bool)
+            return output[tokens] if tokens.any() else output
+    return output
+
+
 def symbolic_dims(specs: tuple[TensorSpec, ...]) -> set[str]:
     """The names of all dynamic dimensions."""
     return {d for spec in specs for d in spec.shape if isinstance(d, str)}

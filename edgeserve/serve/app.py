@@ -89,18 +89,21 @@ class _Service:
     def __init__(self, settings: Settings, chain: Chain, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._chain = chain
-        self._repository = ModelRepository()
         metrics = ServerMetrics()
         name = settings.name or chain.bundle.name
+        counters = metrics.model(name, "1")
         engine = EngineSettings(
             queue=settings.queue,
             timeout_s=settings.timeout,
             instances=settings.instances,
             batching=settings.batching,
         )
-        version = "1"
-        counters = metrics.model(name, version)
-        self._model = ServedModel(name, version, chain, engine, counters, loop)
+
+        def served(chain: Chain) -> ServedModel:
+            return ServedModel(name, "1", chain, engine, counters, loop)
+
+        self._model = served(chain)
+        self._repository = ModelRepository({name: lambda: served(open_chain(settings))})
         self._repository.add(self._model)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
@@ -116,7 +119,7 @@ class _Service:
     ) -> None:
         await self._http.close()
         self._shm.close()
-        await asyncio.to_thread(self._model.engine.close)
+        await self._repository.close()
 
     async def start(self) -> Started:
         url, control_url = await self._http.listen()
@@ -140,7 +143,7 @@ class _Service:
         limit = self._settings.drain_timeout
         done = await self._http.drain(limit)
         # What the engine still has is nobody's by now: its clients are served, gone or cut.
-        await self._model.engine.drain(max(0.0, limit - (time.monotonic() - began)))
+        await self._repository.drain(max(0.0, limit - (time.monotonic() - began)))
         if not done:
             log.error("requests were given up after %g s", limit)
         return done

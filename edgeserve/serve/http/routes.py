@@ -17,7 +17,9 @@ from edgeserve.serve.access import Authoriser, Caller, Role, key_of
 from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import InferRoute
+from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.response import RETRY, Response
+from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
@@ -26,21 +28,12 @@ from edgeserve.serve.protocols import v2
 from edgeserve.serve.protocols.triton import EXTENSIONS
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.tensors import TensorSpec
 
 log = logging.getLogger(__name__)
 
-Route = Callable[[Request], None]
-_READ: Final = ("GET", "HEAD")
-_MODEL: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config))?")
-
-
-class NoRoute(Exception):
-    """Nothing answers here; the response says what would."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
-        self.response = response
+_MODEL: Final = re.compile(
+    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats))?/?"
+)
 
 
 class Router:
@@ -53,16 +46,19 @@ class Router:
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
+        management: Management,
     ) -> None:
         self._repository = repository
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
         self._shm = shm
+        self._management = management
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
             b"/v2/models": self._list,
+            b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
             b"/metrics": self._scrape,
         }
 
@@ -93,14 +89,17 @@ class Router:
         """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound."""
         path = head.path
         if path == b"/v2/health/live":
-            return self._reading(head, lambda: Response.json({"live": True}))
+            return reading(head, lambda: Response.json({"live": True}))
         if path == b"/v2/health/ready":
             detailed = self._authoriser.allows(Role.INFER, caller)
-            return self._reading(head, lambda: self._health(detailed=detailed))
+            return reading(head, lambda: self._health(detailed=detailed))
+        managed = self._management.find(head, lambda role: self._authoriser.check(role, caller))
+        if managed is not None:
+            return managed
         self._authoriser.check(Role.INFER, caller)
         fixed = self._fixed.get(path)
         if fixed is not None:
-            return self._reading(head, fixed)
+            return reading(head, fixed)
         match = _MODEL.fullmatch(path)
         if match is None:
             raise NoRoute(Response.error(404, "no such route"))
@@ -112,21 +111,7 @@ class Router:
                 self._repository, self._shm, self._limits, name, version, head.headers
             )
         what = match[3]
-        return self._reading(head, lambda: self._about(name, version, what))
-
-    def _reading(self, head: Head, answer: Callable[[], Response]) -> Route:
-        """The route of something that is only looked at."""
-        if head.method not in _READ:
-            raise not_allowed("GET, HEAD")
-
-        def route(request: Request) -> None:
-            try:
-                response = answer()
-            except EdgeServeError as error:
-                response = failure(error)
-            request.respond(response)
-
-        return route
+        return reading(head, lambda: self._about(name, version, what))
 
     # about the server and its models
 
@@ -139,7 +124,7 @@ class Router:
         ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            models = {m.name: {"ready": True, **_where(m)} for m in self._repository.loaded()}
+            models = {m.name: {"ready": m.ready, **_where(m)} for m in self._repository.loaded()}
             document["models"] = models
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 
@@ -156,10 +141,12 @@ class Router:
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
         if what == b"ready":
-            ready = self._repository.ready
+            ready = self._repository.ready and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
-            return Response.json(_config(model))
+            return Response.struct(model.config())
+        if what == b"stats":
+            return _statistics([model])
         return Response.json(
             v2.metadata(
                 model.name, self._repository.versions(model.name), model.platform, model.interface
@@ -180,9 +167,8 @@ def decoded(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
 
 
-def not_allowed(allowed: str) -> NoRoute:
-    message = f"method not allowed, use {allowed}"
-    return NoRoute(Response.error(405, message, (("Allow", allowed),)))
+def _statistics(models: list[ServedModel]) -> Response:
+    return Response.struct({"model_stats": [m.statistics() for m in models]})
 
 
 def _where(model: ServedModel) -> dict[str, str]:
@@ -191,23 +177,4 @@ def _where(model: ServedModel) -> dict[str, str]:
         "device": candidate.device,
         "runtime": candidate.runtime,
         "variant": candidate.variant,
-    }
-
-
-def _config(model: ServedModel) -> dict[str, object]:
-    """What Triton's tools read of a model's configuration (model_config.proto's names)."""
-
-    def tensor(spec: TensorSpec) -> dict[str, object]:
-        dims = spec.wire_shape[1:] if model.interface.max_batch else spec.wire_shape
-        kind = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
-        return {"name": spec.name, "data_type": kind, "dims": dims}
-
-    interface = model.interface
-    return {
-        "name": model.name,
-        "platform": model.platform,
-        "backend": model.candidate.runtime,
-        "max_batch_size": interface.max_batch,
-        "input": [tensor(s) for s in interface.inputs],
-        "output": [tensor(s) for s in interface.outputs],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
 from edgeserve.serve.http.response import RETRY, Headers, Response
@@ -18,6 +18,7 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (SharedMemoryOff, 403, ()),
     (ModelNotFound, 404, ()),
     (UnknownRegion, 404, ()),
+    (ModelUnavailable, 503, RETRY),
     (QueueFull, 503, RETRY),
     (ShuttingDown, 503, RETRY),
     (DeadlineExceeded, 504, ()),
