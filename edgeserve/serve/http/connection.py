@@ -312,14 +312,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write(self, response: Response, *, head_only: bool = False) -> None:
         assert self._transport is not None
-        head = response.head(close=self._close_after)
         parts = response.parts
-        if head_only or not parts:
+        size = len(parts[0]) if len(parts) == 1 else response.size
+        head = response.head(size, close=self._close_after)
+        if head_only or not size:
             self._transport.write(head)
-        elif len(parts) == 1 and len(parts[0]) < _JOIN_BYTES:
-            self._transport.write(head + parts[0])
-        elif response.size <= _JOIN_BYTES:
-            self._transport.write(b"".join([head, *parts]))
+        elif size <= _JOIN_BYTES:
+            self._transport.write(b"".join((head, *parts)))
         else:
             self._transport.writelines([head, *(p for p in parts if len(p))])
 

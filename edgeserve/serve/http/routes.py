@@ -136,7 +136,9 @@ class Router:
         return Response.json({"models": models})
 
     def _scrape(self) -> Response:
-        return Response(200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8")
+        return Response.of(
+            200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8"
+        )
 
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
