@@ -19,22 +19,35 @@ _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One server. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
+    """One server. `grpc_port` None leaves gRPC off. `threads` are those of one call, 0 lets the
+    engine choose; `instances` calls run
     side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
     deadline of requests that name none.
 
     `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
     `control_port` moves everything that needs it to an address of its own, where `control_names` are
-    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`."""
+    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`.
+    From `fallback` to `inject`: as in ChainOptions."""
 
     bundle: str
     name: str | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
+    grpc_port: int | None = None
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
+    require: str | None = None
+    isolate: Literal["always", "accelerators", "never"] = "accelerators"
+    standby: Literal["auto", "warm", "cold"] = "auto"
+    watchdog: float = 2.0
+    open_timeout: float = 180.0
+    recheck: float = 0.0
+    verify: bool = False
+    reopen: float = 1.0
+    worker_memory: int = 0
+    inject: tuple[str, ...] = ()
     threads: int = 0
     instances: int = 1
     spin: bool = False
@@ -57,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise UsageError for what cannot work or must not be done silently."""
-        for key in ("http_port", "control_port"):
+        for key in ("http_port", "grpc_port", "control_port"):
             port = getattr(self, key)
             if port is not None and not 0 <= port <= 65535:
                 raise UsageError(f"{key} {port} is no port", hint="0 to 65535; 0 picks one")
@@ -65,7 +78,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UsageError(f"{key} must be at least 1")
-        for key in ("threads", "timeout", "drain_timeout"):
+        for key in ("watchdog", "open_timeout", "reopen"):
+            value = getattr(self, key)
+            if value <= 0 or not math.isfinite(value):
+                raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
+        for key in ("threads", "timeout", "drain_timeout", "recheck", "worker_memory"):
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of 0 or more, not {value}")

@@ -121,11 +121,11 @@ class Router:
         )
 
     def _health(self, *, detailed: bool) -> Response:
-        ready = self._repository.ready
+        models = self._repository.loaded()
+        ready = self._repository.ready and all(m.ready for m in models)
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            models = {m.name: {"ready": m.ready, **_where(m)} for m in self._repository.loaded()}
-            document["models"] = models
+            document["models"] = {m.name: _condition(m) for m in models}
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 
     def _list(self) -> Response:
@@ -180,3 +180,15 @@ def _where(model: ServedModel) -> dict[str, str]:
         "runtime": candidate.runtime,
         "variant": candidate.variant,
     }
+
+
+def _condition(model: ServedModel) -> dict[str, object]:
+    """What serves, since when (seconds since 1970), and why the first candidate does not."""
+    status = model.status
+    condition: dict[str, object] = {"ready": model.ready, **_where(model), "since": status.since}
+    if status.max_rows:
+        condition["rows_that_fit"] = status.max_rows
+    if status.reason is not None:
+        first = {"candidate": status.first.label, "reason": status.reason, "hint": status.hint}
+        condition["instead_of"] = {**first, "retry_s": status.retry_s}
+    return condition

@@ -17,6 +17,7 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (Forbidden, 403, ()),
     (SharedMemoryOff, 403, ()),
     (ModelNotFound, 404, ()),
+    (ModelUnavailable, 503, RETRY),
     (UnknownRegion, 404, ()),
     (ModelUnavailable, 503, RETRY),
     (QueueFull, 503, RETRY),

@@ -52,10 +52,13 @@ class _Typed(msgspec.Struct, forbid_unknown_fields=True):
     outputs: list[OutputEntry] = []
     id: str | None = None
     parameters: dict[str, Any] = {}
+    # KServe's client repeats the model's name; the path decides.
+    model_name: str | None = None
+    model_version: str | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Typed)
-_FIELDS: Final = {"id", "parameters", "inputs", "outputs"}
+_FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 _OPENING: Final = frozenset(b"[{")
 _CLOSING: Final = frozenset(b"]}")
 _NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in _OPENING | _CLOSING)
