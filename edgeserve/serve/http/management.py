@@ -201,7 +201,7 @@ def _decoded(request: Request, kind: type[_T]) -> _T:
     check_depth(body, _DEPTH)
     try:
         return msgspec.json.decode(body.strip() or b"{}", type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the body: {error}") from None
 
 

@@ -60,6 +60,7 @@ class Router:
             b"/v2/models": self._list,
             b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
             b"/metrics": self._scrape,
+            b"/openapi.json": _openapi,
         }
 
     def handle(self, request: Request) -> None:
@@ -167,6 +168,12 @@ def caller_of(head: Head, address: str) -> Caller:
 
 def decoded(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
+
+
+def _openapi() -> Response:
+    from edgeserve.serve.http.openapi import document  # few ask for it
+
+    return Response.json(document())
 
 
 def _statistics(models: list[ServedModel]) -> Response:
