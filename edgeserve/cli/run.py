@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import stderr_console
+from edgeserve.cli.output import print_line, stderr_console
 
 if TYPE_CHECKING:
     from edgeserve.serve.app import Started
@@ -40,6 +40,7 @@ class FallbackChoice(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command(
         "run",
+        short_help="Serve a bundle on this machine.",
         help="Serve a bundle over HTTP (Open Inference Protocol v2) until SIGTERM.\n\n"
         "Example: edgeserve run model.edge --http-port 8000",
     )(command)
@@ -61,6 +62,13 @@ def command(
     http_port: Annotated[
         int | None,
         typer.Option(envvar="EDGESERVE_HTTP_PORT", help="Port; 0 picks a free one [8000]."),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EDGESERVE_GRPC_PORT",
+            help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
@@ -127,6 +135,37 @@ def command(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without protection.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API keys: lines of 'infer KEY' or 'control KEY'."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The server's certificate, with its chain.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Only clients with a certificate of these authorities."),
+    ] = None,
+    model_control: Annotated[
+        bool | None, typer.Option("--model-control", help="Clients may load and unload models.")
+    ] = None,
+    shared_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX", help="Clients may use shared memory whose name begins with this."
+        ),
+    ] = None,
+    control_host: Annotated[
+        str | None, typer.Option(help="Address of the control plane [127.0.0.1].")
+    ] = None,
+    control_port: Annotated[
+        int | None, typer.Option(help="A port for it alone [it shares the data plane's].")
+    ] = None,
+    control_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A Host name it answers to; may be repeated."),
+    ] = None,
 ) -> int:
     from edgeserve.serve.app import serve
     from edgeserve.serve.settings import read_settings, settings_from
@@ -136,6 +175,7 @@ def command(
         "name": name,
         "host": host,
         "http_port": http_port,
+        "grpc_port": grpc_port,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -158,6 +198,15 @@ def command(
         "max_body": max_body,
         "drain_timeout": drain_timeout,
         "insecure": insecure,
+        "keys": str(keys) if keys is not None else None,
+        "tls_cert": str(tls_cert) if tls_cert is not None else None,
+        "tls_key": str(tls_key) if tls_key is not None else None,
+        "tls_client_ca": str(tls_client_ca) if tls_client_ca is not None else None,
+        "model_control": model_control,
+        "shared_memory": shared_memory,
+        "control_host": control_host,
+        "control_port": control_port,
+        "control_names": control_name or None,
     }
     if config is not None:
         settings = read_settings(config, flags)
@@ -190,5 +239,8 @@ def render(started: Started) -> None:
     console.print(table)
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
-    console.print(f"\nserving {started.model} at {started.url} ({how}, {batches})", markup=False)
-    console.print(f"try: curl {started.url}/v2/models/{started.model}", markup=False)
+    print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")
+    print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
+    if started.control_url is not None:
+        print_line(console, f"control plane at {started.control_url}")
+    print_line(console, f"try: curl {started.url}/v2/models/{started.model}")

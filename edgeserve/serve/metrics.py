@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeserve.bundle import Candidate
+from edgeserve.serve.engine import BatchTimes
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -139,10 +140,10 @@ class ModelMetrics:
     def failed(self, reason: str) -> None:
         self._failures[reason].inc()
 
-    def batch(self, rows: int, queued: list[float], computed: float) -> None:
-        self._batch.observe(rows)
-        self._compute.observe(computed)
-        for seconds in queued:
+    def batch(self, batch: BatchTimes) -> None:
+        self._batch.observe(batch.rows)
+        self._compute.observe(batch.compute_s)
+        for seconds in batch.queue_s:
             self._queue.observe(seconds)
 
     def serving(self, candidate: Candidate) -> None:
