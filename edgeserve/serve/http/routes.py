@@ -138,7 +138,7 @@ class Router:
 
     def _health(self, *, detailed: bool) -> Response:
         models = self._repository.loaded()
-        ready = self._repository.ready and all(m.status.ready for m in models)
+        ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
             document["models"] = {m.name: _condition(m) for m in models}
@@ -157,7 +157,7 @@ class Router:
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
         if what == b"ready":
-            ready = self._repository.ready and model.status.ready
+            ready = self._repository.ready and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.json(msgspec.to_builtins(model.config()))
