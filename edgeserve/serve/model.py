@@ -82,7 +82,7 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests now, on the device that was required."""
+        """Whether it takes requests now, and a device that may serve answers."""
         return not self.engine.closing and self.status.ready
 
     @property
@@ -90,7 +90,7 @@ class ServedModel:
         """Why it is not ready; empty when it is."""
         if self.engine.closing:
             return "it is being unloaded"
-        return "" if self.ready else self.status.reason or "nothing serves"
+        return "" if self.ready else self.status.reason or "no candidate serves"
 
     def statistics(self) -> ModelStatistics:
         size = self._chain.bundle.manifest.variant(self.candidate.variant).size_bytes
