@@ -41,7 +41,8 @@ def test_nothing_is_lost_nothing_is_wrong_everything_is_counted(
         assert set(cell.fallbacks) <= {"out-of-memory"}
     else:
         assert set(cell.fallbacks) == {reason}
-        assert cell.recovered >= 1
+        # After a reload the new model serves, whether or not the old one's device came back.
+        assert cell.recovered >= (moment != "reload")
 
 
 def test_every_fault_is_in_the_matrix() -> None:
