@@ -31,6 +31,7 @@ from edgeserve.serve.model_config import (
     ModelConfig,
     TransactionPolicy,
     VersionPolicy,
+    task_parameters,
     tensor_configs,
 )
 from edgeserve.serve.protocols.v2 import InferRequest
@@ -209,6 +210,7 @@ class ServedModel:
             )
             if batching
             else None,
+            parameters=task_parameters(self.bundle),
         )
 
     # Requests

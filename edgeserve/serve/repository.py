@@ -272,8 +272,11 @@ class ModelRepository:
                 raise ModelNotFound(f"no model '{name}' in this server's repository")
             closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
             for entry in entries.values():
-                entry.off, entry.error = "it was unloaded", None
+                entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"
         await asyncio.gather(*(task for task in closing if task is not None))
+        for entry in entries.values():
+            if entry.state == "UNLOADING":
+                entry.state = "UNAVAILABLE"
 
     def _enter(self, source: ModelSource) -> _Entry:
         entry = _Entry(source)

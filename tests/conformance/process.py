@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Served:
-    """A running server; `http` is HOST:PORT, as tritonclient wants it."""
+    """A running server; `http` and `grpc` are HOST:PORT, as tritonclient wants them."""
 
     def __init__(self, popen: subprocess.Popen[bytes], printed: str) -> None:
         self.popen = popen
@@ -18,6 +18,8 @@ class Served:
         found = re.search(r"http://(\S+:\d+)", printed)
         assert found, printed
         self.http = found[1]
+        grpc = re.search(r"gRPC: (\S+:\d+)", printed)
+        self.grpc = grpc[1] if grpc else ""
 
     @property
     def url(self) -> str:
