@@ -18,6 +18,7 @@
         ├── InferenceFailed        3  a runtime raised while running
         │   ├── DeviceLost         3  the device's process died, hung or was ended
         │   └── WrongNumbers       3  not finite, or not the golden samples' any more
+        ├── ModelUnavailable       3  a known model that does not serve now; the cause says why
         ├── NotMeasured            3  a measurement could not be taken
         └── WriteFailed            3  disk full, no permission
 
@@ -142,6 +143,10 @@ class DeviceLost(InferenceFailed):
 
 class WrongNumbers(InferenceFailed):
     """A device answered with numbers that cannot be right."""
+
+
+class ModelUnavailable(EnvironmentProblem):
+    """The server knows the model, but it does not serve now; `cause` says why."""
 
 
 class NotMeasured(EnvironmentProblem):

@@ -1,8 +1,9 @@
 """The chain: a bundle's candidates in order of preference, opened with fallback."""
 
 from edgeserve.chain.board import BOARD, DeviceBoard
-from edgeserve.chain.chain import Chain, ChainStatus, Fallback, Promotion
+from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
+from edgeserve.chain.links import ChainStatus, Fallback, Promotion
 from edgeserve.chain.opening import Attempt, open_candidate
 from edgeserve.chain.options import ChainOptions
 

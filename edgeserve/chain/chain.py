@@ -13,24 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 
 import msgspec
-import numpy as np
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
-from edgeserve.chain.breaker import Breaker
 from edgeserve.chain.failures import (
     NonFinite,
-    all_finite,
-    finite_outputs,
-    inputs_are_finite,
-    is_out_of_memory,
     is_permanent,
     reason_of,
 )
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
-from edgeserve.chain.opening import Attempt, Opened, is_isolated, open_proven, with_stand_ins
+from edgeserve.chain.links import ChainStatus, Fallback, Link, Promotion
+from edgeserve.chain.opening import Attempt, Opened, open_proven, with_stand_ins
 from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.running import Runner
 from edgeserve.errors import (
     BundleError,
     CheckFailed,
@@ -47,55 +43,6 @@ from edgeserve.tensors import Tensors
 log = logging.getLogger(__name__)
 
 Answer = tuple[Tensors, Candidate]
-
-
-class Fallback(msgspec.Struct, frozen=True):
-    """One step down the chain, at load or at run time, for logs and metrics. `source` and `destination`
-    are the same where a candidate had to be started again."""
-
-    source: Candidate
-    destination: Candidate
-    reason: str
-
-
-class Promotion(msgspec.Struct, frozen=True):
-    """One step up: a candidate that had failed serves again. `away_s` is how long it did not."""
-
-    source: Candidate
-    destination: Candidate
-    away_s: float
-
-
-class ChainStatus(msgspec.Struct, frozen=True):
-    """What serves now. `since` is in seconds since 1970; `ready` is whether a session is open, on the
-    device that was required. Where the first candidate does not serve, `reason` says why and `retry_s`
-    when it is tried again."""
-
-    candidate: Candidate
-    since: float
-    ready: bool
-    first: Candidate
-    isolated: bool = False
-    max_rows: int = 0
-    reason: str | None = None
-    hint: str | None = None
-    retry_s: float | None = None
-
-
-class Link:
-    """One candidate of the chain. Whoever opens it holds `opening`; `opened` is set under the chain's
-    lock."""
-
-    def __init__(self, index: int, candidate: Candidate, options: ChainOptions) -> None:
-        self.index = index
-        self.candidate = candidate
-        self.isolated = is_isolated(candidate, options)
-        self.attempt = Attempt(candidate, tried=False, isolated=self.isolated)
-        self.opened: Opened | None = None
-        self.opening = threading.Lock()
-        self.failed_at: float | None = None
-        self.error: EdgeServeError | None = None
-        self.breaker = Breaker(options.reopen_s, options.reopen_longest_s, options.stable_s)
 
 
 class Chain:
@@ -129,7 +76,7 @@ class Chain:
         self._fault_state = (
             tempfile.TemporaryDirectory(prefix="edgeserve-faults-") if self.options.inject else None
         )
-        self._finite = finite_outputs(bundle) if len(self.links) > 1 else ()
+        self._runner = Runner(bundle, self.options, alone=len(self.links) == 1)
         self.keeper = Keeper(self)
         try:
             self._serving = self._open_first()
@@ -211,38 +158,13 @@ class Chain:
         for _ in range(2 * len(self.links) + 2):
             serving = self._serving
             try:
-                return self._answer(serving, inputs), serving.candidate
+                return self._runner.answer(serving, inputs), serving.candidate
             except InferenceFailed as error:
                 answer = self._recover(serving, inputs, error)
                 if answer is not None:
                     return answer
                 last = error
         raise last
-
-    def _answer(self, opened: Opened, inputs: Tensors) -> Tensors:
-        outputs = self._run_rows(opened, inputs)
-        if self._finite and not all_finite(outputs, self._finite) and inputs_are_finite(inputs):
-            raise NonFinite(outputs, opened.candidate.label)
-        return outputs
-
-    def _run_rows(self, opened: Opened, inputs: Tensors) -> Tensors:
-        """Run a batch, in parts where the device's memory has turned out to be too small for all of it."""
-        rows = len(next(iter(inputs.values()))) if self.interface.max_batch else 1
-        if not 0 < opened.max_rows < rows:
-            try:
-                return _run(opened.session, inputs)
-            except InferenceFailed as error:
-                if rows == 1 or isinstance(error, DeviceLost) or not is_out_of_memory(error):
-                    raise
-                opened.max_rows = -(-rows // 2)
-                label = opened.candidate.label
-                log.warning("%s: %s; batches are run in parts of %d", label, error, opened.max_rows)
-        step = opened.max_rows
-        parts = [
-            self._run_rows(opened, {n: a[i : i + step] for n, a in inputs.items()})
-            for i in range(0, rows, step)
-        ]
-        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     # Stepping down
 
@@ -263,7 +185,7 @@ class Chain:
         if backup is None:
             return self._without_backup(failed, error)
         try:
-            answer = self._answer(backup, inputs), backup.candidate
+            answer = self._runner.answer(backup, inputs), backup.candidate
         except NonFinite as also:
             return also.outputs, backup.candidate  # these inputs lead there
         except InferenceFailed:
@@ -324,7 +246,6 @@ class Chain:
         return True
 
     def _record(self, link: Link, error: EdgeServeError) -> None:
-        link.error = error
         link.attempt = msgspec.structs.replace(
             link.attempt, tried=True, error=str(error), hint=error.hint, reason=reason_of(error)
         )
@@ -437,6 +358,7 @@ class Chain:
         """A candidate did not open."""
         now = _now()
         self._record(link, error)
+        link.error = error.with_traceback(None)
         link.failed_at = link.failed_at or now
         if is_permanent(error):
             link.breaker.give_up()
@@ -560,16 +482,6 @@ class Chain:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _run(session: Session, inputs: Tensors) -> Tensors:
-    try:
-        return session.run(inputs)
-    except EdgeServeError:
-        raise
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise InferenceFailed(f"the engine failed on {session.device}", cause=cause) from error
 
 
 def _now() -> float:

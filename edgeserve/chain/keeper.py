@@ -11,7 +11,8 @@ from edgeserve.chain.opening import Opened
 from edgeserve.errors import EdgeServeError
 
 if TYPE_CHECKING:
-    from edgeserve.chain.chain import Chain, Link
+    from edgeserve.chain.chain import Chain
+    from edgeserve.chain.links import Link
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ class ChainOptions(msgspec.Struct, frozen=True):
     `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
     again after `reopen_s`, each time after about twice as long, up to `reopen_longest_s`, and counts as
     recovered once it has served for `stable_s`. `worker_memory` caps a worker process, in bytes (0: no
-    cap). `inject` are faults (edgeserve.runtimes.inject).
+    cap). `verify` has every batch carry a golden sample, so that not one answer of a device that has begun
+    to compute wrong numbers gets out. `inject` are faults (edgeserve.runtimes.inject).
     """
 
     fallback: bool = True
@@ -40,6 +41,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     watchdog_s: float = 2.0
     open_timeout_s: float = 180.0
     recheck_s: float = 0.0
+    verify: bool = False
     reopen_s: float = 1.0
     reopen_longest_s: float = 300.0
     stable_s: float = 60.0

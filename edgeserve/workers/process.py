@@ -44,6 +44,19 @@ class Limits(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
 
 
+class _End(msgspec.Struct, frozen=True):
+    """Why a process is lost. An exception that was kept would keep all that its traceback saw."""
+
+    reason: Literal["crash", "hang", "memory"]
+    message: str
+    words: str | None
+
+    def error(self) -> DeviceLost:
+        return DeviceLost(
+            self.message, cause=self.words, hint=_HINTS[self.reason], reason=self.reason
+        )
+
+
 class WorkerProcess:
     """Owns one process and the thread that watches it. `on_end` is called once, from that thread, when the
     process ends or is ended without `close` having been asked for. Nobody waits for it any more once
@@ -55,10 +68,10 @@ class WorkerProcess:
         self.label = label
         self.limits = limits
         self.cancelled = cancelled
-        self.busy: Callable[[], bool] = lambda: True
-        self.on_end: Callable[[DeviceLost], None] = lambda error: None
+        self.busy: Callable[[], bool] = _never
+        self.on_end: Callable[[DeviceLost], None] = _ignore
         self._words = bytearray()
-        self._lost: DeviceLost | None = None
+        self._end: _End | None = None
         self._lock = threading.Lock()
         self._closing = False
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -87,7 +100,7 @@ class WorkerProcess:
 
     @property
     def lost(self) -> DeviceLost | None:
-        return self._lost
+        return None if self._end is None else self._end.error()
 
     def watch(self) -> None:
         """Begin to watch, once the session is open."""
@@ -99,7 +112,7 @@ class WorkerProcess:
     def end(self, reason: Literal["crash", "hang", "memory"], what: str) -> DeviceLost:
         """Kill the process, if it still lives, and say why it is lost; the first reason stays."""
         with self._lock:
-            if self._lost is None:
+            if self._end is None:
                 died = reason == "crash"
                 code = self._wait(0.5) if died else None
                 if code is None:
@@ -107,10 +120,8 @@ class WorkerProcess:
                     self._wait(2.0)
                 self._read_output()
                 message = f"the process of {self.label} {_ending(code) if died else what}"
-                self._lost = DeviceLost(
-                    message, cause=self._last_words(), hint=_HINTS[reason], reason=reason
-                )
-            return self._lost
+                self._end = _End(reason, message, self._last_words())
+            return self._end.error()
 
     def _wait(self, seconds: float) -> int | None:
         try:
@@ -122,12 +133,12 @@ class WorkerProcess:
         """Let it close its session and end, or end it; returns when it is gone. May be called twice."""
         with self._lock:
             first, self._closing = not self._closing, True
-            if first and self._lost is None:
+            if first and self._end is None:
                 with contextlib.suppress(OSError):
                     self.control.send(encode(Close()))
         if first:
             # A session in a driver's hands may never close: then the process is killed.
-            if self._wait(_CLOSING_S if self._lost is None else 0.0) is None:
+            if self._wait(_CLOSING_S if self._end is None else 0.0) is None:
                 self._popen.kill()
                 self._wait(2.0)
             for channel in self.channels:
@@ -136,6 +147,7 @@ class WorkerProcess:
                 self._warden.join(_CLOSING_S)
             self.control.close()
             self._output.close()
+            self.busy, self.on_end = _never, _ignore  # both refer to whom we belong to
 
     def receive_opening(self, limit_s: float) -> bytes:
         """The first message on the control channel; empty when the process ended. Raises TimeoutError."""
@@ -219,6 +231,14 @@ _HINTS: Final = {
     "hang": "it is started again after a pause; --watchdog gives calls more time",
     "memory": "--worker-memory allows more; a smaller variant or batch needs less",
 }
+
+
+def _never() -> bool:
+    return False
+
+
+def _ignore(error: DeviceLost) -> None:
+    pass
 
 
 def _ending(code: int | None) -> str:

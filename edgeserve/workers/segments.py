@@ -96,7 +96,7 @@ def write(segment: Segment, layout: Layout) -> None:
     for place, array in zip(layout.places, layout.arrays, strict=True):
         if not array.nbytes:
             continue
-        dtype = np.dtype(np.uint8) if place.packed else array.dtype
+        dtype = np.dtype(np.uint8) if place.packed else DTYPES[place.dtype]
         shape = array.shape
         np.ndarray(shape, dtype, segment.memory, place.offset)[...] = array
 
