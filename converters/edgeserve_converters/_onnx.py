@@ -137,8 +137,7 @@ def pad_with_zeros(model: Any) -> None:
 
 def _strided(node: Any) -> bool:
     """With stride 1 padding is TFLite's SAME, which needs no value."""
-    strides = next((a.ints for a in node.attribute if a.name == "strides"), [])
-    return any(step > 1 for step in strides)
+    return any(step > 1 for a in node.attribute if a.name == "strides" for step in a.ints)
 
 
 def _may_be_negative(name: str, writers: Mapping[str, Any], floats: Mapping[str, Any]) -> bool:

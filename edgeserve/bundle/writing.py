@@ -123,7 +123,7 @@ def write_errors(destination: Path) -> Iterator[None]:
         elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             hint = "choose an -o that you may write to"
         else:
-            hint = None
+            hint = "choose another -o"
         raise WriteFailed(f"cannot write {destination}", cause=str(error), hint=hint) from error
 
 

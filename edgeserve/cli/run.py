@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import stderr_console
+from edgeserve.cli.output import print_line, stderr_console
 
 if TYPE_CHECKING:
     from edgeserve.serve.app import Started
@@ -40,6 +40,7 @@ class FallbackChoice(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command(
         "run",
+        short_help="Serve a bundle on this machine.",
         help="Serve a bundle over HTTP (Open Inference Protocol v2) until SIGTERM.\n\n"
         "Example: edgeserve run model.edge --http-port 8000",
     )(command)
@@ -61,6 +62,13 @@ def command(
     http_port: Annotated[
         int | None,
         typer.Option(envvar="EDGESERVE_HTTP_PORT", help="Port; 0 picks a free one [8000]."),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="EDGESERVE_GRPC_PORT",
+            help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
@@ -167,6 +175,7 @@ def command(
         "name": name,
         "host": host,
         "http_port": http_port,
+        "grpc_port": grpc_port,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -230,7 +239,8 @@ def render(started: Started) -> None:
     console.print(table)
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
-    console.print(f"\nserving {started.model} at {started.url} ({how}, {batches})", markup=False)
+    print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")
+    print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
-        console.print(f"control plane at {started.control_url}", markup=False)
-    console.print(f"try: curl {started.url}/v2/models/{started.model}", markup=False)
+        print_line(console, f"control plane at {started.control_url}")
+    print_line(console, f"try: curl {started.url}/v2/models/{started.model}")

@@ -27,7 +27,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
-from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes import LoadOptions, Session, engine_version, runtime
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, Tensors
 
@@ -126,6 +126,39 @@ def prove(
     finally:
         for item in opened:
             item.session.close()
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How fast a variant is: the median of its calls, and its speed in times of the source."""
+
+    latency_ms: float
+    speedup: float
+
+
+def race(
+    subjects: Sequence[Subject], reference: Session, samples: Samples, *, seconds: float, say: Say
+) -> list[Pace | None]:
+    """Time subjects that were proven before, and the source, in turns; None for one that fails now."""
+    say("timing what comes close", None)
+    opened: list[_Opened] = []
+    try:
+        for subject in subjects:
+            _, session = _open(subject)
+            if session is not None:
+                opened.append(_Opened(subject, session))
+        times = _time(opened, list(subjects), reference, _requests_to_time(samples), seconds)
+    finally:
+        for item in opened:
+            item.session.close()
+    paces: list[Pace | None] = []
+    for index in range(len(subjects)):
+        mine = times.get(str(index))
+        if mine is None:
+            paces.append(None)
+            continue
+        speedup = speedup_interval(times["reference"], mine).value
+        paces.append(Pace(float(np.median(mine.ms)), speedup))
+    return paces
 
 
 def quality(
@@ -265,7 +298,7 @@ def _measured(
     placed = item.session.placement()
     measured = Measured(
         runtime=entry.runtime,
-        runtime_version=runtime(entry.runtime).probe().version or "unknown",
+        runtime_version=engine_version(runtime(entry.runtime)) or "unknown",
         device=entry.device,
         machine=machine().cpu or machine().arch,
         fidelity=found,

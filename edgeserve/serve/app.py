@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Attempt, Chain, ChainOptions
-from edgeserve.errors import EdgeServeError, EnvironmentProblem
+from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve.engine import EngineSettings
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
@@ -26,6 +26,9 @@ from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
 
+if TYPE_CHECKING:
+    from edgeserve.serve.grpc.server import GrpcServer
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ class Started(msgspec.Struct, frozen=True):
     """What serves, and where; for the start-up table."""
 
     url: str
+    grpc: str | None
     model: str
     attempts: tuple[Attempt, ...]
     inline: bool
@@ -118,6 +122,7 @@ class _Service:
         self._repository.add(self._model)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
+        self._grpc = open_grpc(settings, self._repository)
 
     async def __aenter__(self) -> Self:
         return self
@@ -129,16 +134,24 @@ class _Service:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.close()
+        if self._grpc is not None:
+            await self._grpc.close()
         await self._repository.close()
         self._shm.close()
 
     async def start(self) -> Started:
         url, control_url = await self._http.listen()
+        grpc = (
+            self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
+            if self._grpc
+            else None
+        )
         self._repository.serve()
         engine = self._model.engine
         return Started(
             url=url,
             control_url=control_url,
+            grpc=grpc,
             model=self._model.name,
             attempts=tuple(self._chain.attempts),
             inline=engine.inline,
@@ -153,7 +166,10 @@ class _Service:
         log.info("draining")
         began = time.monotonic()
         limit = self._settings.drain_timeout
-        done = await self._http.drain(limit)
+        drains = [self._http.drain(limit)]
+        if self._grpc is not None:
+            drains.append(self._grpc.drain(limit))
+        done = all(await asyncio.gather(*drains))
         # What the engine still has is nobody's by now: its clients are served, gone or cut.
         await self._repository.drain(max(0.0, limit - (time.monotonic() - began)))
         if not done:
@@ -220,6 +236,25 @@ class Background:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def open_grpc(settings: Settings, repository: ModelRepository) -> GrpcServer | None:
+    """The gRPC server, where a port is asked for. Raises DependencyMissing."""
+    if settings.grpc_port is None:
+        return None
+    try:
+        from edgeserve.serve.grpc.memory import NoSharedMemory
+        from edgeserve.serve.grpc.server import GrpcServer, GrpcSettings
+    except ImportError as error:
+        raise DependencyMissing(
+            str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
+        ) from None
+    return GrpcServer(
+        repository,
+        NoSharedMemory(),
+        GrpcSettings(receive_bytes=settings.effective_limits().body_bytes, queue=settings.queue),
+        lambda need, key: None,
+    )
 
 
 def _loop() -> asyncio.AbstractEventLoop:

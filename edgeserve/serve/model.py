@@ -82,13 +82,15 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests now."""
-        return not self.engine.closing
+        """Whether it takes requests now, and a device that may serve answers."""
+        return not self.engine.closing and self.status.ready
 
     @property
     def reason(self) -> str:
         """Why it is not ready; empty when it is."""
-        return "" if self.ready else "it is being unloaded"
+        if self.engine.closing:
+            return "it is being unloaded"
+        return "" if self.ready else self.status.reason or "no candidate serves"
 
     def statistics(self) -> ModelStatistics:
         size = self._chain.bundle.manifest.variant(self.candidate.variant).size_bytes

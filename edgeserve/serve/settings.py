@@ -19,7 +19,8 @@ _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One server. `threads` are those of one call, 0 lets the engine choose; `instances` calls run
+    """One server. `grpc_port` None leaves gRPC off. `threads` are those of one call, 0 lets the
+    engine choose; `instances` calls run
     side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
     deadline of requests that name none.
 
@@ -33,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
+    grpc_port: int | None = None
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
@@ -68,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise UsageError for what cannot work or must not be done silently."""
-        for key in ("http_port", "control_port"):
+        for key in ("http_port", "grpc_port", "control_port"):
             port = getattr(self, key)
             if port is not None and not 0 <= port <= 65535:
                 raise UsageError(f"{key} {port} is no port", hint="0 to 65535; 0 picks one")

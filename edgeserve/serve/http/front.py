@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from edgeserve.serve.access import Authoriser
+from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.metrics import ServerMetrics
@@ -29,9 +30,11 @@ class HttpFront:
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
 
+        management = Management(repository, shm, model_control=settings.model_control)
+
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
-            router = Router(repository, metrics, authoriser, limits, shm)
+            router = Router(repository, metrics, authoriser, limits, shm, management)
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None

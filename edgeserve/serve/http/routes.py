@@ -11,15 +11,15 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-import msgspec
-
 import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
 from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import InferRoute
+from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.response import RETRY, Response
+from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
@@ -31,17 +31,9 @@ from edgeserve.serve.shm import SharedMemory
 
 log = logging.getLogger(__name__)
 
-Route = Callable[[Request], None]
-_READ: Final = ("GET", "HEAD")
-_MODEL: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config))?")
-
-
-class NoRoute(Exception):
-    """Nothing answers here; the response says what would."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
-        self.response = response
+_MODEL: Final = re.compile(
+    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats))?/?"
+)
 
 
 class Router:
@@ -54,16 +46,19 @@ class Router:
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
+        management: Management,
     ) -> None:
         self._repository = repository
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
         self._shm = shm
+        self._management = management
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
             b"/v2/models": self._list,
+            b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
             b"/metrics": self._scrape,
         }
 
@@ -94,14 +89,17 @@ class Router:
         """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound."""
         path = head.path
         if path == b"/v2/health/live":
-            return self._reading(head, lambda: Response.json({"live": True}))
+            return reading(head, lambda: Response.json({"live": True}))
         if path == b"/v2/health/ready":
             detailed = self._authoriser.allows(Role.INFER, caller)
-            return self._reading(head, lambda: self._health(detailed=detailed))
+            return reading(head, lambda: self._health(detailed=detailed))
+        managed = self._management.find(head, lambda role: self._authoriser.check(role, caller))
+        if managed is not None:
+            return managed
         self._authoriser.check(Role.INFER, caller)
         fixed = self._fixed.get(path)
         if fixed is not None:
-            return self._reading(head, fixed)
+            return reading(head, fixed)
         match = _MODEL.fullmatch(path)
         if match is None:
             raise NoRoute(Response.error(404, "no such route"))
@@ -113,21 +111,7 @@ class Router:
                 self._repository, self._shm, self._limits, name, version, head.headers
             )
         what = match[3]
-        return self._reading(head, lambda: self._about(name, version, what))
-
-    def _reading(self, head: Head, answer: Callable[[], Response]) -> Route:
-        """The route of something that is only looked at."""
-        if head.method not in _READ:
-            raise not_allowed("GET, HEAD")
-
-        def route(request: Request) -> None:
-            try:
-                response = answer()
-            except EdgeServeError as error:
-                response = failure(error)
-            request.respond(response)
-
-        return route
+        return reading(head, lambda: self._about(name, version, what))
 
     # about the server and its models
 
@@ -138,7 +122,7 @@ class Router:
 
     def _health(self, *, detailed: bool) -> Response:
         models = self._repository.loaded()
-        ready = self._repository.ready and all(m.status.ready for m in models)
+        ready = self._repository.ready and all(m.ready for m in models)
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
             document["models"] = {m.name: _condition(m) for m in models}
@@ -157,10 +141,12 @@ class Router:
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
         if what == b"ready":
-            ready = self._repository.ready and model.status.ready
+            ready = self._repository.ready and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
-            return Response.json(msgspec.to_builtins(model.config()))
+            return Response.struct(model.config())
+        if what == b"stats":
+            return _statistics([model])
         return Response.json(
             v2.metadata(
                 model.name, self._repository.versions(model.name), model.platform, model.interface
@@ -181,9 +167,8 @@ def decoded(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
 
 
-def not_allowed(allowed: str) -> NoRoute:
-    message = f"method not allowed, use {allowed}"
-    return NoRoute(Response.error(405, message, (("Allow", allowed),)))
+def _statistics(models: list[ServedModel]) -> Response:
+    return Response.struct({"model_stats": [m.statistics() for m in models]})
 
 
 def _where(model: ServedModel) -> dict[str, str]:
@@ -198,7 +183,7 @@ def _where(model: ServedModel) -> dict[str, str]:
 def _condition(model: ServedModel) -> dict[str, object]:
     """What serves, since when (seconds since 1970), and why the first candidate does not."""
     status = model.status
-    condition: dict[str, object] = {"ready": status.ready, **_where(model), "since": status.since}
+    condition: dict[str, object] = {"ready": model.ready, **_where(model), "since": status.since}
     if status.max_rows:
         condition["rows_that_fit"] = status.max_rows
     if status.reason is not None:

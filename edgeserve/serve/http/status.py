@@ -19,6 +19,7 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (ModelNotFound, 404, ()),
     (ModelUnavailable, 503, RETRY),
     (UnknownRegion, 404, ()),
+    (ModelUnavailable, 503, RETRY),
     (QueueFull, 503, RETRY),
     (ShuttingDown, 503, RETRY),
     (DeadlineExceeded, 504, ()),

@@ -48,14 +48,13 @@ class _Input(msgspec.Struct):
 
 
 class _Typed(msgspec.Struct, forbid_unknown_fields=True):
-    """KServe's client repeats the model's name and version; the path decides."""
-
     inputs: list[_Input]
     outputs: list[OutputEntry] = []
     id: str | None = None
     parameters: dict[str, Any] = {}
-    model_name: Any = None
-    model_version: Any = None
+    # KServe's client repeats the model's name; the path decides.
+    model_name: str | None = None
+    model_version: str | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(_Typed)
