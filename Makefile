@@ -5,7 +5,7 @@ DEMO_VENV := .venvs/demo
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit clean
+.PHONY: help demo test test-slow check lint types layers unit reference clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ unit: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow
+
+reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands' own help
+	$(BIN)/python docs/reference.py > docs/cli-reference.md
 
 clean:  ## Remove environments and caches
 	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
