@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venvs/demo
 BIN := $(VENV)/bin
+GRPC := edgeserve/serve/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit reference clean
+.PHONY: help demo test test-slow check lint types layers unit reference protos clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +37,11 @@ test-slow: $(VENV)/.installed  ## Tool environments, device packages, the ImageN
 
 reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands' own help
 	$(BIN)/python docs/reference.py > docs/cli-reference.md
+
+protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I $(GRPC) --descriptor_set_out=$(GRPC)/messages.binpb \
+		--pyi_out=$(GRPC) inference.proto
+	mv $(GRPC)/inference_pb2.pyi $(GRPC)/messages.pyi
 
 clean:  ## Remove environments and caches
 	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
