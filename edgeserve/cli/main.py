@@ -20,6 +20,7 @@ from edgeserve.cli import (
     check,
     convert,
     demo,
+    doctor,
     env,
     gate,
     inspect,
@@ -42,7 +43,20 @@ app = typer.Typer(
     help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
     epilog="Start with: edgeserve demo",
 )
-for command in (check, convert, bench, gate, run, package, archive, inspect, targets, env, demo):
+for command in (
+    check,
+    convert,
+    bench,
+    gate,
+    run,
+    package,
+    archive,
+    inspect,
+    targets,
+    doctor,
+    env,
+    demo,
+):
     command.register(app)
 
 
