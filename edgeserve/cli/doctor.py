@@ -81,8 +81,9 @@ def render(found: Diagnosis) -> None:
     if found.ok:
         _say(console, "fine; next: edgeserve convert MODEL -o NAME.edge")
     else:
-        errors = sum(f.level == "error" for f in found.findings)
-        _say(console, f"{errors} error{'s' * (errors > 1)}: the commands above mend them")
+        errors = [f for f in found.findings if f.level == "error"]
+        mended = "; the commands above mend them" if any(f.command for f in errors) else ""
+        _say(console, f"not fine: {len(errors)} error{'s' * (len(errors) > 1)}{mended}")
 
 
 def _memory(found: Diagnosis) -> str:

@@ -52,7 +52,7 @@ def probe_findings(probes: Sequence[Probe], required: Iterable[str]) -> Iterator
             yield Finding(
                 "error",
                 device,
-                f"no runtime opens a {device}, which is required"
+                f"no runtime opens '{device}', which is required"
                 + (f": {reasons}" if reasons else ""),
             )
 
