@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venvs/demo
 BIN := $(VENV)/bin
+GRPC := edgeserve/serve/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit clean
+.PHONY: help demo test test-slow check lint types layers unit protos clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +34,11 @@ unit: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow
+
+protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
+	$(BIN)/python -m grpc_tools.protoc -I $(GRPC) --descriptor_set_out=$(GRPC)/messages.binpb \
+		--pyi_out=$(GRPC) inference.proto
+	mv $(GRPC)/inference_pb2.pyi $(GRPC)/messages.pyi
 
 clean:  ## Remove environments and caches
 	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -23,9 +23,11 @@ from edgeserve.cli import (
     doctor,
     env,
     gate,
+    infer,
     inspect,
     package,
     run,
+    status,
     targets,
 )
 from edgeserve.cli.output import print_error
@@ -44,19 +46,9 @@ app = typer.Typer(
     epilog="Start with: edgeserve demo",
 )
 for command in (
-    check,
-    convert,
-    bench,
-    gate,
-    run,
-    package,
-    archive,
-    inspect,
-    targets,
-    doctor,
-    env,
+    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, doctor, env,
     demo,
-):
+):  # fmt: skip
     command.register(app)
 
 

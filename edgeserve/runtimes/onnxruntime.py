@@ -17,12 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
+    InvalidInput,
     SourceError,
     UnsupportedModel,
 )
@@ -54,7 +57,7 @@ from edgeserve.runtimes.onnx_providers import (
     session_entries,
     takes_plug_in,
 )
-from edgeserve.tensors import Tensors, TensorSpec
+from edgeserve.tensors import Array, Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from edgeserve.runtimes.probing import Probe
@@ -156,6 +159,7 @@ class OnnxRuntimeSession:
         self._options = options
         self._names = [spec.name for spec in model.interface.outputs]
         self._files_names = [model.binding(name).name for name in self._names]
+        self._texts = [s.name for s in model.interface.inputs if s.dtype == "BYTES"]
         self._renamed = any(model.binding(s.name).name != s.name for s in model.interface.inputs)
         self._lock = threading.Lock()
         self._profile = opening.profile
@@ -168,6 +172,9 @@ class OnnxRuntimeSession:
         self.concurrency = os.cpu_count() or 1
 
     def run(self, inputs: Tensors) -> Tensors:
+        """Texts come as bytes and are UTF-8. Raises InvalidInput where one is not, InferenceFailed."""
+        if self._texts:
+            inputs = {n: _texts(n, a) if n in self._texts else a for n, a in inputs.items()}
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
@@ -230,6 +237,16 @@ class OnnxRuntimeSession:
         if profile is not None:
             profile.finish(self._session)
         self._session = None
+
+
+def _texts(name: str, array: Array) -> Array:
+    """The engine calls `str()` on what it gets: of bytes that would be their literal."""
+    result = np.empty(array.size, dtype=object)
+    try:
+        result[:] = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input '{name}': expected text in UTF-8", cause=str(error)) from None
+    return result.reshape(array.shape)
 
 
 def _open(

@@ -11,21 +11,23 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Attempt, Chain, ChainOptions
-from edgeserve.errors import EdgeServeError, EnvironmentProblem
+from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve.engine import EngineSettings
-from edgeserve.serve.http.limits import Limits
-from edgeserve.serve.http.routes import Router
-from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
+from edgeserve.serve.shm import SharedMemory
+
+if TYPE_CHECKING:
+    from edgeserve.serve.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,14 @@ class Started(msgspec.Struct, frozen=True):
     """What serves, and where; for the start-up table."""
 
     url: str
+    grpc: str | None
     model: str
     attempts: tuple[Attempt, ...]
     inline: bool
     max_batch: int
     instances: int
+    control_url: str | None = None
+    injected: tuple[str, ...] = ()
 
 
 def open_chain(settings: Settings) -> Chain:
@@ -48,9 +53,19 @@ def open_chain(settings: Settings) -> Chain:
         fallback=settings.fallback == "auto",
         device=settings.device,
         variant=settings.variant,
+        require=settings.require,
         threads=settings.threads,
         instances=settings.instances,
         spin=settings.spin,
+        isolate=settings.isolate,
+        standby=settings.standby,
+        watchdog_s=settings.watchdog,
+        open_timeout_s=settings.open_timeout,
+        recheck_s=settings.recheck,
+        verify=settings.verify,
+        reopen_s=settings.reopen,
+        worker_memory=settings.worker_memory,
+        inject=settings.inject,
     )
     return Chain(Bundle.open(settings.bundle), options)
 
@@ -89,21 +104,25 @@ class _Service:
     def __init__(self, settings: Settings, chain: Chain, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._chain = chain
-        self._repository = ModelRepository()
         metrics = ServerMetrics()
         name = settings.name or chain.bundle.name
+        counters = metrics.model(name, "1")
         engine = EngineSettings(
             queue=settings.queue,
             timeout_s=settings.timeout,
             instances=settings.instances,
             batching=settings.batching,
         )
-        version = "1"
-        counters = metrics.model(name, version)
-        self._model = ServedModel(name, version, chain, engine, counters, loop)
+
+        def served(chain: Chain) -> ServedModel:
+            return ServedModel(name, "1", chain, engine, counters, loop)
+
+        self._model = served(chain)
+        self._repository = ModelRepository({name: lambda: served(open_chain(settings))})
         self._repository.add(self._model)
-        router = Router(self._repository, metrics)
-        self._http = HttpServer(router, Limits(body_bytes=settings.max_body), metrics)
+        self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
+        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
+        self._grpc = open_grpc(settings, self._repository)
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,20 +134,30 @@ class _Service:
         traceback: TracebackType | None,
     ) -> None:
         await self._http.close()
-        await asyncio.to_thread(self._model.engine.close)
+        if self._grpc is not None:
+            await self._grpc.close()
+        await self._repository.close()
+        self._shm.close()
 
     async def start(self) -> Started:
-        host, port = await self._http.listen(self._settings.host, self._settings.http_port)
+        url, control_url = await self._http.listen()
+        grpc = (
+            self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
+            if self._grpc
+            else None
+        )
         self._repository.serve()
-        shown = f"[{host}]" if ":" in host else host
         engine = self._model.engine
         return Started(
-            url=f"http://{shown}:{port}",
+            url=url,
+            control_url=control_url,
+            grpc=grpc,
             model=self._model.name,
             attempts=tuple(self._chain.attempts),
             inline=engine.inline,
             max_batch=engine.max_batch,
             instances=self._settings.instances,
+            injected=self._settings.inject,
         )
 
     async def drain(self) -> bool:
@@ -137,9 +166,12 @@ class _Service:
         log.info("draining")
         began = time.monotonic()
         limit = self._settings.drain_timeout
-        done = await self._http.drain(limit)
+        drains = [self._http.drain(limit)]
+        if self._grpc is not None:
+            drains.append(self._grpc.drain(limit))
+        done = all(await asyncio.gather(*drains))
         # What the engine still has is nobody's by now: its clients are served, gone or cut.
-        await self._model.engine.drain(max(0.0, limit - (time.monotonic() - began)))
+        await self._repository.drain(max(0.0, limit - (time.monotonic() - began)))
         if not done:
             log.error("requests were given up after %g s", limit)
         return done
@@ -204,6 +236,25 @@ class Background:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+def open_grpc(settings: Settings, repository: ModelRepository) -> GrpcServer | None:
+    """The gRPC server, where a port is asked for. Raises DependencyMissing."""
+    if settings.grpc_port is None:
+        return None
+    try:
+        from edgeserve.serve.grpc.memory import NoSharedMemory
+        from edgeserve.serve.grpc.server import GrpcServer, GrpcSettings
+    except ImportError as error:
+        raise DependencyMissing(
+            str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
+        ) from None
+    return GrpcServer(
+        repository,
+        NoSharedMemory(),
+        GrpcSettings(receive_bytes=settings.effective_limits().body_bytes, queue=settings.queue),
+        lambda need, key: None,
+    )
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeserve.bundle import Candidate
+from edgeserve.serve.engine import BatchTimes
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -94,6 +95,12 @@ class ServerMetrics:
             ["model", "from", "to", "reason"],
             registry=self.registry,
         )
+        self._recovered = Counter(
+            "edgeserve_recovered",
+            "Steps back up the chain",
+            ["model", "from", "to"],
+            registry=self.registry,
+        )
         self.refused = Counter(
             "edgeserve_http_refused",
             "Connections refused or malformed",
@@ -133,10 +140,10 @@ class ModelMetrics:
     def failed(self, reason: str) -> None:
         self._failures[reason].inc()
 
-    def batch(self, rows: int, queued: list[float], computed: float) -> None:
-        self._batch.observe(rows)
-        self._compute.observe(computed)
-        for seconds in queued:
+    def batch(self, batch: BatchTimes) -> None:
+        self._batch.observe(batch.rows)
+        self._compute.observe(batch.compute_s)
+        for seconds in batch.queue_s:
             self._queue.observe(seconds)
 
     def serving(self, candidate: Candidate) -> None:
@@ -152,3 +159,6 @@ class ModelMetrics:
 
     def fell_back(self, source: Candidate, destination: Candidate, reason: str) -> None:
         self._server._fallback.labels(self._name, source.label, destination.label, reason).inc()
+
+    def recovered(self, source: Candidate, destination: Candidate) -> None:
+        self._server._recovered.labels(self._name, source.label, destination.label).inc()

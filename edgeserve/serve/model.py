@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 
 from edgeserve.bundle import Candidate
-from edgeserve.chain import Attempt, Chain
+from edgeserve.chain import Attempt, Chain, ChainStatus
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.engine import (
+    BatchTimes,
     DeadlineExceeded,
     Engine,
     EngineSettings,
@@ -18,7 +21,17 @@ from edgeserve.serve.engine import (
     ShuttingDown,
 )
 from edgeserve.serve.metrics import ModelMetrics
+from edgeserve.serve.model_config import (
+    DynamicBatching,
+    InstanceGroup,
+    Latest,
+    ModelConfig,
+    TransactionPolicy,
+    VersionPolicy,
+    tensor_configs,
+)
 from edgeserve.serve.protocols.v2 import InferRequest
+from edgeserve.serve.statistics import MemoryUsage, ModelStatistics, Recorder
 
 
 class ServedModel:
@@ -38,15 +51,23 @@ class ServedModel:
         self.interface = chain.interface
         self.labels = chain.bundle.labels()
         self.metrics = metrics
-        self.engine = Engine(chain, settings, loop, metrics.batch)
+        self._recorder = Recorder()
+        self.engine = Engine(chain, settings, loop, self._ran)
         self._chain = chain
         self._fallbacks_seen = 0
-        metrics.serving(chain.candidate)
+        self._promotions_seen = 0
+        self._note_steps()
+        chain.listen(lambda: _call_soon(loop, self._note_steps))
         metrics.watch_pending(lambda: self.engine.pending)
 
     @property
     def candidate(self) -> Candidate:
         return self._chain.candidate
+
+    @property
+    def status(self) -> ChainStatus:
+        """Which candidate serves, since when, and why not the first."""
+        return self._chain.status()
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -59,12 +80,49 @@ class ServedModel:
         file_format = self._chain.bundle.manifest.variant(candidate.variant).format
         return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests now, and a device that may serve answers."""
+        return not self.engine.closing and self.status.ready
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready; empty when it is."""
+        if self.engine.closing:
+            return "it is being unloaded"
+        return "" if self.ready else self.status.reason or "no candidate serves"
+
+    def statistics(self) -> ModelStatistics:
+        size = self._chain.bundle.manifest.variant(self.candidate.variant).size_bytes
+        kind = "CPU" if self.candidate.device == "cpu" else "GPU"
+        return self._recorder.read(self.name, self.version, (MemoryUsage(kind, 0, size),))
+
+    def config(self) -> ModelConfig:
+        kind = "KIND_CPU" if self.candidate.device == "cpu" else "KIND_GPU"
+        group = InstanceGroup(f"{self.name}_0", kind, self.engine.settings.instances)
+        return ModelConfig(
+            name=self.name,
+            platform=self.platform,
+            backend=self.candidate.runtime,
+            version_policy=VersionPolicy(latest=Latest()),
+            max_batch_size=self.interface.max_batch,
+            input=tensor_configs(self.interface.inputs, self.interface),
+            output=tensor_configs(self.interface.outputs, self.interface),
+            instance_group=(group,),
+            model_transaction_policy=TransactionPolicy(),
+            dynamic_batching=DynamicBatching() if self.engine.max_batch > 1 else None,
+        )
+
     def infer(
         self, request: InferRequest, done: Callable[[Outcome | EdgeServeError], None]
     ) -> Pending | None:
         """Run a request; `done` is called once. None when it was refused at once."""
 
+        began = time.perf_counter()
+
         def count(result: Outcome | EdgeServeError) -> None:
+            if not isinstance(result, Outcome):
+                self._recorder.failed(time.perf_counter() - began)
             self._count(result)
             done(result)
 
@@ -78,16 +136,32 @@ class ServedModel:
         self.engine.cancel(pending)
         self.metrics.failed("canceled")
 
+    def _ran(self, batch: BatchTimes) -> None:
+        self._recorder.batch(batch)
+        self.metrics.batch(batch)
+
     def _count(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):
             self.metrics.requests.inc()
-            self.metrics.serving(result.candidate)
         else:
             self.metrics.failed(_reason(result))
+
+    def _note_steps(self) -> None:
+        """Count the chain's steps since the last time."""
         new = self._chain.fallbacks[self._fallbacks_seen :]
         for fallback in new:
             self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
         self._fallbacks_seen += len(new)
+        back = self._chain.promotions[self._promotions_seen :]
+        for promotion in back:
+            self.metrics.recovered(promotion.source, promotion.destination)
+        self._promotions_seen += len(back)
+        self.metrics.serving(self._chain.candidate)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has just ended
+        loop.call_soon_threadsafe(call)
 
 
 def _reason(error: EdgeServeError) -> str:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgeserve.serve.engine import BatchTimes
 from edgeserve.serve.metrics import _BATCHES, _SECONDS, ServerMetrics
 
 
@@ -40,9 +41,9 @@ def test_histograms_are_those_of_prometheus_client(
         )
     }
     metrics = own.model("m", "1")
-    own.model("other", "1").batch(3, [0.5], 0.5)
+    own.model("other", "1").batch(BatchTimes(3, [0.5], 0.0, 0.5, 0.0))
     for rows, queued, computed in batches:
-        metrics.batch(rows, [queued, 2 * queued], computed)
+        metrics.batch(BatchTimes(rows, [queued, 2 * queued], 0.0, computed, 0.0))
         theirs["edgeserve_batch_rows"].observe(rows)
         theirs["edgeserve_compute_seconds"].observe(computed)
         for seconds in (queued, 2 * queued):

@@ -1,0 +1,84 @@
+"""Who is let in: every call of every service passes here before a thread is spent on it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import grpc
+import msgspec
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.pool import Pools
+
+
+class Need(enum.Enum):
+    """What a method needs: nothing, leave to use models, leave to change the server."""
+
+    OPEN = "open"
+    INFER = "infer"
+    CONTROL = "control"
+
+
+# Raises an EdgeServeError for a key, or the lack of one, that does not give what is needed.
+Admit = Callable[[Need, str | None], None]
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One method: how to call it, what it needs, and whether it waits for the engine."""
+
+    handler: Any
+    need: Need
+    infers: bool = False
+
+
+class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread."""
+
+    def __init__(
+        self, methods: Mapping[str, Method], admit: Admit, pools: Pools, max_inferences: int
+    ) -> None:
+        self._methods = methods
+        self._admit = admit
+        self._pools = pools
+        self._max_inferences = max_inferences
+        self._full = self._refusal(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{max_inferences} calls wait or run already: try again later",
+        )
+
+    def service(self, details: Any) -> Any:
+        method = self._methods.get(details.method)
+        if method is None:
+            return None  # UNIMPLEMENTED, says grpc
+        if method.need is not Need.OPEN:
+            try:
+                self._admit(method.need, _key(details.invocation_metadata))
+            except EdgeServeError as error:
+                return self._refusal(status_of(error), str(error))
+        if method.infers and self._pools.infer.calls >= self._max_inferences:
+            return self._full
+        return method.handler
+
+    def _refusal(self, code: grpc.StatusCode, text: str) -> Any:
+        def refuse(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            context.abort(code, text)
+            raise AssertionError("abort raises")
+
+        # Of the four kinds the one that waits for no message.
+        return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.control, refuse))
+
+
+def _key(metadata: Iterable[Any]) -> str | None:
+    """The key in `authorization: Bearer KEY` or `x-api-key: KEY`."""
+    bearer = None
+    for name, value in metadata:
+        if name == "x-api-key" and isinstance(value, str):
+            return value
+        if name == "authorization" and isinstance(value, str):
+            scheme, _, key = value.partition(" ")
+            if scheme.lower() == "bearer":
+                bearer = key.strip() or None
+    return bearer
