@@ -12,7 +12,6 @@ from edgeserve.cli.output import print_line, stderr_console
 
 if TYPE_CHECKING:
     from edgeserve.serve.app import Started
-    from edgeserve.serve.settings import Settings
 
 
 class IsolateChoice(StrEnum):
@@ -208,6 +207,9 @@ def command(
         str | None,
         typer.Option(metavar="SIZE", help="Keep answers to requests that come again [off]."),
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on one port, for tiny models [1].")
+    ] = None,
     access_log: Annotated[
         bool | None, typer.Option("--access-log", help="A log line for every request.")
     ] = None,
@@ -258,7 +260,7 @@ def command(
     ] = None,
 ) -> int:
     from edgeserve.serve.app import serve
-    from edgeserve.serve.settings import read_settings, settings_from
+    from edgeserve.serve.settings import SettingsSource
 
     flags = {
         "bundle": str(bundles[0]) if bundles else None,
@@ -298,6 +300,7 @@ def command(
         "readiness": readiness.value if readiness is not None else None,
         "memory_budget": memory_budget,
         "cache": cache,
+        "workers": workers,
         "access_log": access_log,
         "log_format": log_format.value if log_format is not None else None,
         "metrics_compat": metrics_compat.value if metrics_compat is not None else None,
@@ -315,12 +318,13 @@ def command(
         "control_names": control_name or None,
     }
 
-    def read() -> Settings:
-        if config is not None:
-            return read_settings(config, flags)
-        return settings_from({k: v for k, v in flags.items() if v is not None})
+    source = SettingsSource(str(config) if config is not None else None, flags)
+    settings = source.read()
+    if settings.workers > 1:
+        from edgeserve.serve.workers import serve_in_processes
 
-    return 0 if serve(read(), render, read) else 1
+        return 0 if serve_in_processes(settings, source, render) else 1
+    return 0 if serve(settings, render, source.read) else 1
 
 
 def render(started: Started) -> None:

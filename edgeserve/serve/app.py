@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
@@ -26,13 +28,18 @@ from edgeserve.serve.model_settings import size_bytes
 from edgeserve.serve.opening import Opener
 from edgeserve.serve.repository import IndexEntry, ModelRepository
 from edgeserve.serve.settings import SERVER_FIELDS, Settings
+from edgeserve.serve.shared_metrics import SharedMetrics
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.sources import find_sources
+from edgeserve.serve.triton_metrics import TritonMetrics
 
 if TYPE_CHECKING:
     from edgeserve.serve.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
+
+# How old what a worker process knows of its siblings' metrics may be.
+_METRICS_S: Final = 1.0
 
 
 class StartedModel(msgspec.Struct, frozen=True):
@@ -69,19 +76,51 @@ def serve(
     SIGHUP and `watch`. Raises UsageError, what opening a model raises when none can be served, and
     EnvironmentProblem when the address cannot be used.
     """
+    return _run(settings, on_start, reread, None)
+
+
+def run_worker(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings],
+    place: WorkerPlace,
+) -> bool:
+    """As `serve`, as one of several processes on the same port."""
+    return _run(settings, on_start, reread, place)
+
+
+class WorkerPlace(msgspec.Struct, frozen=True):
+    """One of several worker processes: where their metrics meet, and a file descriptor that is at its end
+    once the process that supervises them is gone."""
+
+    metrics: str
+    supervisor: int
+
+
+def _run(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings] | None,
+    place: WorkerPlace | None,
+) -> bool:
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=_loop) as runner:
-        return runner.run(_serve(settings, on_start, reread))
+        return runner.run(_serve(settings, on_start, reread, place))
 
 
 async def _serve(
-    settings: Settings, on_start: Callable[[Started], None], reread: Callable[[], Settings] | None
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings] | None,
+    place: WorkerPlace | None,
 ) -> bool:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Service(settings, loop, reread) as service:
+    if place is not None:
+        loop.add_reader(place.supervisor, _stop_at_end, place.supervisor, stop)
+    async with Service(settings, loop, reread, place) as service:
         loop.add_signal_handler(signal.SIGHUP, service.hang_up)
         on_start(await service.start())
         # What start-up left behind is not worth a pause while serving.
@@ -89,6 +128,12 @@ async def _serve(
         gc.freeze()
         await stop.wait()
         return await service.drain()
+
+
+def _stop_at_end(descriptor: int, stop: asyncio.Event) -> None:
+    if not os.read(descriptor, 1):
+        asyncio.get_running_loop().remove_reader(descriptor)
+        stop.set()
 
 
 class Service:
@@ -99,6 +144,7 @@ class Service:
         settings: Settings,
         loop: asyncio.AbstractEventLoop,
         reread: Callable[[], Settings] | None = None,
+        place: WorkerPlace | None = None,
     ) -> None:
         settings.check()
         self._settings = settings
@@ -113,11 +159,17 @@ class Service:
             readiness=settings.readiness,
             resident=resident_bytes,
         )
+        if settings.metrics_compat == "triton":
+            metrics.registry.register(TritonMetrics(self._repository.loaded))
+        self._shared: SharedMetrics | None = None
+        if place is not None:
+            self._shared = SharedMetrics(metrics.registry, Path(place.metrics))
+            metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
         self._grpc = open_grpc(settings, self._repository)
         self._following = asyncio.Event()
-        self._follower: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,8 +180,8 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._follower is not None:
-            self._follower.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._http.close()
         if self._grpc is not None:
             await self._grpc.close()
@@ -147,7 +199,9 @@ class Service:
         url, control_url = await self._http.listen()
         grpc = self._grpc.listen(settings.host, settings.grpc_port or 0) if self._grpc else None
         self._repository.serve()
-        self._follower = asyncio.ensure_future(self._follow())
+        self._tasks.append(asyncio.ensure_future(self._follow()))
+        if self._shared is not None:
+            self._tasks.append(asyncio.ensure_future(_write_often(self._shared)))
         return Started(
             url=url,
             control_url=control_url,
@@ -272,6 +326,12 @@ class Background:
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+async def _write_often(shared: SharedMetrics) -> None:
+    while True:
+        shared.write()
+        await asyncio.sleep(_METRICS_S)
 
 
 def started(model: ServedModel) -> StartedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -22,6 +23,8 @@ _SECONDS: Final = (
     50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
     1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+# prometheus_client has no counters whose names do not end in _total.
+_COUNTERS: Final = re.compile(rb"# TYPE (nv_\w+) untyped")
 FAILURES: Final = (
     "invalid", "engine", "queue_full", "timeout", "draining", "canceled", "unavailable",
 )  # fmt: skip
@@ -69,6 +72,7 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._shown = self.registry
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self._requests = Counter(
             "edgeserve_requests",
@@ -152,8 +156,13 @@ class ServerMetrics:
         for histograms in (self._batch, self._queue, self._compute):
             histograms.forget(name, version)
 
+    def show(self, collector: Collector) -> None:
+        """Render what `collector` makes of the registry, instead of the registry itself."""
+        self._shown = CollectorRegistry()
+        self._shown.register(collector)
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self._shown))
 
 
 class ModelMetrics:
@@ -169,6 +178,7 @@ class ModelMetrics:
         self.children: set[tuple[Counter | Gauge, tuple[str, ...]]] = set()
         self.requests = self._counter(server._requests, name, version)
         self._failures = {r: self._counter(server._failures, name, version, r) for r in FAILURES}
+        self.failures = dict.fromkeys(FAILURES, 0)
         self._batch = server._batch.labels(name, version)
         self._queue = server._queue.labels(name, version)
         self._compute = server._compute.labels(name, version)
@@ -189,6 +199,7 @@ class ModelMetrics:
 
     def failed(self, reason: str) -> None:
         self._failures[reason].inc()
+        self.failures[reason] += 1
 
     def batch(self, batch: BatchTimes) -> None:
         self._batch.observe(batch.rows)

@@ -125,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         problem = self.limits.problem()
         if problem is not None:
             raise UsageError(problem)
+        self._check_workers()
         self._check_access()
 
     def _check_access(self) -> None:
@@ -148,6 +149,23 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint=f"'control KEY' in the file of --keys, or {CONTROL_VARIABLE}; or --control-port "
                 "moves it to loopback",
             )
+
+    def _check_workers(self) -> None:
+        """What reaches one process only cannot go with several."""
+        if self.workers == 1:
+            return
+        for key, given in (
+            ("grpc_port", self.grpc_port is not None),
+            ("model_control", self.model_control),
+            ("control_port", self.control_port is not None),
+            ("shared_memory", self.shared_memory is not None),
+        ):
+            if given:
+                raise UsageError(
+                    f"workers {self.workers} and {key} do not go together",
+                    cause="a call would reach one of the processes only",
+                    hint="leave out one of them",
+                )
 
     def _check_models(self) -> None:
         """Raise UsageError for what no model can be served with."""
@@ -258,6 +276,19 @@ def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
         if isinstance(table.get("bundle"), str):
             table["bundle"] = str(file.parent / table["bundle"])
     return settings_from(values | {k: v for k, v in flags.items() if v is not None}, str(file))
+
+
+class SettingsSource(msgspec.Struct, frozen=True):
+    """Where settings came from, to read them again: a file (None: none), and flags."""
+
+    file: str | None
+    flags: dict[str, Any]
+
+    def read(self) -> Settings:
+        """Raises UsageError."""
+        if self.file is not None:
+            return read_settings(Path(self.file), self.flags)
+        return settings_from({k: v for k, v in self.flags.items() if v is not None})
 
 
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:

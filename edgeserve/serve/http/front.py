@@ -44,7 +44,9 @@ class HttpFront:
 
     async def listen(self) -> tuple[str, str | None]:
         """The URLs of the data and the control listener. Raises EnvironmentProblem."""
-        url = self._url(*await self._data.listen(self._settings.host, self._settings.http_port))
+        settings = self._settings
+        shared = True if settings.workers > 1 else None
+        url = self._url(*await self._data.listen(settings.host, settings.http_port, shared))
         if self._control is None:
             return url, None
         port = self._settings.control_port or 0
