@@ -123,7 +123,7 @@ class Router:
 
     def _health(self, *, detailed: bool) -> Response:
         models = self._repository.loaded()
-        ready = self._repository.ready and all(m.ready for m in models)
+        ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
             document["models"] = {m.name: _condition(m) for m in models}
