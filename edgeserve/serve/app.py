@@ -129,12 +129,10 @@ class _Service:
 
     async def start(self) -> Started:
         host, port = await self._http.listen(self._settings.host, self._settings.http_port)
-        grpc = (
-            self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
-            if self._grpc
-            else None
-        )
         self._repository.serve()
+        grpc = None
+        if self._grpc is not None:
+            grpc = self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
         shown = f"[{host}]" if ":" in host else host
         engine = self._model.engine
         return Started(

@@ -35,7 +35,10 @@ class Method(msgspec.Struct, frozen=True):
 
 
 class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread."""
+    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread.
+
+    `seen` counts the calls that came.
+    """
 
     def __init__(
         self, methods: Mapping[str, Method], admit: Admit, pools: Pools, max_inferences: int
@@ -49,11 +52,22 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             f"{max_inferences} calls wait or run already: try again later",
         )
 
+        self._shut = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._open = True
+        self.seen = 0
+
+    def close(self) -> None:
+        """From now on only what needs no leave is let in."""
+        self._open = False
+
     def service(self, details: Any) -> Any:
+        self.seen += 1
         method = self._methods.get(details.method)
         if method is None:
             return None  # UNIMPLEMENTED, says grpc
         if method.need is not Need.OPEN:
+            if not self._open:
+                return self._shut
             try:
                 self._admit(method.need, _key(details.invocation_metadata))
             except EdgeServeError as error:

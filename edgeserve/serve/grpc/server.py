@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import Final
 
@@ -21,6 +20,9 @@ from edgeserve.serve.grpc.service import INFER, Service
 from edgeserve.serve.repository import ModelRepository
 
 _HEALTH_S: Final = 1.0
+_POLL_S: Final = 0.005
+_QUIET_S: Final = 0.02
+_ARRIVING_S: Final = 0.25
 _OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _CONTROL: Final = frozenset(
     {
@@ -80,7 +82,6 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._repository = repository
         self._credentials = credentials
-        self._idle = asyncio.Event()
         self._pools = Pools(settings.threads, settings.streams)
         self._health = health.Health()
         about = About(
@@ -93,12 +94,10 @@ class GrpcServer:
             Inferences(repository, memory, self._loop),
             about,
             self._pools,
-            self._ended,
         )
         self._server = grpc.server(self._pools.infer, options=settings.channel_options())
-        self._server.add_generic_rpc_handlers(
-            (Door(self._methods(), admit, self._pools, settings.threads + settings.queue),)
-        )
+        self._door = Door(self._methods(), admit, self._pools, settings.threads + settings.queue)
+        self._server.add_generic_rpc_handlers((self._door,))
         self._timer: asyncio.TimerHandle | None = None
 
     def listen(self, host: str, port: int) -> str:
@@ -124,19 +123,23 @@ class GrpcServer:
         """Not serving, nothing new, what has begun is answered; False when time ran out."""
         began = time.monotonic()
         self._health.drain()
+        # grpc's own stop cancels calls that it has received and not handed over yet. So what is on its
+        # way is let in first, then new calls are told to go elsewhere, and stop comes last.
+        await self._quiet(began + min(_ARRIVING_S, timeout_s))
+        self._door.close()
         self._service.drain()
-        self._server.stop(timeout_s)
-        while self._service.open:
-            self._idle.clear()
-            left = timeout_s - (time.monotonic() - began)
-            if not self._service.open or left <= 0:
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._idle.wait()
-        done = self._service.open == 0
+        while (busy := self._busy()) and time.monotonic() < began + timeout_s:
+            await asyncio.sleep(_POLL_S)
+        await self._quiet(time.monotonic() + _ARRIVING_S)
         await asyncio.to_thread(self._server.stop, None)
-        return done
+        return not busy
+
+    async def _quiet(self, until: float) -> None:
+        """Until no call came for a moment."""
+        seen = -1
+        while seen != self._door.seen and time.monotonic() < until:
+            seen = self._door.seen
+            await asyncio.sleep(_QUIET_S)
 
     async def close(self) -> None:
         """End every call and all threads."""
@@ -146,8 +149,9 @@ class GrpcServer:
         await asyncio.to_thread(self._server.stop, None)
         await asyncio.to_thread(self._pools.close)
 
-    def _ended(self) -> None:
-        self._loop.call_soon_threadsafe(self._idle.set)
+    def _busy(self) -> bool:
+        # In this order: a call leaves its pool after it was counted among the open ones.
+        return self._pools.infer.calls > 0 or self._service.open > 0
 
     def _tell_health(self) -> None:
         models: dict[str, bool] = {}

@@ -72,7 +72,10 @@ def test_typed_contents_of_every_type(dtype: str) -> None:
         ({"model_version": "x"}, "version: expected a number, got 'x'"),
         ({"model_version": "-1"}, "version: expected a number"),
         ({"model_version": "9" * 40}, "version: expected a number"),
-        ({"inputs": [{"name": "x", "datatype": "FP33", "shape": [1, 4]}]}, "unknown datatype 'FP33'"),
+        (
+            {"inputs": [{"name": "x", "datatype": "FP33", "shape": [1, 4]}]},
+            "unknown datatype 'FP33'",
+        ),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}, "expected sizes"),
         (
             {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1 << 62, 1 << 62]}]},
@@ -87,7 +90,10 @@ def test_typed_contents_of_every_type(dtype: str) -> None:
             "'x' is given twice",
         ),
         ({"inputs": [{"name": "z", "datatype": "FP32", "shape": [1, 4]}]}, "unknown input 'z'"),
-        ({"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 4]}]}, "expected FP32, got INT32"),
+        (
+            {"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 4]}]},
+            "expected FP32, got INT32",
+        ),
         ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [4, 1]}]}, "expected shape"),
         ({"outputs": [{"name": "q"}]}, "unknown output 'q'"),
         ({"outputs": [{"name": "y"}] * 2}, "asked for twice"),

@@ -108,9 +108,7 @@ def test_classification(client: triton.InferenceServerClient) -> None:
 
 def test_every_element_type_raw(echo_server: Background) -> None:
     random = np.random.default_rng(1)
-    arrays = {
-        d: random.integers(0, 2, (2, 2)).astype(triton_to_np_dtype(d)) for d in NUMERIC
-    }
+    arrays = {d: random.integers(0, 2, (2, 2)).astype(triton_to_np_dtype(d)) for d in NUMERIC}
     with triton.InferenceServerClient(address(echo_server)) as client:
         given = [tensor(f"in_{d}", a, d) for d, a in arrays.items()]
         asked = [triton.InferRequestedOutput(f"out_{d}") for d in reversed(NUMERIC)]
@@ -119,7 +117,9 @@ def test_every_element_type_raw(echo_server: Background) -> None:
         got = result.as_numpy(f"out_{dtype}")
         assert got.dtype == array.dtype
         np.testing.assert_array_equal(got, array)
-    assert [o.name for o in result.get_response().outputs] == [f"out_{d}" for d in reversed(NUMERIC)]
+    assert [o.name for o in result.get_response().outputs] == [
+        f"out_{d}" for d in reversed(NUMERIC)
+    ]
 
 
 def test_typed_contents_are_answered_raw(channel: grpc.Channel) -> None:
@@ -148,9 +148,7 @@ def test_the_aio_client(server: Background) -> None:
         async with triton_aio.InferenceServerClient(address(server)) as client:
             assert await client.is_server_ready()
             xs = [samples(i + 1, i) for i in range(8)]
-            results = await asyncio.gather(
-                *(client.infer("linear", [tensor("x", x)]) for x in xs)
-            )
+            results = await asyncio.gather(*(client.infer("linear", [tensor("x", x)]) for x in xs))
             for x, result in zip(xs, results, strict=True):
                 close_to(result.as_numpy("y"), x)
 
@@ -171,7 +169,10 @@ def test_the_aio_client(server: Background) -> None:
         ({"raw_input_contents": [bytes(16)] * 2}, "INVALID_ARGUMENT", "expected 1 tensors, got 2"),
         ({"outputs": [{"name": "q"}]}, "INVALID_ARGUMENT", "unknown output 'q'"),
         (
-            {"inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 4]}], "raw_input_contents": [b""]},
+            {
+                "inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 4]}],
+                "raw_input_contents": [b""],
+            },
             "INVALID_ARGUMENT",
             "",
         ),
@@ -388,7 +389,9 @@ def test_stream_errors_echo_the_id(channel: grpc.Channel) -> None:
                 request(id="a"),
                 request(id="b", model_version="x"),
                 request(id="c", raw_input_contents=[b"1"]),
-                request(id="d", parameters={"triton_enable_empty_final_response": {"bool_param": True}}),
+                request(
+                    id="d", parameters={"triton_enable_empty_final_response": {"bool_param": True}}
+                ),
             ],
         )
     )
