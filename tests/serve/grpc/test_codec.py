@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_raw_and_typed_contents() -> None:
     assert [o.name for o in bound.outputs] == ["y"]
 
 
-@pytest.mark.parametrize("dtype", sorted(set(NUMERIC) - {"FP16"}) + ["BYTES"])
+@pytest.mark.parametrize("dtype", [*sorted(set(NUMERIC) - {"FP16"}), "BYTES"])
 def test_typed_contents_of_every_type(dtype: str) -> None:
     values = [b"a", b"\0b"] if dtype == "BYTES" else [0, 1]
     message = messages.ModelInferRequest()
@@ -210,7 +211,6 @@ def test_answers_in_a_stream() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
-    try:
-        codec.bind(codec.decode(codec.parse(data)), LINEAR, {}, None)
-    except InvalidInput as error:
-        assert str(error)
+    with contextlib.suppress(InvalidInput):
+        bound = codec.bind(codec.decode(codec.parse(data)), LINEAR, {}, None)
+        assert bound.rows >= 1

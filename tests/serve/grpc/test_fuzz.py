@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeserve.serve.grpc import SERVICE, messages
@@ -21,20 +22,25 @@ METHODS = [
     if not m.client_streaming
 ]
 GOOD = request(2, raw_input_contents=[samples(2).tobytes()], id="1").SerializeToString()
-CALM = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-# Never the client's fault: these would be bugs.
-SERVER_FAULTS = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}
+# Never the client's fault: these would be bugs; a deadline that passes, a server that hangs.
+SERVER_FAULTS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 
 
-def ask(channel: grpc.Channel, name: str, data: bytes) -> bytes | None:
+def ask(
+    channel: grpc.Channel, name: str, data: bytes, metadata: Sequence[tuple[str, str]] = ()
+) -> bytes | None:
     """The answer, or None where it was refused for a reason."""
-    try:
-        return method(channel, name)(data, timeout=20)
-    except grpc.RpcError as error:
-        assert error.code() not in SERVER_FAULTS, error
-        assert error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED, "it hangs"
-        assert error.details()
-        return None
+    call = channel.unary_unary(f"/{SERVICE}/{name}").future(data, timeout=20, metadata=metadata)
+    if call.code() is grpc.StatusCode.OK:
+        return bytes(call.result())
+    assert call.code() not in SERVER_FAULTS, call.details()
+    assert call.details()
+    return None
 
 
 @pytest.fixture(autouse=True)
@@ -46,22 +52,11 @@ def still_serves(channel: grpc.Channel) -> Any:
     np.testing.assert_allclose(got, linear(samples(2)), rtol=1e-5, atol=1e-6)
 
 
-@CALM
-@given(st.sampled_from(METHODS), st.binary(max_size=300))
-def test_random_bytes(channel: grpc.Channel, name: str, data: bytes) -> None:
-    ask(channel, name, data)
-
-
-@CALM
-@given(st.data())
-def test_a_good_request_with_bytes_changed(channel: grpc.Channel, data: st.DataObject) -> None:
-    message = bytearray(GOOD)
-    for _ in range(data.draw(st.integers(1, 4))):
-        message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(message)))
-    ask(channel, "ModelInfer", bytes(message[: cut or None]))
-
-
+CALLS = st.tuples(st.sampled_from(METHODS), st.binary(max_size=300))
+CHANGES = st.tuples(
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    st.integers(1, len(GOOD)),
+)
 PARAMETERS = st.dictionaries(
     st.sampled_from(
         ["timeout", "priority", "classification", "shared_memory_region", "triton_x",
@@ -118,43 +113,82 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-@CALM
-@given(REQUESTS)
-def test_messages_with_fields_changed(channel: grpc.Channel, fields: dict[str, Any]) -> None:
-    answer = ask(channel, "ModelInfer", messages.ModelInferRequest(**fields).SerializeToString())
+STREAMS = st.lists(st.one_of(st.binary(max_size=60), st.just(GOOD)), max_size=6)
+METADATA = st.lists(
+    st.tuples(
+        st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True).filter(
+            lambda n: not n.startswith("grpc-") and not n.endswith("-bin")
+        ),
+        st.from_regex(r"[ -~]{0,40}", fullmatch=True),
+    ),
+    max_size=5,
+)
+
+
+def random_bytes(channel: grpc.Channel, case: tuple[str, bytes]) -> None:
+    ask(channel, *case)
+
+
+def changed_bytes(channel: grpc.Channel, case: tuple[list[tuple[int, int]], int]) -> None:
+    changes, length = case
+    message = bytearray(GOOD)
+    for place, value in changes:
+        message[place] = value
+    ask(channel, "ModelInfer", bytes(message[:length]))
+
+
+def changed_fields(channel: grpc.Channel, case: dict[str, Any]) -> None:
+    answer = ask(channel, "ModelInfer", messages.ModelInferRequest(**case).SerializeToString())
     if answer is not None:
         response = messages.ModelInferResponse.FromString(answer)
-        assert response.id == fields.get("id", "")
+        assert response.id == case.get("id", "")
         assert len(response.outputs) == len(response.raw_output_contents)
 
 
-@CALM
-@given(st.lists(st.one_of(st.binary(max_size=60), st.just(GOOD)), max_size=6))
-def test_streams_answer_each_message(channel: grpc.Channel, sent: list[bytes]) -> None:
+def streamed(channel: grpc.Channel, case: list[bytes]) -> None:
+    """Each message has its answer, in order."""
     call = channel.stream_stream(
         f"/{SERVICE}/ModelStreamInfer",
         response_deserializer=messages.ModelStreamInferResponse.FromString,
     )
-    answers = list(call(iter(sent), timeout=20))
-    assert len(answers) == len(sent)
-    for message, answer in zip(sent, answers, strict=True):
+    answers = list(call(iter(case), timeout=20))
+    assert len(answers) == len(case)
+    for message, answer in zip(case, answers, strict=True):
         assert bool(answer.error_message) == (message != GOOD)
 
 
-@CALM
-@given(
-    st.lists(
-        st.tuples(
-            st.from_regex(r"[a-z0-9-]{1,20}", fullmatch=True).filter(
-                lambda n: not n.startswith("grpc-") and not n.endswith("-bin")
-            ),
-            st.from_regex(r"[ -~]{0,40}", fullmatch=True),
-        ),
-        max_size=5,
-    )
+def any_metadata(channel: grpc.Channel, case: list[tuple[str, str]]) -> None:
+    ask(channel, "ModelInfer", GOOD, case)
+
+
+KINDS = pytest.mark.parametrize(
+    ("check", "cases"),
+    [
+        (random_bytes, CALLS),
+        (changed_bytes, CHANGES),
+        (changed_fields, REQUESTS),
+        (streamed, STREAMS),
+        (any_metadata, METADATA),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
 )
-def test_metadata_of_all_kinds(channel: grpc.Channel, metadata: list[tuple[str, str]]) -> None:
-    try:
-        method(channel, "ModelInfer")(GOOD, metadata=metadata, timeout=20)
-    except grpc.RpcError as error:
-        assert error.code() not in SERVER_FAULTS - {grpc.StatusCode.INTERNAL}
+
+
+def fuzz(channel: grpc.Channel, check: Callable[..., None], cases: Any, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
+    @given(cases)
+    def run(case: Any) -> None:
+        check(channel, case)
+
+    run()
+
+
+@KINDS
+def test_fuzz(channel: grpc.Channel, check: Callable[..., None], cases: Any) -> None:
+    fuzz(channel, check, cases, 200)
+
+
+@pytest.mark.slow
+@KINDS
+def test_a_hundred_thousand(channel: grpc.Channel, check: Callable[..., None], cases: Any) -> None:
+    fuzz(channel, check, cases, 20_000)
