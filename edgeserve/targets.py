@@ -25,6 +25,8 @@ _SUFFIX: Final = ".toml"
 
 ActivationType = Literal["uint8", "int8", "uint16", "int16"]
 WeightType = Literal["int8", "uint8"]
+# What a network is made of: convolutions, or products of matrices (`ModelFacts.convolves`).
+Networks = Literal["any", "convolutional", "matmul"]
 # One feature, or several of which one is enough: `avx512_vnni|avx_vnni`.
 CpuFeature = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]+(\|[a-z0-9_]+)*$")]
 # Words of `edgeserve targets` and `--target`.
@@ -41,6 +43,8 @@ class ChainEntry(_Record, frozen=True):
 
     `static_shapes` says that this entry wants every dimension but the batch fixed: a model with other
     dynamic dimensions cannot be converted for it. `options` go to the runtime as they are.
+    An `optional` entry is one runtime more than the target needs: it is tried where it is installed and its
+    speed can be measured, on the `networks` named, and kept where it is clearly the fastest.
     """
 
     runtime: Annotated[str, msgspec.Meta(min_length=1)]
@@ -48,6 +52,8 @@ class ChainEntry(_Record, frozen=True):
     precisions: Annotated[tuple[Precision, ...], msgspec.Meta(min_length=1)]
     static_shapes: bool = False
     options: dict[str, Option] = {}
+    optional: bool = False
+    networks: Networks = "any"
 
     @property
     def label(self) -> str:
@@ -193,6 +199,8 @@ def _check(target: Target, where: str) -> None:
             "a convert_only target says in `unverified` what could not be verified",
             'unverified = "Nothing was run on the device."',
         )
+    if target.chain[0].optional:
+        raise _invalid(where, "the first chain entry is what the target is about, not optional")
     for entry in target.chain:
         if repeated := _repeated(entry.precisions):
             raise _invalid(where, f"precisions of {entry.label} list {repeated} twice")
@@ -242,6 +250,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "precisions": get_args(Precision),
     "activation_type": get_args(ActivationType),
     "weight_type": get_args(WeightType),
+    "networks": get_args(Networks),
 }
 _PATTERNS: Final[dict[str, str]] = {
     "device": "cpu, gpu or npu; with an index where there are several: gpu.1",

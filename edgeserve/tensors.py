@@ -27,11 +27,14 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
-_NAMES: Final[dict[np.dtype[Any], str]] = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES: Final[dict[np.dtype[Any], str]] = {
+    dtype: name for name, dtype in DTYPES.items() if name != "BF16"
+}
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
@@ -159,6 +162,24 @@ def split_batches(joined: Tensors, sizes: list[int]) -> list[Tensors]:
         parts.append({name: array[start : start + size] for name, array in joined.items()})
         start += size
     return parts
+
+
+# What text models call the input that says which positions of a sequence are not padding.
+PADDING_MASKS: Final = ("attention_mask", "input_mask")
+
+
+def unpadded(inputs: Tensors, output: Array) -> Array:
+    """What of an output per token, `[batch, sequence, …]`, belongs to tokens, as the request's mask says;
+    other outputs, and those of requests without a mask, as they are.
+
+    What a model computes for padding is read by nobody, and no precision is meant to keep it.
+    """
+    for name in PADDING_MASKS:
+        mask = inputs.get(name)
+        if mask is not None and output.ndim > 2 and mask.shape == output.shape[:2]:
+            tokens = mask.astype(bool)
+            return output[tokens] if tokens.any() else output
+    return output
 
 
 def symbolic_dims(specs: tuple[TensorSpec, ...]) -> set[str]:

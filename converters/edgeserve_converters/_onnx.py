@@ -95,3 +95,61 @@ def part_outputs(model: Any) -> None:
         model.graph.node.append(
             helper.make_node("Identity", [inner], [output.name], name=f"{output.name}_border")
         )
+
+
+def pad_with_zeros(model: Any) -> None:
+    """Give each MaxPool that pads what cannot be negative a Pad with zeros of its own, in place.
+
+    The maximum is the same. ONNX pads it with the lowest float, which then is within the range of a tensor
+    that int8 has 256 steps for.
+    """
+    from onnx import TensorProto, helper
+
+    if not any(o.domain in ("", "ai.onnx") and o.version >= 11 for o in model.opset_import):
+        return
+    writers = {name: node for node in model.graph.node for name in node.output}
+    floats = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+    nodes = []
+    for node in model.graph.node:
+        pads = next((a for a in node.attribute if a.name == "pads"), None)
+        if (
+            node.op_type == "MaxPool"
+            and pads is not None
+            and any(pads.ints)
+            and _strided(node)
+            and not _may_be_negative(node.input[0], writers, floats)
+        ):
+            half = len(pads.ints) // 2
+            sizes = [0, 0, *pads.ints[:half], 0, 0, *pads.ints[half:]]
+            padded, amounts = f"{node.output[0]}/padded", f"{node.output[0]}/pads"
+            model.graph.initializer.append(
+                helper.make_tensor(amounts, TensorProto.INT64, [len(sizes)], sizes)
+            )
+            nodes.append(
+                helper.make_node("Pad", [node.input[0], amounts], [padded], name=f"{padded}/node")
+            )
+            node.input[0] = padded
+            pads.ints[:] = [0] * len(pads.ints)
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _strided(node: Any) -> bool:
+    """With stride 1 padding is TFLite's SAME, which needs no value."""
+    return any(step > 1 for a in node.attribute if a.name == "strides" for step in a.ints)
+
+
+def _may_be_negative(name: str, writers: Mapping[str, Any], floats: Mapping[str, Any]) -> bool:
+    from onnx import numpy_helper
+
+    node = writers.get(name)
+    if node is None:
+        return True
+    if node.op_type in ("Relu", "Sigmoid", "HardSigmoid"):
+        return False
+    if node.op_type == "MaxPool":
+        return _may_be_negative(node.input[0], writers, floats)
+    if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in floats:
+        return bool(numpy_helper.to_array(floats[node.input[1]]) < 0)
+    return True

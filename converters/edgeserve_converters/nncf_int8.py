@@ -28,7 +28,8 @@ class NncfOnnx:
     pip_arguments: tuple[str, ...] = ()
 
     def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
-        """Options: `calibration` (.npz of requests), `transformer`, `ignored` (names of nodes)."""
+        """Options: `calibration` (.npz of requests), `transformer`, `ignored` (names of nodes),
+        `reduce_range` (weights take half of the range, for CPUs whose sums saturate)."""
         import onnx
 
         model = onnx.load_model(str(source))
@@ -69,6 +70,7 @@ def _static(model: Any, options: Mapping[str, object]) -> Any:
     with _silenced():
         import nncf
 
+        fix = nncf.OverflowFix.ENABLE if options.get("reduce_range") else nncf.OverflowFix.DISABLE
         samples = list(requests(Path(str(options["calibration"]))))
         ignored = options.get("ignored") or []
         assert isinstance(ignored, list)
@@ -84,6 +86,7 @@ def _static(model: Any, options: Mapping[str, object]) -> Any:
             ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False)
             if ignored
             else None,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
         )
 
 

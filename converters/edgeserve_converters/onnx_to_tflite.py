@@ -18,6 +18,7 @@ from edgeserve_converters._onnx import (
     all_nodes,
     fix_shapes,
     graph_inputs,
+    pad_with_zeros,
     part_outputs,
 )
 
@@ -44,6 +45,7 @@ class OnnxToTflite:
         model = onnx.load_model(str(source))
         fix_shapes(model, {**options, "batch": options.get("batch") or 1})
         part_outputs(model)
+        pad_with_zeros(model)
         destination = out_dir / "model.tflite"
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch) / "model.onnx"

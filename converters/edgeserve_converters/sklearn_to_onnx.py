@@ -214,13 +214,15 @@ def _with_plain_tensors(
     to_onnx: Any, model: Any, settings: Mapping[str, object], *, plain: bool
 ) -> Any:
     """Probabilities as a tensor, not a list of dictionaries; some classifiers know no such option."""
-    if plain:
-        try:
-            return to_onnx(model, **settings, options={id(model): {"zipmap": False}})
-        except (NameError, RuntimeError) as error:  # a pipeline raises the latter for its last step
-            if "Option 'zipmap' not in" not in str(error):
-                raise
-    return to_onnx(model, **settings)
+    if not plain:
+        return to_onnx(model, **settings)
+    try:
+        return to_onnx(model, **settings, options={id(model): {"zipmap": False}})
+    except (NameError, RuntimeError) as error:  # a pipeline raises the latter for its last step
+        if "Option 'zipmap' not in" not in str(error):
+            raise
+    # Steps with options of their own, be they empty, are not given a pipeline's default for zipmap.
+    return to_onnx(model, **settings, options={id(step): {} for step in _steps(model)})
 
 
 def _readable(error: BaseException) -> str:

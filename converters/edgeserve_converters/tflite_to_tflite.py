@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ class TfliteToTflite:
         A `bindings.json` beside the source says how those become the file's inputs; it holds for the
         result, too, and is copied.
         """
-        from ai_edge_quantizer import quantizer, recipe
+        from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe
 
         method, precision = str(options.get("method", "static")), str(options.get("precision"))
         name = _RECIPES.get((method, precision))
@@ -50,6 +51,13 @@ class TfliteToTflite:
         with _silenced(), tempfile.TemporaryDirectory() as scratch:
             file, signature = _with_signature(source, Path(scratch))
             tool = quantizer.Quantizer(str(file), getattr(recipe, name)())
+            if method.startswith("static"):
+                for operation, output in _left_in_float(file):
+                    tool.update_quantization_recipe(
+                        f"(^|;){re.escape(output)}(;|$)",
+                        qtyping.TFLOperationName(operation),
+                        algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE,
+                    )
             measured = None
             if tool.need_calibration:
                 if not options.get("calibration"):
@@ -100,6 +108,25 @@ def _with_signature(source: Path, scratch: Path) -> tuple[Path, str]:
     copy = scratch / "signed.tflite"
     copy.write_bytes(bytes(builder.Output()))
     return copy, "serving_default"
+
+
+def _left_in_float(file: Path) -> list[tuple[str, str]]:
+    """Operators that static recipes must leave alone, each with its output's name.
+
+    PADV2 pads with a value: for a maximum that is the lowest float, whose range would be that of the
+    whole tensor, and ai-edge-quantizer 0.10 fails on the value itself ("Ranks of scales").
+    """
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(file))
+    names = {d["index"]: str(d["name"]) for d in interpreter.get_tensor_details()}
+    ops = interpreter._get_ops_details()
+    padded = {int(i) for op in ops if op["op_name"] == "PADV2" for i in op["outputs"]}
+    return [
+        (str(op["op_name"]), names[int(op["outputs"][0])])
+        for op in ops
+        if op["op_name"] == "PADV2" or padded & {int(i) for i in op["inputs"]}
+    ]
 
 
 def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 from edgeserve.bundle import Bundle
 from edgeserve.errors import CheckFailed
 from edgeserve.runtimes import Session
-from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.tensors import Array, Interface, Tensors, unpadded
 
 
 def relative_rms_error(reference: Array, output: Array) -> float:
@@ -48,14 +48,10 @@ def check_golden(bundle: Bundle, session: Session, variant_id: str) -> float:
     """
     interface, variant = bundle.manifest.interface, bundle.manifest.variant(variant_id)
     inputs, outputs = bundle.golden()
-    got = [session.run(request) for request in golden_batches(interface, inputs)]
+    requests = golden_batches(interface, inputs)
+    got = [session.run(request) for request in requests]
     want = golden_batches(interface, outputs)
-    worst = max(
-        relative_rms_error(
-            np.stack([w[spec.name] for w in want]), np.stack([g[spec.name] for g in got])
-        )
-        for spec in interface.outputs
-    )
+    worst = max(_error(requests, want, got, spec.name) for spec in interface.outputs)
     if not worst <= variant.golden_tolerance:
         raise CheckFailed(
             f"'{variant_id}' does not reproduce the golden samples",
@@ -63,3 +59,19 @@ def check_golden(bundle: Bundle, session: Session, variant_id: str) -> float:
             hint="the device computes wrong numbers, or other precisions than were proven",
         )
     return worst
+
+
+def sample_error(interface: Interface, request: Tensors, want: Tensors, got: Tensors) -> float:
+    """The worst relative RMS error over the outputs of one request."""
+    return max(_error([request], [want], [got], spec.name) for spec in interface.outputs)
+
+
+def _error(requests: list[Tensors], want: list[Tensors], got: list[Tensors], name: str) -> float:
+    """`relative_rms_error` of one output over all requests; padding does not count."""
+    pairs = [(r, w[name], g[name]) for r, w, g in zip(requests, want, got, strict=True)]
+    if any(w.shape != g.shape for _, w, g in pairs):
+        return float("inf")
+    reference = np.concatenate([unpadded(r, w).reshape(-1) for r, w, _ in pairs])
+    return relative_rms_error(
+        reference, np.concatenate([unpadded(r, g).reshape(-1) for r, _, g in pairs])
+    )

@@ -128,7 +128,7 @@ def _target(
     fallback could serve is not fine."""
     entries: list[EntryReport] = []
     found: list[list[Finding]] = []
-    for entry in target.chain:
+    for entry in (e for e in target.chain if not e.optional):
         verdict = judge.verdict(entry)
         findings = _entry_findings(entry, verdict, model, target, sizes)
         entries.append(

@@ -22,9 +22,11 @@ from edgeserve.cli import (
     demo,
     env,
     gate,
+    infer,
     inspect,
     package,
     run,
+    status,
     targets,
 )
 from edgeserve.cli.output import print_error
@@ -42,7 +44,9 @@ app = typer.Typer(
     help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
     epilog="Start with: edgeserve demo",
 )
-for command in (check, convert, bench, gate, run, package, archive, inspect, targets, env, demo):
+for command in (
+    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, env, demo,
+):  # fmt: skip
     command.register(app)
 
 

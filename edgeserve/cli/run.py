@@ -8,10 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import stderr_console
+from edgeserve.cli.output import print_line, stderr_console
 
 if TYPE_CHECKING:
     from edgeserve.serve.app import Started
+
+
+class IsolateChoice(StrEnum):
+    """What --isolate takes."""
+
+    always = "always"
+    accelerators = "accelerators"
+    never = "never"
+
+
+class StandbyChoice(StrEnum):
+    """What --standby takes."""
+
+    auto = "auto"
+    warm = "warm"
+    cold = "cold"
 
 
 class FallbackChoice(StrEnum):
@@ -24,6 +40,7 @@ class FallbackChoice(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command(
         "run",
+        short_help="Serve a bundle on this machine.",
         help="Serve a bundle over HTTP (Open Inference Protocol v2) until SIGTERM.\n\n"
         "Example: edgeserve run model.edge --http-port 8000",
     )(command)
@@ -59,6 +76,42 @@ def command(
         FallbackChoice | None,
         typer.Option(help="never: fail when the first candidate does [auto]."),
     ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="Fail at start, and be not ready, unless it serves."),
+    ] = None,
+    isolate: Annotated[
+        IsolateChoice | None,
+        typer.Option(help="Which candidates run in a process of their own [accelerators]."),
+    ] = None,
+    standby: Annotated[
+        StandbyChoice | None,
+        typer.Option(help="Keep the CPU open behind an accelerator [auto: if memory allows]."),
+    ] = None,
+    watchdog: Annotated[
+        float | None, typer.Option(help="Seconds a call in another process gets at least [2].")
+    ] = None,
+    open_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that opening a device may take [180].")
+    ] = None,
+    recheck: Annotated[
+        float | None, typer.Option(help="Seconds between golden checks while serving; 0: none [0].")
+    ] = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option("--verify", help="Every batch carries a golden sample, which must be right."),
+    ] = None,
+    reopen: Annotated[
+        float | None,
+        typer.Option(help="Seconds before a failed device is tried again; the pause grows [1]."),
+    ] = None,
+    worker_memory: Annotated[
+        int | None, typer.Option(help="Bytes a process of --isolate may use; 0: any [0].")
+    ] = None,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="For tests: have a device fail, like gpu:crash@100."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one call; 0 lets the engine choose [0].")
     ] = None,
@@ -82,6 +135,37 @@ def command(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without protection.")
     ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API keys: lines of 'infer KEY' or 'control KEY'."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="The server's certificate, with its chain.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="PEM", help="Its private key.")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="PEM", help="Only clients with a certificate of these authorities."),
+    ] = None,
+    model_control: Annotated[
+        bool | None, typer.Option("--model-control", help="Clients may load and unload models.")
+    ] = None,
+    shared_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX", help="Clients may use shared memory whose name begins with this."
+        ),
+    ] = None,
+    control_host: Annotated[
+        str | None, typer.Option(help="Address of the control plane [127.0.0.1].")
+    ] = None,
+    control_port: Annotated[
+        int | None, typer.Option(help="A port for it alone [it shares the data plane's].")
+    ] = None,
+    control_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="A Host name it answers to; may be repeated."),
+    ] = None,
 ) -> int:
     from edgeserve.serve.app import serve
     from edgeserve.serve.settings import read_settings, settings_from
@@ -95,6 +179,16 @@ def command(
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
+        "require": require,
+        "isolate": isolate.value if isolate is not None else None,
+        "standby": standby.value if standby is not None else None,
+        "watchdog": watchdog,
+        "open_timeout": open_timeout,
+        "recheck": recheck,
+        "verify": verify,
+        "reopen": reopen,
+        "worker_memory": worker_memory,
+        "inject": inject or None,
         "threads": threads,
         "instances": instances,
         "spin": spin,
@@ -104,6 +198,15 @@ def command(
         "max_body": max_body,
         "drain_timeout": drain_timeout,
         "insecure": insecure,
+        "keys": str(keys) if keys is not None else None,
+        "tls_cert": str(tls_cert) if tls_cert is not None else None,
+        "tls_key": str(tls_key) if tls_key is not None else None,
+        "tls_client_ca": str(tls_client_ca) if tls_client_ca is not None else None,
+        "model_control": model_control,
+        "shared_memory": shared_memory,
+        "control_host": control_host,
+        "control_port": control_port,
+        "control_names": control_name or None,
     }
     if config is not None:
         settings = read_settings(config, flags)
@@ -117,6 +220,9 @@ def render(started: Started) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     console = stderr_console()
+    if started.injected:
+        faults = ", ".join(started.injected)
+        console.print(f"warning: faults are injected, this is a test: {faults}", markup=False)
     table = table_of("candidate", "device", "status", "load", "golden error", right=("load",))
     serving = True
     for attempt in started.attempts:
@@ -125,7 +231,7 @@ def render(started: Started) -> None:
         add_row(
             table,
             attempt.candidate.label,
-            attempt.candidate.device,
+            attempt.candidate.device + (" (own process)" if attempt.isolated else ""),
             status,
             f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
             f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
@@ -133,7 +239,8 @@ def render(started: Started) -> None:
     console.print(table)
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
-    console.print(f"\nserving {started.model} at {started.url} ({how}, {batches})", markup=False)
-    grpc = started.grpc or "off (--grpc-port 8001 turns it on)"
-    console.print(f"gRPC: {grpc}", markup=False)
-    console.print(f"try: curl {started.url}/v2/models/{started.model}", markup=False)
+    print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")
+    print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
+    if started.control_url is not None:
+        print_line(console, f"control plane at {started.control_url}")
+    print_line(console, f"try: curl {started.url}/v2/models/{started.model}")

@@ -45,6 +45,16 @@ def is_here(target: Target) -> bool:
     return target.runs_on(machine().arch) and cpu_problem(target, machine()) is None
 
 
+def optional_entries(target: Target) -> dict[int, tuple[int, ...]]:
+    """The chain's optional entries by index, each with those of the same device that it must outdo."""
+    chain = list(enumerate(target.chain))
+    return {
+        i: tuple(j for j, other in chain if not other.optional and other.device == entry.device)
+        for i, entry in chain
+        if entry.optional
+    }
+
+
 def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, ...]:
     """The chosen trials as candidates: the target's order of devices, and among candidates on the
     same device the fastest measured one first."""

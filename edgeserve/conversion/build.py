@@ -310,7 +310,11 @@ class Builder:
         )[0]  # fmt: skip
 
     def _nncf_options(self) -> dict[str, object]:
-        return {"calibration": str(self._requests), "transformer": self.facts.attends}
+        return {
+            "calibration": str(self._requests),
+            "transformer": self.facts.attends,
+            "reduce_range": self._scheme.reduce_range,
+        }
 
     def _nncf_recipe(self, method: str) -> Recipe:
         return Recipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -12,6 +12,11 @@ from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
 MIN_SQNR_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
 DEFAULT_MIN_AGREEMENT = 0.95
 DEFAULT_MIN_COSINE = 0.99
+# Within these factors variants count as equally fast, and equally small.
+AS_FAST = 1.03
+AS_SMALL = 1.25
+# So much faster must an optional runtime be than those that the target needs anyway.
+WORTH_IT = 1.05
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -83,12 +88,17 @@ def quality_problem(
 
 
 def choose(
-    trials: Sequence[Trial], bounds: Bounds, *, asked: Precision | None = None
+    trials: Sequence[Trial],
+    bounds: Bounds,
+    *,
+    asked: Precision | None = None,
+    optional: Mapping[int, Collection[int]] | None = None,
 ) -> list[Verdict]:
     """One verdict per trial. Trials of an entry come in the order of preference.
 
     The fastest acceptable trial of an entry wins, or the first where nothing could be measured; with an
-    `asked` precision, one of that precision wins over others.
+    `asked` precision, one of that precision wins over others. The winner of an `optional` entry is
+    chosen only if it is clearly faster than those of its rivals: the entries it maps to.
     """
     verdicts: list[Verdict] = []
     poor = _poor_files(trials, bounds)
@@ -113,8 +123,38 @@ def choose(
                 verdicts.append(Verdict(trial, chosen=True, reason=text or "chosen"))
             else:
                 verdicts.append(Verdict(trial, chosen=False, reason=_beaten(trial, winner)))
+    for entry, rivals in (optional or {}).items():
+        verdicts = _without_weak_option(verdicts, entry, rivals)
     order = {id(t): i for i, t in enumerate(trials)}
     return sorted(verdicts, key=lambda v: order[id(v.trial)])
+
+
+def _without_weak_option(
+    verdicts: list[Verdict], entry: int, rivals: Collection[int]
+) -> list[Verdict]:
+    """The verdicts; of an optional entry nothing is chosen unless that is worth a runtime more."""
+    best = max(
+        (v.trial for v in verdicts if v.chosen and v.trial.entry in rivals),
+        key=_speedup,
+        default=None,
+    )
+    if best is None:
+        return verdicts
+    return [
+        msgspec.structs.replace(v, chosen=False, reason=_not_worth_it(v.trial, best))
+        if v.chosen and v.trial.entry == entry and _speedup(v.trial) < WORTH_IT * _speedup(best)
+        else v
+        for v in verdicts
+    ]
+
+
+def _speedup(trial: Trial) -> float:
+    return trial.measured.speedup if trial.measured is not None else 0.0
+
+
+def _not_worth_it(trial: Trial, best: Trial) -> str:
+    ratio = _speedup(trial) / _speedup(best) if _speedup(best) else 0.0
+    return f"not worth another runtime: {ratio:.2f}x as fast as {best.variant}"
 
 
 def _poor_files(trials: Sequence[Trial], bounds: Bounds) -> dict[str, str]:
@@ -155,16 +195,29 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
 
 
 def _fastest(fit: list[Trial], bounds: Bounds) -> Trial:
-    """The fastest by speed-up over the source, which compares trials of different rounds, too."""
+    """The fastest by speed-up over the source, which compares trials of different rounds, too.
+
+    Of those that are as fast, give or take noise, the smallest, and of those as small the closest to the
+    source.
+    """
     timed = [t for t in fit if t.measured is not None]
     if not bounds.speed_counts or not timed:
         return fit[0]
-    return max(timed, key=lambda t: t.measured.speedup if t.measured else 0.0)
+    best = max(map(_speedup, timed))
+    fast = [t for t in timed if AS_FAST * _speedup(t) >= best]
+    least = min(t.size_bytes or 0 for t in fast)
+    small = [t for t in fast if (t.size_bytes or 0) <= AS_SMALL * least]
+    return max(small, key=lambda t: t.measured.fidelity.sqnr_db if t.measured else 0.0)
 
 
 def _beaten(trial: Trial, winner: Trial) -> str:
-    if trial.measured is not None and winner.measured is not None:
-        ratio = winner.measured.speedup / trial.measured.speedup
-        if ratio >= 1.0:
-            return f"{winner.variant} is {ratio:.2f}x faster"
-    return f"{winner.variant} is preferred"
+    if trial.measured is None or winner.measured is None:
+        return f"{winner.variant} is preferred"
+    ratio = _speedup(winner) / _speedup(trial)
+    if ratio > AS_FAST:
+        return f"{winner.variant} is {ratio:.2f}x faster"
+    if ratio * AS_FAST < 1.0:
+        return f"{winner.variant} is preferred"
+    if (trial.size_bytes or 0) > AS_SMALL * (winner.size_bytes or 0):
+        return f"{winner.variant} is as fast and smaller"
+    return f"{winner.variant} is as fast and closer to the source"

@@ -24,6 +24,8 @@ from edgeserve.tensors import Interface
 
 PROOF_SAMPLES: Final = 256
 MIN_HELD_OUT: Final = 32
+# Tokens, frames, pixels a side of random samples, where the model leaves them open.
+OPEN_SIZE: Final = 64
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -34,10 +36,12 @@ class Data(msgspec.Struct, frozen=True):
     remarks: tuple[str, ...]
 
     @classmethod
-    def load(cls, interface: Interface, options: Options) -> Data:
-        """Raises DataError, before anything expensive is done."""
+    def load(cls, interface: Interface, options: Options, open_size: int = OPEN_SIZE) -> Data:
+        """`open_size` is that of dynamic dimensions of random samples. Raises DataError, before anything
+        expensive is done."""
         remarks: list[str] = []
-        pool = _calibration_pool(interface, options)
+        classes = _classes(interface, options)
+        pool = _calibration_pool(interface, options, open_size)
         calibration = pool.take(options.calibration_samples) if pool else None
         if calibration is not None and calibration.random:
             remarks.append("calibrated on random data: int8 accuracy on real inputs is unknown")
@@ -46,15 +50,16 @@ class Data(msgspec.Struct, frozen=True):
             if skewed is not None:
                 remarks.append(f"calibration data: {skewed}")
         if options.evaluate is not None:
-            labelled = load_labelled(
-                Path(options.evaluate), interface, options.preprocess, _classes(options)
-            )
+            labelled = load_labelled(Path(options.evaluate), interface, options.preprocess, classes)
             if class_scores(interface) is None:
                 remarks.append("the model has no class scores: accuracy is not measured")
             return cls(calibration, labelled, tuple(remarks))
         if pool is None:
-            remarks.append("no calibration data: int8 was not tried, fidelity is on random inputs")
-            return cls(None, random_samples(interface, MIN_HELD_OUT), tuple(remarks))
+            remarks.append(
+                "no calibration data: static int8 was not tried, fidelity is on random inputs"
+            )
+            proof = random_samples(interface, MIN_HELD_OUT, open_size=open_size)
+            return cls(None, proof, tuple(remarks))
         if pool.random:
             return cls(calibration, pool, tuple(remarks))
         held_out = _without(pool, options.calibration_samples)
@@ -64,11 +69,11 @@ class Data(msgspec.Struct, frozen=True):
         return cls(calibration, pool.take(PROOF_SAMPLES), tuple(remarks))
 
 
-def _calibration_pool(interface: Interface, options: Options) -> Samples | None:
+def _calibration_pool(interface: Interface, options: Options, open_size: int) -> Samples | None:
     if options.calibrate is None:
         return None
     if options.calibrate == "random":
-        return random_samples(interface, options.calibration_samples)
+        return random_samples(interface, options.calibration_samples, open_size=open_size)
     wanted = options.calibration_samples + PROOF_SAMPLES
     if callable(options.calibrate):
         name = getattr(options.calibrate, "__qualname__", "the callable")
@@ -97,11 +102,19 @@ def _without(pool: Samples, taken: int) -> Samples | None:
     return pool.leave(taken)
 
 
-def _classes(options: Options) -> list[str] | None:
+def _classes(interface: Interface, options: Options) -> list[str] | None:
     if options.labels is None:
         return None
     path = Path(options.labels)
     try:
-        return path.read_text("utf-8").splitlines()
+        names = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable list of classes", cause=str(error)) from None
+    scores = class_scores(interface)
+    spec = next((s for s in interface.outputs if s.name == scores), None)
+    if spec is not None and spec.shape[1] != len(names):
+        raise DataError(
+            f"{path} names {len(names)} classes, output '{spec.name}' has {spec.shape[1]}",
+            hint="one class a line, in the order of the model's scores",
+        )
+    return names

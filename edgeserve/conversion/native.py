@@ -103,10 +103,11 @@ def _precision(report: ModelReport) -> Precision:
 def with_own_runtime(target: Target, model: SourceModel) -> Target:
     """The target, with the source's own runtime as the last of its chain where that is missing."""
     name = NATIVE.get(model.format)
-    if name is None or target.convert_only or any(e.runtime == name for e in target.chain):
+    chain = tuple(e for e in target.chain if not (e.optional and e.runtime == name))
+    if name is None or target.convert_only or any(e.runtime == name for e in chain):
         return target
     precisions: tuple[Precision, ...] = (
         ("int8", "fp32") if model.precision == "fp32" else (model.precision,)
     )
     entry = ChainEntry(runtime=name, device="cpu", precisions=precisions)
-    return msgspec.structs.replace(target, chain=(*target.chain, entry))
+    return msgspec.structs.replace(target, chain=(*chain, entry))

@@ -9,12 +9,18 @@ import msgspec
 
 from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.writing import bundle_writer, check_destination
-from edgeserve.conversion.assemble import is_here, ordered_chain, report, write_bundle
+from edgeserve.conversion.assemble import (
+    is_here,
+    optional_entries,
+    ordered_chain,
+    report,
+    write_bundle,
+)
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
-from edgeserve.conversion.options import Conversion, Options
+from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
@@ -27,7 +33,7 @@ from edgeserve.conversion.source import (
     save_onnx,
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
-from edgeserve.errors import CheckFailed, UnsupportedModel, UsageError
+from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
@@ -45,6 +51,7 @@ def convert(
     On any error the destination is as it was.
     """
     options, say = options or Options(), say or _silent
+    check_options(options)
     check_destination(destination, force=options.force)
     say("reading the source", None)
     target = resolve_target(options.target)
@@ -56,7 +63,9 @@ def convert(
         _check_calibration(model, options)
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
-        check_runs(reference, data.proof)
+        data = _that_runs(data, reference, model, options)
+        if data.calibration is not None:
+            check_runs(reference, data.calibration)
         interface = proven_batching(model, reference, data.proof)
         builder = Builder(
             model,
@@ -79,7 +88,7 @@ def convert(
         search = Search(builder, model, target, interface, options, data, reference, bounds, say)
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
-        verdicts = choose(found.trials, bounds, asked=asked)
+        verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, strict=options.strict)
         layers = next((r.layers for r in found.restorations if r.layers), ())
@@ -151,6 +160,21 @@ def _open(model: SourceModel, work: Path) -> Session:
     return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0])
 
 
+def _that_runs(data: Data, reference: Session, model: SourceModel, options: Options) -> Data:
+    """The data, or random ones with open dimensions of 1, should the source fail on larger ones.
+
+    Raises SourceError when it fails on those, too.
+    """
+    try:
+        check_runs(reference, data.proof)
+    except SourceError:
+        if not data.proof.random or all(s.is_static for s in model.interface.inputs):
+            raise
+        data = Data.load(model.interface, options, open_size=1)
+        check_runs(reference, data.proof)
+    return data
+
+
 def _check_calibration(model: SourceModel, options: Options) -> None:
     """Raise UsageError for a convolutional network in int8 without data: static int8 is all it gains by."""
     asked = options.precision == "int8" and model.precision == "fp32"
@@ -167,7 +191,7 @@ def _enforce(
     failed = [f"{v.trial.variant}: {v.reason}" for v in verdicts if v.failed]
     # Of several recipes some may fail: what counts is whether one of an entry's did not.
     smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
-    missed = {v.trial.entry for v in verdicts if v.failed} - smaller
+    missed = {v.trial.entry for v in verdicts if v.failed} - smaller - set(optional_entries(target))
     if strict and missed:
         raise CheckFailed(
             "no quantized variant was good enough, and --strict was given",

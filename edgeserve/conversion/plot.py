@@ -40,22 +40,51 @@ def plot(report: Conversion, path: Path) -> None:
         s=[120 if r.chosen else 50 for r, _, _ in known],
         edgecolors=["red" if r.chosen else "black" for r, _, _ in known],
     )
-    for row, measured, size in known:
+    axes.margins(x=0.08, y=0.12)
+    points = [(s / 1e6, m.speedup) for _, m, s in known]
+    for (row, _, _), point, lines in zip(known, points, _label_lines(points), strict=True):
+        left = point[0] <= (min(points)[0] + max(points)[0]) / 2
         axes.annotate(
-            f"{row.variant} ({row.runtime})", (size / 1e6, measured.speedup),
-            xytext=(6, 4), textcoords="offset points", fontsize=8,
+            f"{row.variant} ({row.runtime})", point, xytext=(7 if left else -7, 4 - 11 * lines),
+            textcoords="offset points", fontsize=8, ha="left" if left else "right",
         )  # fmt: skip
     for device in dict.fromkeys(r.device for r, _, _ in known):
-        front = sorted((s / 1e6, m.speedup) for r, m, s in known if r.pareto and r.device == device)
-        axes.plot(*zip(*front, strict=True), linestyle=":", color="gray", zorder=0)
+        front = _front(
+            [p for p, (r, _, _) in zip(points, known, strict=True) if r.device == device]
+        )
+        axes.step(*zip(*front, strict=True), where="post", linestyle=":", color="gray", zorder=0)
     axes.axhline(1.0, color="gray", linewidth=0.5)
     axes.set_xlabel("size, MB")
     axes.set_ylabel("speed, times the fp32 source on onnxruntime")
     axes.set_title(
-        f"{Path(report.bundle).name}: {report.target} (red: chosen; dotted: Pareto front)"
+        f"{Path(report.bundle).name}: {report.target} (red: chosen; dotted: smaller and faster)"
     )
     figure.colorbar(dots, label="SQNR to the source, dB")
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise WriteFailed(f"{path} cannot be written", cause=str(error)) from None
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (size, speed) those that nothing as small outruns, by size."""
+    front: list[tuple[float, float]] = []
+    for size, speed in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or speed > front[-1][1]:
+            front.append((size, speed))
+    return front
+
+
+def _label_lines(points: list[tuple[float, float]]) -> list[int]:
+    """How many lines each label must move down so that it covers none of its neighbours'."""
+    width = max(p[0] for p in points) - min(p[0] for p in points) or 1.0
+    height = max(p[1] for p in points) - min(p[1] for p in points) or 1.0
+    lines: list[int] = []
+    for index, (x, y) in enumerate(points):
+        taken = {
+            line
+            for (other_x, other_y), line in zip(points[:index], lines, strict=True)
+            if abs(other_x - x) < 0.5 * width and abs(other_y - y) < 0.03 * height
+        }
+        lines.append(next(i for i in range(len(points)) if i not in taken))
+    return lines

@@ -6,6 +6,7 @@ them alike.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -26,7 +27,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
-from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes import LoadOptions, Session, engine_version, runtime
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, Tensors
 
@@ -34,6 +35,8 @@ Say = Callable[[str, float | None], None]
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
 GOLDEN_BYTES: Final = 2_000_000
+# Of samples of differing shapes so many are timed.
+TIMED_SHAPES: Final = 8
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
 
@@ -96,7 +99,7 @@ def prove(
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
         say("timing", None)
-        times = _time(alive, list(subjects), reference, samples[0], seconds)
+        times = _time(alive, list(subjects), reference, _requests_to_time(samples), seconds)
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -125,6 +128,39 @@ def prove(
             item.session.close()
 
 
+class Pace(msgspec.Struct, frozen=True):
+    """How fast a variant is: the median of its calls, and its speed in times of the source."""
+
+    latency_ms: float
+    speedup: float
+
+
+def race(
+    subjects: Sequence[Subject], reference: Session, samples: Samples, *, seconds: float, say: Say
+) -> list[Pace | None]:
+    """Time subjects that were proven before, and the source, in turns; None for one that fails now."""
+    say("timing what comes close", None)
+    opened: list[_Opened] = []
+    try:
+        for subject in subjects:
+            _, session = _open(subject)
+            if session is not None:
+                opened.append(_Opened(subject, session))
+        times = _time(opened, list(subjects), reference, _requests_to_time(samples), seconds)
+    finally:
+        for item in opened:
+            item.session.close()
+    paces: list[Pace | None] = []
+    for index in range(len(subjects)):
+        mine = times.get(str(index))
+        if mine is None:
+            paces.append(None)
+            continue
+        speedup = speedup_interval(times["reference"], mine).value
+        paces.append(Pace(float(np.median(mine.ms)), speedup))
+    return paces
+
+
 def quality(
     interface: Interface, samples: Samples, wanted: list[Tensors], outputs: list[Tensors]
 ) -> tuple[Fidelity, Accuracy | None]:
@@ -139,7 +175,7 @@ def quality(
             reference=top1_accuracy([w[scores] for w in wanted], labels),
             data_sha256=samples.sha256,
         )
-    return fidelity(interface, wanted, outputs), accuracy
+    return fidelity(interface, samples, wanted, outputs), accuracy
 
 
 def _first_look(
@@ -220,15 +256,23 @@ def _time(
     alive: list[_Opened],
     subjects: list[Subject],
     reference: Session,
-    inputs: Tensors,
+    requests: Sequence[Tensors],
     seconds: float,
 ) -> dict[str, Timings]:
     def call(session: Session) -> Callable[[], object]:
-        return lambda: session.run(inputs)
+        turn = itertools.cycle(requests)
+        return lambda: session.run(next(turn))
 
     runs = {"reference": call(reference)}
     runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
     return interleave(runs, max_seconds=seconds * len(runs))
+
+
+def _requests_to_time(samples: Samples) -> list[Tensors]:
+    """One sample, or several where their shapes differ: an engine may prepare itself for each shape."""
+    first = [samples[i] for i in range(min(TIMED_SHAPES, len(samples)))]
+    shapes = {tuple(array.shape for array in request.values()) for request in first}
+    return first if len(shapes) > 1 else first[:1]
 
 
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
@@ -254,7 +298,7 @@ def _measured(
     placed = item.session.placement()
     measured = Measured(
         runtime=entry.runtime,
-        runtime_version=runtime(entry.runtime).probe().version or "unknown",
+        runtime_version=engine_version(runtime(entry.runtime)) or "unknown",
         device=entry.device,
         machine=machine().cpu or machine().arch,
         fidelity=found,

@@ -17,7 +17,7 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.prove import Proof, Subject, prove
+from edgeserve.conversion.prove import Proof, Subject, prove, race
 from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
@@ -29,6 +29,13 @@ from edgeserve.tensors import Interface
 
 GOLDEN_SAMPLES: Final = 8
 SECONDS_PER_VARIANT: Final = 1.0
+# What comes so close to the fastest is timed once more, for so long each.
+CLOSE: Final = 1.15
+SECONDS_PER_FINALIST: Final = 3.0
+# Calls shorter than this, in ms, are not timed once more: nobody tells them apart.
+_QUICK_MS: Final = 1.0
+# Parameters below which another runtime saves microseconds at best.
+_SMALL: Final = 1_000_000
 _QUANTIZED: Final = ("int8", "int4")
 
 Say = Callable[[str, float | None], None]
@@ -92,6 +99,10 @@ class Search:
 
     def _plans(self, entry: ChainEntry) -> list[Plan]:
         format_name = runtime(entry.runtime).formats[0]
+        if entry.optional and not self._can_measure(entry):
+            return []
+        if entry.optional and (reason := self._cannot_win(entry)) is not None:
+            return [Plan(format_name, entry.precisions[0], "plain", skip=reason)]
         try:
             if format_name != self._source.format:
                 shortest_path(self._source.format, format_name)
@@ -113,8 +124,28 @@ class Search:
             plans = [p for p in plans if p.recipe in fit and not p.skip]
         return [p for p in plans if self._data.calibration is not None or not p.calibrated]
 
+    def _can_measure(self, entry: ChainEntry) -> bool:
+        """Whether an optional entry's speed can be told here: it counts for nothing but that."""
+        return self._bounds.speed_counts and runtime(entry.runtime).probe().version is not None
+
+    def _cannot_win(self, entry: ChainEntry) -> str | None:
+        """Why an optional entry is not worth trying with this network, or None."""
+        facts = self._builder.facts
+        made_of = "convolutional" if facts.convolves else "matmul"
+        if entry.networks not in ("any", made_of):
+            return f"cannot win: {self._target.name} takes {entry.runtime} for {entry.networks} networks"
+        if facts.parameters < _SMALL:
+            return (
+                f"cannot win: a network this small is not worth another runtime ({entry.runtime})"
+            )
+        return None
+
     def _precisions(self, entry: ChainEntry) -> list[Precision]:
-        """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected."""
+        """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected;
+        optional entries need no such backing."""
+        if entry.optional:
+            asked_for = self._options.precision
+            return [p for p in entry.precisions if asked_for in ("auto", p)]
         if self._options.precision == "auto":
             return list(entry.precisions)
         asked: list[Precision] = [self._options.precision]
@@ -175,17 +206,49 @@ class Search:
         return proof
 
     def _play_off(self) -> None:
-        """Time what could be chosen, but was measured in different runs, once more in one run."""
-        if self._rounds < 2 or not self._bounds.speed_counts:
+        """Time once more, in one run, what was measured in different ones and could be chosen; else what
+        came close to the fastest."""
+        if not self._bounds.speed_counts:
             return
-        finalists = [
-            Subject(t.entry, self._target.chain[t.entry], variant, self._builder.files(variant))
-            for t in self._trials.values()
-            if t.measured is not None and acceptable(t, self._bounds)
-            if isinstance(variant := self._built[t.variant], Variant)
-        ]
-        if finalists:
-            self._prove(finalists)
+        fit = [t for t in self._trials.values() if t.measured and acceptable(t, self._bounds)]
+        finalists = fit if self._rounds > 1 else self._close(fit)
+        if len(finalists) < 2:
+            return
+        paces = race(
+            [self._subject(t) for t in finalists],
+            self._reference,
+            self._data.proof,
+            seconds=SECONDS_PER_FINALIST,
+            say=self._say,
+        )
+        for trial, pace in zip(finalists, paces, strict=True):
+            if pace is not None and trial.measured is not None:
+                measured = msgspec.structs.replace(
+                    trial.measured, latency_ms=pace.latency_ms, speedup=pace.speedup
+                )
+                key = trial.entry, trial.variant
+                self._trials[key] = msgspec.structs.replace(trial, measured=measured)
+
+    def _close(self, fit: list[Trial]) -> list[Trial]:
+        """Those nearly as fast as the fastest of their device."""
+        found = []
+        for device in dict.fromkeys(e.device for e in self._target.chain):
+            mine = [
+                (t, t.measured)
+                for t in fit
+                if t.measured is not None and self._target.chain[t.entry].device == device
+            ]
+            best = max((m.speedup for _, m in mine), default=0.0)
+            close = [(t, m) for t, m in mine if m.speedup * CLOSE >= best]
+            if min((m.latency_ms for _, m in close), default=0.0) >= _QUICK_MS:
+                found += [t for t, _ in close]
+        return found
+
+    def _subject(self, trial: Trial) -> Subject:
+        variant = self._built[trial.variant]
+        assert isinstance(variant, Variant)
+        entry = self._target.chain[trial.entry]
+        return Subject(trial.entry, entry, variant, self._builder.files(variant))
 
     def _fp32_subjects(self, subjects: Sequence[Subject]) -> list[Subject]:
         found = []

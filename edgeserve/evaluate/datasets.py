@@ -14,7 +14,7 @@ import numpy as np
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import DataError
 from edgeserve.preprocess import image_files, load_image
-from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import PADDING_MASKS, Array, Interface, Tensors, TensorSpec
 
 LABEL_KEYS: Final = ("label", "labels", "y")
 
@@ -61,6 +61,16 @@ class Samples:
         for index in range(len(self)):
             yield self[index]
 
+    def first_not_finite(self) -> int | None:
+        """The first sample with NaN or infinity in it. Images have none."""
+        spoilt = [
+            ~np.isfinite(a).reshape(len(a), -1).all(axis=1)
+            for a in self._arrays.values()
+            if a.dtype.kind == "f" and a.size
+        ]
+        hits = [int(i) for i in np.flatnonzero(np.logical_or.reduce(spoilt))] if spoilt else []
+        return hits[0] if hits else None
+
     def take(self, count: int) -> Samples:
         """At most `count` samples, evenly spread: folders are often sorted by class."""
         return self if len(self) <= count else self._pick(_spread(len(self), count))
@@ -87,15 +97,21 @@ def _spread(total: int, count: int) -> list[int]:
     return list(range(total)) if total <= count else [i * total // count for i in range(count)]
 
 
-def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:
-    """Standard normal inputs (integers, which may be indices: 0 or 1), dynamic dimensions 1.
+def random_samples(
+    interface: Interface, count: int, seed: int = 0, *, open_size: int = 1
+) -> Samples:
+    """Standard normal inputs (integers, which may be indices: 0 or 1; masks of padding: 1). Dynamic
+    dimensions but the first get `open_size`.
 
     They prove nothing about real data.
     """
     generator = np.random.default_rng(seed)
     arrays: Tensors = {}
     for spec in interface.inputs:
-        shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+        shape = [
+            d if isinstance(d, int) else open_size if axis else 1
+            for axis, d in enumerate(spec.shape)
+        ]
         if interface.max_batch or (shape and shape[0] == 1):
             shape = shape[1:]
         if spec.numpy_dtype.kind == "O":
@@ -104,6 +120,8 @@ def random_samples(interface: Interface, count: int, seed: int = 0) -> Samples:
             )
         size, floats = (count, *shape), spec.numpy_dtype.kind == "f"
         values: Array = generator.normal(size=size) if floats else generator.integers(0, 2, size)
+        if spec.name in PADDING_MASKS:
+            values = np.ones(size)
         arrays[spec.name] = values.astype(spec.numpy_dtype)
     return Samples("random", interface, arrays=arrays, sha256=f"seed-{seed}", random=True)
 
@@ -136,7 +154,9 @@ def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None
             )
     counts = {s.name: len(arrays[s.name]) if arrays[s.name].ndim else 0 for s in interface.inputs}
     if min(counts.values()) == 0:
-        raise DataError(f"{path} holds no samples")
+        raise DataError(
+            f"{path} holds no samples", hint="the first axis of an array counts samples"
+        )
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: inputs have different numbers of samples", cause=str(counts))
     samples = Samples(
@@ -181,7 +201,10 @@ def load_labelled(
     if path.suffix == ".npz":
         samples = load_samples(path, interface, preprocess)
         if samples.labels is None:
-            raise DataError(f"{path} has no array 'label'")
+            raise DataError(
+                f"{path} has no array 'label'",
+                hint="numpy.savez(FILE, label=classes, and one array per input)",
+            )
         if len(samples.labels) != len(samples):
             raise DataError(f"{path}: {len(samples)} samples but {len(samples.labels)} labels")
         return samples
@@ -265,6 +288,7 @@ def _request(sample: Array, spec: TensorSpec) -> Array:
         raise DataError(
             f"samples for input '{spec.name}' have the wrong type",
             cause=f"expected {spec.dtype}, got {sample.dtype}",
+            hint=f"array.astype('{spec.numpy_dtype}') before saving, if that is what they mean",
         )
     shaped = sample if len(sample.shape) == len(spec.shape) else sample[None]
     if not spec.fits(shaped.shape):

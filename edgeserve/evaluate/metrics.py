@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from edgeserve.bundle import Fidelity
-from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.tensors import Array, Interface, Tensors, unpadded
 
 
 def class_scores(interface: Interface) -> str | None:
@@ -25,9 +25,14 @@ def class_scores(interface: Interface) -> str | None:
 
 
 def fidelity(
-    interface: Interface, reference: Sequence[Tensors], outputs: Sequence[Tensors]
+    interface: Interface,
+    inputs: Iterable[Tensors],
+    reference: Sequence[Tensors],
+    outputs: Sequence[Tensors],
 ) -> Fidelity:
-    """Compare a variant's outputs with the source's, sample by sample, over all float outputs.
+    """Compare a variant's outputs with the source's, sample by sample, over all outputs but texts.
+
+    Outputs per token are compared where the `inputs` have tokens, not where they have padding.
 
     SQNR follows its usual definition, 10*log10(signal power / error power), over all samples and
     outputs together; cosine is the mean over samples. Outputs of integer or string type count by
@@ -35,8 +40,8 @@ def fidelity(
     """
     signal = noise = worst = 0.0
     cosines: list[float] = []
-    for want, got in zip(reference, outputs, strict=True):
-        a, b = _flat(interface, want), _flat(interface, got)
+    for request, want, got in zip(inputs, reference, outputs, strict=True):
+        a, b = _flat(interface, request, want), _flat(interface, request, got)
         a, b = _comparable(a, b)
         if not np.all(np.isfinite(b)):
             signal, noise, worst = 1.0, float("inf"), float("inf")
@@ -75,8 +80,9 @@ def _top1(scores: Array) -> int:
     return int(np.argmax(scores.reshape(-1)))
 
 
-def _flat(interface: Interface, tensors: Tensors) -> Array:
-    parts = [tensors[s.name].reshape(-1) for s in interface.outputs if s.dtype != "BYTES"]
+def _flat(interface: Interface, request: Tensors, tensors: Tensors) -> Array:
+    numbers = [tensors[s.name] for s in interface.outputs if s.dtype != "BYTES"]
+    parts = [unpadded(request, array).reshape(-1) for array in numbers]
     return np.concatenate([p.astype(np.float64) for p in parts]) if parts else np.zeros(0)
 
 

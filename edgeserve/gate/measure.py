@@ -114,8 +114,9 @@ def _known(bundle: Bundle, subject: Subject, cold: ColdStart) -> Facts:
 
 def _live(bundle: Bundle, opened: Opened) -> Fidelity:
     interface = bundle.manifest.interface
+    requests = requests_of(bundle)
     wanted = golden_batches(interface, bundle.golden()[1])
-    return fidelity(interface, wanted, [opened.session.run(r) for r in requests_of(bundle)])
+    return fidelity(interface, requests, wanted, [opened.session.run(r) for r in requests])
 
 
 def _timed(

@@ -71,7 +71,8 @@ def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo
     """
     entries = tuple(_check_entry(entry, probes) for entry in target.chain)
     kind = _kind(target.chain[0].device)
-    opened = [e for e in entries if e.ok and _kind(e.entry.device) == kind]
+    needed = [e for e in entries if e.ok and not e.entry.optional]
+    opened = [e for e in needed if _kind(e.entry.device) == kind]
     if target.convert_only:
         satisfied, reason = False, "its devices run bundles without edgeserve"
     elif not target.runs_on(here.arch):

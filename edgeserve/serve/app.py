@@ -19,16 +19,15 @@ from edgeserve.bundle import Bundle
 from edgeserve.chain import Attempt, Chain, ChainOptions
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve.engine import EngineSettings
-from edgeserve.serve.http.limits import Limits
-from edgeserve.serve.http.routes import Router
-from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
+from edgeserve.serve.shm import SharedMemory
 
 if TYPE_CHECKING:
-    from edgeserve.serve.grpc.server import GrpcServer
+    from edgeserve.serve.grpc.front import GrpcFront
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ class Started(msgspec.Struct, frozen=True):
     inline: bool
     max_batch: int
     instances: int
+    control_url: str | None = None
+    injected: tuple[str, ...] = ()
 
 
 def open_chain(settings: Settings) -> Chain:
@@ -52,9 +53,19 @@ def open_chain(settings: Settings) -> Chain:
         fallback=settings.fallback == "auto",
         device=settings.device,
         variant=settings.variant,
+        require=settings.require,
         threads=settings.threads,
         instances=settings.instances,
         spin=settings.spin,
+        isolate=settings.isolate,
+        standby=settings.standby,
+        watchdog_s=settings.watchdog,
+        open_timeout_s=settings.open_timeout,
+        recheck_s=settings.recheck,
+        verify=settings.verify,
+        reopen_s=settings.reopen,
+        worker_memory=settings.worker_memory,
+        inject=settings.inject,
     )
     return Chain(Bundle.open(settings.bundle), options)
 
@@ -109,9 +120,9 @@ class _Service:
         self._model = served(chain)
         self._repository = ModelRepository({name: lambda: served(open_chain(settings))})
         self._repository.add(self._model)
-        router = Router(self._repository, metrics)
-        self._http = HttpServer(router, Limits(body_bytes=settings.max_body), metrics)
-        self._grpc = open_grpc(settings, self._repository)
+        self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
+        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
+        self._grpc = open_grpc(settings, self._repository, self._shm)
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,23 +137,23 @@ class _Service:
         if self._grpc is not None:
             await self._grpc.close()
         await self._repository.close()
+        self._shm.close()
 
     async def start(self) -> Started:
-        host, port = await self._http.listen(self._settings.host, self._settings.http_port)
+        url, control_url = await self._http.listen()
         self._repository.serve()
-        grpc = None
-        if self._grpc is not None:
-            grpc = self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
-        shown = f"[{host}]" if ":" in host else host
+        grpc = self._grpc.listen() if self._grpc is not None else None
         engine = self._model.engine
         return Started(
-            url=f"http://{shown}:{port}",
+            url=url,
+            control_url=control_url,
             grpc=grpc,
             model=self._model.name,
             attempts=tuple(self._chain.attempts),
             inline=engine.inline,
             max_batch=engine.max_batch,
             instances=self._settings.instances,
+            injected=self._settings.inject,
         )
 
     async def drain(self) -> bool:
@@ -223,23 +234,19 @@ class Background:
         self.stop()
 
 
-def open_grpc(settings: Settings, repository: ModelRepository) -> GrpcServer | None:
-    """The gRPC server, where a port is asked for. Raises DependencyMissing."""
+def open_grpc(
+    settings: Settings, repository: ModelRepository, shm: SharedMemory
+) -> GrpcFront | None:
+    """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
         return None
     try:
-        from edgeserve.serve.grpc.memory import NoSharedMemory
-        from edgeserve.serve.grpc.server import GrpcServer, GrpcSettings
+        from edgeserve.serve.grpc.front import GrpcFront
     except ImportError as error:
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcServer(
-        repository,
-        NoSharedMemory(),
-        GrpcSettings(receive_bytes=settings.max_body, queue=settings.queue),
-        lambda need, key: None,
-    )
+    return GrpcFront(settings, repository, shm)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

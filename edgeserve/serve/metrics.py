@@ -95,6 +95,12 @@ class ServerMetrics:
             ["model", "from", "to", "reason"],
             registry=self.registry,
         )
+        self._recovered = Counter(
+            "edgeserve_recovered",
+            "Steps back up the chain",
+            ["model", "from", "to"],
+            registry=self.registry,
+        )
         self.refused = Counter(
             "edgeserve_http_refused",
             "Connections refused or malformed",
@@ -153,3 +159,6 @@ class ModelMetrics:
 
     def fell_back(self, source: Candidate, destination: Candidate, reason: str) -> None:
         self._server._fallback.labels(self._name, source.label, destination.label, reason).inc()
+
+    def recovered(self, source: Candidate, destination: Candidate) -> None:
+        self._server._recovered.labels(self._name, source.label, destination.label).inc()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 from edgeserve.bundle import Candidate
-from edgeserve.chain import Attempt, Chain
+from edgeserve.chain import Attempt, Chain, ChainStatus
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -54,12 +55,19 @@ class ServedModel:
         self.engine = Engine(chain, settings, loop, self._ran)
         self._chain = chain
         self._fallbacks_seen = 0
-        metrics.serving(chain.candidate)
+        self._promotions_seen = 0
+        self._note_steps()
+        chain.listen(lambda: _call_soon(loop, self._note_steps))
         metrics.watch_pending(lambda: self.engine.pending)
 
     @property
     def candidate(self) -> Candidate:
         return self._chain.candidate
+
+    @property
+    def status(self) -> ChainStatus:
+        """Which candidate serves, since when, and why not the first."""
+        return self._chain.status()
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -74,13 +82,15 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests now."""
-        return not self.engine.closing
+        """Whether it takes requests now, and a device that may serve answers."""
+        return not self.engine.closing and self.status.ready
 
     @property
     def reason(self) -> str:
         """Why it is not ready; empty when it is."""
-        return "" if self.ready else "it is being unloaded"
+        if self.engine.closing:
+            return "it is being unloaded"
+        return "" if self.ready else self.status.reason or "no candidate serves"
 
     def statistics(self) -> ModelStatistics:
         size = self._chain.bundle.manifest.variant(self.candidate.variant).size_bytes
@@ -133,13 +143,25 @@ class ServedModel:
     def _count(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):
             self.metrics.requests.inc()
-            self.metrics.serving(result.candidate)
         else:
             self.metrics.failed(_reason(result))
+
+    def _note_steps(self) -> None:
+        """Count the chain's steps since the last time."""
         new = self._chain.fallbacks[self._fallbacks_seen :]
         for fallback in new:
             self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
         self._fallbacks_seen += len(new)
+        back = self._chain.promotions[self._promotions_seen :]
+        for promotion in back:
+            self.metrics.recovered(promotion.source, promotion.destination)
+        self._promotions_seen += len(back)
+        self.metrics.serving(self._chain.candidate)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has just ended
+        loop.call_soon_threadsafe(call)
 
 
 def _reason(error: EdgeServeError) -> str:

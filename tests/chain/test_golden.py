@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
 
-from edgeserve.chain import relative_rms_error
+from edgeserve.bundle import Bundle
+from edgeserve.chain import Chain, relative_rms_error
+from edgeserve.errors import CheckFailed
+from edgeserve.tensors import Interface, TensorSpec
+from tests.bundles import write_bundle
 
 
 @given(
@@ -44,3 +50,35 @@ def test_texts_are_equal_or_wrong() -> None:
     a = np.array([b"cat"], object)
     assert relative_rms_error(a, a) == 0.0
     assert math.isinf(relative_rms_error(a, np.array([b"dog"], object)))
+
+
+@pytest.mark.parametrize("position", [1, 2], ids=["token", "padding"])
+def test_numbers_of_padding_may_be_anything(tmp_path: Path, position: int) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu")],
+        "tokens",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 2]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", 3]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3, 2])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    interface = Interface(
+        (
+            TensorSpec("x", "FP32", ("batch", 3, 2)),
+            TensorSpec("attention_mask", "INT64", ("batch", 3)),
+        ),
+        (TensorSpec("y", "FP32", ("batch", 3, 2)),),
+        max_batch=8,
+    )
+    inputs = {"x": np.ones((1, 3, 2), np.float32), "attention_mask": np.array([[1, 1, 0]])}
+    golden = np.ones((1, 3, 2), np.float32)
+    golden[0, position] = 7.0
+    path = write_bundle(tmp_path, "tokens", model, interface, inputs, {"y": golden})
+    if position == 2:
+        with Chain(Bundle.open(path)) as chain:
+            assert chain.candidate.variant == "onnx-fp32"
+    else:
+        with pytest.raises(CheckFailed):
+            Chain(Bundle.open(path))

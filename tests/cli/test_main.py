@@ -6,10 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 import edgeserve
+from edgeserve.cli.main import app
 
 HEAVY = {
     "numpy",
@@ -70,6 +74,15 @@ def test_version_and_help() -> None:
         "demo",
     ):
         assert f"  {command} " in text
+
+
+def test_every_command_says_in_a_whole_line_what_it_is_for_and_has_an_example() -> None:
+    group: Any = typer.main.get_command(app)
+    text = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    assert "..." not in text.partition("Commands:")[2]
+    for name in group.commands:
+        said = CliRunner().invoke(app, [name, "--help"]).output
+        assert f"Example: edgeserve {name}" in said
 
 
 @pytest.mark.parametrize(

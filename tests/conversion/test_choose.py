@@ -145,3 +145,47 @@ def test_size_and_latency_bounds_leave_out_but_are_no_broken_promise() -> None:
     assert "--max-size 500" in verdicts[0].reason
     assert "takes 9.000 ms" in verdicts[1].reason
     assert not any(v.failed for v in verdicts)
+
+
+@pytest.mark.parametrize(("speedup", "kept"), [(2.0, False), (2.05, False), (2.2, True)])
+def test_an_optional_runtime_is_kept_only_where_it_is_clearly_faster(
+    speedup: float, kept: bool
+) -> None:
+    trials = [
+        trial("needed", "int8", measured(2.0, speedup=2.0)),
+        trial("optional", "int8", measured(2.0, speedup=speedup), entry=1),
+    ]
+    verdicts = choose(trials, Bounds(), optional={1: (0,)})
+    assert [v.chosen for v in verdicts] == [True, kept]
+    if not kept:
+        assert verdicts[1].reason.startswith("not worth another runtime: 1.0")
+        assert not verdicts[1].failed
+
+
+def test_an_optional_runtime_serves_where_nothing_else_can() -> None:
+    trials = [
+        Trial(0, "needed", "int8", problem="unsupported operator"),
+        trial("optional", "int8", measured(), entry=1),
+    ]
+    assert [v.chosen for v in choose(trials, Bounds(), optional={1: (0,)})] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("other", "size", "wins", "reason"),
+    [
+        (measured(speedup=1.9), 1000, "a", "a is 1.05x faster"),
+        (measured(speedup=1.99, sqnr=70.0), 1000, "b", "b is as fast and closer to the source"),
+        (measured(speedup=1.99, sqnr=50.0), 1000, "a", "a is as fast and closer to the source"),
+        (measured(speedup=1.99, sqnr=50.0), 700, "b", "b is as fast and smaller"),
+    ],
+)
+def test_of_those_as_fast_the_smaller_or_closer_one_is_taken(
+    other: Measured, size: int, wins: str, reason: str
+) -> None:
+    trials = [
+        trial("a", "int8", measured(speedup=2.0)),
+        msgspec.structs.replace(trial("b", "int8", other), size_bytes=size),
+    ]
+    verdicts = choose(trials, Bounds())
+    assert [v.trial.variant for v in verdicts if v.chosen] == [wins]
+    assert [v.reason for v in verdicts if not v.chosen] == [reason]

@@ -236,9 +236,12 @@ def test_plans_name_what_cannot_win() -> None:
     assert plans_for("tflite", "fp16", convolves, Quantization()) == []
 
 
-def matrices() -> onnx.ModelProto:
+def matrices(width: int = 128) -> onnx.ModelProto:
     random = np.random.default_rng(0)
-    weights = {f"w{i}": random.normal(size=(128, 128)).astype(np.float32) / 11 for i in range(3)}
+    weights = {
+        f"w{i}": (random.normal(size=(width, width)) / np.sqrt(width)).astype(np.float32)
+        for i in range(3)
+    }
     nodes = []
     for i in range(3):
         nodes.append(helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"m{i}"], name=f"m{i}"))
@@ -246,8 +249,8 @@ def matrices() -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "matrices",
-        [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["batch", 128])],
-        [helper.make_tensor_value_info("h3", TensorProto.FLOAT, ["batch", 128])],
+        [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("h3", TensorProto.FLOAT, ["batch", width])],
         [numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Binding, Precision, VariantFiles
 from edgeserve.conversion.registry import (
@@ -18,7 +19,7 @@ from edgeserve.conversion.registry import (
     runs_here,
 )
 from edgeserve.runtimes import LoadOptions, runtime
-from edgeserve.tensors import Interface, Tensors
+from edgeserve.tensors import Interface, Tensors, TensorSpec
 from tests.bundles import LINEAR, linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
 
@@ -96,4 +97,60 @@ def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
     inputs = {"image": images(32)}
     got = run(main, "int8", SMALL_CNN, inputs)["logits"]
     wanted = reference(small_cnn(), inputs)["logits"]
+    assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
+
+
+POOLED = Interface(
+    (TensorSpec("image", "FP32", ("batch", 3, 12, 12)),),
+    (TensorSpec("y", "FP32", ("batch", 10)),),
+    max_batch=8,
+)
+
+
+def pooled(*, rectified: bool) -> onnx.ModelProto:
+    """Convolution, perhaps a Relu, a maximum with padding on both sides, classifier."""
+    random = np.random.default_rng(0)
+    weights = {
+        "w": random.normal(size=(8, 3, 3, 3)).astype(np.float32),
+        "head": random.normal(size=(8, 10)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], name="c", pads=[1, 1, 1, 1]),
+        *([helper.make_node("Relu", ["c"], ["r"], name="r")] if rectified else []),
+        helper.make_node(
+            "MaxPool", ["r" if rectified else "c"], ["p"], name="p", kernel_shape=[3, 3],
+            strides=[2, 2], pads=[1, 1, 1, 1],
+        ),
+        helper.make_node("GlobalAveragePool", ["p"], ["m"], name="m"),
+        helper.make_node("Flatten", ["m"], ["f"], name="f"),
+        helper.make_node("Gemm", ["f", "head"], ["y"], name="y"),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "pooled",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 12, 12])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("rectified", [True, False], ids=["after-relu", "of-any-sign"])
+def test_a_padded_maximum_survives_static_int8(tmp_path: Path, rectified: bool) -> None:
+    """ONNX pads it with the lowest float: ai-edge-quantizer fails on that, or loses all precision."""
+    model = pooled(rectified=rectified)
+    onnx.save(model, tmp_path / "model.onnx")
+    samples = np.random.default_rng(1).normal(size=(16, 1, 3, 12, 12)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", **{f"{i}/image": s for i, s in enumerate(samples)})
+    fp32 = convert(tmp_path / "model.onnx", tmp_path / "fp32", "onnx-to-tflite", batch=1)
+    main = convert(
+        fp32, tmp_path / "int8", "tflite-to-tflite", method="static", precision="int8",
+        calibration=str(tmp_path / "c.npz"),
+    )  # fmt: skip
+    inputs = {"image": samples[0]}
+    wanted = reference(model, inputs)["y"]
+    np.testing.assert_allclose(run(fp32, "fp32", POOLED, inputs)["y"], wanted, atol=1e-4)
+    got = run(main, "int8", POOLED, inputs)["y"]
     assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20

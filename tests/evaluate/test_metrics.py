@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeserve.evaluate import class_scores, fidelity, top1_accuracy
-from edgeserve.tensors import Interface, TensorSpec
+from edgeserve.bundle import Fidelity
+from edgeserve.evaluate import class_scores, top1_accuracy
+from edgeserve.evaluate import fidelity as fidelity_of
+from edgeserve.tensors import Interface, Tensors, TensorSpec
 
 SCORES = Interface(
     (TensorSpec("x", "FP32", ("n", 2)),), (TensorSpec("y", "FP32", ("n", 4)),), max_batch=8
@@ -22,6 +24,11 @@ TWO = Interface(
 def outputs(seed: int, rows: int = 5) -> list[dict[str, np.ndarray]]:
     generator = np.random.default_rng(seed)
     return [{"y": generator.normal(size=(1, 4)).astype(np.float32)} for _ in range(rows)]
+
+
+def fidelity(interface: Interface, reference: list[Tensors], got: list[Tensors]) -> Fidelity:
+    """That of models whose inputs say nothing of padding."""
+    return fidelity_of(interface, [{} for _ in reference], reference, got)
 
 
 def test_identical_outputs_are_perfect() -> None:
@@ -62,3 +69,19 @@ def test_several_outputs_count_together_and_have_no_class_scores() -> None:
 def test_accuracy_is_the_share_of_right_answers() -> None:
     scores = [np.float32([[0, 1]]), np.float32([[1, 0]]), np.float32([[0, 1]])]
     assert top1_accuracy(scores, [1, 1, 1]) == pytest.approx(2 / 3)
+
+
+def test_what_is_computed_for_padding_does_not_count() -> None:
+    interface = Interface(
+        (TensorSpec("attention_mask", "INT64", ("n", "t")),),
+        (TensorSpec("hidden", "FP32", ("n", "t", 2)), TensorSpec("pooled", "FP32", ("n", 2))),
+    )
+    requests = [{"attention_mask": np.array([[1, 1, 0]])}]
+    reference = [{"hidden": np.ones((1, 3, 2), np.float32), "pooled": np.ones((1, 2), np.float32)}]
+    padding = [{**reference[0], "hidden": np.float32([[[1, 1], [1, 1], [np.nan, -7]]])}]
+    token = [{**reference[0], "hidden": np.float32([[[1, 1], [-1, 1], [1, 1]]])}]
+    assert fidelity_of(interface, requests, reference, padding).sqnr_db == 200.0
+    assert fidelity_of(interface, requests, reference, token).max_abs_error == 2.0
+    assert fidelity_of(interface, [{}], reference, padding).sqnr_db == -200.0
+    nothing = [{"attention_mask": np.zeros((1, 3), np.int64)}]
+    assert fidelity_of(interface, nothing, reference, token).max_abs_error == 2.0

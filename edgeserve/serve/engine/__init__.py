@@ -1,6 +1,8 @@
-"""Running requests: queues, batches, deadlines. Knows nothing of protocols."""
+"""Running requests: queues, batches, deadlines, turns. Knows nothing of protocols."""
 
-from edgeserve.serve.engine.batcher import Engine, EngineSettings
+from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
+from edgeserve.serve.engine.plan import Instances, plan
+from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     BatchTimes,
     DeadlineExceeded,
@@ -10,15 +12,23 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.turns import Turns
 
 __all__ = [
+    "BatchPolicy",
     "BatchTimes",
     "DeadlineExceeded",
     "Done",
     "Engine",
     "EngineSettings",
+    "Instances",
+    "OnFull",
     "Outcome",
     "Pending",
     "QueueFull",
+    "RequestQueue",
     "ShuttingDown",
+    "Turns",
+    "plan",
+    "time_limit",
 ]

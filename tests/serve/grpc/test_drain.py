@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -16,7 +17,15 @@ import pytest
 
 from edgeserve.serve.app import Background
 from edgeserve.serve.grpc import SERVICE, messages
-from tests.serve.grpc.conftest import address, method, request, samples, settings
+from tests.serve.grpc.conftest import (
+    address,
+    eventually,
+    method,
+    pending,
+    request,
+    samples,
+    settings,
+)
 from tests.serve.slow import slow
 
 
@@ -31,20 +40,26 @@ def outputs(answer: bytes) -> np.ndarray:
     return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(-1, 3)
 
 
+def check(calls: list[Any], wanted: np.ndarray, *, at_least: int) -> None:
+    """Every call was answered, rightly, or told to go elsewhere; none was cut."""
+    codes = [call.code() for call in calls]
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert codes.count(grpc.StatusCode.OK) >= at_least
+    for call, code in zip(calls, codes, strict=True):
+        if code is grpc.StatusCode.OK:
+            np.testing.assert_allclose(outputs(call.result()), wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_calls_in_flight_are_answered(slow_file: Path) -> None:
     server = Background(settings(slow_file, threads=1))
     message, wanted = slow_requests(4)
     with grpc.insecure_channel(address(server)) as channel:
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
         calls = [infer.future(message) for _ in range(40)]
-        calls[0].result()
+        eventually(lambda: pending(server) > 0)
+        taken = pending(server)
         server.stop()
-        codes = [call.code() for call in calls]
-        assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-        # 64 threads took all of them before the first was answered.
-        assert codes.count(grpc.StatusCode.OK) == len(codes)
-        for call in calls:
-            np.testing.assert_allclose(outputs(call.result()), wanted, rtol=1e-3, atol=1e-4)
+        check(calls, wanted, at_least=int(taken))
         with pytest.raises(grpc.RpcError) as caught:
             infer(message)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -97,7 +112,6 @@ def test_sigterm_ends_a_serving_process_with_0(slow_file: Path) -> None:
             calls = [infer.future(message) for _ in range(20)]
             calls[0].result()
             process.terminate()
-            for call in calls:
-                np.testing.assert_allclose(outputs(call.result()), wanted, rtol=1e-3, atol=1e-4)
+            check(calls, wanted, at_least=1)
         process.stderr.read()
         assert process.wait(30) == 0

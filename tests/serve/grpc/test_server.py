@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,9 @@ from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     MAX_BODY,
     address,
+    eventually,
     method,
+    pending,
     request,
     samples,
     settings,
@@ -291,20 +291,6 @@ def test_the_timeout_parameter_is_a_deadline(slow_server: Background) -> None:
         assert "within 1e-06 s" in late.details()
         for call in busy:
             assert call.code() is grpc.StatusCode.OK
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < end, "it did not happen within 10 s"
-        time.sleep(0.01)
-
-
-def pending(server: Background) -> float:
-    """How many requests wait or run, from the metrics."""
-    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return float(next(v for k, v in (x.rsplit(" ", 1) for x in lines) if "pending_requests{" in k))
 
 
 def test_a_client_that_leaves_cancels_what_has_not_begun(slow_file: Path) -> None:
