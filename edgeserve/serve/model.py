@@ -28,6 +28,7 @@ from edgeserve.serve.model_config import (
     ModelConfig,
     TransactionPolicy,
     VersionPolicy,
+    task_parameters,
     tensor_configs,
 )
 from edgeserve.serve.protocols.v2 import InferRequest
@@ -111,6 +112,7 @@ class ServedModel:
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
             dynamic_batching=DynamicBatching() if self.engine.max_batch > 1 else None,
+            parameters=task_parameters(self._chain.bundle),
         )
 
     def infer(

@@ -29,7 +29,8 @@ class Served:
 @contextmanager
 def serve(*arguments: object) -> Iterator[Served]:
     """`edgeserve run ARGUMENTS` on free ports; ended with SIGTERM, which must be clean."""
-    command = [sys.executable, "-m", "edgeserve", "run", *map(str, arguments), "--http-port", "0"]
+    command = [sys.executable, "-m", "edgeserve", "run", *map(str, arguments)]
+    command += ["--http-port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as popen:
         try:
             assert popen.stderr is not None
