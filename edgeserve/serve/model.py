@@ -145,6 +145,7 @@ class ServedModel:
     def _count(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):
             self.metrics.requests.inc()
+            self.metrics.serving(result.candidate)
         else:
             self.metrics.failed(_reason(result))
 
