@@ -17,6 +17,7 @@ import pytest
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
+from edgeserve.chain.board import device_key
 from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, UsageError
 from edgeserve.workers import WorkerSession
 from tests.bundles import linear, linear_bundle
@@ -218,7 +219,7 @@ def test_a_chain_whose_only_device_stays_away_fails_at_once_until_it_is_back(
     tmp_path: Path,
 ) -> None:
     path = linear_bundle(tmp_path, chain=(GPU,))
-    with Chain(Bundle.open(path), options("gpu:disappear=2@6", reopen_s=1.0)) as chain:
+    with Chain(Bundle.open(path), options("gpu:disappear=1000@6", reopen_s=100.0)) as chain:
         ask(chain)
         with pytest.raises(DeviceLost):
             ask(chain)
@@ -227,8 +228,17 @@ def test_a_chain_whose_only_device_stays_away_fails_at_once_until_it_is_back(
             ask(chain)
         assert chain.links[0].breaker.due == due  # it was not tried
         assert not chain.status().ready
+        bring_back(chain)
         wait_for(lambda: chain.status().ready)
         assert ask(chain) == "gpu"
+
+
+def bring_back(chain: Chain) -> None:
+    """A device that disappeared opens again, and word of that comes."""
+    assert chain.candidates.fault_state is not None
+    for file in Path(chain.candidates.fault_state.name).iterdir():
+        os.utime(file, (0, 0))
+    chain.found(device_key(chain.links[0].candidate))
 
 
 def test_a_required_device_must_serve_and_keeps_the_chain_from_being_ready(bundle: Bundle) -> None:
