@@ -9,9 +9,10 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
 import edgeserve
 from edgeserve.cli import (
@@ -20,6 +21,7 @@ from edgeserve.cli import (
     check,
     convert,
     demo,
+    doctor,
     env,
     gate,
     infer,
@@ -36,8 +38,32 @@ from edgeserve.errors import EdgeServeError
 # longer depends on.
 _WrongUsage: Any = typer.BadParameter.__mro__[2]
 
+# What help texts call a value, in place of the names of typer's own types.
+_METAVARS: Final = {
+    "str": "TEXT",
+    "int": "N",
+    "int range": "N",
+    "float": "NUMBER",
+    "float range": "NUMBER",
+    "path": "PATH",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, their options' values named for people. Only the one that is used is touched."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        for inner in (command, *getattr(command, "commands", {}).values()):
+            for option in getattr(inner, "params", ()):
+                if isinstance(option, TyperOption) and option.metavar is None:
+                    option.metavar = _METAVARS.get(option.type.name)
+        return command
+
+
 app = typer.Typer(
     name="edgeserve",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,  # rich-formatted help doubles the start-up time
     pretty_exceptions_enable=False,
@@ -45,7 +71,8 @@ app = typer.Typer(
     epilog="Start with: edgeserve demo",
 )
 for command in (
-    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, env, demo,
+    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, doctor, env,
+    demo,
 ):  # fmt: skip
     command.register(app)
 

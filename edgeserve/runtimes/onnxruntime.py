@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import threading
 import warnings
 from collections import Counter
@@ -47,6 +46,7 @@ from edgeserve.runtimes.onnx_providers import (
     CPU,
     PROVIDERS,
     accelerators_to_try,
+    engine_words,
     hardware_name,
     installed_plug_ins,
     missing_provider,
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from edgeserve.runtimes.probing import Probe
 
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
-_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_CPU: Final = "session.disable_cpu_ep_fallback"
 
 
@@ -182,7 +181,7 @@ class OnnxRuntimeSession:
             values = self._session.run(self._files_names, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InferenceFailed(
-                f"onnxruntime failed on {self.device}", cause=_one_line(error)
+                f"onnxruntime failed on {self.device}", cause=engine_words(error)
             ) from error
         if self._profile is not None:
             self._read_profile({name: array.shape for name, array in inputs.items()})
@@ -206,7 +205,7 @@ class OnnxRuntimeSession:
                 self._session.run(None, example)
             except Exception as error:
                 raise InferenceFailed(
-                    f"onnxruntime failed on {self.device}", cause=_one_line(error)
+                    f"onnxruntime failed on {self.device}", cause=engine_words(error)
                 ) from error
             self._read_profile({name: array.shape for name, array in example.items()})
         return placement_of(
@@ -336,7 +335,7 @@ def _drop(profile: ProfileFile | None) -> None:
 
 
 def _load_error(model: Path, provider: str, error: Exception) -> Exception:
-    text, kind = _one_line(error), type(error).__name__
+    text, kind = engine_words(error), type(error).__name__
     if kind in {"NotImplemented", "InvalidGraph"} or "is not a registered function/op" in text:
         return UnsupportedModel(
             f"onnxruntime cannot run {model}",
@@ -378,12 +377,3 @@ def _caught(provider: str) -> Iterator[NativeLog]:
 
 def _is_not_onnxruntime_s(line: str) -> bool:
     return ":onnxruntime:" not in line and not line.startswith(("Warning: vk", "    at Check"))
-
-
-def _one_line(error: Exception) -> str:
-    """Its message without onnxruntime's own stack: codes, source files and signatures."""
-    text = " ".join(str(error).split()) or repr(error)
-    last = _CODE.split(text)[-1]
-    if last.startswith("/") and " was false. " in last:
-        last = last.rpartition(" was false. ")[2]
-    return last or text

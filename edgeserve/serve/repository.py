@@ -72,10 +72,7 @@ class ModelRepository:
 
     def index(self) -> list[IndexEntry]:
         """Every version of every known model."""
-        entries = [
-            IndexEntry(m.name, m.version, "READY" if m.ready else "UNLOADING", m.reason)
-            for m in self.loaded()
-        ]
+        entries = [IndexEntry(m.name, m.version, _state(m), m.reason) for m in self.loaded()]
         for name in self._sources.keys() - self._models.keys():
             state = self._states.get(name, "UNAVAILABLE")
             entries.append(IndexEntry(name, "1", state, self._reasons.get(name, "not loaded")))
@@ -125,7 +122,7 @@ class ModelRepository:
     @property
     def ready(self) -> bool:
         """Whether the server takes requests: its models serve, and it does not drain."""
-        return self._serving
+        return self._serving and all(model.ready for model in self.loaded())
 
     def serve(self) -> None:
         self._serving = True
@@ -141,3 +138,9 @@ class ModelRepository:
     async def close(self) -> None:
         for model in self.loaded():
             await asyncio.to_thread(model.engine.close)
+
+
+def _state(model: ServedModel) -> State:
+    if model.engine.closing:
+        return "UNLOADING"
+    return "READY" if model.ready else "UNAVAILABLE"

@@ -18,9 +18,8 @@ class Served:
         found = re.search(r"http://(\S+:\d+)", printed)
         assert found, printed
         self.http = found[1]
-        found = re.search(r"gRPC: (\S+:\d+)", printed)
-        assert found, printed
-        self.grpc = found[1]
+        grpc = re.search(r"gRPC: (\S+:\d+)", printed)
+        self.grpc = grpc[1] if grpc else ""
 
     @property
     def url(self) -> str:

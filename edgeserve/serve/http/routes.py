@@ -60,6 +60,7 @@ class Router:
             b"/v2/models": self._list,
             b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
             b"/metrics": self._scrape,
+            b"/openapi.json": _openapi,
         }
 
     def handle(self, request: Request) -> None:
@@ -122,7 +123,7 @@ class Router:
 
     def _health(self, *, detailed: bool) -> Response:
         models = self._repository.loaded()
-        ready = self._repository.ready and all(m.ready for m in models)
+        ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
             document["models"] = {m.name: _condition(m) for m in models}
@@ -136,7 +137,9 @@ class Router:
         return Response.json({"models": models})
 
     def _scrape(self) -> Response:
-        return Response(200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8")
+        return Response.of(
+            200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8"
+        )
 
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
@@ -165,6 +168,12 @@ def caller_of(head: Head, address: str) -> Caller:
 
 def decoded(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
+
+
+def _openapi() -> Response:
+    from edgeserve.serve.http.openapi import document  # few ask for it
+
+    return Response.json(document())
 
 
 def _statistics(models: list[ServedModel]) -> Response:

@@ -70,7 +70,7 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
     check_depth(data, depth)
     try:
         return _DECODER.decode(data)  # type: ignore[return-value] # the same fields
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # also of text that is not UTF-8
         return _general(data)
 
 
