@@ -237,6 +237,8 @@ def render(started: Started) -> None:
             f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
         )
     console.print(table)
+    if started.placement is not None:
+        print_line(console, f"\nplacement: {started.placement}")
     how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
     batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
     print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")

@@ -44,6 +44,18 @@ class Started(msgspec.Struct, frozen=True):
     instances: int
     control_url: str | None = None
     injected: tuple[str, ...] = ()
+    placement: str | None = None
+
+
+def _placement(chain: Chain) -> str | None:
+    """What of the model an accelerator runs; None on a CPU, and where the engine does not tell."""
+    if chain.candidate.device.partition(".")[0] == "cpu" or chain.options.inject:
+        return None
+    try:
+        return chain.session.placement().describe()
+    except EdgeServeError as error:
+        log.debug("placement: %s", error)
+        return None
 
 
 def open_chain(settings: Settings) -> Chain:
@@ -158,6 +170,7 @@ class _Service:
             max_batch=engine.max_batch,
             instances=self._settings.instances,
             injected=self._settings.inject,
+            placement=await asyncio.to_thread(_placement, self._chain),
         )
 
     async def drain(self) -> bool:
