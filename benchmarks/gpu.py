@@ -211,6 +211,7 @@ def fall_back(probe: Probe, folder: Path) -> Fallback | None:
                 lost += 1
                 return ""
             times.append(1000 * (time.perf_counter() - began))
+            time.sleep(0.01)  # leaves a software driver a core to come back on
             wrong += not np.allclose(outputs["logits"], expected, rtol=1e-2, atol=1e-2)
             return candidate.device
 
