@@ -77,49 +77,58 @@ class _Sum:
         self.count = 0
         self.seconds = 0.0
 
-    def add(self, seconds: float, count: int = 1) -> None:
-        self.count += count
-        self.seconds += seconds * count
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
 
     def read(self) -> Duration:
-        return Duration(self.count, int(self.seconds * _NS))
+        return _duration(self.count, self.seconds)
 
 
-class Recorder:
-    """Counts for one model. The event loop alone writes and reads."""
+class _Size:
+    """The batches of one size: seconds as they passed, and times the requests that waited for them."""
 
     __slots__ = (
-        "_batches", "_executions", "_failed", "_hits", "_infer", "_inferences", "_input", "_last",
-        "_misses", "_output", "_queue", "_success",
+        "batches", "infer", "infer_all", "input", "input_all", "output", "output_all", "requests",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._success, self._failed, self._queue = _Sum(), _Sum(), _Sum()
-        self._input, self._infer, self._output = _Sum(), _Sum(), _Sum()
-        self._hits, self._misses = _Sum(), _Sum()
-        self._inferences = self._executions = 0
-        self._last = 0.0
-        self._batches: dict[int, tuple[_Sum, _Sum, _Sum]] = {}
+        self.batches = self.requests = 0
+        self.input = self.infer = self.output = 0.0
+        self.input_all = self.infer_all = self.output_all = 0.0
+
+    def read(self, rows: int) -> BatchStatistics:
+        durations = (_duration(self.batches, s) for s in (self.input, self.infer, self.output))
+        return BatchStatistics(rows, *durations)
+
+
+class Recorder:
+    """Counts for one model. The event loop alone writes and reads; each request writes, so that what can
+    be summed when it is read is summed then."""
+
+    __slots__ = ("_failed", "_hits", "_last", "_misses", "_queued", "_sizes")
+
+    def __init__(self) -> None:
+        self._failed, self._hits, self._misses = _Sum(), _Sum(), _Sum()
+        self._queued = self._last = 0.0
+        self._sizes: dict[int, _Size] = {}
 
     def batch(self, batch: BatchTimes) -> None:
         """A batch ran and all its requests were answered."""
+        size = self._sizes.get(batch.rows)
+        if size is None:
+            size = self._sizes[batch.rows] = _Size()
         requests = len(batch.queue_s)
-        compute = batch.compute_s
-        for waited in batch.queue_s:
-            self._queue.add(waited)
-            self._success.add(waited + compute)
-        self._inferences += batch.rows
-        self._executions += 1
+        size.batches += 1
+        size.requests += requests
+        size.input += batch.input_s
+        size.infer += batch.infer_s
+        size.output += batch.output_s
+        size.input_all += batch.input_s * requests
+        size.infer_all += batch.infer_s * requests
+        size.output_all += batch.output_s * requests
+        self._queued += sum(batch.queue_s)
         self._last = time.time()
-        sums = self._batches.get(batch.rows)
-        if sums is None:
-            sums = self._batches[batch.rows] = (_Sum(), _Sum(), _Sum())
-        times = (batch.input_s, batch.infer_s, batch.output_s)
-        for own, all_sizes, seconds in zip(
-            sums, (self._input, self._infer, self._output), times, strict=True
-        ):
-            own.add(seconds)
-            all_sizes.add(seconds, requests)
 
     def failed(self, seconds: float) -> None:
         self._failed.add(seconds)
@@ -127,32 +136,40 @@ class Recorder:
     def cache_hit(self, seconds: float) -> None:
         """A request was answered from the cache; that took `seconds`."""
         self._hits.add(seconds)
-        self._success.add(seconds)
         self._last = time.time()
 
     def cache_miss(self, seconds: float) -> None:
         self._misses.add(seconds)
 
     def read(self, name: str, version: str, memory: tuple[MemoryUsage, ...]) -> ModelStatistics:
+        sizes = self._sizes.values()
+        requests = sum(s.requests for s in sizes)
+        compute = [
+            sum(s.input_all for s in sizes),
+            sum(s.infer_all for s in sizes),
+            sum(s.output_all for s in sizes),
+        ]
+        answered = self._queued + sum(compute) + self._hits.seconds
         return ModelStatistics(
             name=name,
             version=version,
             last_inference=int(self._last * 1000),
-            inference_count=self._inferences,
-            execution_count=self._executions,
+            inference_count=sum(rows * s.batches for rows, s in self._sizes.items()),
+            execution_count=sum(s.batches for s in sizes),
             inference_stats=InferenceStatistics(
-                success=self._success.read(),
+                success=_duration(requests + self._hits.count, answered),
                 fail=self._failed.read(),
-                queue=self._queue.read(),
-                compute_input=self._input.read(),
-                compute_infer=self._infer.read(),
-                compute_output=self._output.read(),
+                queue=_duration(requests, self._queued),
+                compute_input=_duration(requests, compute[0]),
+                compute_infer=_duration(requests, compute[1]),
+                compute_output=_duration(requests, compute[2]),
                 cache_hit=self._hits.read(),
                 cache_miss=self._misses.read(),
             ),
-            batch_stats=tuple(
-                BatchStatistics(rows, *(s.read() for s in sums))
-                for rows, sums in sorted(self._batches.items())
-            ),
+            batch_stats=tuple(size.read(rows) for rows, size in sorted(self._sizes.items())),
             memory_usage=memory,
         )
+
+
+def _duration(count: int, seconds: float) -> Duration:
+    return Duration(count, int(seconds * _NS))

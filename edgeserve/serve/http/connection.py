@@ -40,6 +40,11 @@ class Request:
     def address(self) -> str:
         return self._connection.address
 
+    @property
+    def waits(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return self._connection.waits_for(self)
+
     def respond(self, response: Response) -> None:
         self._connection.respond(self, response)
 
@@ -273,6 +278,9 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.handle(request)
 
     # answering
+
+    def waits_for(self, request: Request) -> bool:
+        return request is self._current and self._transport is not None
 
     def respond(self, request: Request, response: Response) -> None:
         if request is not self._current:
