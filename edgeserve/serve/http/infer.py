@@ -10,8 +10,8 @@ from typing import Final
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
