@@ -279,6 +279,7 @@ class ServedModel:
     ) -> None:
         if isinstance(result, Outcome):
             self.metrics.requests.inc()
+            self.metrics.serving(result.candidate)
         else:
             self._recorder.failed(time.perf_counter() - began)
             self.metrics.failed(_reason(result))

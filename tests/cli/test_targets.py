@@ -153,6 +153,7 @@ def test_says_what_could_not_be_verified_and_which_cpu(
     assert "not satisfied its devices run bundles without edgeserve" in out
     _, out, _ = run(capsys, "targets", "cpu-x86-vnni")
     assert "CPU           avx512_vnni or avx_vnni" in out
+    assert "matmul, where faster" in out
     _, out, _ = run(capsys, "targets", "cpu-x86-avx2")
     assert "weights int8 in 7 bits per channel, activations uint8 with zero point" in out
 
