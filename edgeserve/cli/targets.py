@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file.",
         epilog="Example: edgeserve targets intel-npu",
     )
-    group.command(_EXPLAIN, epilog="Example: edgeserve targets intel-npu")(targets)
+    group.command(_EXPLAIN, hidden=True, epilog="Example: edgeserve targets intel-npu")(targets)
     group.command("check", epilog="Example: edgeserve targets check my-board.toml")(check)
     app.add_typer(
         group,

@@ -81,7 +81,8 @@ def families(registry: CollectorRegistry) -> list[Family]:
 
 
 def added(sources: list[list[Family]]) -> Iterable[Metric]:
-    """One metric for each name: values of the same labels added, times of creation and facts not."""
+    """One metric for each name: values of the same labels added, but not times of
+    creation, nor what is true of the whole machine."""
     metrics: dict[str, Metric] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for source in sources:
@@ -96,7 +97,7 @@ def added(sources: list[list[Family]]) -> Iterable[Metric]:
                     into[key] = sample.value
                 elif sample.name.endswith("_created"):
                     into[key] = min(before, sample.value)
-                elif sample.name.endswith("_info"):
+                elif sample.name.endswith("_info") or sample.name.startswith("nv_cpu_"):
                     into[key] = max(before, sample.value)
                 else:
                     into[key] = before + sample.value
