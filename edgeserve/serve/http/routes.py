@@ -122,17 +122,23 @@ class Router:
         )
 
     def _health(self, *, detailed: bool) -> Response:
-        models = self._repository.loaded()
         ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            document["models"] = {m.name: _condition(m) for m in models}
+            models: dict[str, object] = {
+                e.name: {"ready": False, "version": e.version, "reason": e.reason}
+                for e in self._repository.index()
+                if e.state != "READY"
+            }
+            models |= {m.name: _condition(m) for m in self._repository.loaded()}
+            document["models"] = models
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 
     def _list(self) -> Response:
         models = [
             {"name": m.name, "versions": self._repository.versions(m.name), **_where(m)}
             for m in self._repository.loaded()
+            if m.version == self._repository.versions(m.name)[-1]
         ]
         return Response.json({"models": models})
 
@@ -144,7 +150,7 @@ class Router:
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
         if what == b"ready":
-            ready = self._repository.ready and model.ready
+            ready = self._repository.serving and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.struct(model.config())
@@ -191,6 +197,8 @@ def _where(model: ServedModel) -> dict[str, str]:
 
 def _condition(model: ServedModel) -> dict[str, object]:
     """What serves, since when (seconds since 1970), and why the first candidate does not."""
+    if model.engine is None:
+        return {"ready": model.ready, **_where(model), "reason": model.reason}
     status = model.status
     condition: dict[str, object] = {"ready": model.ready, **_where(model), "since": status.since}
     if status.max_rows:
