@@ -16,6 +16,9 @@
         ├── ToolEnvironmentError   3  a tool environment cannot be made or used
         ├── DeviceUnavailable      3  holds the engine's own message
         ├── InferenceFailed        3  a runtime raised while running
+        │   ├── DeviceLost         3  the device's process died, hung or was ended
+        │   └── WrongNumbers       3  not finite, or not the golden samples' any more
+        ├── ModelUnavailable       3  a known model that does not serve now; the cause says why
         ├── NotMeasured            3  a measurement could not be taken
         └── WriteFailed            3  disk full, no permission
 
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class EdgeServeError(Exception):
@@ -118,6 +122,31 @@ class DeviceUnavailable(EnvironmentProblem):
 
 class InferenceFailed(EnvironmentProblem):
     """A runtime raised while running; `cause` is the engine's own message."""
+
+
+class DeviceLost(InferenceFailed):
+    """The process that held the device is gone; `reason` says how: it died, hung, or grew too large."""
+
+    reason: Literal["crash", "hang", "memory"]
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: str | None = None,
+        hint: str | None = None,
+        reason: Literal["crash", "hang", "memory"] = "crash",
+    ) -> None:
+        super().__init__(message, cause=cause, hint=hint)
+        self.reason = reason
+
+
+class WrongNumbers(InferenceFailed):
+    """A device answered with numbers that cannot be right."""
+
+
+class ModelUnavailable(EnvironmentProblem):
+    """The server knows the model, but it does not serve now; `cause` says why."""
 
 
 class NotMeasured(EnvironmentProblem):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
@@ -22,23 +22,33 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def load_image(path: Path, how: Preprocess) -> Array:
+    """`read_image` of a file."""
+    try:
+        with path.open("rb") as file:
+            return read_image(file, str(path), how)
+    except OSError as error:
+        raise DataError(f"{path} is not a readable image", cause=str(error)) from None
+
+
+def read_image(file: BinaryIO, name: str, how: Preprocess) -> Array:
     """Read, resize, crop and normalise one image: FP32 of `layout` without the batch axis.
 
-    Raises DataError for a file that is not an image, DependencyMissing without pillow.
+    `name` is what errors call it. Raises DataError for a file that is not an image, DependencyMissing
+    without pillow.
     """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise DependencyMissing("pillow", needed_for="reading images", extra="images") from None
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             side = round(min(how.height, how.width) / how.crop_ratio)
             # JPEG can be decoded at a fraction of its size, which costs less than resizing does.
             image.draft(None, (2 * side, 2 * side))
             mode = "L" if how.channels == "L" else "RGB"
             return image_tensor(image.convert(mode), how)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not a readable image", cause=str(error)) from None
+        raise DataError(f"{name} is not a readable image", cause=str(error)) from None
 
 
 def image_tensor(image: Any, how: Preprocess) -> Array:

@@ -27,11 +27,14 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "INT32": np.dtype(np.int32),
     "INT64": np.dtype(np.int64),
     "FP16": np.dtype(np.float16),
+    "BF16": np.dtype(np.uint16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
-_NAMES: Final[dict[np.dtype[Any], str]] = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES: Final[dict[np.dtype[Any], str]] = {
+    dtype: name for name, dtype in DTYPES.items() if name != "BF16"
+}
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:

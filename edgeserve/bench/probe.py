@@ -20,7 +20,7 @@ from edgeserve.bench.memory import peak_rss_bytes, rss_bytes
 from edgeserve.bench.subjects import SOURCE_INDEX, requests_of, select, source_subject
 from edgeserve.bundle import Bundle
 from edgeserve.errors import EdgeServeError
-from edgeserve.runtimes import runtime
+from edgeserve.runtimes import engine_version, runtime
 
 # Arenas grow over the first calls: peak memory is read after a few.
 _CALLS: Final = 10
@@ -76,7 +76,7 @@ def measure(root: Path, index: int, threads: int, against: Path | None) -> Run:
         first_inference_ms=1000 * (first - loaded),
         peak_rss_bytes=peak,
         bare_rss_bytes=bare,
-        runtime_version=adapter.probe().version,
+        runtime_version=engine_version(adapter),
     )
 
 

@@ -69,14 +69,17 @@ def folder_writer(
 ) -> Iterator[tuple[Path, Path]]:
     """Yield a folder that becomes `destination` on success, and one for scratch that does not.
 
-    Raises OutputExists (unless `force`), WriteFailed (disk full, no permission).
+    Both paths are absolute: converters read them in processes that stand elsewhere. Raises
+    OutputExists (unless `force`), WriteFailed (disk full, no permission).
     """
     check_destination(destination, kind, force=force)
     with write_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(destination)
         scratch = Path(
-            tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent)
+            tempfile.mkdtemp(
+                prefix=f".{destination.name}.partial-", dir=destination.parent.absolute()
+            )
         )
         lock = os.open(scratch / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         try:
@@ -120,7 +123,7 @@ def write_errors(destination: Path) -> Iterator[None]:
         elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             hint = "choose an -o that you may write to"
         else:
-            hint = None
+            hint = "choose another -o"
         raise WriteFailed(f"cannot write {destination}", cause=str(error), hint=hint) from error
 
 

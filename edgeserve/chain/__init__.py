@@ -1,13 +1,21 @@
 """The chain: a bundle's candidates in order of preference, opened with fallback."""
 
-from edgeserve.chain.chain import Attempt, Chain, ChainOptions, Fallback, open_candidate
+from edgeserve.chain.board import BOARD, DeviceBoard
+from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
+from edgeserve.chain.links import ChainStatus, Fallback, Promotion
+from edgeserve.chain.opening import Attempt, open_candidate
+from edgeserve.chain.options import ChainOptions
 
 __all__ = [
+    "BOARD",
     "Attempt",
     "Chain",
     "ChainOptions",
+    "ChainStatus",
+    "DeviceBoard",
     "Fallback",
+    "Promotion",
     "check_golden",
     "golden_batches",
     "open_candidate",

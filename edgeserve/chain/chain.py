@@ -1,7 +1,7 @@
-"""Opening a bundle's chain with fallback, and running it.
+"""A bundle being run: which candidate serves, what takes over when it fails, and when it comes back.
 
 At load each candidate is opened, warmed up and must reproduce the golden samples; else the next one.
-When the serving candidate fails a request, that request is run again on the next one.
+When the serving candidate fails a call, that call is run again on the next one, and only then answered.
 """
 
 from __future__ import annotations
@@ -9,232 +9,349 @@ from __future__ import annotations
 import logging
 import threading
 import time
-
-import msgspec
+from collections.abc import Callable
 
 from edgeserve.bundle import Bundle, Candidate
+from edgeserve.chain.board import BOARD, DeviceBoard, device_key
+from edgeserve.chain.candidates import Candidates, kind_of
+from edgeserve.chain.failures import (
+    NonFinite,
+    reason_of,
+)
 from edgeserve.chain.golden import check_golden
+from edgeserve.chain.keeper import Keeper
+from edgeserve.chain.links import ChainStatus, Fallback, Link, Promotion
+from edgeserve.chain.opening import Attempt, Opened
+from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.running import Runner
 from edgeserve.errors import (
-    BundleError,
     CheckFailed,
+    DeviceLost,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
-    UsageError,
+    WrongNumbers,
 )
-from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes import Session
 from edgeserve.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
-
-class ChainOptions(msgspec.Struct, frozen=True):
-    """How to open a chain. `fallback=False` fails with the first candidate's own error;
-    `device` keeps only candidates on that device; `threads`, `instances` and `spin` as in LoadOptions."""
-
-    fallback: bool = True
-    device: str | None = None
-    variant: str | None = None
-    threads: int = 0
-    instances: int = 1
-    spin: bool = True
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """What became of one candidate: serving (`error` is None), failed, or not needed (`tried` False)."""
-
-    candidate: Candidate
-    tried: bool
-    error: str | None = None
-    hint: str | None = None
-    load_ms: float | None = None
-    golden_error: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.tried and self.error is None
-
-
-class Fallback(msgspec.Struct, frozen=True):
-    """One step down the chain at run time, for logs and metrics."""
-
-    source: Candidate
-    destination: Candidate
-    reason: str
-
-
-def open_candidate(
-    bundle: Bundle,
-    candidate: Candidate,
-    *,
-    threads: int = 0,
-    instances: int = 1,
-    spin: bool = True,
-) -> Session:
-    """Open one candidate of a bundle, without any fallback."""
-    return runtime(candidate.runtime).load(
-        bundle.variant_files(candidate.variant),
-        candidate.device,
-        LoadOptions(
-            threads=threads,
-            instances=instances,
-            spin=spin,
-            static_shapes=candidate.static_shapes,
-            options=candidate.options,
-        ),
-    )
+Answer = tuple[Tensors, Candidate]
 
 
 class Chain:
-    """A bundle being run: the serving candidate's session, and the candidates below it.
+    """The serving candidate's session, and the candidates around it.
 
-    Owns its sessions. `run` may be called from several threads.
+    Owns its sessions, their processes, and one thread that opens failed candidates again. `run` may be
+    called from several threads.
     """
 
-    def __init__(self, bundle: Bundle, options: ChainOptions | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, options: ChainOptions | None = None, board: DeviceBoard = BOARD
+    ) -> None:
         """Open the first candidate that works.
 
         Raises BundleError when a file of the bundle is damaged, whatever else would work;
-        DeviceUnavailable or CheckFailed when no candidate works.
+        DeviceUnavailable or CheckFailed when no candidate works, or not on the required device.
         """
         self.bundle = bundle
         self.interface = bundle.manifest.interface
         self.options = options or ChainOptions()
+        self.options.check()
         self.fallbacks: list[Fallback] = []
-        self._lock = threading.Lock()
-        self._candidates = self._selected()
-        self._attempts = [Attempt(c, tried=False) for c in self._candidates]
-        self._retired: list[Session] = []
-        self._index, self._session = self._open_from(0)
+        self.promotions: list[Promotion] = []
+        self.board = board
+        # Held while another candidate is opened to take over; the candidates' lock inside of it.
+        self._stepping = threading.RLock()
+        self.candidates = Candidates(bundle, self.options, board)
+        self.links = self.candidates.links
+        self._listeners: list[Callable[[], None]] = []
+        self._runner = Runner(bundle, self.options, alone=len(self.links) == 1)
+        self.keeper = Keeper(self)
+        try:
+            self._serving = self.candidates.open_first()
+            self._require()
+        except BaseException:
+            self.close()
+            raise
+        self._since = time.time()
+        for link in self.links[: self.candidates.link_of(self._serving).index]:
+            reason = link.attempt.reason or "unavailable"
+            self.fallbacks.append(Fallback(link.candidate, self.candidate, reason))
+        board.watch(self)
+        self.candidates.report_losses(self.lost)
+        self.keeper.wake()
 
-    def _selected(self) -> list[Candidate]:
-        chosen = [
-            c
-            for c in self.bundle.manifest.chain
-            if (self.options.device in (None, c.device, c.device.partition(".")[0]))
-            and self.options.variant in (None, c.variant)
-        ]
-        if not chosen:
-            known = ", ".join(c.label for c in self.bundle.manifest.chain)
-            raise UsageError("no candidate of the chain matches", hint=f"the chain is {known}")
-        return chosen
+    # What serves
 
     @property
     def attempts(self) -> list[Attempt]:
         """One entry per candidate, in order; the start-up table shows these."""
-        return list(self._attempts)
+        return [link.attempt for link in self.links]
 
     @property
     def candidate(self) -> Candidate:
         """The candidate that serves now."""
-        return self._candidates[self._index]
+        return self._serving.candidate
 
     @property
     def session(self) -> Session:
-        return self._session
+        return self._serving.session
 
-    def run(self, inputs: Tensors) -> tuple[Tensors, Candidate]:
+    @property
+    def serving(self) -> Opened:
+        return self._serving
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a call may have to wait for another process, now or after a step up or down."""
+        return any(link.isolated for link in self.links)
+
+    def status(self) -> ChainStatus:
+        serving, first = self._serving, self.links[0]
+        link = self.candidates.link_of(serving)
+        away = link is not first or link.opened is not serving
+        due = first.breaker.due
+        return ChainStatus(
+            candidate=serving.candidate,
+            since=self._since,
+            ready=link.opened is serving and self._has_required(serving.candidate),
+            first=first.candidate,
+            isolated=serving.worker is not None,
+            max_rows=serving.max_rows,
+            reason=first.attempt.error if away else None,
+            hint=first.attempt.hint if away else None,
+            retry_s=max(0.0, due - _now()) if away and due is not None else None,
+        )
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, from any thread, after each step down or up."""
+        self._listeners.append(listener)
+
+    # Running
+
+    def run(self, inputs: Tensors) -> Answer:
         """Run checked inputs; also say which candidate answered.
 
-        Raises InferenceFailed when every candidate failed, with fallback off, or when the candidate
-        still reproduces the golden samples: then the request is at fault.
+        Raises InferenceFailed when every candidate failed, with fallback off, or when other candidates
+        fail as well and this one still reproduces the golden samples: then the request is at fault.
         """
-        while True:
-            session, index = self._session, self._index
+        last = InferenceFailed("no candidate stays")
+        for _ in range(2 * len(self.links) + 2):
+            serving = self._serving
+            if serving.failure is not None:  # and nothing took over
+                self.step_down(serving, serving.failure.with_traceback(None))
+                continue
             try:
-                return session.run(inputs), self._candidates[index]
+                return self._runner.answer(serving, inputs), serving.candidate
             except InferenceFailed as error:
-                if not self.options.fallback:
-                    raise
-                self._step_down(index, error)
+                answer = self._recover(serving, inputs, error)
+                if answer is not None:
+                    return answer
+                last = error
+        raise last
 
-    def _step_down(self, failed: int, error: InferenceFailed) -> None:
-        """Move to the next candidate unless another thread has done so since `failed` was read."""
-        with self._lock:
-            if self._index != failed:
-                return
-            candidate = self._candidates[failed]
-            if self._still_right(candidate):
-                raise error  # the request is at fault, not the device
-            log.error("%s failed while running: %s", candidate.label, error)
-            if failed + 1 == len(self._candidates):
-                raise error
-            self._attempts[failed] = msgspec.structs.replace(
-                self._attempts[failed], error=str(error), hint=error.hint
+    # Stepping down
+
+    def _recover(self, failed: Opened, inputs: Tensors, error: InferenceFailed) -> Answer | None:
+        """An answer from elsewhere, None when there is something else to run on now. Raises `error` when
+        there is nothing, or when the request is at fault."""
+        if isinstance(error, DeviceLost):
+            self.step_down(failed, error)
+            return None
+        if not self.options.fallback:
+            if isinstance(error, NonFinite) and self.still_right(failed):
+                return error.outputs, failed.candidate
+            raise error
+        with self._stepping:
+            if self._serving is not failed:
+                return None  # another thread was here first
+            backup = self.candidates.open_one(
+                self.candidates.successors(self.candidates.link_of(failed))
             )
-            try:
-                index, session = self._open_from(failed + 1)
-            except EdgeServeError as problem:
-                log.warning("nothing takes over: %s", problem)
-                raise error from None
-            # Calls may still be inside the old session: it is closed with the chain.
-            self._retired.append(self._session)
-            self._session, self._index = session, index
-            self.fallbacks.append(Fallback(candidate, self._candidates[index], "error"))
-
-    def _still_right(self, candidate: Candidate) -> bool:
+        if backup is None:
+            return self._without_backup(failed, error)
         try:
-            check_golden(self.bundle, self._session, candidate.variant)
+            answer = self._runner.answer(backup, inputs), backup.candidate
+        except NonFinite as also:
+            return also.outputs, backup.candidate  # these inputs lead there
+        except InferenceFailed:
+            if self.still_right(failed):
+                raise error from None  # the request is at fault, not the device
+            self.step_down(failed, error)
+            return None
+        self.step_down(failed, error)
+        return answer
+
+    def _without_backup(self, failed: Opened, error: InferenceFailed) -> Answer | None:
+        if self.still_right(failed):
+            if isinstance(error, NonFinite):
+                return error.outputs, failed.candidate
+            raise error
+        self.step_down(failed, error)
+        return None
+
+    def step_down(self, failed: Opened, error: EdgeServeError) -> None:
+        """Have another candidate serve, unless `failed` does not serve any more. Without one it is opened
+        again itself. Raises `error` when nothing opens."""
+        link = self.candidates.link_of(failed)
+        with self._stepping:
+            if self._serving is failed and not self.candidates.closed:
+                order = [*self.candidates.successors(link), link] if self.options.fallback else []
+                if not self._mark_failed(link, failed, error):
+                    # It had failed before, and nothing took over: what is not due again is not tried.
+                    order = [x for x in order if x.opened is not None or x.breaker.is_due(_now())]
+                target = self.candidates.open_one(order)
+                if target is None:
+                    raise error
+                with self.candidates.lock:
+                    self._serve(target)
+                step = Fallback(failed.candidate, target.candidate, reason_of(error))
+                self.fallbacks.append(step)
+            else:
+                self._mark_failed(link, failed, error)
+                return
+        log.error(
+            "%s failed while serving: %s; %s serves%s",
+            failed.candidate.label, error, target.candidate.label, _hint(error),
+        )  # fmt: skip
+        self._tell()
+
+    def _mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
+        """Take a candidate out of service. False when that had been done."""
+        if not self.candidates.mark_failed(link, failed, error):
+            return False
+        self.keeper.retire(failed)
+        if isinstance(error, DeviceLost) and kind_of(link.candidate) != "cpu":
+            self.board.suspect(link.candidate.device, self)
+        self.keeper.wake()
+        return True
+
+    def still_right(self, opened: Opened) -> bool:
+        try:
+            check_golden(self.bundle, opened.session, opened.candidate.variant)
         except EdgeServeError:
             return False
         return True
 
-    def _open_from(self, start: int) -> tuple[int, Session]:
-        first_error: EdgeServeError | None = None
-        for index in range(start, len(self._candidates)):
-            candidate = self._candidates[index]
-            began = time.perf_counter()
-            session: Session | None = None
-            try:
-                session = open_candidate(
-                    self.bundle,
-                    candidate,
-                    threads=self.options.threads,
-                    instances=self.options.instances,
-                    spin=self.options.spin,
-                )
-                golden_error = check_golden(self.bundle, session, candidate.variant)
-            except (EdgeServeError, ImportError) as error:
-                if session is not None:
-                    session.close()
-                if isinstance(error, BundleError):
-                    raise  # damage is no reason to serve something else
-                known = (
-                    error
-                    if isinstance(error, EdgeServeError)
-                    else DeviceUnavailable(
-                        f"{candidate.runtime} cannot be imported", cause=str(error)
-                    )
-                )
-                self._attempts[index] = Attempt(
-                    candidate, tried=True, error=str(known), hint=known.hint
-                )
-                log.warning("%s: %s", candidate.label, known)
-                first_error = first_error or known
-                if not self.options.fallback:
-                    raise known from None
-                continue
-            elapsed = 1000.0 * (time.perf_counter() - began)
-            self._attempts[index] = Attempt(
-                candidate, tried=True, load_ms=elapsed, golden_error=golden_error
-            )
-            return index, session
-        failures = "; ".join(f"{a.candidate.label}: {a.error}" for a in self._attempts if a.error)
-        error_type = type(first_error) if isinstance(first_error, CheckFailed) else None
-        raise (error_type or DeviceUnavailable)(
-            f"no candidate of '{self.bundle.name}' works on this machine",
-            cause=failures,
-            hint=first_error.hint if first_error else None,
+    def lost(self, opened: Opened, error: EdgeServeError) -> None:
+        """A candidate was found to have failed by somebody who has no answer to give."""
+        if self.candidates.closed:
+            return
+        try:
+            self.step_down(opened, error)
+        except EdgeServeError:
+            text = "%s failed: %s; nothing takes over"
+            log.error(text, opened.candidate.label, error)  # noqa: TRY400
+            self._tell()
+
+    # Stepping up
+
+    def reopen(self, link: Link) -> None:
+        """Try a candidate that had failed, and have it serve if it stands before the serving one."""
+        known = self.board.known_lost(device_key(link.candidate), _now())
+        if (
+            known is not None
+            and link.attempt.reason == "unavailable"
+            and known[1] > (link.breaker.due or 0)
+        ):
+            link.breaker.postpone(known[1])  # another chain has just tried
+            return
+        try:
+            opened = self.candidates.open(link)
+            # Once more: what works once after a failure may not work twice.
+            check_golden(self.bundle, opened.session, link.candidate.variant)
+        except EdgeServeError as error:
+            if link.opened is None or not self._mark_failed(link, link.opened, error):
+                self.candidates.note_failure(link, error, at_start=False)
+            log.info("%s is still out: %s", link.candidate.label, error)
+            return
+        self._promote(link, opened)
+
+    def _promote(self, link: Link, opened: Opened) -> None:
+        with self._stepping, self.candidates.lock:
+            before = self.candidates.link_of(self._serving)
+            better = link.index < before.index or before.opened is not self._serving
+            if self.candidates.closed or not better or link.opened is not opened:
+                return
+            now = _now()
+            away = now - (link.failed_at or now)
+            source = self._serving.candidate
+            self._serve(opened)
+            self.promotions.append(Promotion(source, link.candidate, away))
+        if before is not link:
+            self.keeper.let_go(before)
+        log.warning("%s serves again after %.1f s", link.candidate.label, away)
+        self._tell()
+
+    def _serve(self, opened: Opened) -> None:
+        """Under the lock."""
+        link = self.candidates.link_of(opened)
+        link.breaker.served(_now())
+        link.failed_at = None
+        self._serving = opened
+        self._since = time.time()
+
+    # Helpers
+
+    def _has_required(self, candidate: Candidate) -> bool:
+        return self.options.require in (None, candidate.device, kind_of(candidate))
+
+    def _require(self) -> None:
+        if self._has_required(self.candidate):
+            return
+        failures = [link.attempt for link in self.links if self._has_required(link.candidate)]
+        cause = "; ".join(f"{a.candidate.label}: {a.error}" for a in failures if a.error)
+        raise DeviceUnavailable(
+            f"'{self.options.require}' is required, and {self.candidate.label} would serve",
+            cause=cause or f"the chain has no candidate on '{self.options.require}'",
+            hint=next(
+                (a.hint for a in failures if a.hint), "edgeserve doctor shows what opens here"
+            ),
         )
 
+    # From the board, on any thread
+
+    def suspect(self, device: str) -> None:
+        if self.candidate.device == device:
+            self.keeper.check_soon()
+
+    def found(self, key: str) -> None:
+        for link in self.links:
+            if device_key(link.candidate) == key:
+                link.breaker.hurry(_now())
+        self.keeper.wake()
+
+    def recheck(self) -> None:
+        """Golden check of what serves; step down when it fails."""
+        serving = self._serving
+        try:
+            check_golden(self.bundle, serving.session, serving.candidate.variant)
+        except EdgeServeError as error:
+            if isinstance(error, CheckFailed):
+                error = WrongNumbers(error.message, cause=error.cause, hint=error.hint)
+            self.lost(serving, error)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
     def close(self) -> None:
-        self._session.close()
-        for session in self._retired:
-            session.close()
-        self._retired.clear()
+        self.candidates.closed = True
+        self.keeper.close()
+        self.candidates.close()
 
     def __enter__(self) -> Chain:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _now() -> float:
+    return time.monotonic()
+
+
+def _hint(error: EdgeServeError) -> str:
+    return f" (hint: {error.hint})" if error.hint else ""

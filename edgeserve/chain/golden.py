@@ -61,6 +61,11 @@ def check_golden(bundle: Bundle, session: Session, variant_id: str) -> float:
     return worst
 
 
+def sample_error(interface: Interface, request: Tensors, want: Tensors, got: Tensors) -> float:
+    """The worst relative RMS error over the outputs of one request."""
+    return max(_error([request], [want], [got], spec.name) for spec in interface.outputs)
+
+
 def _error(requests: list[Tensors], want: list[Tensors], got: list[Tensors], name: str) -> float:
     """`relative_rms_error` of one output over all requests; padding does not count."""
     pairs = [(r, w[name], g[name]) for r, w, g in zip(requests, want, got, strict=True)]

@@ -11,6 +11,7 @@ import typer
 def register(app: typer.Typer) -> None:
     app.command(
         "archive",
+        short_help="Write a bundle as one file.",
         help="Write a bundle as one file, which every command takes in its place.\n\n"
         "Example: edgeserve archive model.edge -o release/model.edge",
     )(command)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeserve.cli.output import print_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,7 +22,11 @@ _MODEL_SUFFIXES = (".onnx", ".tflite", ".xml", ".pt2", ".pb", ".keras", ".h5", "
 
 
 def register(app: typer.Typer) -> None:
-    app.command("bench", epilog="Example: edgeserve bench model.edge --against model.onnx")(bench)
+    app.command(
+        "bench",
+        short_help="Measure latency, throughput, load time and memory.",
+        epilog="Example: edgeserve bench model.edge --against model.onnx",
+    )(bench)
 
 
 def bench(
@@ -91,14 +97,14 @@ def render(report: Report) -> None:
 
     console = stdout_console()
     around = report.environment
-    _say(
+    print_line(
         console,
         f"bundle   {report.bundle} ({report.name}), {report.golden_samples} golden samples as inputs",
     )
-    _say(console, f"machine  {around.machine.describe()}")
+    print_line(console, f"machine  {around.machine.describe()}")
     versions = ", ".join(f"{name} {version}" for name, version in around.runtimes.items())
     load = "" if around.load_average is None else f", load {around.load_average:.1f} before"
-    _say(console, f"engines  {versions}; Python {around.python}{load}")
+    print_line(console, f"engines  {versions}; Python {around.python}{load}")
     console.print()
     _latency_table(console, report)
     console.print()
@@ -109,18 +115,18 @@ def render(report: Report) -> None:
         render_skipped(console, skipped)
     for warning in report.warnings:
         where = f"{warning.subject}: " if warning.subject else ""
-        _say(console, f"warning: {where}{warning.message}")
-        _say(console, f"         -> {warning.advice}")
-    _say(
+        print_line(console, f"warning: {where}{warning.message}")
+        print_line(console, f"         -> {warning.advice}")
+    print_line(
         console,
         f"\nset limits: edgeserve gate {report.bundle} --max-latency-p50 '{_next_limit(report)} ms'",
     )
 
 
 def render_skipped(console: Console, skipped: Skipped) -> None:
-    _say(console, f"not measured: {skipped.label}: {skipped.reason}")
+    print_line(console, f"not measured: {skipped.label}: {skipped.reason}")
     if skipped.hint:
-        _say(console, f"              -> {skipped.hint}")
+        print_line(console, f"              -> {skipped.hint}")
 
 
 def _latency_table(console: Console, report: Report) -> None:
@@ -147,6 +153,9 @@ def _latency_table(console: Console, report: Report) -> None:
             f"{engaged.int8_compute_ops} of {engaged.compute_ops}",
         )
     console.print(table)
+    for found in report.measurements:
+        if found.requested.device.partition(".")[0] != "cpu" and found.engaged.placement:
+            print_line(console, f"{found.label}: {found.engaged.placement}")
 
 
 def _throughput_table(console: Console, report: Report) -> None:
@@ -199,7 +208,3 @@ def _ms(value: float | None) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeserve.cli.output import print_line
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("check", epilog="Example: edgeserve check model.onnx --target intel-npu")(check)
+    app.command(
+        "check",
+        short_help="Say what each target supports of a model.",
+        epilog="Example: edgeserve check model.onnx --target intel-npu",
+    )(check)
 
 
 def check(
@@ -78,18 +83,20 @@ def render(report: CheckReport, *, every_operator: bool) -> None:
 
     console = stdout_console()
     engines = ", ".join(f"{n} {v}" for n, v in report.engines.items() if v)
-    _say(console, f"{report.path}: {report.format} ({report.version}), {report.nodes} nodes")
-    _say(console, f"asked: {engines}\n")
+    print_line(console, f"{report.path}: {report.format} ({report.version}), {report.nodes} nodes")
+    print_line(console, f"asked: {engines}\n")
     _render_targets(console, report)
     _render_operators(console, report, every_operator=every_operator)
     _render_findings(console, report)
     _render_estimates(console, report)
     failed = [t.name for t in report.targets if not t.ok]
     if failed:
-        _say(console, f"not fine: {', '.join(failed)} ({report.count('error')} errors)")
+        print_line(console, f"not fine: {', '.join(failed)} ({report.count('error')} errors)")
     else:
         name = report.targets[0].name
-        _say(console, f"fine; next: edgeserve convert {report.path} --target {name} -o NAME.edge")
+        print_line(
+            console, f"fine; next: edgeserve convert {report.path} --target {name} -o NAME.edge"
+        )
 
 
 def _render_targets(console: Console, report: CheckReport) -> None:
@@ -143,11 +150,11 @@ def _render_operators(console: Console, report: CheckReport, *, every_operator: 
 def _render_findings(console: Console, report: CheckReport) -> None:
     for finding in report.findings:
         about = f" ({', '.join(finding.targets)})" if finding.targets else ""
-        _say(console, f"\n{finding.level}[{finding.rule}]{about}: {finding.message}")
+        print_line(console, f"\n{finding.level}[{finding.rule}]{about}: {finding.message}")
         if finding.nodes:
-            _say(console, f"  nodes: {_nodes(finding)}")
+            print_line(console, f"  nodes: {_nodes(finding)}")
         if finding.hint:
-            _say(console, f"  hint: {finding.hint}")
+            print_line(console, f"  hint: {finding.hint}")
 
 
 def _nodes(finding: Finding) -> str:
@@ -172,7 +179,3 @@ def _render_estimates(console: Console, report: CheckReport) -> None:
     if table.row_count:
         console.print(table)
         console.print()
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from edgeserve.cli.output import progress, size_text, stdout_console, to_json
+from edgeserve.cli.output import print_line, progress, size_text, stdout_console, to_json
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class PrecisionChoice(StrEnum):
 def register(app: typer.Typer) -> None:
     app.command(
         "convert",
+        short_help="Convert and quantize a model, prove it, write a bundle.",
         help="Convert and quantize a model for a target, prove every variant, write a bundle.\n\n"
         "Example: edgeserve convert model.onnx --calibrate images/ --image-size 224 -o model.edge",
     )(command)
@@ -240,16 +241,14 @@ def render(report: Conversion) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    console.print(
+    print_line(
+        console,
         f"{report.bundle}: target {report.target}, proven on {report.proof_samples} samples "
         f"({report.proof_source})\n",
-        markup=False,
     )
     columns = ("", "variant", "runs on", "size", "latency", "vs source", "int8 ops", "agrees", "SQNR",
                "accuracy")  # fmt: skip
     table = table_of(*columns, right=("size", "latency", "vs source", "agrees", "SQNR", "accuracy"))
-    for column in table.columns:
-        column.no_wrap = True
     accuracy = report.reference_accuracy
     add_row(
         table, "", "source", report.reference, size_text(report.source_size_bytes),
@@ -264,16 +263,16 @@ def render(report: Conversion) -> None:
     for row in report.rows:
         if not row.chosen or row.measured is None:
             where = f"{row.variant} on {row.runtime}/{row.device}"
-            console.print(f"{'-' if row.chosen else '✗'} {where}: {row.reason}", markup=False)
+            print_line(console, f"{'-' if row.chosen else '✗'} {where}: {row.reason}")
     console.print()
     if report.layers:
         _render_layers(report)
     for remark in report.remarks:
-        console.print(f"note: {remark}", markup=False)
+        print_line(console, f"note: {remark}")
     chain = " -> ".join(c.label for c in report.chain)
     size = size_text(report.bundle_size_bytes)
-    console.print(f"wrote {report.bundle} ({size}); chain: {chain}", markup=False)
-    console.print(f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
+    print_line(console, f"wrote {report.bundle} ({size}); chain: {chain}")
+    print_line(console, f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
 
 
 def _render_layers(report: Conversion) -> None:
@@ -291,7 +290,7 @@ def _render_layers(report: Conversion) -> None:
     console = stdout_console()
     more = len(report.layers) - len(shown)
     rest = f" (and {more} more: --json lists them)" if more else ""
-    console.print(f"layers by the noise of static int8 in them{rest}", markup=False)
+    print_line(console, f"layers by the noise of static int8 in them{rest}")
     console.print(table)
     console.print()
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeserve.cli.output import print_error, progress, size_text, stdout_console, to_json
+from edgeserve.cli.output import (
+    print_error,
+    print_line,
+    progress,
+    size_text,
+    stdout_console,
+    to_json,
+)
 from edgeserve.errors import DataError, EdgeServeError, SourceError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -82,4 +89,4 @@ def _render(outcomes: list[Outcome], folder: Path) -> None:
     console = stdout_console()
     console.print(table)
     made = sum(o.report is not None for o in outcomes)
-    console.print(f"\n{made} of {len(outcomes)} bundles are in {folder}", markup=False)
+    print_line(console, f"\n{made} of {len(outcomes)} bundles are in {folder}")

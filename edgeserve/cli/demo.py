@@ -18,13 +18,13 @@ import typer
 if TYPE_CHECKING:
     from edgeserve.demo import Answers
 
-_STEPS = 5
 _STOP_S = 15.0
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "demo",
+        short_help="Take an embedded digit classifier along the whole path.",
         help="Convert, prove, bench, gate, serve and query an embedded digit classifier.\n\n"
         "Example: edgeserve demo --keep digits-demo",
     )(command)
@@ -41,22 +41,23 @@ def command(
     from edgeserve.demo import ask, embedded
 
     demo = embedded()
+    steps = 5 if serve else 3
     with _folder(keep) as folder:
         bundle = folder / "digits.edge"
-        _step(1, "convert to int8, prove it against the source, choose")
+        _step(f"1/{steps}", "convert to int8, prove it against the source, choose")
         _run(
             "convert", str(demo.model), "-o", str(bundle), "--calibrate", str(demo.calibration),
             "--eval", str(demo.samples), "--labels", str(demo.labels), "--force",
             "--recipe", "static",
         )  # fmt: skip
-        _step(2, "measure every candidate on this machine")
+        _step(f"2/{steps}", "measure every candidate on this machine")
         _run("bench", str(bundle), "--against", str(demo.model), "--duration", "2")
-        _step(3, "hold it to budgets, as CI would")
+        _step(f"3/{steps}", "hold it to budgets, as CI would")
         _run("gate", str(bundle), "--max-size", "300 kB", "--max-accuracy-drop", "1.0")
         if serve:
-            _step(4, "serve it")
+            _step(f"4/{steps}", "serve it")
             with _serving(bundle) as url:
-                _step(5, f"ask {url} about 200 digits it has never seen")
+                _step(f"5/{steps}", f"ask {url} about 200 digits it has never seen")
                 _show(ask(url, "digits", demo.samples))
         if keep is not None:
             print(f"\nthe bundle is in {bundle}; serve it again: edgeserve run {bundle}")
@@ -79,12 +80,12 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _step(number: int, what: str) -> None:
+def _step(number: str, what: str) -> None:
     from edgeserve.cli.output import stdout_console
 
     console = stdout_console()
     console.print()
-    console.rule(f"[bold]{number}/{_STEPS}  {what}", align="left")
+    console.rule(f"[bold]{number}  {what}", align="left")
     sys.stdout.flush()
 
 
@@ -147,5 +148,5 @@ def _show(answers: Answers) -> None:
     print(f"\nlabelled {answers.example_label}, answered {best}")
     print(
         f"{answers.right} of {answers.samples} right, on device '{answers.device}', "
-        f"{answers.requests_per_s:.0f} requests/s from one client that opens a connection each"
+        f"{answers.requests_per_s:.0f} requests/s from one client, one after the other"
     )

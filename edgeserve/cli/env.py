@@ -17,11 +17,22 @@ def register(app: typer.Typer) -> None:
         rich_markup_mode=None,
         help="Environments of converters that need packages of their own. `convert` makes them when "
         "it needs them; here they are made beforehand, listed and removed.",
+        epilog="Example: edgeserve env list",
     )
-    group.command("list", epilog="Example: edgeserve env list --json")(list_command)
+    group.command(
+        "list",
+        short_help="List the converters and where each of them runs.",
+        epilog="Example: edgeserve env list --json",
+    )(list_command)
     group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
-    group.command("remove", epilog="Example: edgeserve env remove onnx-to-tflite")(remove)
-    app.add_typer(group, name="env")
+    group.command(
+        "remove",
+        short_help="Remove a converter's environments.",
+        epilog="Example: edgeserve env remove onnx-to-tflite",
+    )(remove)
+    app.add_typer(
+        group, name="env", short_help="List, make and remove converters' own environments."
+    )
 
 
 def list_command(
@@ -75,7 +86,7 @@ def remove(
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
     from pathlib import Path
 
-    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.output import print_line, size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
     from edgeserve.conversion.registry import runs_here, tool_environment
 
@@ -102,7 +113,7 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
     console.print(table)
     missing = [c.name for c in found if not runs_here(c) and not tool_environment(c).complete]
     if missing:
-        console.print(f"\nmake one: edgeserve env create {missing[0]}", soft_wrap=True)
+        print_line(console, f"\nmake one: edgeserve env create {missing[0]}")
     elif records:
         name = Path(records[0].path).name.rpartition("-")[0]
-        console.print(f"\nremove one: edgeserve env remove {name}", soft_wrap=True)
+        print_line(console, f"\nremove one: edgeserve env remove {name}")

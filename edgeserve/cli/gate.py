@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeserve.cli.bench import open_bundle, render_skipped
+from edgeserve.cli.output import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command(
-        "gate", epilog='Example: edgeserve gate model.edge --max-size 5MB --max-latency-p50 "3 ms"'
+        "gate",
+        short_help="Hold a bundle to limits, for CI.",
+        epilog='Example: edgeserve gate model.edge --max-size 5MB --max-latency-p50 "3 ms"',
     )(gate)
 
 
@@ -61,6 +64,10 @@ def gate(
     min_cosine: Annotated[
         str | None, typer.Option(metavar="COSINE", help="Of the outputs to the source's.")
     ] = None,
+    min_on_device: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Of the MACs, that the accelerator really runs."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where the limits hold: cpu, gpu, npu [first that opens].")
     ] = None,
@@ -96,6 +103,7 @@ def gate(
         "min_fidelity": min_fidelity,
         "min_sqnr_db": min_sqnr_db,
         "min_cosine": min_cosine,
+        "min_on_device": min_on_device,
         "device": device,
         "against": str(against) if against else None,
     }
@@ -118,8 +126,8 @@ def render(report: GateReport) -> None:
 
     console = stdout_console()
     judged = f"{report.candidate}, the first candidate of {report.bundle} that opens here"
-    _say(console, f"judged   {judged}")
-    _say(console, f"machine  {report.environment.machine.describe()}\n")
+    print_line(console, f"judged   {judged}")
+    print_line(console, f"machine  {report.environment.machine.describe()}\n")
     table = table_of(
         "budget", "limit", "measured", "verdict", "source", right=("limit", "measured")
     )
@@ -132,9 +140,9 @@ def render(report: GateReport) -> None:
     for skipped in report.skipped:
         render_skipped(console, skipped)
     for warning in report.warnings:
-        _say(console, f"warning: {warning.message}")
-        _say(console, f"         -> {warning.advice}")
-    _say(console, _conclusion(report))
+        print_line(console, f"warning: {warning.message}")
+        print_line(console, f"         -> {warning.advice}")
+    print_line(console, _conclusion(report))
 
 
 def _render_row(console: Console, row: Row) -> None:
@@ -142,14 +150,14 @@ def _render_row(console: Console, row: Row) -> None:
     if row.verdict == "pass":
         return
     if row.verdict == "fail" and row.measured is not None:
-        _say(console, f"fail: {row.budget} is {row.measured_text}, the limit is {row.limit_text}"
+        print_line(console, f"fail: {row.budget} is {row.measured_text}, the limit is {row.limit_text}"
              + (f" ({row.note})" if row.note else ""))  # fmt: skip
     else:
-        _say(console, f"{row.verdict}: {row.budget}: {row.note}")
+        print_line(console, f"{row.verdict}: {row.budget}: {row.note}")
     if row.remedy:
-        _say(console, f"      -> {row.remedy}")
+        print_line(console, f"      -> {row.remedy}")
     if row.where and row.verdict in ("fail", "warn"):
-        _say(console, f"      -> or change the limit: {row.where}")
+        print_line(console, f"      -> or change the limit: {row.where}")
 
 
 def _conclusion(report: GateReport) -> str:
@@ -160,7 +168,3 @@ def _conclusion(report: GateReport) -> str:
         return f"gate: NOT MEASURED, {count['unmeasured']} of {len(report.rows)} checks"
     noise = f", {count['warn']} with a warning" if count["warn"] else ""
     return f"gate: passed, {len(report.rows)} checks{noise}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeserve.cli.output import print_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -20,7 +22,11 @@ _SHOWN_DIGITS = 12
 
 
 def register(app: typer.Typer) -> None:
-    app.command("inspect", epilog="Example: edgeserve inspect model.edge")(inspect)
+    app.command(
+        "inspect",
+        short_help="Show what a model file or a bundle holds.",
+        epilog="Example: edgeserve inspect model.edge",
+    )(inspect)
 
 
 def inspect(
@@ -101,7 +107,7 @@ def _render_model(report: ModelReport) -> None:
         right=("size", "share"),
     )
     if report.format == "onnx":
-        _say(console, f"\nconvert it: edgeserve convert {report.path} -o NAME.edge")
+        print_line(console, f"\nconvert it: edgeserve convert {report.path} -o NAME.edge")
 
 
 def _render_bundle(report: BundleReport) -> None:
@@ -168,7 +174,7 @@ def _render_bundle(report: BundleReport) -> None:
         + [("all", size_text(report.size_bytes), "")],
         right=("size", "share"),
     )
-    _say(console, f"\nmeasure it here: edgeserve bench {report.path}")
+    print_line(console, f"\nmeasure it here: edgeserve bench {report.path}")
 
 
 def _source(source: Source) -> str:
@@ -240,9 +246,9 @@ def _share(part: int, whole: int) -> str:
 
 
 def _facts(console: Console, facts: Iterable[tuple[str, str | None]]) -> None:
-    for label, text in facts:
-        if text:
-            _say(console, f"{label:12}{text}")
+    from edgeserve.cli.tables import print_facts
+
+    print_facts(console, facts, indent=12)
 
 
 def _table(
@@ -260,7 +266,3 @@ def _table(
     if table.row_count:
         console.print()
         console.print(table)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)

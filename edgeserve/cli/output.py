@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgeserve.errors import EdgeServeError
 
@@ -28,18 +28,28 @@ def is_quiet() -> bool:
     return os.environ.get("EDGESERVE_QUIET") == "1"
 
 
+# In files and pipes, where nobody knows how wide a line may be.
+_WIDTH: Final = 140
+
+
 def stdout_console() -> Console:
-    """For results. Wide when not a terminal, so that tables in files and pipes are not cut."""
+    """For results."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
 
 
 def stderr_console() -> Console:
     """For progress and remarks; silent with --quiet."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=is_quiet(), highlight=False)
+    width = None if sys.stderr.isatty() else _WIDTH
+    return Console(stderr=True, quiet=is_quiet(), width=width, highlight=False)
+
+
+def print_line(console: Console, text: str) -> None:
+    """A line as it is: no markup in it, and no break but the terminal's own."""
+    console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager

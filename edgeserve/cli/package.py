@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command(
-        "package", epilog="Example: edgeserve package model.edge --arch aarch64 -o model-pi"
+        "package",
+        short_help="Write a folder that installs and serves on a device.",
+        epilog="Example: edgeserve package model.edge --arch aarch64 -o model-pi",
     )(command)
 
 
@@ -45,6 +47,10 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="For serve.toml.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve gRPC, too, and take what that needs along."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let serve.toml open the server to the network.")
     ] = False,
@@ -67,6 +73,7 @@ def command(
         wheelhouse=wheelhouse,
         host=host,
         http_port=http_port,
+        grpc_port=grpc_port,
         insecure=insecure,
         force=force,
     )
@@ -81,20 +88,20 @@ def command(
 
 def render(written: Package) -> None:
     """The parts and what they weigh; the last line is what to do next."""
-    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.output import print_line, size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    console.print(
+    print_line(
+        console,
         f"{written.path}: {written.name} for Linux on {written.arch}, Python {written.python}, "
         f"glibc {written.glibc} or newer",
-        soft_wrap=True,
     )
-    console.print(f"chain: {' -> '.join(c.label for c in written.chain)}\n", soft_wrap=True)
+    print_line(console, f"chain: {' -> '.join(c.label for c in written.chain)}\n")
     table = table_of("part", "version", "packed", "installed", right=("packed", "installed"))
     for part in written.parts:
         installed = size_text(part.installed_bytes) if part.installed_bytes else ""
         add_row(table, part.name, part.version or "", size_text(part.packed_bytes), installed)
     add_row(table, "all", "", size_text(written.packed_bytes), size_text(written.installed_bytes))
     console.print(table)
-    console.print(f"\ncopy it to the device, then there: {written.path}/install.sh", soft_wrap=True)
+    print_line(console, f"\ncopy it to the device, then there: {written.path}/install.sh")

@@ -36,9 +36,13 @@ def register(app: typer.Typer) -> None:
         "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file.",
         epilog="Example: edgeserve targets intel-npu",
     )
-    group.command(_EXPLAIN, epilog="Example: edgeserve targets intel-npu")(targets)
+    group.command(_EXPLAIN, hidden=True, epilog="Example: edgeserve targets intel-npu")(targets)
     group.command("check", epilog="Example: edgeserve targets check my-board.toml")(check)
-    app.add_typer(group, name="targets")
+    app.add_typer(
+        group,
+        name="targets",
+        short_help="List or explain targets, and what this machine satisfies.",
+    )
 
 
 def check(
@@ -59,7 +63,7 @@ def check(
 
 
 def _render_checks(checks: list[FileCheck]) -> None:
-    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.output import print_line, stdout_console
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
@@ -74,12 +78,14 @@ def _render_checks(checks: list[FileCheck]) -> None:
     console.print(table)
     valid = [c for c in checks if c.valid]
     if len(valid) == len(checks):
-        console.print(
+        print_line(
+            console,
             f"\nconvert for it: edgeserve convert MODEL --target {valid[0].file} -o NAME.edge",
-            soft_wrap=True,
         )
     else:
-        console.print(f"\n{len(checks) - len(valid)} of {len(checks)} not valid: docs/targets.md")
+        print_line(
+            console, f"\n{len(checks) - len(valid)} of {len(checks)} not valid: docs/targets.md"
+        )
 
 
 def targets(
@@ -119,11 +125,11 @@ def targets(
 
 
 def _render_list(here: Machine, checks: list[TargetCheck]) -> None:
-    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.output import print_line, stdout_console
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    console.print(f"this machine: {here.describe()}\n", soft_wrap=True)
+    print_line(console, f"this machine: {here.describe()}\n")
     table = table_of("target", "title", "chain", "here", "why")
     for check in checks:
         add_row(
@@ -135,7 +141,7 @@ def _render_list(here: Machine, checks: list[TargetCheck]) -> None:
             check.reason,
         )
     console.print(table)
-    console.print("\nexplain one: edgeserve targets NAME", soft_wrap=True)
+    print_line(console, "\nexplain one: edgeserve targets NAME")
 
 
 def _entry_text(check: EntryCheck) -> str:
@@ -143,8 +149,8 @@ def _entry_text(check: EntryCheck) -> str:
 
 
 def _render_one(here: Machine, check: TargetCheck) -> None:
-    from edgeserve.cli.output import stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import print_line, stdout_console
+    from edgeserve.cli.tables import add_row, print_facts, table_of
 
     console, target = stdout_console(), check.target
     verdict = "satisfied" if check.satisfied else "not satisfied"
@@ -161,9 +167,7 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
         ("unverified", target.unverified),
         ("more", target.url),
     ]
-    for label, text in facts:
-        if text:
-            console.print(f"{label:14}{text}", soft_wrap=True, markup=False)
+    print_facts(console, facts, indent=14)
     console.print()
     table = table_of(
         "chain", "precisions", "shapes", "options", "opens here", "what the engine says"
@@ -181,9 +185,9 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
             said,
         )
     console.print(table)
-    console.print(
+    print_line(
+        console,
         f"\nconvert for it: edgeserve convert MODEL --target {target.name} -o NAME.edge",
-        soft_wrap=True,
     )
 
 

@@ -40,6 +40,7 @@ class Data(msgspec.Struct, frozen=True):
         """`open_size` is that of dynamic dimensions of random samples. Raises DataError, before anything
         expensive is done."""
         remarks: list[str] = []
+        classes = _classes(interface, options)
         pool = _calibration_pool(interface, options, open_size)
         calibration = pool.take(options.calibration_samples) if pool else None
         if calibration is not None and calibration.random:
@@ -49,9 +50,7 @@ class Data(msgspec.Struct, frozen=True):
             if skewed is not None:
                 remarks.append(f"calibration data: {skewed}")
         if options.evaluate is not None:
-            labelled = load_labelled(
-                Path(options.evaluate), interface, options.preprocess, _classes(options)
-            )
+            labelled = load_labelled(Path(options.evaluate), interface, options.preprocess, classes)
             if class_scores(interface) is None:
                 remarks.append("the model has no class scores: accuracy is not measured")
             return cls(calibration, labelled, tuple(remarks))
@@ -103,11 +102,19 @@ def _without(pool: Samples, taken: int) -> Samples | None:
     return pool.leave(taken)
 
 
-def _classes(options: Options) -> list[str] | None:
+def _classes(interface: Interface, options: Options) -> list[str] | None:
     if options.labels is None:
         return None
     path = Path(options.labels)
     try:
-        return path.read_text("utf-8").splitlines()
+        names = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable list of classes", cause=str(error)) from None
+    scores = class_scores(interface)
+    spec = next((s for s in interface.outputs if s.name == scores), None)
+    if spec is not None and spec.shape[1] != len(names):
+        raise DataError(
+            f"{path} names {len(names)} classes, output '{spec.name}' has {spec.shape[1]}",
+            hint="one class a line, in the order of the model's scores",
+        )
+    return names

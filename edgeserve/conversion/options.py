@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from edgeserve.bundle import Candidate, Measured, Precision, Preprocess
 from edgeserve.conversion.sources import SourceOptions
+from edgeserve.errors import UsageError
 from edgeserve.quantize import LayerError
 
 
@@ -44,6 +47,32 @@ class Options(msgspec.Struct, frozen=True):
     force: bool = False
     name: str | None = None
     tool_env: bool = True
+
+
+def check_options(options: Options) -> None:
+    """Refuse what no conversion could make sense of. Raises UsageError naming the flag."""
+    limits = {
+        "--max-drop": (options.max_drop, math.inf),
+        "--min-fidelity": (options.min_fidelity, 1.0),
+        "--max-latency": (options.max_latency, math.inf),
+        "--max-size": (options.max_size, math.inf),
+        "--max-time": (options.max_time, math.inf),
+    }
+    for flag, (value, most) in limits.items():
+        if value is not None and not 0 <= value <= most:
+            wanted = "0 or more" if most == math.inf else f"0 to {most:g}"
+            raise UsageError(f"{flag} is {value:g}, which is not {wanted}")
+    if options.calibration_samples < 1:
+        raise UsageError("--calibration-samples is 1 at least")
+    if options.name is not None and not _MODEL_NAME.fullmatch(options.name):
+        raise UsageError(
+            f"'{options.name}' cannot be a model's name",
+            cause="it becomes a part of URLs",
+            hint="letters, digits, '.', '_' and '-', a letter or digit first",
+        )
+
+
+_MODEL_NAME: Final = re.compile(r"[^\W_][\w.-]*")
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
-from edgeserve.conversion.options import Conversion, Options
+from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
@@ -51,6 +51,7 @@ def convert(
     On any error the destination is as it was.
     """
     options, say = options or Options(), say or _silent
+    check_options(options)
     check_destination(destination, force=options.force)
     say("reading the source", None)
     target = resolve_target(options.target)
@@ -63,6 +64,8 @@ def convert(
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
         data = _that_runs(data, reference, model, options)
+        if data.calibration is not None:
+            check_runs(reference, data.calibration)
         interface = proven_batching(model, reference, data.proof)
         builder = Builder(
             model,
@@ -195,8 +198,9 @@ def _enforce(
     smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
     missed = {v.trial.entry for v in verdicts if v.failed} - smaller - set(optional_entries(target))
     if strict and missed:
+        where = ", ".join(target.chain[entry].label for entry in sorted(missed))
         raise CheckFailed(
-            "no quantized variant was good enough, and --strict was given",
+            f"no quantized variant was good enough on {where}, and --strict was given",
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
         )

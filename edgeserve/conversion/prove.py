@@ -26,7 +26,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
-from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes import LoadOptions, Session, engine_version, runtime
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, Tensors
 
@@ -291,7 +291,7 @@ def _measured(
     placed = item.session.placement()
     measured = Measured(
         runtime=entry.runtime,
-        runtime_version=runtime(entry.runtime).probe().version or "unknown",
+        runtime_version=engine_version(runtime(entry.runtime)) or "unknown",
         device=entry.device,
         machine=machine().cpu or machine().arch,
         fidelity=found,

@@ -208,8 +208,8 @@ def _run_in(
             cause=result["error"],
             hint=f"make it anew: edgeserve env remove {tool_environment(converter).name}",
         )
-    if result["errno"] is not None:
-        raise OSError(result["errno"], result["error"])
+    if result["os_error"] is not None:
+        raise OSError(*result["os_error"])
     raise _failed(
         converter, source, result["kind"], result["error"], result["unsupported_ops"], printed
     )

@@ -17,6 +17,7 @@ import numpy as np
 from edgeserve.bundle import Precision, Source, VariantFiles
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.errors import (
+    DataError,
     DependencyMissing,
     InferenceFailed,
     SourceError,
@@ -109,8 +110,11 @@ def open_reference(model: SourceModel, file: Path) -> Session:
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"onnxruntime cannot run {model.path.name}",
-            cause=_naming_nodes(model.proto, error.cause or error.message),
-            hint=error.hint,
+            cause=_naming_nodes(model.proto, error.cause or error.message).replace(
+                str(file), model.path.name
+            ),
+            hint="every variant is proven against the source in onnxruntime: export the model with "
+            "standard operators, or with another opset",
         ) from None
 
 
@@ -148,11 +152,23 @@ def proven_batching(model: SourceModel, session: Session, samples: Samples) -> I
 
 
 def check_runs(session: Session, samples: Samples) -> Tensors:
-    """Run one sample; raises SourceError when the model itself fails on it."""
+    """Run one sample; raises SourceError when the model itself fails on it, DataError when a sample
+    holds NaN or infinity and the model answers NaN: nothing could be proven on that."""
+    spoilt = samples.first_not_finite()
     try:
+        if spoilt is not None and _has_nan(session.run(samples[spoilt])):
+            raise DataError(
+                f"{samples.source} holds NaN or infinity",
+                cause=f"the model answers NaN to sample {spoilt}",
+                hint="remove such samples, or fill in what is missing",
+            )
         return session.run(samples[0])
     except InferenceFailed as error:
         raise SourceError("the source model fails on its own input", cause=error.cause) from None
+
+
+def _has_nan(outputs: Tensors) -> bool:
+    return any(bool(np.isnan(a).any()) for a in outputs.values() if a.dtype.kind == "f")
 
 
 def _onnx() -> Any:
@@ -168,11 +184,18 @@ def _parse(onnx: Any, path: Path) -> Any:
 
     try:
         proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read", cause=str(error)) from None
+    except (DecodeError, UnicodeDecodeError) as error:
+        # A ModelProto begins with its ir_version: field 1, a varint.
+        with path.open("rb") as file:
+            truncated = file.read(1) == b"\x08"
         raise SourceError(
-            f"{path} is not a whole ONNX model",
+            f"{path} is not {'a whole' if truncated else 'an'} ONNX model",
             cause=f"{error} ({path.stat().st_size} bytes)",
-            hint="it may be truncated or another format: copy or export it again",
+            hint="it may be truncated: copy or export it again"
+            if truncated
+            else "docs/sources.md lists what convert reads",
         ) from None
     if not proto.graph.node:
         raise SourceError(

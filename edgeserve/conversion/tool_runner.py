@@ -32,12 +32,18 @@ def main() -> int:
         result = {
             "kind": type(error).__name__,
             "error": str(error),
-            "errno": error.errno if isinstance(error, OSError) else None,
+            "os_error": [error.errno, error.strerror, _text(error.filename)]
+            if isinstance(error, OSError) and error.errno is not None
+            else None,
             "missing_module": isinstance(error, ImportError),
             "unsupported_ops": list(getattr(error, "unsupported_ops", [])),
         }
     job_file.with_suffix(".result").write_text(json.dumps(result), "utf-8")
     return 0
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
 
 
 def _load(name: str, file: Path) -> Any:

@@ -1,19 +1,15 @@
-"""A plain HTTP client of the Open Inference Protocol v2, with the standard library and numpy alone."""
+"""Asks a running server about labelled digits, as any client would."""
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from edgeserve.bundle.reading import load_npz
-from edgeserve.errors import InferenceFailed
+from edgeserve.client import Question, connect
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -29,41 +25,20 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 def ask(url: str, model: str, samples: Path, count: int = 200) -> Answers:
-    """Send labelled samples one by one as JSON. Raises InferenceFailed when the server refuses one."""
+    """Send labelled samples one by one. Raises what `edgeserve.client` raises."""
     data = load_npz(samples)
     images, labels = data["image"][:count], data["label"][:count]
-    right, device = 0, ""
-    first: tuple[float, ...] = ()
-    began = time.perf_counter()
-    for image, label in zip(images, labels, strict=True):
-        request = {
-            "inputs": [
-                {
-                    "name": "image",
-                    "shape": [1, *image.shape],
-                    "datatype": "FP32",
-                    "data": image.reshape(-1).tolist(),
-                }
-            ]
-        }
-        answer = _post(f"{url}/v2/models/{model}/infer", request)
-        scores = answer["outputs"][0]["data"]
-        first = first or tuple(scores)
-        right += int(np.argmax(scores)) == int(label)
-        device = answer.get("parameters", {}).get("edgeserve_device", "unknown")
-    elapsed = time.perf_counter() - began
-    picture = tuple(tuple(float(v) for v in row) for row in images[0, 0])
+    with connect(url) as client:
+        began = time.perf_counter()
+        answers = [client.infer(model, Question({"image": image[None]})) for image in images]
+        elapsed = time.perf_counter() - began
+    scores = np.concatenate([answer.outputs["logits"] for answer in answers])
     return Answers(
-        len(images), right, device, len(images) / elapsed, picture, int(labels[0]), first
+        samples=len(images),
+        right=int((scores.argmax(axis=1) == labels).sum()),
+        device=answers[-1].where.device or "unknown",
+        requests_per_s=len(images) / elapsed,
+        example_image=tuple(tuple(float(v) for v in row) for row in images[0, 0]),
+        example_label=int(labels[0]),
+        example_scores=tuple(float(v) for v in scores[0]),
     )
-
-
-def _post(url: str, body: object) -> Any:
-    request = urllib.request.Request(  # noqa: S310 - the caller's own server
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-            return json.loads(response.read())
-    except (urllib.error.URLError, ValueError) as error:
-        raise InferenceFailed(f"{url} did not answer", cause=str(error)) from error

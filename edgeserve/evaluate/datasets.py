@@ -61,6 +61,16 @@ class Samples:
         for index in range(len(self)):
             yield self[index]
 
+    def first_not_finite(self) -> int | None:
+        """The first sample with NaN or infinity in it. Images have none."""
+        spoilt = [
+            ~np.isfinite(a).reshape(len(a), -1).all(axis=1)
+            for a in self._arrays.values()
+            if a.dtype.kind == "f" and a.size
+        ]
+        hits = [int(i) for i in np.flatnonzero(np.logical_or.reduce(spoilt))] if spoilt else []
+        return hits[0] if hits else None
+
     def take(self, count: int) -> Samples:
         """At most `count` samples, evenly spread: folders are often sorted by class."""
         return self if len(self) <= count else self._pick(_spread(len(self), count))
@@ -144,7 +154,9 @@ def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None
             )
     counts = {s.name: len(arrays[s.name]) if arrays[s.name].ndim else 0 for s in interface.inputs}
     if min(counts.values()) == 0:
-        raise DataError(f"{path} holds no samples")
+        raise DataError(
+            f"{path} holds no samples", hint="the first axis of an array counts samples"
+        )
     if len(set(counts.values())) > 1:
         raise DataError(f"{path}: inputs have different numbers of samples", cause=str(counts))
     samples = Samples(
@@ -189,7 +201,10 @@ def load_labelled(
     if path.suffix == ".npz":
         samples = load_samples(path, interface, preprocess)
         if samples.labels is None:
-            raise DataError(f"{path} has no array 'label'")
+            raise DataError(
+                f"{path} has no array 'label'",
+                hint="numpy.savez(FILE, label=classes, and one array per input)",
+            )
         if len(samples.labels) != len(samples):
             raise DataError(f"{path}: {len(samples)} samples but {len(samples.labels)} labels")
         return samples
@@ -273,6 +288,7 @@ def _request(sample: Array, spec: TensorSpec) -> Array:
         raise DataError(
             f"samples for input '{spec.name}' have the wrong type",
             cause=f"expected {spec.dtype}, got {sample.dtype}",
+            hint=f"array.astype('{spec.numpy_dtype}') before saving, if that is what they mean",
         )
     shaped = sample if len(sample.shape) == len(spec.shape) else sample[None]
     if not spec.fits(shaped.shape):

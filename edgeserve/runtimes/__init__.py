@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -22,6 +23,7 @@ __all__ = [
     "Runtime",
     "RuntimeInfo",
     "Session",
+    "engine_version",
     "runtime",
     "runtime_names",
 ]
@@ -31,6 +33,12 @@ __all__ = [
 def runtime_names() -> tuple[str, ...]:
     """The names of all installed runtime adapters (their engines may be missing)."""
     return tuple(sorted({e.name for e in entry_points(group="edgeserve.runtimes")}))
+
+
+def engine_version(adapter: Runtime) -> str | None:
+    """The version of an adapter's engine; `probe`, which opens devices, only where it tells no other way."""
+    tell: Callable[[], str | None] | None = getattr(adapter, "version", None)
+    return tell() if tell is not None else adapter.probe().version
 
 
 @cache

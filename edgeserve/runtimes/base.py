@@ -18,10 +18,13 @@ Device = Literal["cpu", "gpu", "npu"]
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):
-    """A device a runtime can open: `device` is `cpu`, `gpu`, `npu` (`gpu.1` for a second one)."""
+    """A device a runtime can open: `device` is `cpu`, `gpu`, `npu` (`gpu.1` for a second one).
+
+    `detail` is the way it is opened or its name, `hardware` its name where the engine tells both."""
 
     device: str
     detail: str
+    hardware: str | None = None
 
 
 class RuntimeInfo(msgspec.Struct, frozen=True):
@@ -60,14 +63,40 @@ class LoadOptions(msgspec.Struct, frozen=True):
 class Placement(msgspec.Struct, frozen=True):
     """What runs where, read from the engine after compiling.
 
-    `shares` maps a device to its share of executed operations; `compute_ops` counts convolutions and
-    matrix products after fusion, `int8_compute_ops` those among them that run in int8.
+    `shares` maps a device to its share of executed operations, `mac_shares` to its share of
+    multiply-accumulates (empty: not known); `compute_ops` counts convolutions and matrix products after
+    fusion, `int8_compute_ops` those among them that run in int8. `left_on_cpu` counts, by operator, what
+    an accelerator's session runs on the CPU.
     """
 
     shares: dict[str, float]
     inference_precision: str
     compute_ops: int
     int8_compute_ops: int
+    mac_shares: dict[str, float] = {}
+    left_on_cpu: dict[str, int] = {}
+
+    def describe(self) -> str:
+        """One line: `98 % of MACs on gpu, fp16; 2 ops on cpu: Softmax`."""
+        shares, what = (self.mac_shares, "MACs") if self.mac_shares else (self.shares, "operations")
+        if not shares:
+            return f"placement unknown, {self.inference_precision}"
+        device = next((d for d in shares if d != "cpu"), "cpu")
+        text = f"{percent(shares[device])} of {what} on {device}, {self.inference_precision}"
+        if not self.left_on_cpu:
+            return text
+        count, names = sum(self.left_on_cpu.values()), list(self.left_on_cpu)
+        more = f" and {len(names) - 3} kinds more" if len(names) > 3 else ""
+        return f"{text}; {count} op{'s' * (count > 1)} on cpu: {', '.join(names[:3])}{more}"
+
+
+def percent(share: float) -> str:
+    """A share as `98 %`; what is not quite all, or not quite nothing, is not rounded to it."""
+    if 0.99 < share < 1:
+        return ">99 %"
+    if 0 < share < 0.01:
+        return "<1 %"
+    return f"{100 * share:.0f} %"
 
 
 class Session(Protocol):

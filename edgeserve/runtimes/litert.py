@@ -1,4 +1,5 @@
-"""LiteRT (TensorFlow Lite): CPU by XNNPACK, accelerators by a delegate library that the options name.
+"""LiteRT (TensorFlow Lite): CPU by XNNPACK, accelerators by its own (`litert_compiled`) or by a delegate
+library that the options name.
 
 Its `Interpreter` runs one call at a time, so a session keeps a pool of them.
 """
@@ -8,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import os
+import importlib.util
 import queue
-import tempfile
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -30,13 +32,18 @@ from edgeserve.errors import (
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
+from edgeserve.runtimes.litert_compiled import CompiledSession
+from edgeserve.runtimes.litert_placement import (
+    Operator,
+    operators_of,
+    placement_on,
+    placement_on_cpu,
+)
+from edgeserve.runtimes.litert_ports import ports_of
+from edgeserve.runtimes.native import caught_output, environment_key
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
-_COMPUTE_OPS: Final = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D",
-                       "FULLY_CONNECTED", "BATCH_MATMUL"}  # fmt: skip
-_INT8: Final = (np.dtype(np.int8), np.dtype(np.uint8))
-# Models compiled for a delegate hold the compiled part as an operator of this name.
-_COMPILED_OPS: Final = {"edgetpu-custom-op"}
+_GREETING: Final = "INFO: Created TensorFlow Lite XNNPACK delegate for CPU."
 
 
 class LiteRt:
@@ -46,27 +53,40 @@ class LiteRt:
     formats: tuple[str, ...] = ("tflite",)
     requires: tuple[str, ...] = ("ai-edge-litert>=2.0",)
 
-    def probe(self) -> RuntimeInfo:
+    def version(self) -> str | None:
+        """Without opening anything."""
         try:
             module, package = _engine()
+        except DependencyMissing:
+            return None
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return str(getattr(module, "__version__", "unknown"))
+
+    def probe(self) -> RuntimeInfo:
+        try:
+            _, package = _engine()
         except DependencyMissing as error:
             return RuntimeInfo(self.name, None, problem=error.message, hint=error.hint)
-        try:
-            number = version(package)
-        except PackageNotFoundError:
-            number = str(getattr(module, "__version__", "unknown"))
-        info = RuntimeInfo(self.name, number, (DeviceInfo("cpu", "XNNPACK"),))
+        number = self.version()
+        cpu = DeviceInfo("cpu", "XNNPACK")
         if package == "ai-edge-litert":
-            return info
+            found, problem = accelerators()
+            return RuntimeInfo(self.name, number, (cpu, *found), problem=problem)
         return RuntimeInfo(
-            info.name,
-            info.version,
-            info.devices,
+            self.name,
+            number,
+            (cpu,),
             problem="only the old tflite-runtime is installed: int8 runs about 20x slower than it could",
             hint="pip install ai-edge-litert",
         )
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
+        if device.partition(".")[0] != "cpu" and "delegate" not in options.options:
+            engine, _ = _engine()
+            with _without_greeting():
+                return CompiledSession(engine, model, device, options)
         return LiteRtSession(model, device, options)
 
 
@@ -81,6 +101,50 @@ def _engine() -> tuple[Any, str]:
         except ImportError:
             continue
     raise DependencyMissing("ai-edge-litert", needed_for="the runtime litert", extra="litert")
+
+
+def accelerators() -> tuple[tuple[DeviceInfo, ...], str | None]:
+    """The devices that LiteRT's own accelerators open here, really opened, and what keeps others from it.
+
+    Only what could be there is tried: a GPU where a Vulkan loader is, an NPU where a driver's node is.
+    """
+    return _accelerators(environment_key())
+
+
+@cache
+def _accelerators(environment: str) -> tuple[tuple[DeviceInfo, ...], str | None]:
+    from edgeserve.runtimes.probing import open_in_child
+
+    found, problems = [], []
+    for device, worth_trying in (("gpu", _has_gpu_loader()), ("npu", _has_npu_node())):
+        if not worth_trying:
+            continue
+        probe = open_in_child("litert", device, {})
+        if probe.ok:
+            found.append(DeviceInfo(device, "WebGPU" if device == "gpu" else "NPU", probe.hardware))
+        else:
+            problems.append(probe.error or "it does not open")
+    return tuple(found), "; ".join(problems) or None
+
+
+def _has_gpu_loader() -> bool:
+    spec = importlib.util.find_spec("ai_edge_litert")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    if folder is None or not any(folder.glob("libLiteRt*GpuAccelerator.*")):
+        return False
+    if sys.platform != "linux":
+        return True
+    for name in ("libvulkan.so.1", "libOpenCL.so", "libOpenCL.so.1"):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _has_npu_node() -> bool:
+    return any(Path("/dev/accel").glob("accel*"))
 
 
 class LiteRtSession:
@@ -131,11 +195,15 @@ class LiteRtSession:
         return {s.name: np.concatenate([p[s.name] for p in parts])[:size] for s in self.outputs}
 
     def placement(self) -> Placement:
-        """Read from the file's operators. What a delegate takes of an uncompiled model LiteRT does not
-        tell: with one, all of it counts as the delegate's unless the file holds a compiled part."""
+        """Read from the file's operators. With a delegate that takes another interpreter, where nothing
+        but the delegate takes any."""
+        if self._delegates:
+            alone = _Instance(self._model, 1, self._delegates, default_delegates=False)
+            kind = self.device.partition(".")[0]
+            return placement_on(kind, alone.operators(), self._model.precision)
         instance = self._take()
         try:
-            return instance.placement(self.device, self._model.precision, bool(self._delegates))
+            return placement_on_cpu(instance.operators(), self._model.precision)
         finally:
             self._idle.put(instance)
 
@@ -163,61 +231,47 @@ class LiteRtSession:
             raise _load_error(self._model, error) from error
 
 
-_GREETING: Final = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 _greeted = False
 _greeting_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
-    """LiteRT greets on stderr when the first interpreter of a process is made, and has no switch for it.
-
-    What else is written meanwhile is passed on afterwards.
-    """
+    """LiteRT greets on stderr when the first interpreter of a process is made, and has no switch for it."""
     global _greeted
     with _greeting_lock:
         if _greeted:
             skip = True
         else:
             skip, _greeted = False, True
-            with tempfile.TemporaryFile() as caught, _stderr_into(caught.fileno()):
+            with caught_output(passes=lambda line: line.rstrip() != _GREETING):
                 yield
     if skip:
         yield
 
 
-@contextlib.contextmanager
-def _stderr_into(descriptor: int) -> Iterator[None]:
-    try:
-        kept = os.dup(2)
-    except OSError:  # closed: nobody reads it
-        yield
-        return
-    os.dup2(descriptor, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        with os.fdopen(os.dup(descriptor), "rb") as written:
-            rest = written.read().replace(_GREETING, b"")
-        os.write(kept, rest)
-        os.close(kept)
-
-
 class _Instance:
     """One interpreter, and how the interface's tensors are called, laid out and scaled in its file."""
 
-    def __init__(self, model: VariantFiles, threads: int, delegates: list[Any]) -> None:
+    def __init__(
+        self,
+        model: VariantFiles,
+        threads: int,
+        delegates: list[Any],
+        *,
+        default_delegates: bool = True,
+    ) -> None:
         module, _ = _engine()
+        resolver = module.OpResolverType
         self._interpreter = module.Interpreter(
-            model_path=str(model.path), num_threads=threads, experimental_delegates=delegates
+            model_path=str(model.path),
+            num_threads=threads,
+            experimental_delegates=delegates,
+            experimental_op_resolver_type=resolver.AUTO
+            if default_delegates
+            else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
-        names = _signature_names(self._interpreter)
-        inputs = _by_name(self._interpreter.get_input_details(), names.get("inputs", {}))
-        outputs = _by_name(self._interpreter.get_output_details(), names.get("outputs", {}))
-        self._inputs = [_Port(s, model, inputs, "input") for s in model.interface.inputs]
-        self._outputs = [_Port(s, model, outputs, "output") for s in model.interface.outputs]
+        self._inputs, self._outputs = ports_of(self._interpreter, model)
         self._interpreter.allocate_tensors()
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -241,71 +295,8 @@ class _Instance:
             port.shape = array.shape
         self._interpreter.allocate_tensors()
 
-    def placement(self, device: str, precision: str, delegated: bool) -> Placement:
-        ops = [o for o in self._interpreter._get_ops_details() if o["op_name"] != "DELEGATE"]
-        types = {d["index"]: np.dtype(d["dtype"]) for d in self._interpreter.get_tensor_details()}
-        compute = [o for o in ops if o["op_name"] in _COMPUTE_OPS]
-        # The second input is the weights: int8 there also with float activations (dynamic int8).
-        int8 = sum(types.get(int(o["inputs"][1])) in _INT8 for o in compute)
-        kind = device.partition(".")[0]
-        compiled = sum(o["op_name"] in _COMPILED_OPS for o in ops)
-        shares = {kind: 1.0}
-        if delegated and compiled and compiled < len(ops):
-            shares = {kind: compiled / len(ops), "cpu": 1 - compiled / len(ops)}
-        label = "int8" if int8 or compiled else "fp16" if precision == "fp16" else "fp32"
-        return Placement(shares, label, len(compute) + compiled, int8 + compiled)
-
-
-class _Port:
-    """One input or output: the way from the interface's tensor to the file's, and back."""
-
-    def __init__(
-        self, spec: TensorSpec, model: VariantFiles, details: Mapping[str, Any], kind: str
-    ) -> None:
-        binding = model.binding(spec.name)
-        detail = details.get(binding.name)
-        if detail is None:
-            raise UnsupportedModel(
-                f"litert cannot serve {model.path.name}",
-                cause=f"it has no {kind} '{binding.name}', only {', '.join(details)}",
-            )
-        self.spec = spec
-        self.index = int(detail["index"])
-        self.shape = tuple(int(d) for d in detail["shape"])
-        self._dtype = np.dtype(detail["dtype"])
-        self._scale, self._zero = detail["quantization"]
-        self._order = binding.permutation
-        self._back = tuple(int(i) for i in np.argsort(self._order)) if self._order else None
-        self._quantized = self._scale != 0.0 and spec.numpy_dtype.kind == "f"
-
-    def to_file(self, array: Array) -> Array:
-        if self._order:
-            array = array.transpose(self._order)
-        if self._quantized and self._dtype.kind in "iu":
-            limits = np.iinfo(self._dtype)
-            steps = np.rint(array / np.float32(self._scale)) + self._zero
-            array = np.clip(steps, limits.min, limits.max)
-        return np.ascontiguousarray(array, self._dtype)
-
-    def from_file(self, array: Array) -> Array:
-        if self._quantized and array.dtype.kind in "iu":
-            array = (array.astype(np.float32) - np.float32(self._zero)) * np.float32(self._scale)
-        if self._back:
-            array = array.transpose(self._back)
-        return np.ascontiguousarray(array, self.spec.numpy_dtype)
-
-
-def _signature_names(interpreter: Any) -> dict[str, dict[str, int]]:
-    """Names of a file's signature: TensorFlow's exporter calls the tensors themselves otherwise."""
-    lists = interpreter._get_full_signature_list() or {}
-    return next(iter(lists.values()), {})
-
-
-def _by_name(details: list[Any], names: Mapping[str, int]) -> dict[str, Any]:
-    by_index = {d["index"]: d for d in details}
-    found = {d["name"]: d for d in details}
-    found.update({n: by_index[i] for n, i in names.items() if i in by_index})
-    return found
+    def operators(self) -> list[Operator]:
+        return operators_of(self._interpreter)
 
 
 def _delegates(model: VariantFiles, device: str, options: LoadOptions) -> list[Any]:
@@ -313,13 +304,7 @@ def _delegates(model: VariantFiles, device: str, options: LoadOptions) -> list[A
     module, _ = _engine()
     library = options.options.get("delegate")
     if library is None:
-        if device.partition(".")[0] == "cpu":
-            return []
-        raise DeviceUnavailable(
-            f"litert cannot open '{device}'",
-            cause="it opens devices other than the CPU by a delegate library, and none is named",
-            hint='name it in the candidate\'s options: delegate = "libedgetpu.so.1"',
-        )
+        return []
     rest = {k: v for k, v in options.options.items() if k != "delegate"}
     try:
         ctypes.CDLL(str(library))  # a Delegate that cannot load it prints a traceback when it goes

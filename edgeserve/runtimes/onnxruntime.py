@@ -1,21 +1,21 @@
-"""onnxruntime: CPU, and the accelerators its builds bring as execution providers.
+"""onnxruntime: CPU, and accelerators by execution providers, built in or plugged in.
 
-onnxruntime falls back to the CPU silently when a provider cannot be opened; this adapter compares what
-was asked with what was got and raises DeviceUnavailable instead.
+onnxruntime falls back to the CPU silently when a provider cannot be opened, or takes nothing of a model;
+this adapter compares what was asked with what was got and raises DeviceUnavailable instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
-import tempfile
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -23,30 +23,48 @@ from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
+    EdgeServeError,
     InferenceFailed,
+    InvalidInput,
     SourceError,
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
-from edgeserve.tensors import Tensors, TensorSpec
+from edgeserve.runtimes.native import NativeLog, caught_output, environment_key
+from edgeserve.runtimes.onnx_bf16 import run_bf16
+from edgeserve.runtimes.onnx_placement import (
+    FLOAT_OPS,
+    INT8_OPS,
+    Kernel,
+    ProfileFile,
+    example_of,
+    float_precision,
+    placement_of,
+    profile_file,
+    reference_kernels,
+)
+from edgeserve.runtimes.onnx_providers import (
+    CPU,
+    PROVIDERS,
+    accelerators_to_try,
+    engine_words,
+    hardware_name,
+    installed_plug_ins,
+    missing_provider,
+    plug_in_devices,
+    plug_in_options,
+    provider_name,
+    provider_options,
+    session_entries,
+    takes_plug_in,
+)
+from edgeserve.tensors import Array, Tensors, TensorSpec
 
-CPU: Final = "CPUExecutionProvider"
-# Providers by device, in order of preference where the candidate's options name none.
-PROVIDERS: Final[dict[str, tuple[str, ...]]] = {
-    "gpu": (
-        "CUDAExecutionProvider",
-        "TensorrtExecutionProvider",
-        "ROCMExecutionProvider",
-        "DmlExecutionProvider",
-        "CoreMLExecutionProvider",
-        "WebGpuExecutionProvider",
-    ),
-    "npu": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
-}
-_INT8_OPS: Final = {"QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger",
-                    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "NhwcQLinearConv"}  # fmt: skip
-_FLOAT_OPS: Final = {"Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "MatMul", "Gemm",
-                     "FusedMatMul", "FusedGemm", "MatMulNBits"}  # fmt: skip
+if TYPE_CHECKING:
+    from edgeserve.runtimes.probing import Probe
+
+_RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
+_NO_CPU: Final = "session.disable_cpu_ep_fallback"
 
 
 class OnnxRuntime:
@@ -63,144 +81,287 @@ class OnnxRuntime:
             return RuntimeInfo(self.name, None, problem=str(error), hint="pip install onnxruntime")
         devices = [DeviceInfo("cpu", CPU)]
         problems = []
-        for device, providers in PROVIDERS.items():
-            for provider in set(providers) & set(ort.get_available_providers()):
-                try:
-                    _create_session(identity_model(), provider, LoadOptions())
-                except DeviceUnavailable as error:
-                    problems.append(str(error))
-                else:
-                    devices.append(DeviceInfo(device, provider))
+        for probe in self._accelerators(tuple(ort.get_available_providers()), environment_key()):
+            if probe.ok:
+                devices.append(DeviceInfo(probe.device, probe.provider, probe.hardware))
+            else:
+                problems.append(probe.error or f"{probe.provider} does not open")
         return RuntimeInfo(
             self.name, ort.__version__, tuple(devices), problem="; ".join(problems) or None
         )
 
-    def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
-        provider = self._provider(device, options)
-        session = _create_session(model.path, provider, options)
-        return OnnxRuntimeSession(model, session, device, provider, options)
+    @staticmethod
+    @cache
+    def _accelerators(available: tuple[str, ...], environment: str) -> tuple[Probe, ...]:
+        """What came of opening each accelerator here; asked again when the environment differs."""
+        from edgeserve.runtimes.probing import open_in_children
 
-    def _provider(self, device: str, options: LoadOptions) -> str:
+        wanted = accelerators_to_try(available)
+        return tuple(open_in_children([("onnxruntime", d, {"provider": p}) for d, p in wanted]))
+
+    def version(self) -> str | None:
+        """Without opening anything."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return None
+        return str(ort.__version__)
+
+    def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
         try:
             import onnxruntime as ort
         except ImportError:
             raise DependencyMissing("onnxruntime", needed_for="the runtime onnxruntime") from None
-        kind = device.partition(".")[0]
-        if kind == "cpu":
-            return CPU
-        available = ort.get_available_providers()
-        asked = options.options.get("provider")
-        wanted = (str(asked),) if asked else PROVIDERS.get(kind, ())
-        for provider in wanted:
-            if provider in available:
-                return provider
-        raise DeviceUnavailable(
-            f"onnxruntime cannot open '{device}'",
-            cause=f"this build offers {', '.join(available)}; wanted {' or '.join(wanted)}",
-            hint="install the onnxruntime build for this device, in place of onnxruntime",
-        )
+        provider = _provider(ort, device, options)
+        opening = _open(ort, model.path, provider, device, options)
+        return OnnxRuntimeSession(model, opening, device, provider, options)
+
+
+def _provider(ort: Any, device: str, options: LoadOptions) -> str:
+    kind = device.partition(".")[0]
+    if kind == "cpu":
+        return CPU
+    asked = options.options.get("provider")
+    wanted = (provider_name(str(asked)),) if asked else PROVIDERS.get(kind, ())
+    available: list[str] = ort.get_available_providers()
+    plugged = {p.provider for p in installed_plug_ins()}
+    for provider in wanted:
+        if provider in available or provider in plugged:
+            return provider
+    raise missing_provider(device, wanted, available)
+
+
+class _Opening:
+    """A session just made, with the profile it writes of its first inference where it does."""
+
+    def __init__(self, session: Any, hardware: str | None, profile: ProfileFile | None) -> None:
+        self.session = session
+        self.hardware = hardware
+        self.profile = profile
 
 
 class OnnxRuntimeSession:
-    """One onnxruntime session. `run` scales over threads, so concurrency is the number of cores."""
+    """One onnxruntime session. `run` scales over threads, so concurrency is the number of cores.
+
+    On an accelerator its first inference is profiled, for `placement`.
+    """
 
     def __init__(
-        self, model: VariantFiles, session: Any, device: str, provider: str, options: LoadOptions
+        self,
+        model: VariantFiles,
+        opening: _Opening,
+        device: str,
+        provider: str,
+        options: LoadOptions,
     ) -> None:
         self._model = model
-        self._session = session
+        self._session = opening.session
         self._provider = provider
         self._options = options
         self._names = [spec.name for spec in model.interface.outputs]
         self._files_names = [model.binding(name).name for name in self._names]
+        self._texts = [s.name for s in model.interface.inputs if s.dtype == "BYTES"]
+        ports = (*model.interface.inputs, *model.interface.outputs)
+        self._bf16 = {model.binding(s.name).name for s in ports if s.dtype == "BF16"}
         self._renamed = any(model.binding(s.name).name != s.name for s in model.interface.inputs)
+        self._lock = threading.Lock()
+        self._profile = opening.profile
+        self._kernels: list[Kernel] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self.device = device
+        self.hardware: str | None = opening.hardware
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self.concurrency = os.cpu_count() or 1
 
     def run(self, inputs: Tensors) -> Tensors:
+        """Texts come as bytes and are UTF-8. Raises InvalidInput where one is not, InferenceFailed."""
+        if self._texts:
+            inputs = {n: _texts(n, a) if n in self._texts else a for n, a in inputs.items()}
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
-            values = self._session.run(self._files_names, inputs)
+            if self._bf16:
+                values = run_bf16(self._session, inputs, self._bf16, self._files_names)
+            else:
+                values = self._session.run(self._files_names, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InferenceFailed(
-                f"onnxruntime failed on {self.device}", cause=_one_line(error)
+                f"onnxruntime failed on {self.device}", cause=engine_words(error)
             ) from error
+        if self._profile is not None:
+            self._read_profile({name: array.shape for name, array in inputs.items()})
         return dict(zip(self._names, values, strict=True))
 
+    def _read_profile(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        with self._lock:
+            profile, self._profile = self._profile, None
+            if profile is not None:
+                self._shapes = shapes
+                self._kernels = profile.finish(self._session)
+
     def placement(self) -> Placement:
-        """Profiles one inference in a second session: onnxruntime tells its fused graph no other way."""
-        with tempfile.TemporaryDirectory() as folder:
-            session = _create_session(
-                self._model.path, self._provider, self._options, profile=Path(folder) / "profile"
-            )
-            session.run(None, {i.name: _zeros(i) for i in session.get_inputs()})
-            events = json.loads(Path(session.end_profiling()).read_text())
-        nodes = [e["args"] for e in events if e.get("cat") == "Node" and "op_name" in e["args"]]
-        providers = Counter(n.get("provider", CPU) for n in nodes if n.get("provider"))
-        ops = Counter(n["op_name"] for n in nodes if n.get("provider"))
-        total = sum(providers.values()) or 1
-        on_cpu = providers[CPU] / total
-        shares = {"cpu": 1.0} if self.device == "cpu" else {self.device: 1 - on_cpu, "cpu": on_cpu}
-        int8 = sum(ops[op] for op in _INT8_OPS)
-        compute = int8 + sum(ops[op] for op in _FLOAT_OPS)
+        """Read from a profile. On the CPU that takes a second session and an inference there: onnxruntime
+        tells its fused graph no other way."""
+        if self._provider == CPU:
+            return self._cpu_placement()
+        if self._profile is not None:  # nothing has run yet
+            example = example_of(self._session, {})
+            try:
+                self._session.run(None, example)
+            except Exception as error:
+                raise InferenceFailed(
+                    f"onnxruntime failed on {self.device}", cause=engine_words(error)
+                ) from error
+            self._read_profile({name: array.shape for name, array in example.items()})
+        return placement_of(
+            self._kernels,
+            self._provider,
+            self.device,
+            reference_kernels(self._model.path, self._shapes),
+            float_precision(
+                self._provider, self.device, self._options.options, self._model.precision
+            ),
+        )
+
+    def _cpu_placement(self) -> Placement:
+        import onnxruntime as ort
+
+        profile = profile_file()
+        opening = _open(ort, self._model.path, CPU, self.device, self._options, profile)
+        opening.session.run(None, example_of(opening.session, {}))
+        kernels = profile.finish(opening.session) if profile else []
+        ops = Counter(kernel.op for kernel in kernels)
+        int8 = sum(ops[op] for op in INT8_OPS)
+        compute = int8 + sum(ops[op] for op in FLOAT_OPS)
         precision = "int8" if int8 else "fp16" if self._model.precision == "fp16" else "fp32"
-        return Placement(shares, precision, compute, int8)
+        macs = {"cpu": 1.0} if compute else {}
+        return Placement({"cpu": 1.0}, precision, compute, int8, mac_shares=macs)
 
     def close(self) -> None:
+        with self._lock:
+            profile, self._profile = self._profile, None
+        if profile is not None:
+            profile.finish(self._session)
         self._session = None
 
 
-def _create_session(
-    model: Path | bytes, provider: str, options: LoadOptions, profile: Path | None = None
-) -> Any:
-    import onnxruntime as ort
+def _texts(name: str, array: Array) -> Array:
+    """The engine calls `str()` on what it gets: of bytes that would be their literal."""
+    result = np.empty(array.size, dtype=object)
+    try:
+        result[:] = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"input '{name}': expected text in UTF-8", cause=str(error)) from None
+    return result.reshape(array.shape)
 
+
+def _open(
+    ort: Any,
+    model: Path,
+    provider: str,
+    device: str,
+    options: LoadOptions,
+    profile: ProfileFile | None = None,
+) -> _Opening:
+    """A session on this provider and no other. Raises DeviceUnavailable, UnsupportedModel, SourceError."""
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.threads
+    entries = session_entries(options.options)
     if not options.spin:
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if profile is not None:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(profile)
-    engine = {k: v for k, v in options.options.items() if k != "provider"}
-    providers: list[Any] = [CPU] if provider == CPU else [(provider, engine), CPU]
+        entries.setdefault("session.intra_op.allow_spinning", "0")
+    hardware = None
+    providers: list[Any] | None = [CPU]
     try:
-        with _silenced():
+        with _silenced(), _caught(provider) as log:
+            if provider != CPU:
+                profile = profile or profile_file()
+                entries.setdefault(_RECORD_ASSIGNMENT, "1")
+                if options.options.get("allow_cpu") is False:
+                    entries.setdefault(_NO_CPU, "1")
+                plug_in = takes_plug_in(provider, ort.get_available_providers())
+                if plug_in is None:
+                    chosen = provider_options(provider, device, options.options)
+                    whole = options.options.get("allow_cpu") is False
+                    providers = [(provider, chosen)] if whole else [(provider, chosen), CPU]
+                else:
+                    found = plug_in_devices(plug_in, device)
+                    hardware = hardware_name(found[0])
+                    settings.add_provider_for_devices(found, plug_in_options(options.options))
+                    providers = None
+            for key, value in entries.items():
+                settings.add_session_config_entry(key, value)
+            if profile is not None:
+                settings.enable_profiling = True
+                settings.profile_file_prefix = profile.prefix
             session = ort.InferenceSession(
-                str(model) if isinstance(model, Path) else model,
+                str(model),
                 settings,
                 providers=providers,
                 enable_fallback=0,
             )
+            taken = _takes_part(session, provider)
+    except EdgeServeError:
+        _drop(profile)
+        raise
     except Exception as error:  # its exception classes share no base but Exception
+        _drop(profile)
         raise _load_error(model, provider, error) from error
     if session.get_providers()[0] != provider:
+        _drop(profile)
         raise DeviceUnavailable(
             f"onnxruntime cannot open {provider}",
-            cause=f"it built a session on {session.get_providers()[0]} instead",
-            hint="its libraries or its driver are missing: edgeserve targets shows what opens here",
+            cause=log.complaints() or f"it built a session on {session.get_providers()[0]} instead",
+            hint="its libraries or its driver are missing: edgeserve doctor says more",
         )
-    return session
+    if not taken:
+        _drop(profile)
+        raise DeviceUnavailable(
+            f"onnxruntime opens {provider}, which takes nothing of the model",
+            cause=log.complaints() or "every operation was left to the CPU",
+            hint="the device is missing, or the model has no operator that the provider knows",
+        )
+    return _Opening(session, hardware, profile)
 
 
-def _load_error(model: Path | bytes, provider: str, error: Exception) -> Exception:
-    name = model if isinstance(model, Path) else "model"
-    text, kind = _one_line(error), type(error).__name__
+def _takes_part(session: Any, provider: str) -> bool:
+    """Whether any operation was given to the provider; True where onnxruntime does not tell."""
+    if provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
+        return True
+    try:
+        owners = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    except Exception:  # of versions that do not record it
+        return True
+    return not owners or owners != {CPU}
+
+
+def _drop(profile: ProfileFile | None) -> None:
+    if profile is not None:
+        profile.close()
+
+
+def _load_error(model: Path, provider: str, error: Exception) -> Exception:
+    text, kind = engine_words(error), type(error).__name__
     if kind in {"NotImplemented", "InvalidGraph"} or "is not a registered function/op" in text:
         return UnsupportedModel(
-            f"onnxruntime cannot run {name}",
+            f"onnxruntime cannot run {model}",
             cause=text,
             hint="another runtime may run it, or export the model with another opset",
         )
     if kind in {"InvalidProtobuf", "NoSuchFile", "NoModel", "InvalidArgument"} and provider == CPU:
-        return SourceError(f"onnxruntime cannot read {name}", cause=text)
+        return SourceError(f"onnxruntime cannot read {model}", cause=text)
     if provider == CPU:
-        return UnsupportedModel(f"onnxruntime cannot load {name}", cause=text)
-    return DeviceUnavailable(f"onnxruntime cannot open {provider}", cause=text)
+        return UnsupportedModel(f"onnxruntime cannot load {model}", cause=text)
+    if _NO_CPU in text or "fallback to CPU EP has been explicitly disabled" in text:
+        return UnsupportedModel(
+            f"{provider} cannot run all of {model}",
+            cause=text,
+            hint="leave allow_cpu out of the candidate's options: the rest then runs on the CPU",
+        )
+    return DeviceUnavailable(
+        f"onnxruntime cannot open {provider}", cause=text, hint="edgeserve doctor says more"
+    )
 
 
 @contextlib.contextmanager
@@ -211,29 +372,15 @@ def _silenced() -> Iterator[None]:
         yield
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)
+@contextlib.contextmanager
+def _caught(provider: str) -> Iterator[NativeLog]:
+    """What a provider's libraries say; the CPU's have nothing to say."""
+    if provider == CPU:
+        yield NativeLog()
+        return
+    with caught_output(passes=_is_not_onnxruntime_s) as log:
+        yield log
 
 
-def _zeros(node: Any) -> Any:
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-             "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8,
-             "tensor(int8)": np.int8, "tensor(bool)": np.bool_}  # fmt: skip
-    shape = [d if isinstance(d, int) and d > 0 else 1 for d in node.shape]
-    return np.zeros(shape, types.get(node.type, np.float32))
-
-
-def identity_model() -> bytes:
-    """A one-node ONNX file (y = Identity(x), x FP32[1], IR 8, opset 17), for probing a provider.
-
-    Serialized by hand so that probing needs no `onnx` package; tests compare it with onnx's own.
-    """
-    value = b"\x12\x0a\x0a\x08\x08\x01\x12\x04\x0a\x02\x08\x01"
-    node = b"\x0a\x01x\x12\x01y\x22\x08Identity"
-    graph = _field(1, node) + _field(2, b"g")
-    graph += _field(11, _field(1, b"x") + value) + _field(12, _field(1, b"y") + value)
-    return b"\x08\x08" + _field(7, graph) + _field(8, b"\x10\x11")
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    return bytes([number << 3 | 2, len(payload)]) + payload
+def _is_not_onnxruntime_s(line: str) -> bool:
+    return ":onnxruntime:" not in line and not line.startswith(("Warning: vk", "    at Check"))

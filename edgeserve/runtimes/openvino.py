@@ -18,13 +18,14 @@ from edgeserve.errors import (
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
+from edgeserve.runtimes.openvino_cache import cache_folder
+from edgeserve.runtimes.openvino_placement import Layer, macs_of, placement_of
 from edgeserve.tensors import Tensors, TensorSpec
 
 _NAMES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
-# Layer types of the compiled model that are convolutions or matrix products.
-_COMPUTE_LAYERS: Final = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected",
-                          "MatMul", "fully_connected", "convolution", "gemm", "Gemm"}  # fmt: skip
-_INT8_PRECISIONS: Final = {"i8", "u8", "int8_t", "uint8_t"}
+# Options of this adapter; all others go to the engine.
+_OWN: Final = ("inference_precision", "cache")
+_BORDERS: Final = {"Input", "Output", "Const", "Parameter", "Result", "Constant"}
 
 
 class OpenVino:
@@ -47,6 +48,14 @@ class OpenVino:
             device = kind.lower() + (f".{index}" if index not in ("", "0") else "")
             devices.append(DeviceInfo(device, str(core.get_property(full, "FULL_DEVICE_NAME"))))
         return RuntimeInfo(self.name, __version__.partition("-")[0], tuple(devices))
+
+    def version(self) -> str | None:
+        """Without opening anything."""
+        try:
+            from openvino import __version__
+        except ImportError:
+            return None
+        return str(__version__).partition("-")[0]
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
         return OpenVinoSession(model, device, options)
@@ -72,6 +81,8 @@ class OpenVinoSession:
 
     def __init__(self, model: VariantFiles, device: str, options: LoadOptions) -> None:
         self.device = device
+        self.hardware: str | None = None
+        self._model = model
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self.concurrency = max(1, options.instances)
@@ -81,6 +92,7 @@ class OpenVinoSession:
         if self._rows:
             _fix_batch(network, model)
         self._compiled = _compile(network, model, device, options)
+        self.hardware = _full_name(device)
         self._input_names = {s.name: model.binding(s.name).name for s in self.inputs}
         self._ports = [self._compiled.output(model.binding(s.name).name) for s in self.outputs]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -116,15 +128,20 @@ class OpenVinoSession:
             ) from error
 
     def placement(self) -> Placement:
-        layers = [op.get_rt_info() for op in self._compiled.get_runtime_model().get_ops()]
-        compute = [i for i in layers if _text(i, "layerType") in _COMPUTE_LAYERS]
-        int8 = sum(_text(i, "runtimePrecision").lower() in _INT8_PRECISIONS for i in compute)
-        # An accelerator runs all of a model or refuses it: OpenVINO splits only under HETERO.
         precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        names = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
-        rest = names.get(precision, precision)
-        label = f"int8+{rest}" if int8 else rest
-        return Placement({self.device.partition(".")[0]: 1.0}, label, len(compute), int8)
+        try:
+            layers = [op.get_rt_info() for op in self._compiled.get_runtime_model().get_ops()]
+        except RuntimeError:  # an NPU's compiled blob does not tell what is inside
+            layers = []
+        ran = [layer for layer in map(_layer, layers) if layer.kind not in _BORDERS]
+        return placement_of(ran, self.device, precision, self._work())
+
+    def _work(self) -> dict[str, int]:
+        """Multiply-accumulates by the model's own operations; needs the file once more."""
+        network = _read(self._model)
+        if self._rows:
+            _fix_batch(network, self._model)
+        return macs_of(network)
 
     def close(self) -> None:
         while not self._requests.empty():
@@ -153,8 +170,7 @@ def _fix_batch(network: Any, model: VariantFiles) -> None:
 
 
 def _compile(network: Any, model: VariantFiles, device: str, options: LoadOptions) -> Any:
-    kind, _, index = device.partition(".")
-    name = _NAMES[kind] + (f".{index}" if index else "")
+    kind, name = device.partition(".")[0], _engine_name(device)
     engine: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if kind == "cpu":
         # Left to itself OpenVINO computes fp32 models in bf16 where the CPU can.
@@ -162,10 +178,12 @@ def _compile(network: Any, model: VariantFiles, device: str, options: LoadOption
         engine["NUM_STREAMS"] = str(max(1, options.instances))
         if options.threads:
             engine["INFERENCE_NUM_THREADS"] = str(options.threads * max(1, options.instances))
+    if folder := cache_folder(model, name, options):
+        engine["CACHE_DIR"] = str(folder)
     precision = options.options.get("inference_precision")
     if precision is not None:
         engine["INFERENCE_PRECISION_HINT"] = str(precision)
-    engine |= {k: str(v) for k, v in options.options.items() if k != "inference_precision"}
+    engine |= {k: str(v) for k, v in options.options.items() if k not in _OWN}
     core = _core()
     try:
         return core.compile_model(network, name, engine)
@@ -193,8 +211,33 @@ def _cpu_precision(model: VariantFiles) -> str:
     return "bf16"
 
 
+def _layer(info: Any) -> Layer:
+    originals = _text(info, "originalLayersNames")
+    return Layer(
+        kind=_text(info, "layerType"),
+        precision=_text(info, "runtimePrecision").lower(),
+        implementation=_text(info, "primitiveType"),
+        originals=tuple(name for name in originals.split(",") if name),
+    )
+
+
 def _text(info: Any, key: str) -> str:
+    if key not in info:
+        return ""
     return str(info[key].astype(str)) if hasattr(info[key], "astype") else str(info[key])
+
+
+def _full_name(device: str) -> str | None:
+    try:
+        return str(_core().get_property(_engine_name(device), "FULL_DEVICE_NAME"))
+    except RuntimeError:
+        return None
+
+
+def _engine_name(device: str) -> str:
+    """OpenVINO's name: `gpu.1` is `GPU.1`."""
+    kind, _, index = device.partition(".")
+    return _NAMES[kind] + (f".{index}" if index else "")
 
 
 def _reason(error: Exception) -> str:

@@ -28,6 +28,18 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_relative_destination_is_written_at_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converters get these paths in processes whose current folder is another one."""
+    monkeypatch.chdir(tmp_path)
+    with bundle_writer(Path("m.edge")) as writer:
+        assert writer.root.is_absolute()
+        assert writer.work.is_absolute()
+        (writer.root / "manifest.json").write_text("{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.edge"]
+
+
 def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
     path = linear_bundle(tmp_path)
     with pytest.raises(OutputExists) as caught, bundle_writer(path):

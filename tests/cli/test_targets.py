@@ -303,7 +303,7 @@ def test_check_of_a_missing_file_exits_2(
 def test_check_without_files_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "targets", "check")
     assert (code, out) == (2, "")
-    assert "Missing argument 'FILE...'" in err
+    assert "missing argument 'FILE...'" in err
 
 
 def test_shipped_targets_pass_the_check_without_a_remark(

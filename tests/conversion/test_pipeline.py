@@ -163,7 +163,7 @@ def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
     rejected_ids = {r.id for r in Bundle.open(tmp_path / "b.edge").manifest.rejected}
     assert {"onnx-int8", "onnx-int8-dynamic"} <= rejected_ids
     assert any("could not be repaired" in remark for remark in report.remarks)
-    with pytest.raises(CheckFailed, match="--strict"):
+    with pytest.raises(CheckFailed, match="on onnxruntime/cpu, and --strict"):
         api.convert(
             source,
             tmp_path / "s.edge",
@@ -288,6 +288,7 @@ def test_an_operator_that_no_runtime_knows_is_named_with_its_node(
         api.convert(save(model, tmp_path), tmp_path / "x.edge", target=onnxruntime_target)
     assert "Warp" in (caught.value.cause or "")
     assert "'clip'" in (caught.value.cause or "")
+    assert ".partial-" not in str(caught.value)
 
 
 def distances(folder: Path) -> Path:
@@ -371,6 +372,12 @@ def _npz(folder: Path, **arrays: np.ndarray) -> Path:
     return folder / "data.npz"
 
 
+def _one_nan() -> np.ndarray:
+    images = np.zeros((4, 1, 8, 8), np.float32)
+    images[2, 0, 3, 3] = np.nan
+    return images
+
+
 def _text(folder: Path) -> Path:
     (folder / "data.txt").write_text("hello")
     return folder / "data.txt"
@@ -390,6 +397,8 @@ def _broken_npz(folder: Path) -> Path:
         (lambda p: _npz(p, other=np.zeros((4, 1, 8, 8), np.float32)), "no array for input 'image'"),
         (lambda p: _npz(p, image=np.zeros((4, 1, 9, 9), np.float32)), "wrong shape"),
         (lambda p: _npz(p, image=np.zeros((4, 1, 8, 8), np.int64)), "wrong type"),
+        (lambda p: _npz(p, image=np.full((4, 1, 8, 8), np.nan, np.float32)), "holds NaN"),
+        (lambda p: _npz(p, image=_one_nan(), label=np.zeros(4)), "NaN to sample 2"),
         (_text, "neither a folder"),
         (_broken_npz, "not a readable"),
     ],
@@ -402,6 +411,56 @@ def test_calibration_data_that_do_not_fit_are_refused(
         api.convert(digits, tmp_path / "x.edge", calibrate=path)
     assert words in str(caught.value)
     assert not (tmp_path / "x.edge").exists()
+
+
+def test_infinity_that_the_model_takes_is_no_mistake(
+    onnxruntime_target: str, tmp_path: Path
+) -> None:
+    """Missing values of a table are such: the model's own answer decides."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("IsNaN", ["x"], ["absent"], name="absent"),
+            helper.make_node("Where", ["absent", "zero", "x"], ["y"], name="filled"),
+        ],
+        "table",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.zeros(1, np.float32), "zero")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    source = save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path)
+    table = np.ones((8, 4), np.float32)
+    table[1, 2] = np.nan
+    data = _npz(tmp_path, x=table)
+    report = api.convert(
+        source, tmp_path / "x.edge", target=onnxruntime_target, calibrate=data, precision="fp32"
+    )
+    assert report.chain
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_drop": float("nan")}, "--max-drop is nan"),
+        ({"max_drop": -1.0}, "--max-drop is -1, which is not 0 or more"),
+        ({"min_fidelity": 98.0}, "--min-fidelity is 98, which is not 0 to 1"),
+        ({"calibration_samples": 0}, "--calibration-samples is 1 at least"),
+        ({"name": "a/b"}, "cannot be a model's name"),
+        ({"name": ""}, "cannot be a model's name"),
+    ],
+)
+def test_options_without_a_meaning_are_refused_at_once(
+    digits: Path, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        api.convert(digits, tmp_path / "x.edge", **options)  # type: ignore[arg-type]
+
+
+def test_class_names_must_be_as_many_as_the_classes(digits: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    with pytest.raises(DataError, match=r"names 2 classes, output 'logits' has 10"):
+        api.convert(digits, tmp_path / "x.edge", labels=names)
 
 
 def test_a_folder_of_images_needs_preprocessing(digits: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Base:
             print("about to crash")
             os.abort()
         if how == "full":
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device", "weights.bin")
         if how == "bad":
             raise ValueError("the model has\\n  no heart")
         if how == "sleep":
@@ -179,7 +179,7 @@ def test_errors_are_the_same_here_and_there(source: Path, name: str) -> None:
     assert bad.value.cause == "ValueError: the model has no heart"
     with pytest.raises(OSError, match="No space left") as full:
         run(name, source, "full")
-    assert full.value.errno == errno.ENOSPC
+    assert str(full.value) == f"[Errno {errno.ENOSPC}] No space left on device: 'weights.bin'"
     with pytest.raises(UnsupportedModel, match="failed on model"):
         run(name, source, "nothing")
 

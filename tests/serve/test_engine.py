@@ -17,6 +17,7 @@ from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine import (
+    BatchTimes,
     DeadlineExceeded,
     Engine,
     EngineSettings,
@@ -44,12 +45,13 @@ class Batches:
         self.rows: list[int] = []
         self.requests: list[int] = []
 
-    def __call__(self, rows: int, queued: list[float], computed: float) -> None:
+    def __call__(self, batch: BatchTimes) -> None:
         assert threading.current_thread() is threading.main_thread()
-        assert min(queued) >= 0
-        assert computed > 0
-        self.rows.append(rows)
-        self.requests.append(len(queued))
+        assert min(batch.queue_s) >= 0
+        assert min(batch.input_s, batch.output_s) >= 0
+        assert batch.infer_s > 0
+        self.rows.append(batch.rows)
+        self.requests.append(len(batch.queue_s))
 
 
 class Call:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from edgeserve.serve.engine import BatchTimes
 from edgeserve.serve.metrics import _BATCHES, _SECONDS, ServerMetrics
 
 
@@ -27,12 +28,15 @@ def samples(text: bytes, name: str) -> dict[tuple[str, tuple[tuple[str, str], ..
         max_size=30,
     )
 )
+@settings(deadline=None)
 def test_histograms_are_those_of_prometheus_client(
     batches: list[tuple[int, float, float]],
 ) -> None:
     own, registry = ServerMetrics(), CollectorRegistry()
     theirs = {
-        name: Histogram(name, "-", ["model"], buckets=bounds, registry=registry).labels("m")
+        name: Histogram(name, "-", ["model", "version"], buckets=bounds, registry=registry).labels(
+            "m", "1"
+        )
         for name, bounds in (
             ("edgeserve_batch_rows", _BATCHES),
             ("edgeserve_queue_seconds", _SECONDS),
@@ -40,9 +44,9 @@ def test_histograms_are_those_of_prometheus_client(
         )
     }
     metrics = own.model("m", "1")
-    own.model("other", "1").batch(3, [0.5], 0.5)
+    own.model("other", "1").batch(BatchTimes(3, [0.5], 0.0, 0.5, 0.0))
     for rows, queued, computed in batches:
-        metrics.batch(rows, [queued, 2 * queued], computed)
+        metrics.batch(BatchTimes(rows, [queued, 2 * queued], 0.0, computed, 0.0))
         theirs["edgeserve_batch_rows"].observe(rows)
         theirs["edgeserve_compute_seconds"].observe(computed)
         for seconds in (queued, 2 * queued):

@@ -13,7 +13,7 @@ import msgspec
 from edgeserve.checking.model import PROTOBUF_LIMIT, Node, OnnxModel
 from edgeserve.checking.report import Issue, State, Verdict
 from edgeserve.errors import EdgeServeError
-from edgeserve.runtimes.onnxruntime import CPU, PROVIDERS
+from edgeserve.runtimes.onnx_providers import CPU, PROVIDERS
 
 # A session copies the weights; beyond this the tables alone must do.
 _MAX_SESSION_BYTES: Final = min(1_000_000_000, PROTOBUF_LIMIT)

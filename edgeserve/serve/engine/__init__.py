@@ -1,7 +1,11 @@
-"""Running requests: queues, batches, deadlines. Knows nothing of protocols."""
+"""Running requests: queues, batches, deadlines, turns. Knows nothing of protocols."""
 
-from edgeserve.serve.engine.batcher import Engine, EngineSettings
+from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
+from edgeserve.serve.engine.cache import ResponseCache
+from edgeserve.serve.engine.plan import Instances, plan
+from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
+    BatchTimes,
     DeadlineExceeded,
     Done,
     Outcome,
@@ -9,14 +13,24 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.turns import Turns
 
 __all__ = [
+    "BatchPolicy",
+    "BatchTimes",
     "DeadlineExceeded",
     "Done",
     "Engine",
     "EngineSettings",
+    "Instances",
+    "OnFull",
     "Outcome",
     "Pending",
     "QueueFull",
+    "RequestQueue",
+    "ResponseCache",
     "ShuttingDown",
+    "Turns",
+    "plan",
+    "time_limit",
 ]

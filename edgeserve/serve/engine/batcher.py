@@ -1,7 +1,7 @@
 """The engine of one model: worker threads that run what has queued while they were busy as one batch.
 
-No timer delays anybody: a request that finds a free worker runs at once and alone. Models measured to
-take less than a thread hop costs are run on the event loop itself.
+Unless a delay is asked for, no timer holds anybody up: a request that finds a free worker runs at once and
+alone. Models measured to take less than a thread hop costs are run on the event loop itself.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
 
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
+from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
+    BatchTimes,
     DeadlineExceeded,
     Done,
     Outcome,
@@ -28,6 +29,7 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.turns import Turns
 from edgeserve.tensors import Tensors, join_batches, split_batches
 
 log = logging.getLogger(__name__)
@@ -36,21 +38,43 @@ log = logging.getLogger(__name__)
 INLINE_S: Final = 50e-6
 _WARM_UP_RUNS: Final = 10
 
+# What a request is that was answered before `submit` returned.
+ANSWERED: Final = Pending({}, 0, lambda result: None, 0.0)
+ANSWERED.settled = True
+_NOT_QUEUED: Final = [0.0]
+
+OnFull = Literal["reject", "displace"]
+
 
 class EngineSettings(msgspec.Struct, frozen=True):
-    """`queue` bounds requests that wait or run; `timeout_s` is the deadline of one that names none (0:
-    none); `instances` is the number of workers; `batching` False runs every request alone."""
+    """How one model's requests wait and run.
+
+    `queue` bounds requests that wait or run; `on_full` displace gives a more important newcomer the place
+    of the least important that waits. `timeout_s` is the deadline of a request that names none (0: none);
+    without `own_timeouts` a request may only shorten it. `instances` is the number of workers. `batching`
+    False runs every request alone, `max_batch` (0: the model's), `preferred` and `delay_s` are those of
+    BatchPolicy. There are `priorities` levels, of which a request that names none has `default_priority`.
+    `weight` is the model's share of the cores where several models are busy.
+    """
 
     queue: int = 1024
+    on_full: OnFull = "reject"
     timeout_s: float = 0.0
+    own_timeouts: bool = True
     instances: int = 1
     batching: bool = True
+    max_batch: int = 0
+    preferred: tuple[int, ...] = ()
+    delay_s: float = 0.0
+    priorities: int = 1
+    default_priority: int = 1
+    weight: float = 1.0
 
 
 class Engine:
-    """Owns its chain and its worker threads; lives on one event loop.
+    """Owns its chain and its worker threads; lives on one event loop. May be made on any thread.
 
-    `on_batch(rows, queue_seconds, compute_seconds)` is told of every batch, on the loop.
+    `on_batch` is told of every batch that ran, on the loop.
     """
 
     def __init__(
@@ -58,19 +82,26 @@ class Engine:
         chain: Chain,
         settings: EngineSettings,
         loop: asyncio.AbstractEventLoop,
-        on_batch: Callable[[int, list[float], float], None] | None = None,
+        on_batch: Callable[[BatchTimes], None] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.chain = chain
         self.settings = settings
         self.pending = 0
         self._loop = loop
-        self._on_batch = on_batch or (lambda rows, queued, computed: None)
-        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._on_batch = on_batch or (lambda batch: None)
+        self._line = (turns or Turns(settings.instances)).line(settings.weight)
         self._closing = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._warm_up()
+        policy = BatchPolicy(
+            self.max_batch,
+            tuple(sorted(p for p in settings.preferred if p <= self.max_batch)),
+            settings.delay_s if self.max_batch > 1 else 0.0,
+        )
+        self._queue = RequestQueue(policy, settings.priorities)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
             for i in range(0 if self.inline else settings.instances)
@@ -78,18 +109,25 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def closing(self) -> bool:
+        """Whether it refuses new requests."""
+        return self._closing
+
     def _warm_up(self) -> None:
         """Run golden samples until times settle; decide about running inline and about batching."""
         interface = self.chain.interface
         requests = golden_batches(interface, self.chain.bundle.golden()[0])
         single = self._fastest(requests[0])
-        self.inline = single < INLINE_S
+        # Another process, now or after a step up the chain, may keep the loop waiting.
+        self.inline = single < INLINE_S and not self.chain.may_wait
         self.max_batch = 1
-        if interface.max_batch > 1 and self.settings.batching and not self.inline:
-            four = min(4, interface.max_batch)
+        largest = min(self.settings.max_batch or interface.max_batch, interface.max_batch)
+        if largest > 1 and self.settings.batching and not self.inline:
+            four = min(4, largest)
             joined = {n: np.concatenate([a] * four) for n, a in requests[0].items()}
             # Where a batch of four costs what four requests cost, batching only adds waiting.
-            self.max_batch = interface.max_batch if self._fastest(joined) < four * single else 1
+            self.max_batch = largest if self._fastest(joined) < four * single else 1
         self.single_s = single
 
     def _fastest(self, inputs: Tensors) -> float:
@@ -100,38 +138,74 @@ class Engine:
             times.append(time.perf_counter() - began)
         return float(np.median(times[_WARM_UP_RUNS // 2 :]))
 
-    def submit(self, inputs: Tensors, rows: int, timeout_s: float | None, done: Done) -> Pending:
+    def submit(
+        self, inputs: Tensors, rows: int, timeout_s: float | None, done: Done, priority: int = 0
+    ) -> Pending:
         """Queue a checked request; `done` gets its Outcome or error, on the loop, once.
 
         Raises QueueFull, ShuttingDown.
         """
+        if self.inline and not self._closing:
+            self._run_inline(inputs, rows, done)
+            return ANSWERED
+        request = Pending(inputs, rows, done, time.perf_counter())
+        limit = time_limit(self.settings, timeout_s)
+        if limit < 0:
+            request.settle(DeadlineExceeded("the request's time was over before it came"))
+            return request
+        if limit > 0:
+            request.expire_in(limit, self._loop)
+        try:
+            self.take(request, priority)
+        except EdgeServeError:
+            if request.timer is not None:
+                request.timer.cancel()
+            raise
+        return request
+
+    def take(self, request: Pending, priority: int) -> None:
+        """Have a request that waits elsewhere run here. Raises QueueFull, ShuttingDown."""
         if self._closing:
             raise ShuttingDown("the server is shutting down", hint="send it to another server")
-        if self.pending >= self.settings.queue:
-            raise QueueFull(
-                f"{self.pending} requests wait or run already",
-                hint="try again later, or raise --queue",
-            )
-        signature = tuple((n, a.shape[1:]) for n, a in inputs.items()) if self.max_batch > 1 else 0
-        request = Pending(inputs, rows, signature, done, time.perf_counter())
         if self.inline:
-            self._run_inline(request)
-            return request
+            self._run_inline(request.inputs, request.rows, request.settle)
+            return
+        settings = self.settings
+        if settings.priorities > 1:
+            known = priority if 0 < priority <= settings.priorities else settings.default_priority
+            request.level = known - 1
+        if self.pending >= settings.queue:
+            self._make_room(request.level)
+        if self.max_batch > 1:
+            request.signature = tuple((n, a.shape[1:]) for n, a in request.inputs.items())
+        request.holder = self
         self.pending += 1
         self._idle.clear()
-        limit = self.settings.timeout_s if timeout_s is None else timeout_s
-        if limit > 0:
-            request.timer = self._loop.call_later(limit, self._expire, request, limit)
         self._queue.put(request)
-        return request
+
+    def _make_room(self, level: int) -> None:
+        error = QueueFull(
+            f"{self.pending} requests wait or run already",
+            hint="try again later, or raise --queue",
+        )
+        error.retry_s = self.pending * self.single_s / self.settings.instances
+        victim = None
+        if self.settings.on_full == "displace":
+            victim = self._queue.least_important(level)
+        if victim is None:
+            raise error
+        victim.displace(error)
 
     def cancel(self, request: Pending) -> None:
         """The client is gone: do not run what has not been started."""
-        request.settled = True
-        if request.timer is not None:
-            request.timer.cancel()
+        request.cancel()
 
-    async def drain(self, timeout_s: float) -> bool:
+    def forget(self, request: Pending) -> None:
+        """A request was settled before it was answered."""
+        if self._queue.forget(request):
+            self._less(1)
+
+    async def drain(self, timeout_s: float | None) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
         self._closing = True
         with contextlib.suppress(TimeoutError):
@@ -142,68 +216,54 @@ class Engine:
     def close(self) -> None:
         """End the workers and close the chain; requests still queued are not answered."""
         self._closing = self._closed = True
-        for _ in self._threads:
-            self._queue.put(None)
+        self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join(timeout=10)
         self.chain.close()
 
-    def _expire(self, request: Pending, limit: float) -> None:
-        request.settle(DeadlineExceeded(f"the request was not answered within {limit:g} s"))
+    def _less(self, count: int) -> None:
+        self.pending -= count
+        if self.pending == 0:
+            self._idle.set()
 
-    def _run_inline(self, request: Pending) -> None:
+    def _run_inline(self, inputs: Tensors, rows: int, done: Callable[..., object]) -> None:
         began = time.perf_counter()
         try:
-            outputs, candidate = self.chain.run(request.inputs)
+            outputs, candidate = self.chain.run(inputs)
         except Exception as error:  # noqa: BLE001 - the request is told
-            request.settle(_failure(error))
+            done(_failure(error))
             return
         elapsed = time.perf_counter() - began
-        self._on_batch(request.rows, [0.0], elapsed)
-        request.settle(Outcome(outputs, candidate, request.rows, 0.0, elapsed))
+        self._on_batch(BatchTimes(rows, _NOT_QUEUED, 0.0, elapsed, 0.0))
+        done(Outcome(outputs, candidate, rows, 0.0, elapsed))
 
     # Everything below runs on worker threads, except _finish.
 
     def _work(self) -> None:
-        held: Pending | None = None
         while True:
-            first = held or self._queue.get()
-            held = None
-            if first is None or self._closed:
+            tokens = self._queue.wait()
+            if not tokens:
                 return
-            if first.settled:
-                self._loop.call_soon_threadsafe(self._finish, [first], None, 0.0, 0.0)
-                continue
-            batch, held = self._gather(first)
-            self._run(batch)
-
-    def _gather(self, first: Pending) -> tuple[list[Pending], Pending | None]:
-        """`first` and what has queued behind it, while it fits; the one that did not is held over."""
-        batch, rows = [first], first.rows
-        while rows < self.max_batch:
+            # Only cores are shared: calls on other devices do not wait for them.
+            line = self._line if self.chain.candidate.device == "cpu" else None
+            if line is not None:
+                line.enter()
+            began = time.perf_counter()
             try:
-                request = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if request is None:
-                self._queue.put(None)
-                break
-            if request.settled:
-                batch.append(request)  # not run, but accounted for
-                continue
-            if request.signature != first.signature or rows + request.rows > self.max_batch:
-                return batch, request
-            batch.append(request)
-            rows += request.rows
-        return batch, None
+                batch = self._queue.take(tokens)
+                if batch and not self._closed:
+                    self._run(batch)
+            finally:
+                if line is not None:
+                    line.leave(time.perf_counter() - began)
 
     def _run(self, batch: list[Pending]) -> None:
         alive = [r for r in batch if not r.settled]
-        began = time.perf_counter()
         result: list[tuple[Pending, Outcome]] | EdgeServeError | None = None
+        times: BatchTimes | None = None
         if alive:
             try:
-                result = self._answers(alive, began)
+                result, times = self._answers(alive)
             except Exception as error:  # noqa: BLE001 - the request is told
                 if len(alive) > 1:
                     # One request may have spoiled the batch: let each answer for itself.
@@ -211,36 +271,49 @@ class Engine:
                         self._run([request])
                     return
                 result = _failure(error)
-        elapsed = time.perf_counter() - began
-        self._loop.call_soon_threadsafe(self._finish, batch, result, began, elapsed)
+        self._loop.call_soon_threadsafe(self._finish, batch, result, times)
 
-    def _answers(self, alive: list[Pending], began: float) -> list[tuple[Pending, Outcome]]:
+    def _answers(self, alive: list[Pending]) -> tuple[list[tuple[Pending, Outcome]], BatchTimes]:
+        began = time.perf_counter()
         sizes = [r.rows for r in alive]
-        outputs, candidate = self.chain.run(join_batches([r.inputs for r in alive]))
-        elapsed = time.perf_counter() - began
-        return [
-            (r, Outcome(part, candidate, sum(sizes), began - r.arrived, elapsed))
-            for r, part in zip(alive, split_batches(outputs, sizes), strict=True)
+        joined = join_batches([r.inputs for r in alive])
+        ready = time.perf_counter()
+        outputs, candidate = self.chain.run(joined)
+        ran = time.perf_counter()
+        parts = split_batches(outputs, sizes)
+        done = time.perf_counter()
+        rows, elapsed = sum(sizes), done - began
+        queued = [began - r.arrived for r in alive]
+        answers = [
+            (r, Outcome(part, candidate, rows, waited, elapsed))
+            for r, part, waited in zip(alive, parts, queued, strict=True)
         ]
+        return answers, BatchTimes(rows, queued, ready - began, ran - ready, done - ran)
 
     def _finish(
         self,
         batch: list[Pending],
         result: list[tuple[Pending, Outcome]] | EdgeServeError | None,
-        began: float,
-        elapsed: float,
+        times: BatchTimes | None,
     ) -> None:
-        self.pending -= len(batch)
+        if times is not None:
+            self._on_batch(times)
         if isinstance(result, list):
-            rows = sum(r.rows for r, _ in result)
-            self._on_batch(rows, [began - r.arrived for r, _ in result], elapsed)
             for request, outcome in result:
                 request.settle(outcome)
         elif result is not None:
             for request in batch:
                 request.settle(result)
-        if self.pending == 0:
-            self._idle.set()
+        self._less(len(batch))
+
+
+def time_limit(settings: EngineSettings, timeout_s: float | None) -> float:
+    """Seconds a request may take: 0 is any time, negative none at all."""
+    if timeout_s is None:
+        return settings.timeout_s
+    if settings.own_timeouts or not settings.timeout_s:
+        return timeout_s
+    return min(timeout_s or settings.timeout_s, settings.timeout_s)
 
 
 def _failure(error: Exception) -> EdgeServeError:

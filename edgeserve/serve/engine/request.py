@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
@@ -11,7 +14,10 @@ from edgeserve.tensors import Tensors
 
 
 class QueueFull(EnvironmentProblem):
-    """So many requests wait or run already that this one would only wait longer."""
+    """So many requests wait or run already that this one would only wait longer. `retry_s` is about how
+    long those that wait take."""
+
+    retry_s: float = 1.0
 
 
 class ShuttingDown(EnvironmentProblem):
@@ -37,27 +43,53 @@ class Outcome:
         self.compute_s = compute_s
 
 
+class BatchTimes(msgspec.Struct, frozen=True, gc=False):
+    """One batch that ran, in seconds: how long each of its requests had waited, joining their inputs,
+    the model, splitting the outputs."""
+
+    rows: int
+    queue_s: list[float]
+    input_s: float
+    infer_s: float
+    output_s: float
+
+    @property
+    def compute_s(self) -> float:
+        return self.input_s + self.infer_s + self.output_s
+
+
 Done = Callable[[Outcome | EdgeServeError], None]
 
 
+class Holder(Protocol):
+    """Who has a request that waits: told when it is settled before it was run."""
+
+    def forget(self, request: Pending) -> None: ...
+
+
 class Pending:
-    """A request in the engine. Everything but `inputs`, `rows` and `signature` belongs to the event loop.
+    """A request in the engine. All but `inputs`, `rows`, `signature` and `started` belongs to the event loop.
 
     `done` is called once, on the loop. `settled` is also read by workers: a request settled early (its
-    client left, its time is over) is not run.
+    client left, its time is over) is not run. `started` is set by a worker, under its queue's lock.
+    `level` is the priority, 0 the highest.
     """
 
-    __slots__ = ("arrived", "done", "inputs", "rows", "settled", "signature", "timer")
+    __slots__ = (
+        "arrived", "done", "holder", "inputs", "level", "rows", "settled", "signature", "started",
+        "timer",
+    )  # fmt: skip
 
-    def __init__(
-        self, inputs: Tensors, rows: int, signature: object, done: Done, arrived: float
-    ) -> None:
+    def __init__(self, inputs: Tensors, rows: int, done: Done, arrived: float) -> None:
         self.inputs = inputs
         self.rows = rows
-        self.signature = signature
         self.done = done
         self.arrived = arrived
+        self.signature: object = None
+        self.level = 0
         self.settled = False
+        self.started = False
+        self.holder: Holder | None = None
         self.timer: asyncio.TimerHandle | None = None
 
     def settle(self, result: Outcome | EdgeServeError) -> bool:
@@ -69,3 +101,31 @@ class Pending:
             self.timer.cancel()
         self.done(result)
         return True
+
+    def expire_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.timer = loop.call_later(seconds, self._expire, seconds)
+
+    def _expire(self, seconds: float) -> None:
+        if not self.settled:
+            self._withdraw()
+            self.done(DeadlineExceeded(f"the request was not answered within {seconds:g} s"))
+
+    def cancel(self) -> bool:
+        """Its client is gone: it is not answered and, unless it has started, not run."""
+        if self.settled:
+            return False
+        self._withdraw()
+        return True
+
+    def displace(self, error: EdgeServeError) -> None:
+        """It gives way to a more important one."""
+        if not self.settled:
+            self._withdraw()
+            self.done(error)
+
+    def _withdraw(self) -> None:
+        self.settled = True
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.holder is not None:
+            self.holder.forget(self)

@@ -1,6 +1,1 @@
-"""The HTTP server of the data plane: asyncio.Protocol on llhttp, routes, limits. No framework."""
-
-from edgeserve.serve.http.connection import Connection, Request, Response
-from edgeserve.serve.http.limits import Limits
-
-__all__ = ["Connection", "Limits", "Request", "Response"]
+"""The HTTP server of the data plane: asyncio on llhttp, routes, limits. No framework."""

@@ -1,83 +1,39 @@
 """One client connection: bytes in, requests to the router one at a time, answers out in order.
 
-A body of known length is received into one buffer of that length, on which the tensors are views; the
-buffer lives as long as they do.
+A large body of known length is received into a buffer of its own, on which the tensors are views.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
-
-import orjson
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
-from edgeserve.serve.http.head import END, Head, Refused, parse_head, status_line
+from edgeserve.serve.http.head import END, Head, Refused, parse_head
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import RETRY, Response
 
 if TYPE_CHECKING:
-    from edgeserve.serve.http.limits import Limits
+    from edgeserve.serve.http.buffers import BodyBuffers
+    from edgeserve.serve.limits import Limits
 
-_JSON: Final = "application/json"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
-_KEPT_HEAD_BYTES: Final = 1_024
-
-
-class Response:
-    """A status, a body in parts, and headers beside Content-Type and Content-Length."""
-
-    __slots__ = ("content_type", "headers", "parts", "status")
-
-    def __init__(
-        self,
-        status: int,
-        parts: list[Any],
-        content_type: str = _JSON,
-        headers: tuple[tuple[str, str], ...] = (),
-    ) -> None:
-        self.status = status
-        self.parts = parts
-        self.content_type = content_type
-        self.headers = headers
-
-    @classmethod
-    def json(
-        cls, document: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
-    ) -> Response:
-        return cls(status, [orjson.dumps(document)], headers=headers)
-
-    @classmethod
-    def error(
-        cls, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()
-    ) -> Response:
-        return cls.json({"error": message}, status, headers)
-
-
-class Request:
-    """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that."""
-
-    __slots__ = ("_connection", "body", "gone", "headers", "method", "path")
-
-    def __init__(self, connection: Connection, head: Head, body: memoryview) -> None:
-        self._connection = connection
-        self.method = head.method
-        self.path = head.path
-        self.headers = head.headers
-        self.body = body
-        self.gone: Callable[[], None] | None = None
-
-    def respond(self, response: Response) -> None:
-        self._connection.respond(self, response)
+_KEPT_HEAD_BYTES: Final = 2_048
+INCOMING_BYTES: Final = 16_384
 
 
 class Owner(Protocol):
-    """What a connection needs of its server."""
+    """What a connection needs of its server. All connections receive heads into the same `incoming`:
+    the event loop reads and reports what it read before it reads for another connection."""
 
     limits: Limits
+    incoming: bytearray
+    bodies: BodyBuffers
 
-    def connected(self, connection: Connection) -> bool: ...
+    def connected(self, connection: Connection) -> str | None: ...
 
     def disconnected(self, connection: Connection) -> None: ...
 
@@ -86,59 +42,108 @@ class Owner(Protocol):
     def refused(self, status: int) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """Reads one request, hands it over, and reads on only when it has been answered."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._limits = owner.limits
+        self._incoming = owner.incoming
+        self._incoming_view = memoryview(owner.incoming)
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._head: Head | None = None
-        self._last: tuple[bytes, Head] | None = None  # a client's heads are mostly all the same
-        self._body: bytearray | None = None
+        # A client's heads are mostly all the same: the last one's bytes and what they mean.
+        self._last_raw: bytes | None = None
+        self._last: Head | None = None
+        self._body: memoryview | None = None  # while one of known length is being received
         self._received = 0
+        self._seen = 0  # of it at `since`
+        self._held = 0
         self._chunks: ChunkDecoder | None = None
         self._current: Request | None = None
         self._close_after = False
         self._parsing = False
         self._paused = False
+        self._blocked = False  # the client does not read its answers
+        self._lingering = False
         self._arrived = 0
         self._drain_at: int | None = None  # requests that begin behind this byte are not answered
+        self.address = ""
         self.since = time.monotonic()
 
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        if not self._owner.connected(self):
-            self._refuse(Refused(503, "too many connections"))
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        problem = self._owner.connected(self)
+        if problem is not None:
+            self._refuse(Refused(503, problem))
+            self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        self._release()
+        self._body = None
         self._owner.disconnected(self)
         if self._current is not None and self._current.gone is not None:
             self._current.gone()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._body is not None:
+            return self._body[self._received :]
+        return self._incoming_view
+
+    def buffer_updated(self, count: int) -> None:
+        self._arrived += count
+        if self._body is not None:
+            self._received += count
+            if not self._hold(count):
+                self._refuse(Refused(503, "too many large bodies at one time"))
+            elif self._received == len(self._body):
+                self._hand_over(self._body)
+                self._advance()
+            return
         if self._close_after and self._current is None:
             return
-        self._arrived += len(data)
-        if self._body is not None and self._received < len(self._body):
-            data = self._fill_body(data)
-            if self._received < len(self._body):
-                return
         if not self._buffer and self._head is None and self._current is None:
+            if self._is_repeated(count):
+                return
             self.since = time.monotonic()
-        self._buffer += data
+        self._buffer += self._incoming_view[:count]
         self._advance()
 
     def eof_received(self) -> bool:
         # A client that closes its writing half may still wait for the answer to what it sent.
         self._close_after = True
-        return self._current is not None
+        return self._current is not None or self._blocked
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self.since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self.since = time.monotonic()
+        self._resume()
 
     # parsing
+
+    def _is_repeated(self, count: int) -> bool:
+        """Take a whole small request whose head is the last one's, as most are; False: not one."""
+        raw, head = self._last_raw, self._last
+        if raw is None or head is None or not self._incoming.startswith(raw):
+            return False
+        length, start = head.length, len(raw)
+        if length is None or head.expects_continue or start + length != count:
+            return False
+        self._head = head
+        self._parsing = True  # an answer given at once must not begin to parse
+        self._hand_over(self._incoming[start:count])
+        self._parsing = False
+        return True
 
     def _advance(self) -> None:
         """Parse as far as the buffer goes: until a request is handed over or more bytes are needed."""
@@ -148,6 +153,7 @@ class Connection(asyncio.Protocol):
         try:
             while (
                 self._current is None
+                and not self._blocked
                 and self._transport is not None
                 and (self._buffer or self._head is not None)
                 and self._step()
@@ -157,7 +163,8 @@ class Connection(asyncio.Protocol):
             self._refuse(refusal)
         finally:
             self._parsing = False
-        if self._current is not None and len(self._buffer) > self._limits.head_bytes:
+        waits = self._current is not None or self._blocked
+        if waits and len(self._buffer) > self._limits.head_bytes:
             self._pause()
 
     def _step(self) -> bool:
@@ -167,19 +174,30 @@ class Connection(asyncio.Protocol):
         if self._chunks is not None:
             data, self._buffer = bytes(self._buffer), bytearray()
             rest = self._chunks.feed(data)
+            if not self._hold(len(self._chunks.body) - self._held):
+                raise Refused(503, "too many large bodies at one time")
             if rest is None:
                 return False
             self._buffer += rest
             self._hand_over(memoryview(self._chunks.body))
             return True
-        assert self._body is not None
-        if self._received < len(self._body):
-            data, self._buffer = bytes(self._buffer), bytearray()
-            self._buffer += self._fill_body(data)
-            if self._received < len(self._body):
-                return False
-        self._hand_over(memoryview(self._body))
-        return True
+        length = self._head.length or 0
+        if len(self._buffer) >= length:
+            body = bytes(self._buffer[:length])
+            del self._buffer[:length]
+            self._hand_over(body)
+            return True
+        if self._body is None:
+            self._begin_body(length)
+        return False
+
+    def _begin_body(self, length: int) -> None:
+        """From now on the body is received where it stays."""
+        assert self._head is not None
+        self._body = self._owner.bodies.lend(length, self._head.aligned_at)
+        self._received = len(self._buffer)
+        self._body[: self._received] = self._buffer
+        self._buffer = bytearray()
 
     def _read_head(self) -> bool:
         # Empty lines before a request are allowed (RFC 9112, section 2.2).
@@ -187,31 +205,34 @@ class Connection(asyncio.Protocol):
             del self._buffer[:2]
         end = self._buffer.find(END, 0, self._limits.head_bytes)
         if end < 0:
-            if len(self._buffer) >= self._limits.head_bytes:
-                line_end = self._buffer.find(b"\r\n", 0, self._limits.head_bytes)
-                if line_end < 0 or line_end > self._limits.uri_bytes + 32:
-                    raise Refused(414, f"the URI is longer than {self._limits.uri_bytes} bytes")
-                raise Refused(431, f"the head is larger than {self._limits.head_bytes} bytes")
-            if self._buffer.count(b"\n") != self._buffer.count(b"\r\n"):
-                raise Refused(400, "lines must end with CRLF")
+            self._check_partial_head()
             return False
         raw = bytes(self._buffer[: end + 4])
         del self._buffer[: end + 4]
-        if self._last is not None and self._last[0] == raw:
-            head = self._last[1]
+        if self._last is not None and self._last_raw == raw:
+            head = self._last
         else:
             head = self._new_head(raw)
-            self._last = (raw, head) if len(raw) <= _KEPT_HEAD_BYTES else None
+            self._last_raw, self._last = (
+                (raw, head) if len(raw) <= _KEPT_HEAD_BYTES else (None, None)
+            )
         self._head = head
         self.since = time.monotonic()
+        self._received = self._seen = 0
         if head.length is None:
             self._chunks = ChunkDecoder(self._limits)
-        else:
-            self._body = bytearray(head.length)
-            self._received = 0
         if head.expects_continue and head.length != 0 and self._transport is not None:
             self._transport.write(_CONTINUE)
         return True
+
+    def _check_partial_head(self) -> None:
+        if len(self._buffer) >= self._limits.head_bytes:
+            line_end = self._buffer.find(b"\r\n", 0, self._limits.head_bytes)
+            if line_end < 0 or line_end > self._limits.uri_bytes + 32:
+                raise Refused(414, f"the URI is longer than {self._limits.uri_bytes} bytes")
+            raise Refused(431, f"the head is larger than {self._limits.head_bytes} bytes")
+        if self._buffer.count(b"\n") != self._buffer.count(b"\r\n"):
+            raise Refused(400, "lines must end with CRLF")
 
     def _new_head(self, raw: bytes) -> Head:
         head = parse_head(raw, self._limits)
@@ -224,19 +245,9 @@ class Connection(asyncio.Protocol):
             raise Refused(417, "the only expectation that can be met is 100-continue")
         return head
 
-    def _fill_body(self, data: bytes) -> bytes:
-        """Copy into the body what belongs to it; what does not."""
-        assert self._body is not None
-        take = min(len(data), len(self._body) - self._received)
-        self._body[self._received : self._received + take] = (
-            data[:take] if take < len(data) else data
-        )
-        self._received += take
-        return data[take:]
-
-    def _hand_over(self, body: memoryview) -> None:
+    def _hand_over(self, body: bytes | bytearray | memoryview) -> None:
         assert self._head is not None
-        request = Request(self, self._head, body)
+        request = Request(self, self._head, cast("bytes | memoryview", body))
         self._close_after = self._close_after or not self._head.keep_alive
         self._head = self._body = self._chunks = None
         self._current = request
@@ -244,18 +255,29 @@ class Connection(asyncio.Protocol):
 
     # answering
 
+    def waits_for(self, request: Request) -> bool:
+        return request is self._current and self._transport is not None
+
     def respond(self, request: Request, response: Response) -> None:
         if request is not self._current:
             return  # answered already, or its client is gone
         self._current = None
         self.since = time.monotonic()
+        request.body = b""
+        self._release()
         if self._transport is None:
             return
         self._close_after = self._close_after or self._is_drained()
-        self._write(response, head_only=request.method == "HEAD")
+        self._write(response, head_only=request.head.method == "HEAD")
         if self._close_after:
             self._buffer.clear()  # nothing behind the last answer is run
             self._transport.close()
+            return
+        if self._paused or self._buffer:
+            self._resume()
+
+    def _resume(self) -> None:
+        if self._blocked or self._current is not None or self._transport is None:
             return
         if self._paused:
             self._paused = False
@@ -263,26 +285,26 @@ class Connection(asyncio.Protocol):
         if self._buffer and not self._parsing:
             self._advance()
 
+    def _hold(self, count: int) -> bool:
+        self._held += count
+        return self._owner.bodies.hold(count)
+
+    def _release(self) -> None:
+        if self._held:
+            self._owner.bodies.release(self._held)
+            self._held = 0
+
     def _write(self, response: Response, *, head_only: bool = False) -> None:
         assert self._transport is not None
-        size = sum(len(p) for p in response.parts)
-        lines = [
-            status_line(response.status),
-            f"Content-Type: {response.content_type}\r\nContent-Length: {size}\r\n".encode(),
-        ]
-        lines += [
-            f"{name}: {value}\r\n".encode("latin-1", "replace") for name, value in response.headers
-        ]
-        if self._close_after:
-            lines.append(b"Connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head_only or size == 0:
+        parts = response.parts
+        size = len(parts[0]) if len(parts) == 1 else response.size
+        head = response.head(size, close=self._close_after)
+        if head_only or not size:
             self._transport.write(head)
         elif size <= _JOIN_BYTES:
-            self._transport.write(b"".join([head, *response.parts]))
+            self._transport.write(b"".join((head, *parts)))
         else:
-            self._transport.writelines([head, *response.parts])
+            self._transport.writelines([head, *(p for p in parts if len(p))])
 
     def _refuse(self, refusal: Refused) -> None:
         """Answer and close: after a malformed request nobody knows where the next one starts."""
@@ -290,10 +312,19 @@ class Connection(asyncio.Protocol):
         self._close_after = True
         self._current = None
         self._buffer.clear()
+        self._release()
         self._head = self._body = self._chunks = None
         if self._transport is not None:
-            self._write(Response.error(refusal.status, refusal.message))
-            self._transport.close()
+            again = RETRY if refusal.status == 503 else ()
+            self._write(Response.error(refusal.status, refusal.message, again))
+            if self._transport.can_write_eof():
+                # Closing now would reset the connection under a client that is still sending, which
+                # would then not see the answer: what it sends is thrown away for a moment.
+                self._lingering = True
+                self.since = time.monotonic()
+                self._transport.write_eof()
+            else:
+                self._transport.close()
 
     def _pause(self) -> None:
         if self._transport is not None and not self._paused:
@@ -303,21 +334,32 @@ class Connection(asyncio.Protocol):
     # the server's side
 
     def sweep(self, now: float) -> None:
-        """Close what has been waited for too long: a head, a body, the next request."""
-        waited = now - self.since
-        if self._current is not None or self._transport is None:
+        """Close what has been waited for too long: a head, a body, the next request, a reader."""
+        waited, limits = now - self.since, self._limits
+        if self._transport is None or (self._current is not None and not self._blocked):
             return
-        if self._head is not None:
-            if waited > self._limits.body_s:
+        if self._lingering:
+            if waited > _LINGER_S:
+                self._transport.abort()
+        elif self._blocked or self._close_after:
+            if waited > limits.send_s:
+                self._transport.abort()
+        elif self._head is not None:
+            received = len(self._chunks.body) if self._chunks is not None else self._received
+            if received - self._seen >= limits.body_rate * waited:
+                self.since, self._seen = now, received
+            elif waited > limits.body_s:
                 self._refuse(
-                    Refused(408, f"the body did not arrive within {self._limits.body_s:g} s")
+                    Refused(
+                        408,
+                        f"the body came slower than {limits.body_rate} bytes a second for "
+                        f"{limits.body_s:g} s",
+                    )
                 )
         elif self._buffer:
-            if waited > self._limits.head_s:
-                self._refuse(
-                    Refused(408, f"the head did not arrive within {self._limits.head_s:g} s")
-                )
-        elif waited > self._limits.idle_s:
+            if waited > limits.head_s:
+                self._refuse(Refused(408, f"the head did not arrive within {limits.head_s:g} s"))
+        elif waited > limits.idle_s:
             self._transport.close()
 
     def finish(self) -> None:

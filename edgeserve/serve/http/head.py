@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import httptools
 
-from edgeserve.serve.http.limits import Limits
+from edgeserve.serve.limits import Limits
 
 END: Final = b"\r\n\r\n"
 _REASONS: Final = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
+    405: "Method Not Allowed", 406: "Not Acceptable", 409: "Conflict",
     408: "Request Timeout", 411: "Length Required", 413: "Content Too Large",
     414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
     431: "Request Header Fields Too Large", 500: "Internal Server Error",
@@ -39,9 +40,12 @@ class Refused(Exception):
 
 
 class Head:
-    """One parsed head. `length` is None for a chunked body, 0 for none."""
+    """One parsed head. `length` is None for a chunked body, 0 for none; `aligned_at` is the byte of the
+    body that tensors begin at. `route` is the router's: heads that repeat are routed once."""
 
-    __slots__ = ("expects_continue", "headers", "keep_alive", "length", "method", "path")
+    __slots__ = (
+        "aligned_at", "expects_continue", "headers", "keep_alive", "length", "method", "path", "route",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,6 +61,9 @@ class Head:
         self.length = length
         self.keep_alive = keep_alive
         self.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        at = headers.get(b"inference-header-content-length", b"")
+        self.aligned_at = int(at) if at.isdigit() and len(at) < 10 else 0
+        self.route: Any = None
 
 
 class _Tokens:
@@ -126,7 +133,8 @@ def _check_lines(data: bytes) -> None:
 
 
 _SINGLE: Final = {b"content-length", b"transfer-encoding", b"host", b"content-type",
-                  b"inference-header-content-length", b"content-encoding"}  # fmt: skip
+                  b"inference-header-content-length", b"content-encoding", b"authorization",
+                  b"x-api-key", b"origin"}  # fmt: skip
 
 
 def _unique(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

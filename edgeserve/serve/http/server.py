@@ -6,42 +6,64 @@ import asyncio
 import contextlib
 import errno
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.http.connection import Connection, Request
-from edgeserve.serve.http.limits import Limits
-from edgeserve.serve.http.routes import Router
+from edgeserve.serve.http.buffers import BodyBuffers
+from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
+from edgeserve.serve.tls import Tls
 
 _SWEEP_S: Final = 1.0
+_SHRINK_S: Final = 30.0
 # Turns of the event loop in which what the kernel holds at SIGTERM is accepted and read: asyncio's
 # own loop takes four from accepting to reading, uvloop two.
 _TURNS: Final = 5
 
 
 class HttpServer:
-    """Owns the listening sockets and the connections; lives on one event loop."""
+    """Owns one listening address and its connections; lives on one event loop."""
 
-    def __init__(self, router: Router, limits: Limits, metrics: ServerMetrics) -> None:
+    def __init__(
+        self,
+        handle: Callable[[Request], None],
+        limits: Limits,
+        metrics: ServerMetrics,
+        tls: Tls | None = None,
+    ) -> None:
         self.limits = limits
-        self._router = router
+        self.handle = handle
+        self.incoming = bytearray(INCOMING_BYTES)
+        self.bodies = BodyBuffers(limits.bodies_bytes)
         self._metrics = metrics
+        self._tls = tls
         self._connections: set[Connection] = set()
+        self._addresses: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._shrink_at = time.monotonic() + _SHRINK_S
 
-    async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Start accepting; the address that is really listened on.
+    async def listen(self, host: str, port: int, reuse_port: bool | None = None) -> tuple[str, int]:
+        """Start accepting; the address that is really listened on. `reuse_port` as for asyncio.
 
         Raises EnvironmentProblem when it is in use or may not be used.
         """
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: Connection(self), host, port, backlog=1024
-            )
+            if self._tls is None:
+                self._server = await loop.create_server(
+                    lambda: Connection(self), host, port, backlog=1024, reuse_port=reuse_port
+                )
+            else:
+                self._server = await loop.create_server(
+                    lambda: Connection(self), host, port, backlog=1024, ssl=self._tls.context,
+                    ssl_handshake_timeout=self.limits.handshake_s, reuse_port=reuse_port,
+                )  # fmt: skip
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE
             raise EnvironmentProblem(
@@ -53,22 +75,28 @@ class HttpServer:
         address = self._server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
 
-    def connected(self, connection: Connection) -> bool:
+    def connected(self, connection: Connection) -> str | None:
+        """Take a connection in; why it may not stay, if so."""
         self._connections.add(connection)
-        self._metrics.connections.set(len(self._connections))
-        return len(self._connections) <= self.limits.connections
+        self._addresses[connection.address] += 1
+        self._metrics.connections.inc()
+        if len(self._connections) > self.limits.connections:
+            return "too many connections"
+        if self._addresses[connection.address] > self.limits.connections_per_address:
+            return "too many connections from this address"
+        return None
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._addresses[connection.address] -= 1
+        if not self._addresses[connection.address]:
+            del self._addresses[connection.address]
         if not self._connections:
             self._empty.set()
-        self._metrics.connections.set(len(self._connections))
+        self._metrics.connections.dec()
 
     def refused(self, status: int) -> None:
         self._metrics.refused.labels(str(status)).inc()
-
-    def handle(self, request: Request) -> None:
-        self._router.handle(request)
 
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing new, answer every request that has begun to arrive, close the connections.
@@ -101,4 +129,9 @@ class HttpServer:
         now = time.monotonic()
         for connection in list(self._connections):
             connection.sweep(now)
+        if self._tls is not None:
+            self._tls.refresh()
+        if now >= self._shrink_at:
+            self.bodies.shrink()
+            self._shrink_at = now + _SHRINK_S
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)

@@ -1,133 +1,215 @@
 """The Open Inference Protocol v2 over HTTP: bytes <-> requests, with the binary tensor data extension.
 
 Sources: kserve/open-inference-protocol, specification/protocol/inference_rest.md; Triton's
-protocol/extension_binary_data.md and extension_classification.md. Malformed input raises InvalidInput
-with the field, what was expected and what came.
+protocol/extension_binary_data.md, extension_shared_memory.md, extension_parameters.md. Malformed input
+raises InvalidInput with the field, what was expected and what came.
+
+A request is decoded into typed structs, which costs half of what general objects cost; one that does
+not fit them is read again as general objects, to say what is wrong or to allow NaN.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Final
 
 import msgspec
 import numpy as np
-import orjson
 
+from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.protocols import binary
-from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
+from edgeserve.serve.limits import Limits
+from edgeserve.serve.protocols import answers, binary
+from edgeserve.serve.protocols.answers import Encoded, classify
+from edgeserve.serve.protocols.document import Document, InputEntry, parse
+from edgeserve.serve.protocols.json_data import JsonPort
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec
 
-MAX_JSON_DEPTH: Final = 100
-_NO_JSON_FORM: Final = {"FP16", "BF16"}
-_REQUEST_FIELDS: Final = {"id", "parameters", "inputs", "outputs"}
-_OPENING: Final = frozenset(b"[{")
-_CLOSING: Final = frozenset(b"]}")
+__all__ = [
+    "Codec", "Encoded", "InferRequest", "OutputRegion", "RequestedOutput", "classify", "metadata",
+]  # fmt: skip
 
-
-class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output the client wants: as binary or JSON, or as its `classes` best classes."""
-
-    name: str
-    binary: bool
-    classes: int = 0
-
-
-class InferRequest(msgspec.Struct, frozen=True):
-    """A decoded request. `inputs` may be views on the body. `timeout_s` None: the server's default."""
-
-    inputs: Tensors
-    rows: int
-    outputs: tuple[RequestedOutput, ...]
-    id: str | None = None
-    timeout_s: float | None = None
+# https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
+_RESERVED: Final = ("sequence_id", "sequence_start", "sequence_end", "headers")
+_SHM: Final = "shared_memory_region"
 
 
-class Encoded(msgspec.Struct, frozen=True):
-    """A response body in parts; `header_length` is set when tensors follow the JSON."""
+class Codec:
+    """Decodes requests for one model and encodes its answers."""
 
-    parts: list[Any]  # bytes and memoryviews
-    header_length: int | None = None
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        interface: Interface,
+        labels: list[str] | None = None,
+        limits: Limits | None = None,
+        shm: SharedMemory | None = None,
+    ) -> None:
+        self._interface = interface
+        self._limits = limits or Limits()
+        self._shm = shm or SharedMemory(None)
+        self._ports = {s.name: JsonPort(s, self._limits) for s in interface.inputs}
+        self._all = {
+            flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
+            for flag in (False, True)
+        }
+        self._encoder = answers.Encoder(name, version, interface, labels, self._limits, self._shm)
 
+    def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
+        """Decode one infer request; `header_length` is Inference-Header-Content-Length.
 
-def decode_request(
-    body: memoryview, header_length: int | None, interface: Interface
-) -> InferRequest:
-    """Decode one infer request; `header_length` is Inference-Header-Content-Length.
+        Raises InvalidInput; UnknownRegion, SharedMemoryOff.
+        """
+        if header_length is None:
+            return self._request(parse(body, self._limits.json_depth), memoryview(b""))
+        if header_length == 0:
+            return self._raw_request(memoryview(body))
+        if not 0 < header_length <= len(body):
+            raise InvalidInput(
+                f"Inference-Header-Content-Length: expected 0 to {len(body)}, got {header_length}"
+            )
+        view = memoryview(body)
+        document = parse(view[:header_length], self._limits.json_depth)
+        return self._request(document, view[header_length:])
 
-    Raises InvalidInput.
-    """
-    if header_length == 0:
-        return _raw_request(body, interface)
-    if header_length is not None and not 0 < header_length <= len(body):
-        raise InvalidInput(
-            f"Inference-Header-Content-Length: expected 0 to {len(body)}, got {header_length}"
-        )
-    text = body if header_length is None else body[:header_length]
-    document = _object(_parse_json(text), "request")
-    unknown = set(document) - _REQUEST_FIELDS
-    if unknown:
-        raise InvalidInput(f"unknown field '{min(unknown)}': expected {sorted(_REQUEST_FIELDS)}")
-    parameters = _object(document.get("parameters", {}), "parameters")
-    for name in parameters:
-        if name.startswith("triton_"):
-            raise InvalidInput(f"parameter '{name}' is reserved")
-    inputs = _inputs(document, body[len(text) :], interface)
-    rows = interface.check(inputs)
-    return InferRequest(
-        inputs,
-        rows,
-        _outputs(document, parameters, interface),
-        _optional_text(document.get("id"), "id"),
-        _timeout(parameters),
-    )
+    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+        """Encode the requested outputs; those wanted as binary follow the JSON in order.
 
+        Raises InvalidInput for what JSON cannot express and what does not fit its region.
+        """
+        return self._encoder.encode(request, outputs, candidate)
 
-def encode_response(
-    request: InferRequest,
-    outputs: Tensors,
-    model: str,
-    version: str,
-    parameters: dict[str, str],
-    labels: list[str] | None,
-) -> Encoded:
-    """Encode the requested outputs; those wanted as binary follow the JSON in order."""
-    described: list[dict[str, Any]] = []
-    blobs: list[Any] = []
-    for wanted in request.outputs:
-        array = outputs[wanted.name]
-        entry: dict[str, Any] = {"name": wanted.name}
-        if wanted.classes:
-            array = classify(array, wanted.classes, labels)
-        entry["datatype"] = dtype_name(array.dtype)
-        entry["shape"] = list(array.shape)
-        if wanted.binary:
-            blob = binary.to_bytes(array)
-            entry["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
+    def _request(self, document: Document, blobs: memoryview) -> InferRequest:
+        parameters = document.parameters
+        timeout: float | None = None
+        priority, as_binary, allow_nan = 0, False, False
+        if parameters:
+            check_reserved(parameters)
+            timeout = _timeout(parameters)
+            priority = _count(parameters, "priority", "a level")
+            as_binary = _flag(parameters, "binary_data_output", default=False)
+            allow_nan = _flag(parameters, "allow_nan", default=False)
+        inputs = self._inputs(document, blobs)
+        outputs = document.outputs
+        wanted = self._outputs(outputs, as_binary) if outputs else self._all[as_binary]
+        rows = self._rows(inputs)
+        return InferRequest(inputs, rows, wanted, document.id, timeout, priority, allow_nan)
+
+    def _rows(self, inputs: Tensors) -> int:
+        """The batch size; each tensor's own type and shape have been checked."""
+        interface = self._interface
+        if len(inputs) == len(interface.inputs):
+            if not interface.max_batch:
+                return 1
+            rows = 0
+            for array in inputs.values():
+                size: int = array.shape[0]
+                if rows not in (0, size):
+                    break
+                rows = size
+            else:
+                if 1 <= rows <= interface.max_batch:
+                    return rows
+        return interface.check(inputs)
+
+    def _inputs(self, document: Document, blobs: memoryview) -> Tensors:
+        tensors: Tensors = {}
+        offset = 0
+        for entry in document.inputs:
+            name = entry.name
+            port = self._ports.get(name)
+            if port is None:
+                self._interface.input(name)
+                raise AssertionError
+            if name in tensors:
+                raise InvalidInput(f"input '{name}' is given twice")
+            shape = port.shape_of(entry.shape, entry.datatype)
+            if not entry.parameters:
+                tensors[name] = port.array_of(shape, entry.data)
+                continue
+            data = self._from_region(entry)
+            if data is None:
+                size = _size(entry)
+                if size is None:
+                    tensors[name] = port.array_of(shape, entry.data)
+                    continue
+                if offset + size > len(blobs):
+                    raise InvalidInput(
+                        f"input '{name}': expected {size} bytes of binary data, "
+                        f"got {len(blobs) - offset}"
+                    )
+                data = blobs[offset : offset + size]
+                offset += size
+            tensors[name] = binary.from_bytes(port.spec, shape, data)
+        if offset != len(blobs):
+            raise InvalidInput(f"{len(blobs) - offset} bytes of binary data belong to no input")
+        return tensors
+
+    def _from_region(self, entry: InputEntry) -> memoryview | None:
+        """The bytes of an input that is in shared memory; None for one that is not."""
+        parameters, name = entry.parameters, f"input '{entry.name}'"
+        if _SHM not in parameters:
+            return None
+        if entry.data is not msgspec.UNSET or "binary_data_size" in parameters:
+            raise InvalidInput(f"{name} has data and {_SHM}")
+        region = _region(parameters, name)
+        return self._shm.read(region.region, region.offset, region.byte_size)
+
+    def _outputs(self, entries: list[Any], default: bool) -> tuple[RequestedOutput, ...]:
+        wanted: dict[str, RequestedOutput] = {}
+        for entry in entries:
+            name, own = entry.name, entry.parameters
+            spec = self._interface.output(name)
+            if name in wanted:
+                raise InvalidInput(f"output '{name}' is asked for twice")
+            if not own:
+                wanted[name] = RequestedOutput(name, default)
+                continue
+            classes = _count(own, "classification", "a count", f"output '{name}' ")
+            if classes and (DTYPES[spec.dtype].kind not in "iuf" or spec.dtype == "BF16"):
+                raise InvalidInput(f"output '{name}' holds no scores to classify by")
+            region = _region(own, f"output '{name}'") if _SHM in own else None
+            if region is not None:
+                self._shm.check_room(region.region, region.offset, region.byte_size)
+            as_binary = _flag(own, "binary_data", default=default)
+            wanted[name] = RequestedOutput(name, as_binary, classes, region)
+        return tuple(wanted.values())
+
+    def _raw_request(self, body: memoryview) -> InferRequest:
+        """A body that is one tensor and nothing else: one input, at most one variable dimension."""
+        interface = self._interface
+        if len(interface.inputs) != 1:
+            raise InvalidInput(
+                f"a raw request needs one input, the model has {len(interface.inputs)}"
+            )
+        (spec,) = interface.inputs
+        shape = list(spec.shape)
+        if interface.max_batch:
+            shape[0] = 1
+        loose = [i for i, d in enumerate(shape) if isinstance(d, str)]
+        if spec.dtype == "BYTES":
+            for i in loose:
+                shape[i] = 1
+        elif len(loose) == 1:
+            row = math.prod(d for d in shape if isinstance(d, int)) * spec.numpy_dtype.itemsize
+            shape[loose[0]] = len(body) // row if row else 0
+        elif loose:
+            raise InvalidInput(
+                f"input '{spec.name}' has several variable dimensions: say its shape"
+            )
+        fixed = tuple(int(d) for d in shape)
+        if spec.dtype == "BYTES":
+            if math.prod(fixed) != 1:
+                raise InvalidInput(f"input '{spec.name}' has more than one string: say its shape")
+            array = np.empty(1, dtype=object)
+            array[0] = bytes(body)
+            inputs = {spec.name: array.reshape(fixed)}
         else:
-            entry["data"] = _json_data(wanted.name, array)
-        described.append(entry)
-    document: dict[str, Any] = {"model_name": model, "model_version": version}
-    if request.id is not None:
-        document["id"] = request.id
-    document["parameters"] = parameters
-    document["outputs"] = described
-    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Encoded([head, *blobs], len(head) if blobs else None)
-
-
-def classify(scores: Array, classes: int, labels: list[str] | None) -> Array:
-    """The best classes of each row as "score:index[:label]", shape [rows, classes]."""
-    rows = scores.reshape(scores.shape[0], -1) if scores.ndim > 1 else scores.reshape(1, -1)
-    count = min(classes, rows.shape[1])
-    best = np.argsort(-rows, axis=1, kind="stable")[:, :count]
-    texts = [
-        [f"{row[i]:f}:{i}" + (f":{labels[i]}" if labels and i < len(labels) else "") for i in picks]
-        for row, picks in zip(rows, best, strict=True)
-    ]
-    return np.array([[t.encode() for t in row] for row in texts], dtype=object)
+            inputs = {spec.name: binary.from_bytes(spec, fixed, body)}
+        return InferRequest(inputs, interface.check(inputs), self._all[True])
 
 
 def metadata(name: str, versions: list[str], platform: str, interface: Interface) -> dict[str, Any]:
@@ -145,259 +227,59 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.dtype, "shape": spec.wire_shape}
 
 
-def _parse_json(text: memoryview) -> Any:
-    _check_depth(text)
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        # Triton's clients send bare NaN and Infinity, which JSON does not have.
-        if b"NaN" not in bytes(text) and b"Infinity" not in bytes(text):
-            raise InvalidInput(f"the body is not JSON: {error}") from None
-    try:
-        return json.loads(bytes(text))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-
-
-def _check_depth(text: memoryview) -> None:
-    """Bound nesting before parsing. Brackets in strings count too: names hold no hundred of them."""
-    data = bytes(text) if len(text) < 4096 else bytes(text[:4096])
-    if data.count(b"[") + data.count(b"{") < MAX_JSON_DEPTH and len(text) < 4096:
-        return
-    depth = 0
-    for char in bytes(text).translate(None, _NOT_BRACKETS):
-        if char in _OPENING:
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise InvalidInput(f"the JSON is nested deeper than {MAX_JSON_DEPTH} levels")
-        else:
-            depth -= 1
-
-
-_NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in _OPENING | _CLOSING)
-
-
-def _object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{what}: expected an object, got {_kind(value)}")
-    return value
-
-
-def _optional_text(value: Any, what: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise InvalidInput(f"{what}: expected a string, got {_kind(value)}")
-    return value
+def check_reserved(parameters: dict[str, Any]) -> None:
+    """Raise InvalidInput for names that mean something to servers of this protocol, but not here."""
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise InvalidInput(f"parameter '{name:.60}' is reserved")
+        if name in _RESERVED and parameters[name] not in (0, False, ""):
+            raise InvalidInput(f"parameter '{name}' is reserved: sequences are not served here")
 
 
 def _timeout(parameters: dict[str, Any]) -> float | None:
     """Triton's `timeout` parameter is in microseconds; 0 means none."""
-    value = parameters.get("timeout")
-    if value is None:
+    if "timeout" not in parameters:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidInput(f"parameter 'timeout': expected microseconds, got {value!r}")
-    return value / 1e6
+    return _count(parameters, "timeout", "microseconds") / 1e6
 
 
-def _inputs(document: dict[str, Any], blobs: memoryview, interface: Interface) -> Tensors:
-    entries = document.get("inputs")
-    if not isinstance(entries, list):
-        raise InvalidInput(f"inputs: expected a list, got {_kind(entries)}")
-    tensors: Tensors = {}
-    offset = 0
-    for index, entry in enumerate(entries):
-        entry = _object(entry, f"inputs[{index}]")
-        name = entry.get("name")
-        if not isinstance(name, str):
-            raise InvalidInput(f"inputs[{index}].name: expected a string, got {_kind(name)}")
-        if name in tensors:
-            raise InvalidInput(f"input '{name}' is given twice")
-        spec = interface.input(name)
-        shape = _shape(name, entry.get("shape"))
-        datatype = entry.get("datatype")
-        if datatype != spec.dtype:
-            raise InvalidInput(f"input '{name}': expected {spec.dtype}, got {datatype}")
-        if not spec.fits(shape):
-            want = ",".join(str(d) for d in spec.shape)
-            have = ",".join(str(d) for d in shape)
-            raise InvalidInput(f"input '{name}': expected shape [{want}], got [{have}]")
-        size = _object(entry.get("parameters", {}), f"input '{name}' parameters").get(
-            "binary_data_size"
-        )
-        if size is None:
-            tensors[name] = _from_json(spec, shape, entry)
-            continue
-        if "data" in entry:
-            raise InvalidInput(f"input '{name}' has both data and binary_data_size")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise InvalidInput(f"input '{name}' binary_data_size: expected a size, got {size!r}")
-        if offset + size > len(blobs):
-            raise InvalidInput(
-                f"input '{name}': expected {size} bytes of binary data, got {len(blobs) - offset}"
-            )
-        tensors[name] = binary.from_bytes(spec, shape, blobs[offset : offset + size])
-        offset += size
-    if offset != len(blobs):
-        raise InvalidInput(f"{len(blobs) - offset} bytes of binary data belong to no input")
-    return tensors
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(
-        isinstance(d, int) and not isinstance(d, bool) and d >= 0 for d in value
-    ):
-        raise InvalidInput(f"input '{name}' shape: expected a list of sizes, got {value!r:.60}")
-    return tuple(value)
-
-
-def _from_json(spec: TensorSpec, shape: tuple[int, ...], entry: dict[str, Any]) -> Array:
-    if "data" not in entry:
-        raise InvalidInput(f"input '{spec.name}' has neither data nor binary_data_size")
-    if spec.dtype in _NO_JSON_FORM:
-        raise InvalidInput(f"input '{spec.name}': {spec.dtype} has no JSON form, send binary data")
-    data = entry["data"]
-    if not isinstance(data, list):
-        raise InvalidInput(f"input '{spec.name}' data: expected a list, got {_kind(data)}")
-    expected = math.prod(shape)
-    if spec.dtype == "BYTES":
-        return _texts(spec, shape, data)
-    try:
-        array = np.asarray(data)
-    except ValueError:
-        raise InvalidInput(f"input '{spec.name}' data: its lists differ in length") from None
-    if array.size != expected:
-        raise InvalidInput(
-            f"input '{spec.name}' data: expected {expected} elements for shape {list(shape)}, "
-            f"got {array.size}"
-        )
-    if array.size == 0:
-        return np.zeros(shape, spec.numpy_dtype)
-    if not _castable(array, spec):
-        raise InvalidInput(
-            f"input '{spec.name}' data: expected {spec.dtype} values, got {array.dtype}"
-        )
-    with np.errstate(over="ignore"):
-        typed = array.astype(spec.numpy_dtype)
-    if (
-        array.dtype.kind in "iuf"
-        and spec.numpy_dtype.kind in "iu"
-        and not np.array_equal(typed, array)
-    ):
-        raise InvalidInput(f"input '{spec.name}' data: a value is outside {spec.dtype}")
-    return typed.reshape(shape)
-
-
-def _castable(array: Array, spec: TensorSpec) -> bool:
-    kind, wanted = array.dtype.kind, spec.numpy_dtype.kind
-    if wanted == "f":
-        return kind in "iuf"
-    if wanted in "iu":
-        return kind in "iu"
-    return kind == wanted
-
-
-def _texts(spec: TensorSpec, shape: tuple[int, ...], data: list[Any]) -> Array:
-    flat: list[Any] = []
-    stack = [iter(data)]
-    while stack:
-        for item in stack[-1]:
-            if isinstance(item, list):
-                stack.append(iter(item))
-                break
-            flat.append(item)
-        else:
-            stack.pop()
-    if not all(isinstance(t, str) for t in flat):
-        raise InvalidInput(f"input '{spec.name}' data: expected strings")
-    if len(flat) != math.prod(shape):
-        raise InvalidInput(
-            f"input '{spec.name}' data: expected {math.prod(shape)} strings, got {len(flat)}"
-        )
-    array = np.empty(len(flat), dtype=object)
-    array[:] = [t.encode() for t in flat]
-    return array.reshape(shape)
-
-
-def _outputs(
-    document: dict[str, Any], parameters: dict[str, Any], interface: Interface
-) -> tuple[RequestedOutput, ...]:
-    default = _flag(parameters.get("binary_data_output", False), "binary_data_output")
-    entries = document.get("outputs")
-    if entries is not None and not isinstance(entries, list):
-        raise InvalidInput(f"outputs: expected a list, got {_kind(entries)}")
-    if not entries:
-        return tuple(RequestedOutput(s.name, default) for s in interface.outputs)
-    wanted: dict[str, RequestedOutput] = {}
-    for index, entry in enumerate(entries):
-        entry = _object(entry, f"outputs[{index}]")
-        name = entry.get("name")
-        if not isinstance(name, str):
-            raise InvalidInput(f"outputs[{index}].name: expected a string, got {_kind(name)}")
-        spec = interface.output(name)
-        if name in wanted:
-            raise InvalidInput(f"output '{name}' is asked for twice")
-        own = _object(entry.get("parameters", {}), f"output '{name}' parameters")
-        classes = own.get("classification", 0)
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
-            raise InvalidInput(f"output '{name}' classification: expected a count, got {classes!r}")
-        if classes and DTYPES[spec.dtype].kind not in "iuf":
-            raise InvalidInput(f"output '{name}' holds no scores to classify by")
-        as_binary = _flag(own.get("binary_data", default), "binary_data")
-        wanted[name] = RequestedOutput(name, as_binary, classes)
-    return tuple(wanted.values())
-
-
-def _flag(value: Any, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInput(f"parameter '{what}': expected true or false, got {value!r}")
+def _count(parameters: dict[str, Any], name: str, what: str, whose: str = "parameter ") -> int:
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        shown = f"'{name}'" if whose == "parameter " else name
+        raise InvalidInput(f"{whose}{shown}: expected {what}, got {value!r:.40}")
     return value
 
 
-def _raw_request(body: memoryview, interface: Interface) -> InferRequest:
-    """A body that is one tensor and nothing else: one input, at most one variable dimension, batch 1."""
-    if len(interface.inputs) != 1:
-        raise InvalidInput(f"a raw request needs one input, the model has {len(interface.inputs)}")
-    (spec,) = interface.inputs
-    shape = list(spec.shape)
-    if interface.max_batch:
-        shape[0] = 1
-    loose = [i for i, d in enumerate(shape) if isinstance(d, str)]
-    if spec.dtype == "BYTES":
-        for i in loose:
-            shape[i] = 1
-    elif len(loose) == 1:
-        row = math.prod(d for d in shape if isinstance(d, int)) * spec.numpy_dtype.itemsize
-        shape[loose[0]] = len(body) // row if row else 0
-    elif loose:
-        raise InvalidInput(f"input '{spec.name}' has several variable dimensions: say its shape")
-    fixed = tuple(int(d) for d in shape)
-    if spec.dtype == "BYTES":
-        array = np.empty(1, dtype=object)
-        array[0] = bytes(body)
-        inputs = {spec.name: array.reshape(fixed)}
-    else:
-        inputs = {spec.name: binary.from_bytes(spec, fixed, body)}
-    rows = interface.check(inputs)
-    outputs = tuple(RequestedOutput(s.name, True) for s in interface.outputs)
-    return InferRequest(inputs, rows, outputs)
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter '{name}': expected true or false, got {value!r:.40}")
+    return value
 
 
-def _json_data(name: str, array: Array) -> Any:
-    if array.dtype == object:
-        try:
-            return [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
-        except UnicodeDecodeError:
-            raise InvalidInput(f"output '{name}' is not text: ask for binary data") from None
-    if array.dtype == np.float16:
-        raise InvalidInput(f"output '{name}': FP16 has no JSON form, ask for binary data")
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+def _size(entry: InputEntry) -> int | None:
+    """How many bytes behind the JSON are this input's; None for an input with JSON data."""
+    size = entry.parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if entry.data is not msgspec.UNSET:
+        raise InvalidInput(f"input '{entry.name}' has both data and binary_data_size")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise InvalidInput(
-            f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary data"
+            f"input '{entry.name}' binary_data_size: expected a size, got {size!r:.40}"
         )
-    return flat
+    return size
 
 
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
-    return names.get(type(value), f"{value!r:.40}")
+def _region(parameters: dict[str, Any], whose: str) -> OutputRegion:
+    region = parameters[_SHM]
+    if not isinstance(region, str):
+        raise InvalidInput(f"{whose} {_SHM}: expected a name, got {region!r:.40}")
+    if "shared_memory_byte_size" not in parameters:
+        raise InvalidInput(f"{whose} shared_memory_byte_size: expected a size, got nothing")
+    return OutputRegion(
+        region,
+        _count(parameters, "shared_memory_offset", "an offset", f"{whose} "),
+        _count(parameters, "shared_memory_byte_size", "a size", f"{whose} "),
+    )

@@ -1,0 +1,190 @@
+"""What a chain does besides answering: opens failed candidates again, keeps a standby, checks, closes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from edgeserve.chain.opening import Opened
+from edgeserve.errors import EdgeServeError
+
+if TYPE_CHECKING:
+    from edgeserve.chain.chain import Chain
+    from edgeserve.chain.links import Link
+
+log = logging.getLogger(__name__)
+
+_GRACE_S: Final = 5.0
+_SPARE_BYTES: Final = 256 << 20
+
+
+class Keeper:
+    """Owns one thread, started when there is something to do. Opens and checks on it, so nothing waits."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._work = True
+        self._check = False
+        self._retired: list[tuple[Opened, float]] = []
+        self._next_check = time.monotonic() + chain.options.recheck_s
+        self._standby_done = False
+
+    def wake(self) -> None:
+        """Something has changed."""
+        with self._changed:
+            self._work = True
+            self._changed.notify()
+            if self._thread is None and not self._chain.candidates.closed and self._needed():
+                self._thread = threading.Thread(
+                    target=self._run, name="edgeserve-keeper", daemon=True
+                )
+                self._thread.start()
+
+    def check_soon(self) -> None:
+        self._check = True
+        self.wake()
+
+    def retire(self, opened: Opened) -> None:
+        """Close a session that serves no more: a process once its calls are over, at once if it is lost."""
+        if opened.worker is not None:
+            with self._changed:
+                self._retired.append((opened, time.monotonic()))
+            self.wake()
+
+    def let_go(self, link: Link) -> None:
+        """A candidate serves no more, because a better one does: close it unless it stands by."""
+        opened = link.opened
+        if opened is None or self._keeps(link):
+            return
+        with self._chain.candidates.lock:
+            link.opened = None
+        self.retire(opened)
+
+    def close(self) -> None:
+        with self._changed:
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10.0)
+        for opened, _ in self._retired:
+            opened.close()
+
+    def _needed(self) -> bool:
+        chain = self._chain
+        return bool(
+            self._retired
+            or self._check
+            or chain.options.recheck_s
+            or self._wants_standby()
+            or any(link.breaker.due is not None for link in chain.links)
+        )
+
+    def _run(self) -> None:
+        while not self._chain.candidates.closed:
+            with self._changed:
+                if not self._work:
+                    self._changed.wait(self._pause())
+                self._work = False
+            if self._chain.candidates.closed:
+                return
+            try:
+                self._turn()
+            except Exception:
+                log.exception("the chain's keeper failed")
+
+    def _pause(self) -> float | None:
+        """Seconds until there is something to do; None: until something changes."""
+        now = time.monotonic()
+        times = [link.breaker.due for link in self._chain.links if link.breaker.due is not None]
+        if self._chain.options.recheck_s:
+            times.append(self._next_check)
+        if self._retired:
+            times.append(now + 0.1)
+        return max(0.0, min(times) - now) if times else None
+
+    def _turn(self) -> None:
+        self._close_retired()
+        if self._check or (
+            self._chain.options.recheck_s > 0 and time.monotonic() >= self._next_check
+        ):
+            self._check = False
+            self._next_check = time.monotonic() + self._chain.options.recheck_s
+            self._chain.recheck()
+        for link in self._chain.links:
+            due = link.breaker.due
+            if due is not None and time.monotonic() >= due and not self._chain.candidates.closed:
+                self._reopen(link)
+        if not self._standby_done and self._wants_standby():
+            self._open_standby()
+
+    def _reopen(self, link: Link) -> None:
+        chain = self._chain
+        serving = chain.serving.candidate
+        behind = link.index > next(i.index for i in chain.links if i.candidate is serving)
+        if behind and not self._keeps(link):
+            link.breaker.give_up()  # it is opened when it is needed
+            return
+        if not chain.options.fallback and link.candidate is not serving:
+            link.breaker.give_up()
+            return
+        chain.reopen(link)
+
+    def _close_retired(self) -> None:
+        now = time.monotonic()
+        with self._changed:
+            waiting, self._retired = self._retired, []
+        for opened, since in waiting:
+            worker = opened.worker
+            if worker is None or worker.idle or now - since > _GRACE_S:
+                opened.close()
+            else:
+                with self._changed:
+                    self._retired.append((opened, since))
+
+    # Standby
+
+    def _standby(self) -> Link | None:
+        """The candidate that would take over from the first one that serves."""
+        chain = self._chain
+        serving = chain.serving.candidate
+        index = next(link.index for link in chain.links if link.candidate is serving)
+        behind = chain.links[index + 1 :]
+        on_cpu = [link for link in behind if link.candidate.device == "cpu"]
+        return next(iter(on_cpu or behind), None)
+
+    def _keeps(self, link: Link) -> bool:
+        return self._wants_standby() and self._standby() is link
+
+    def _wants_standby(self) -> bool:
+        chain = self._chain
+        if not chain.options.fallback or chain.options.standby == "cold":
+            return False
+        link = self._standby()
+        if link is None:
+            return False
+        if chain.options.standby == "warm":
+            return True
+        if chain.serving.candidate.device.partition(".")[0] == "cpu":
+            return False
+        needed = 3 * chain.bundle.manifest.variant(link.candidate.variant).size_bytes + _SPARE_BYTES
+        return needed < _available_bytes()
+
+    def _open_standby(self) -> None:
+        self._standby_done = True
+        link = self._standby()
+        if link is None or link.opened is not None:
+            return
+        try:
+            self._chain.candidates.open(link)
+        except EdgeServeError as error:
+            if not self._chain.candidates.closed:
+                log.warning("%s cannot stand by: %s", link.candidate.label, error)
+
+
+def _available_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)

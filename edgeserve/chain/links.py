@@ -1,0 +1,62 @@
+"""The records of a chain: its candidates' state, the steps it took, what serves."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+from edgeserve.bundle import Candidate
+from edgeserve.chain.breaker import Breaker
+from edgeserve.chain.opening import Attempt, Opened, is_isolated
+from edgeserve.chain.options import ChainOptions
+from edgeserve.errors import EdgeServeError
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """One step down the chain, at load or at run time, for logs and metrics. `source` and `destination`
+    are the same where a candidate had to be started again."""
+
+    source: Candidate
+    destination: Candidate
+    reason: str
+
+
+class Promotion(msgspec.Struct, frozen=True):
+    """One step up: a candidate that had failed serves again. `away_s` is how long it did not."""
+
+    source: Candidate
+    destination: Candidate
+    away_s: float
+
+
+class ChainStatus(msgspec.Struct, frozen=True):
+    """What serves now. `since` is in seconds since 1970; `ready` is whether a session is open, on the
+    device that was required. Where the first candidate does not serve, `reason` says why and `retry_s`
+    when it is tried again."""
+
+    candidate: Candidate
+    since: float
+    ready: bool
+    first: Candidate
+    isolated: bool = False
+    max_rows: int = 0
+    reason: str | None = None
+    hint: str | None = None
+    retry_s: float | None = None
+
+
+class Link:
+    """One candidate of the chain. Whoever opens it holds `opening`; `opened` is set under the chain's
+    lock."""
+
+    def __init__(self, index: int, candidate: Candidate, options: ChainOptions) -> None:
+        self.index = index
+        self.candidate = candidate
+        self.isolated = is_isolated(candidate, options)
+        self.attempt = Attempt(candidate, tried=False, isolated=self.isolated)
+        self.opened: Opened | None = None
+        self.opening = threading.Lock()
+        self.failed_at: float | None = None
+        self.error: EdgeServeError | None = None
+        self.breaker = Breaker(options.reopen_s, options.reopen_longest_s, options.stable_s)

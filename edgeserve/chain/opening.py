@@ -1,0 +1,184 @@
+"""Opening one candidate: in this process or in one of its own, warmed up and proven."""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from edgeserve.bundle import Bundle, Candidate
+from edgeserve.chain.failures import Reason
+from edgeserve.chain.golden import check_golden
+from edgeserve.chain.options import ChainOptions
+from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
+from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes.inject import STAND_IN, parse_fault
+from edgeserve.workers import Limits, WorkerSession, open_worker
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """What became of one candidate: open (`error` is None), failed, or not needed (`tried` False).
+
+    `reason` is the failure's kind, as in metrics; `isolated` says whether it runs in a process of its own.
+    """
+
+    candidate: Candidate
+    tried: bool
+    error: str | None = None
+    hint: str | None = None
+    load_ms: float | None = None
+    golden_error: float | None = None
+    reason: Reason | None = None
+    isolated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.tried and self.error is None
+
+
+def open_candidate(
+    bundle: Bundle,
+    candidate: Candidate,
+    *,
+    threads: int = 0,
+    instances: int = 1,
+    spin: bool = True,
+) -> Session:
+    """Open one candidate of a bundle in this process, without any fallback."""
+    options = ChainOptions(threads=threads, instances=instances, spin=spin)
+    return runtime(candidate.runtime).load(
+        bundle.variant_files(candidate.variant), candidate.device, _load_options(candidate, options)
+    )
+
+
+def open_isolated(
+    bundle: Bundle,
+    candidate: Candidate,
+    options: ChainOptions,
+    *,
+    fault_state: str = "",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> WorkerSession:
+    """Open one candidate in a process of its own, with the faults that are injected into it."""
+    return open_worker(
+        candidate.runtime,
+        bundle.variant_files(candidate.variant),
+        candidate.device,
+        _load_options(candidate, options),
+        label=candidate.label,
+        limits=Limits(options.open_timeout_s, options.watchdog_s, options.worker_memory),
+        faults=faults_for(candidate, options.inject),
+        fault_state=fault_state,
+        cancelled=cancelled,
+    )
+
+
+def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:
+    return LoadOptions(
+        threads=options.threads,
+        instances=options.instances,
+        spin=options.spin,
+        static_shapes=candidate.static_shapes,
+        options=candidate.options,
+    )
+
+
+def is_isolated(candidate: Candidate, options: ChainOptions) -> bool:
+    if sys.platform != "linux":
+        return False  # workers need its sockets and its shared memory
+    if faults_for(candidate, options.inject):
+        return True  # a fault must not end the server itself
+    if options.isolate == "accelerators":
+        return candidate.device.partition(".")[0] != "cpu"
+    return options.isolate == "always"
+
+
+def faults_for(candidate: Candidate, inject: Sequence[str]) -> tuple[str, ...]:
+    faults = [parse_fault(text) for text in inject]
+    return tuple(f.text for f in faults if f.concerns(candidate.device, candidate.label))
+
+
+def with_stand_ins(candidates: Sequence[Candidate], inject: Sequence[str]) -> tuple[Candidate, ...]:
+    """The chain, with a copy of its first CPU candidate in front for each stand-in that it has no
+    candidate for."""
+    faults = [parse_fault(text) for text in inject]
+    front: list[Candidate] = []
+    for fault in faults:
+        if fault.kind != STAND_IN or any(fault.concerns(c.device, c.label) for c in candidates):
+            continue
+        played = next((c for c in candidates if c.device == "cpu"), None)
+        if played is None or "/" in fault.where:
+            raise UsageError(
+                f"'{fault.text}': there is no CPU candidate to play '{fault.where}'",
+                hint=f"the chain is {', '.join(c.label for c in candidates)}",
+            )
+        front.append(msgspec.structs.replace(played, device=fault.where))
+    return (*front, *candidates)
+
+
+class Opened:
+    """A candidate's session that reproduced the golden samples.
+
+    Owns the session. One in this process is closed when the last call has left it and nobody refers to
+    it any more; one in a process of its own is closed by its chain.
+    """
+
+    def __init__(
+        self, candidate: Candidate, session: Session, load_ms: float, error: float
+    ) -> None:
+        self.candidate = candidate
+        self.session = session
+        self.load_ms = load_ms
+        self.golden_error = error
+        self.failure: EdgeServeError | None = None  # why it is out of service
+        self.max_rows = 0  # what fits the device's memory; 0: anything so far
+        self.close = weakref.finalize(self, session.close)
+
+    @property
+    def worker(self) -> WorkerSession | None:
+        return self.session if isinstance(self.session, WorkerSession) else None
+
+
+def open_proven(
+    bundle: Bundle,
+    candidate: Candidate,
+    options: ChainOptions,
+    *,
+    fault_state: str,
+    cancelled: Callable[[], bool],
+) -> Opened:
+    """Open, warm up, reproduce the golden samples.
+
+    Raises what opening and the golden check raise; an engine that cannot be imported is
+    DeviceUnavailable.
+    """
+    began = time.perf_counter()
+    try:
+        session: Session
+        if is_isolated(candidate, options):
+            session = open_isolated(
+                bundle, candidate, options, fault_state=fault_state, cancelled=cancelled
+            )
+        else:
+            session = open_candidate(
+                bundle,
+                candidate,
+                threads=options.threads,
+                instances=options.instances,
+                spin=options.spin,
+            )
+    except ImportError as error:
+        raise DeviceUnavailable(
+            f"{candidate.runtime} cannot be imported", cause=str(error)
+        ) from None
+    try:
+        golden_error = check_golden(bundle, session, candidate.variant)
+    except BaseException:
+        session.close()
+        raise
+    if isinstance(session, WorkerSession):
+        session.arm()
+    return Opened(candidate, session, 1000.0 * (time.perf_counter() - began), golden_error)

@@ -1,0 +1,59 @@
+"""How a chain is opened and kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgeserve.errors import UsageError
+from edgeserve.runtimes.inject import parse_fault
+
+Isolation = Literal["always", "accelerators", "never"]
+Standby = Literal["auto", "warm", "cold"]
+
+
+class ChainOptions(msgspec.Struct, frozen=True):
+    """How to open a chain.
+
+    `fallback=False` fails with the first candidate's own error; `device` keeps only candidates on that
+    device, `require` refuses to start where another serves; `threads`, `instances` and `spin` as in
+    LoadOptions. `isolate` says which candidates run in a process of their own, `standby` whether the one
+    behind an accelerator is kept open.
+
+    Seconds: `watchdog_s` is the least a call may take, `open_timeout_s` the most that opening may;
+    `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
+    again after `reopen_s`, each time after about twice as long, up to `reopen_longest_s`, and counts as
+    recovered once it has served for `stable_s`. `worker_memory` caps a worker process, in bytes (0: no
+    cap). `verify` has every batch carry a golden sample, so that not one answer of a device that has begun
+    to compute wrong numbers gets out. `inject` are faults (edgeserve.runtimes.inject).
+    """
+
+    fallback: bool = True
+    device: str | None = None
+    variant: str | None = None
+    require: str | None = None
+    threads: int = 0
+    instances: int = 1
+    spin: bool = True
+    isolate: Isolation = "accelerators"
+    standby: Standby = "auto"
+    watchdog_s: float = 2.0
+    open_timeout_s: float = 180.0
+    recheck_s: float = 0.0
+    verify: bool = False
+    reopen_s: float = 1.0
+    reopen_longest_s: float = 300.0
+    stable_s: float = 60.0
+    worker_memory: int = 0
+    inject: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raise UsageError for faults that are none and combinations that cannot work."""
+        for text in self.inject:
+            parse_fault(text)
+        if self.inject and self.isolate == "never":
+            raise UsageError(
+                "injected faults need isolated candidates",
+                hint="leave out --isolate never, or --inject",
+            )

@@ -1,0 +1,112 @@
+"""Running a batch on one opened candidate: in parts where memory is short, and checked where asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import numpy as np
+
+from edgeserve.bundle import Bundle
+from edgeserve.chain.failures import (
+    NonFinite,
+    all_finite,
+    finite_outputs,
+    inputs_are_finite,
+    is_out_of_memory,
+)
+from edgeserve.chain.golden import golden_batches, sample_error
+from edgeserve.chain.opening import Opened
+from edgeserve.chain.options import ChainOptions
+from edgeserve.errors import DeviceLost, EdgeServeError, InferenceFailed, WrongNumbers
+from edgeserve.runtimes import Session
+from edgeserve.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+# One sample's error may exceed that of all together, which the tolerance is about.
+_SAMPLE_SLACK: Final = 4.0
+
+
+class Runner:
+    """What one call is, for every candidate of a chain. `alone` says that there is no other candidate
+    to compare with: then NaN is as good an answer as any."""
+
+    def __init__(self, bundle: Bundle, options: ChainOptions, *, alone: bool) -> None:
+        self._bundle = bundle
+        self._batched = bundle.manifest.interface.max_batch > 0
+        self._most = bundle.manifest.interface.max_batch
+        self._finite = () if alone else finite_outputs(bundle)
+        self._sample: tuple[Tensors, Tensors] | None = None
+        if options.verify:
+            inputs, outputs = bundle.golden()
+            interface = bundle.manifest.interface
+            self._sample = (
+                golden_batches(interface, inputs)[0],
+                golden_batches(interface, outputs)[0],
+            )
+
+    def answer(self, opened: Opened, inputs: Tensors) -> Tensors:
+        """The outputs for `inputs`. Raises InferenceFailed; NonFinite and WrongNumbers among them."""
+        outputs = (
+            self._run(opened, inputs)
+            if self._sample is None
+            else self._verified(opened, inputs, *self._sample)
+        )
+        if self._finite and not all_finite(outputs, self._finite) and inputs_are_finite(inputs):
+            raise NonFinite(outputs, opened.candidate.label)
+        return outputs
+
+    def _run(self, opened: Opened, inputs: Tensors) -> Tensors:
+        rows = len(next(iter(inputs.values()))) if self._batched else 1
+        if not 0 < opened.max_rows < rows:
+            try:
+                return _called(opened.session, inputs)
+            except InferenceFailed as error:
+                if rows == 1 or isinstance(error, DeviceLost) or not is_out_of_memory(error):
+                    raise
+                opened.max_rows = -(-rows // 2)
+                label = opened.candidate.label
+                log.warning("%s: %s; batches are run in parts of %d", label, error, opened.max_rows)
+        step = opened.max_rows
+        parts = [
+            self._run(opened, {n: a[i : i + step] for n, a in inputs.items()})
+            for i in range(0, rows, step)
+        ]
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def _verified(
+        self, opened: Opened, inputs: Tensors, sample: Tensors, expected: Tensors
+    ) -> Tensors:
+        """Run `inputs` together with a golden sample, whose outputs must be right."""
+        fits = self._batched and all(
+            inputs[name].shape[1:] == a.shape[1:] for name, a in sample.items()
+        )
+        rows = len(next(iter(inputs.values())))
+        if fits and rows < self._most:
+            joined = {n: np.concatenate([a, sample[n]]) for n, a in inputs.items()}
+            both = self._run(opened, joined)
+            outputs = {n: a[:rows] for n, a in both.items()}
+            got = {n: a[rows:] for n, a in both.items()}
+        else:
+            outputs = self._run(opened, inputs)
+            got = self._run(opened, sample)
+        error = sample_error(self._bundle.manifest.interface, sample, expected, got)
+        tolerance = self._bundle.manifest.variant(opened.candidate.variant).golden_tolerance
+        if not error <= _SAMPLE_SLACK * tolerance:
+            raise WrongNumbers(
+                f"{opened.candidate.label} does not reproduce a golden sample any more",
+                cause=f"relative RMS error {error:.3g}, tolerated {_SAMPLE_SLACK * tolerance:.3g}",
+                hint="the device computes wrong numbers: update its driver, or look at its memory",
+            )
+        return outputs
+
+
+def _called(session: Session, inputs: Tensors) -> Tensors:
+    try:
+        return session.run(inputs)
+    except EdgeServeError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise InferenceFailed(f"the engine failed on {session.device}", cause=cause) from error

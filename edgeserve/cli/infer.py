@@ -1,0 +1,247 @@
+"""`edgeserve infer`: ask a server, or a bundle on this device."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeout, access_from
+
+if TYPE_CHECKING:
+    from edgeserve.bundle import Preprocess
+    from edgeserve.cli.scores import Inferred
+    from edgeserve.client import Access, Answer, Question
+
+_STDOUT = Path("-")
+_TOP = 5
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "infer",
+        help="Run a model on a server or in a bundle, on .npz, .npy, JSON, images or stdin.\n\n"
+        "Example: edgeserve infer http://localhost:8000 cat.jpg --top 3",
+    )(command)
+
+
+def command(
+    where: Annotated[str, typer.Argument(metavar="URL|BUNDLE", help="A server, or a bundle.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help=".npz, .npy, .json, images, or - for stdin."),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="The model, where the server has several.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Its version [the newest].")] = None,
+    wanted: Annotated[
+        list[str] | None, typer.Option("--output", metavar="NAME", help="Only this output.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help=f"Best classes to show [{_TOP} of class scores].")
+    ] = None,
+    preprocess: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="How an image becomes the input, where not stored."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Of a bundle: only on this device.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("-o", metavar="NPZ", help="Write the outputs; - is stdout.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    key_env: KeyEnv = None,
+    ca: Ca = None,
+    cert: Certificate = None,
+    cert_key: CertificateKey = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    from edgeserve.cli.images import preprocess_from
+    from edgeserve.cli.output import to_json
+    from edgeserve.cli.scores import inferred
+    from edgeserve.client import is_url
+
+    how = preprocess_from(preprocess, {})
+    outputs = tuple(wanted or ())
+    if is_url(where):
+        access = access_from(key_env, ca, cert, cert_key, timeout)
+        asked = _ask_server(where, access, model, version, inputs, outputs, how)
+    else:
+        asked = _ask_bundle(where, device, inputs, outputs, how)
+    answer, labels, elapsed_ms = asked
+    if save is not None:
+        _save(answer, save)
+    if save == _STDOUT:
+        return
+    result = inferred(answer, labels, elapsed_ms, top or _TOP, chosen=top is not None)
+    if json:
+        print(to_json(result))
+    else:
+        render(result, save)
+
+
+_Asked = tuple["Answer", "tuple[str, ...] | None", float]
+
+
+def _ask_server(
+    url: str,
+    access: Access,
+    model: str | None,
+    version: str | None,
+    sources: list[str],
+    outputs: tuple[str, ...],
+    preprocess: Preprocess | None,
+) -> _Asked:
+    from edgeserve.cli.inputs import read_question
+    from edgeserve.client import connect
+
+    with connect(url, access) as client:
+        if model is None:
+            model = _only(url, sorted({m.name for m in client.models() if m.ready}))
+        info = client.model(model, version)
+        question = read_question(sources, info.interface, preprocess or info.preprocess)
+        question = _wanting(question, outputs)
+        began = time.perf_counter()
+        parts = [
+            client.infer(model, part, version)
+            for part in _batches(question, info.interface.max_batch)
+        ]
+        elapsed_ms = 1000 * (time.perf_counter() - began)
+    return _joined(parts), info.labels, elapsed_ms
+
+
+def _only(url: str, names: list[str]) -> str:
+    from edgeserve.errors import UsageError
+
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise UsageError(f"{url} lists no model that is ready", hint="--model NAME asks for one")
+    raise UsageError(f"{url} has {len(names)} models", hint=f"--model {' or '.join(names)}")
+
+
+def _ask_bundle(
+    path: str,
+    device: str | None,
+    sources: list[str],
+    outputs: tuple[str, ...],
+    preprocess: Preprocess | None,
+) -> _Asked:
+    from edgeserve.bundle import Bundle
+    from edgeserve.chain import Chain, ChainOptions
+    from edgeserve.cli.inputs import read_question
+    from edgeserve.client import Answer, Where
+
+    bundle = _bundle(path)
+    interface = bundle.manifest.interface
+    question = read_question(sources, interface, preprocess or bundle.manifest.task.preprocess)
+    question = _wanting(question, outputs)
+    names = question.outputs or tuple(s.name for s in interface.outputs)
+    for name in names:
+        interface.output(name)
+    parts: list[Answer] = []
+    with Chain(bundle, ChainOptions(device=device)) as chain:
+        began = time.perf_counter()
+        for part in _batches(question, interface.max_batch):
+            interface.check(part.inputs)
+            computed, by = chain.run(part.inputs)
+            found = {name: computed[name] for name in names}
+            parts.append(Answer(found, bundle.name, "", Where(by.device, by.runtime, by.variant)))
+        elapsed_ms = 1000 * (time.perf_counter() - began)
+    labels = bundle.labels()
+    assert isinstance(bundle, Bundle)
+    return _joined(parts), None if labels is None else tuple(labels), elapsed_ms
+
+
+def _bundle(path: str) -> Any:
+    from edgeserve.bundle import Bundle
+    from edgeserve.errors import UsageError
+
+    host, _, port = path.rpartition(":")
+    if host and port.isdigit() and not Path(path).exists():
+        raise UsageError(
+            f"{path} is neither a URL nor a bundle", hint=f"did you mean http://{path}?"
+        )
+    return Bundle.open(path)
+
+
+def _wanting(question: Question, outputs: tuple[str, ...]) -> Question:
+    import msgspec
+
+    return msgspec.structs.replace(question, outputs=outputs) if outputs else question
+
+
+def _batches(question: Question, max_batch: int) -> Iterator[Question]:
+    """The question in as many requests as the model's largest batch asks for."""
+    import msgspec
+
+    rows = {array.shape[0] for array in question.inputs.values() if array.ndim}
+    if not max_batch or len(rows) != 1 or max(rows) <= max_batch:
+        yield question
+        return
+    for start in range(0, rows.pop(), max_batch):
+        part = {n: a[start : start + max_batch] for n, a in question.inputs.items()}
+        yield msgspec.structs.replace(question, inputs=part)
+
+
+def _joined(parts: list[Answer]) -> Answer:
+    import msgspec
+
+    from edgeserve.tensors import join_batches
+
+    return msgspec.structs.replace(parts[-1], outputs=join_batches([p.outputs for p in parts]))
+
+
+def _save(answer: Answer, path: Path) -> None:
+    import sys
+
+    import numpy as np
+
+    from edgeserve.bundle.writing import write_errors
+
+    # Texts as fixed-width bytes: an .npz without pickle cannot hold objects.
+    arrays = {n: a.astype("S") if a.dtype == object else a for n, a in answer.outputs.items()}
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    if path == _STDOUT:
+        sys.stdout.buffer.write(file.getvalue())
+        return
+    with write_errors(path):
+        path.write_bytes(file.getvalue())
+
+
+def render(result: Inferred, saved: Path | None) -> None:
+    from edgeserve.cli.output import stderr_console, stdout_console
+    from edgeserve.cli.tables import add_row, table_of
+
+    console = stdout_console()
+    for output in result.outputs:
+        shape = ",".join(map(str, output.shape))
+        heading = f"{output.name} {output.datatype}[{shape}]"
+        best = [s for s in result.top if s.output == output.name]
+        if not best:
+            console.print(f"{heading}  {output.shown}", markup=False)
+            continue
+        console.print(heading, markup=False)
+        labelled = any(s.label is not None for s in best)
+        several = output.shape[0] > 1
+        columns = [*["row"] * several, "rank", "score", "class", *["label"] * labelled]
+        table = table_of(*columns, right=("row", "rank", "score", "class"))
+        for s in best:
+            label = [s.label or ""] * labelled
+            add_row(
+                table,
+                *[str(s.row)] * several, str(s.rank), f"{s.score:.6g}", str(s.index), *label,
+            )  # fmt: skip
+        console.print(table)
+    by = ", ".join(filter(None, (result.device, result.runtime, result.variant)))
+    version = f" version {result.version}" if result.version else ""
+    who = f"{result.model}{version} on {by}" if by else f"{result.model}{version}"
+    stderr = stderr_console()
+    stderr.print(f"\n{who}: {result.elapsed_ms:.1f} ms", markup=False)
+    if saved is not None:
+        stderr.print(f"wrote {saved}", markup=False)

@@ -1,0 +1,86 @@
+"""`edgeserve status`: whether a server is ready, what it serves on which device, and what it has done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeout, access_from
+
+if TYPE_CHECKING:
+    from edgeserve.client import Client, ModelState, ServerStatus
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "status",
+        help="Show a server's readiness, models and counters; exit 0 ready, 1 not, 3 unreachable.\n\n"
+        "Example: edgeserve status http://localhost:8000",
+    )(command)
+
+
+def command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    key_env: KeyEnv = None,
+    ca: Ca = None,
+    cert: Certificate = None,
+    cert_key: CertificateKey = None,
+    timeout: Timeout = 10.0,
+) -> int:
+    from edgeserve.cli.output import to_json
+    from edgeserve.client import connect
+
+    with connect(url, access_from(key_env, ca, cert, cert_key, timeout)) as client:
+        status = read_status(url, client)
+    if json:
+        print(to_json(status))
+    else:
+        render(status)
+    return 0 if status.ready else 1
+
+
+def read_status(url: str, client: Client) -> ServerStatus:
+    from edgeserve.client import ServerStatus
+
+    server = client.server()
+    return ServerStatus(
+        url=url,
+        server=f"{server.name} {server.version}",
+        ready=client.ready(),
+        models=tuple(client.models()),
+    )
+
+
+def render(status: ServerStatus) -> None:
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.tables import add_row, table_of
+
+    console = stdout_console()
+    word = "ready" if status.ready else "not ready"
+    console.print(f"{status.url}  {status.server}, {word}\n", markup=False)
+    numbers = ("answered", "failed", "batches", "queue ms", "compute ms", "total ms")
+    table = table_of("model", "version", "state", "serves on", *numbers, right=numbers)
+    for model in status.models:
+        add_row(table, model.name, model.version, _state(model), _where(model), *_numbers(model))
+    console.print(table if status.models else "no models")
+
+
+def _state(model: ModelState) -> str:
+    word = "ready" if model.ready else "not ready"
+    return f"{word}: {model.reason}" if model.reason else word
+
+
+def _where(model: ModelState) -> str:
+    where = model.where
+    return "/".join(filter(None, (where.runtime, where.device, where.variant)))
+
+
+def _numbers(model: ModelState) -> tuple[str, ...]:
+    counted = model.statistics
+    if counted is None:
+        return ("",) * 6
+    times = (counted.queue_ms, counted.compute_ms, counted.total_ms)
+    counts = (counted.succeeded, counted.failed, counted.batches)
+    return (*map(str, counts), *(f"{t:.3f}" for t in times))

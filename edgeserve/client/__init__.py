@@ -1,0 +1,32 @@
+"""A small client of the Open Inference Protocol v2: what the command line and the demo ask servers with.
+
+It stands on the server's wire forms (`serve.protocols`) and on nothing else of the server.
+"""
+
+from edgeserve.client.connect import Client, connect, is_url
+from edgeserve.client.model import (
+    Access,
+    Answer,
+    ModelInfo,
+    ModelState,
+    Question,
+    ServerInfo,
+    ServerStatus,
+    Statistics,
+    Where,
+)
+
+__all__ = [
+    "Access",
+    "Answer",
+    "Client",
+    "ModelInfo",
+    "ModelState",
+    "Question",
+    "ServerInfo",
+    "ServerStatus",
+    "Statistics",
+    "Where",
+    "connect",
+    "is_url",
+]

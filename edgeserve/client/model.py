@@ -1,0 +1,141 @@
+"""What a client says and hears, whatever the transport."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeserve.bundle import Preprocess
+from edgeserve.client.problems import unreadable
+from edgeserve.tensors import Interface, Tensors, TensorSpec
+
+Parameter = str | int | float | bool
+
+
+class Access(msgspec.Struct, frozen=True):
+    """How to reach a server: time limit of one exchange, key, and files for TLS (PEM)."""
+
+    timeout_s: float = 30.0
+    api_key: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Access({self.timeout_s} s, {'with' if self.api_key else 'without'} key)"
+
+
+class ServerInfo(msgspec.Struct, frozen=True):
+    """What a server calls itself, and the protocol extensions it speaks."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...] = ()
+
+
+class Where(msgspec.Struct, frozen=True):
+    """What answered; all None for servers that do not say."""
+
+    device: str | None = None
+    runtime: str | None = None
+    variant: str | None = None
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """What a model version has done since it was loaded; times are means of successful requests."""
+
+    succeeded: int
+    failed: int
+    batches: int
+    queue_ms: float
+    compute_ms: float
+    total_ms: float
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """One version of a model on a server. `reason` says why it is not ready."""
+
+    name: str
+    version: str
+    ready: bool
+    reason: str = ""
+    where: Where = Where()
+    statistics: Statistics | None = None
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """A server as `edgeserve status` shows it."""
+
+    url: str
+    server: str
+    ready: bool
+    models: tuple[ModelState, ...]
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a server tells of one model. `max_batch` of the interface is 0 where it is not known."""
+
+    name: str
+    interface: Interface
+    labels: tuple[str, ...] | None = None
+    preprocess: Preprocess | None = None
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One inference request. No `outputs` asks for all of them."""
+
+    inputs: Tensors
+    outputs: tuple[str, ...] = ()
+    parameters: dict[str, Parameter] = {}
+    id: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """One inference response."""
+
+    outputs: Tensors
+    model: str
+    version: str
+    where: Where
+
+
+def where_from(parameters: dict[str, Any]) -> Where:
+    """The parameters with which edgeserve says what answered."""
+    names = ("device", "runtime", "variant")
+    found = {n: parameters.get(f"edgeserve_{n}") for n in names}
+    return Where(**{n: v for n, v in found.items() if isinstance(v, str)})
+
+
+Wire = tuple[str, str, list[int]]
+
+
+def model_info(
+    name: str, inputs: list[Wire], outputs: list[Wire], max_batch: int, told: dict[str, str]
+) -> ModelInfo:
+    """From a model's metadata and configuration: tensors as (name, datatype, shape), and what the
+    server tells in parameters (`serve.model_config.task_parameters`). Raises InferenceFailed."""
+    labels, preprocess = told.get("edgeserve_labels"), told.get("edgeserve_preprocess")
+    try:
+        return ModelInfo(
+            name,
+            Interface(
+                tuple(_spec(wire, max_batch) for wire in inputs),
+                tuple(_spec(wire, max_batch) for wire in outputs),
+                max_batch,
+            ),
+            None if labels is None else msgspec.json.decode(labels, type=tuple[str, ...]),
+            None if preprocess is None else msgspec.json.decode(preprocess, type=Preprocess),
+        )
+    except msgspec.MsgspecError as error:
+        raise unreadable(str(error)) from None
+
+
+def _spec(wire: Wire, max_batch: int) -> TensorSpec:
+    """A spec from its wire form, where -1 is any size."""
+    name, datatype, shape = wire
+    dims: list[int | str] = [f"{name}_{i}" if d < 0 else d for i, d in enumerate(shape)]
+    if max_batch and dims:
+        dims[0] = "batch"
+    return TensorSpec(name, datatype, tuple(dims))

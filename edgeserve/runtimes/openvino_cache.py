@@ -1,0 +1,64 @@
+"""Where compiled models for GPUs and NPUs are kept: compiling takes seconds to minutes there.
+
+OpenVINO checks itself that a cached blob fits the model, the device, the driver and its version; a folder
+for each model file keeps the blobs apart, so that old ones can be found and removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Final
+
+from edgeserve.bundle import VariantFiles
+from edgeserve.runtimes.base import LoadOptions
+
+# Folders of models that were not opened for so long are removed.
+_KEEP_DAYS: Final = 60
+
+
+def cache_root() -> Path:
+    """`compiled` in the user's cache, or in EDGESERVE_CACHE_DIR where that is set."""
+    set_to = os.environ.get("EDGESERVE_CACHE_DIR")
+    if set_to:
+        return Path(set_to) / "compiled"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgeserve" / "compiled"
+
+
+def cache_folder(model: VariantFiles, device: str, options: LoadOptions) -> Path | None:
+    """The folder for this file on this device, made; None for a CPU, unless the options say
+    `cache = true`, where they say `cache = false`, and where nothing can be written."""
+    wanted = options.options.get("cache", device != "CPU")  # a CPU compiles in less than it reads
+    if not wanted or "CACHE_DIR" in options.options:
+        return None
+    try:
+        key = _key(model.path, device)
+        folder = cache_root() / key
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        _remove_old(folder.parent)
+    except OSError:
+        return None
+    return folder
+
+
+def _key(path: Path, device: str) -> str:
+    """Name, size and time of the files, not their content: large models are opened often."""
+    seen = []
+    for file in (path, path.with_suffix(".bin")):
+        if file.exists():
+            about = file.stat()
+            seen.append(f"{file.resolve()}\0{about.st_size}\0{about.st_mtime_ns}")
+    digest = hashlib.sha256("\0".join([*seen, device]).encode()).hexdigest()[:16]
+    return f"{path.stem}-{device.lower()}-{digest}"
+
+
+def _remove_old(root: Path) -> None:
+    limit = time.time() - _KEEP_DAYS * 86400
+    for folder in root.iterdir():
+        if folder.is_dir() and folder.stat().st_mtime < limit:
+            shutil.rmtree(folder, ignore_errors=True)

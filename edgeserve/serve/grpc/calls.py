@@ -1,0 +1,197 @@
+"""One inference of a gRPC client: decoded on the thread that received it, run from the event loop, and
+encoded on that thread again. Nothing here knows how the call came in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
+from edgeserve.serve.grpc import codec
+from edgeserve.serve.grpc.errors import Canceled
+from edgeserve.serve.grpc.limits import GrpcLimits
+from edgeserve.serve.model import ServedModel
+from edgeserve.serve.protocols import binary
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion
+from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
+from edgeserve.tensors import Array
+
+_CHECK_S: Final = 5.0
+
+
+class Inferences:
+    """Starts inferences on the event loop; made there, used from any thread."""
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        loop: asyncio.AbstractEventLoop,
+        limits: GrpcLimits,
+    ) -> None:
+        self.repository = repository
+        self.shm = shm
+        self.loop = loop
+        self.limits = limits
+
+    def start(self, message: bytes, remaining_s: float | None) -> Inference:
+        """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
+
+        Never raises: what is wrong comes with the answer.
+        """
+        call = Inference(self)
+        try:
+            parsed = codec.parse(message)
+            call.id = parsed.id
+            decoded = codec.decode(parsed, self.limits.elements)
+        except InvalidInput as error:
+            call.finish(error)
+        else:
+            call.decoded = decoded
+            if remaining_s is not None:
+                call.deadline = time.monotonic() + remaining_s
+            self.post(call.run, call)
+        return call
+
+    def post(self, work: Callable[[], None], call: Inference) -> None:
+        """Run `work` on the loop; a loop that has ended answers for itself."""
+        try:
+            self.loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            call.finish(ShuttingDown("the server is shutting down"))
+
+
+class Inference:
+    """One call. `run` and `finish` happen on the loop, `wait` and `answer` on the caller's thread."""
+
+    __slots__ = (
+        "_lock",
+        "_owner",
+        "_pending",
+        "deadline",
+        "decoded",
+        "id",
+        "model",
+        "request",
+        "result",
+    )
+
+    def __init__(self, owner: Inferences) -> None:
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._pending: Pending | None = None
+        self.decoded: codec.Decoded | None = None
+        self.id = ""
+        self.model: ServedModel | None = None
+        self.deadline: float | None = None
+        self.request: InferRequest | None = None
+        self.result: Outcome | EdgeServeError | None = None
+
+    def run(self) -> None:
+        """Find the model and hand it the request."""
+        decoded = self.decoded
+        if self.result is not None or decoded is None:
+            return
+        remaining_s = None
+        if self.deadline is not None:
+            remaining_s = self.deadline - time.monotonic()
+            if remaining_s <= 0:
+                self.finish(DeadlineExceeded("the deadline passed before the request was run"))
+                return
+        try:
+            self.model = model = self._owner.repository.find(decoded.model, decoded.version)
+            try:
+                self.request = request = codec.bind(
+                    decoded, model.interface, self._read_regions(decoded), remaining_s
+                )
+            except (InvalidInput, UnknownRegion, SharedMemoryOff):
+                model.metrics.failed("invalid")
+                raise
+            self._pending = model.infer(request, self._ran)
+        except EdgeServeError as error:
+            self.finish(error)
+
+    def finish(self, result: Outcome | EdgeServeError) -> None:
+        """Wake the caller; only the first result counts."""
+        if self.result is None:
+            self.result = result
+            self._lock.release()
+
+    def wait(self) -> None:
+        while not self._lock.acquire(timeout=_CHECK_S):
+            if self._owner.loop.is_closed():
+                self.finish(ShuttingDown("the server is shutting down"))
+
+    def left(self) -> None:
+        """The client is gone or has its answer; any thread may say so."""
+        if self.result is None:
+            with contextlib.suppress(RuntimeError):
+                self._owner.loop.call_soon_threadsafe(self._cancel)
+
+    def answer(self, *, final: bool) -> bytes:
+        """The serialized ModelInferResponse. Raises the error that it failed with."""
+        result, model, request = self.result, self.model, self.request
+        if isinstance(result, EdgeServeError):
+            raise result
+        assert result is not None
+        assert model is not None
+        assert request is not None
+        size = sum(result.outputs[w.name].nbytes for w in request.outputs)
+        if size > self._owner.limits.send_bytes:
+            limit = self._owner.limits.send_bytes
+            raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
+        head = codec.response_head(model.name, model.version, result.candidate, final=final)
+        return codec.encode(head, request, result.outputs, model.interface, model.labels)
+
+    def _ran(self, result: Outcome | EdgeServeError) -> None:
+        if isinstance(result, Outcome) and self._regions():
+            try:
+                self._write_regions(result)
+            except EdgeServeError as error:
+                result = error
+        self.finish(result)
+
+    def _cancel(self) -> None:
+        if self.result is not None:
+            return
+        pending, model = self._pending, self.model
+        if pending is not None and model is not None and not pending.settled:
+            model.cancel(pending)
+        self.finish(Canceled("the client has left"))
+
+    def _regions(self) -> dict[str, OutputRegion]:
+        decoded = self.decoded
+        if decoded is None:
+            return {}
+        return {w.name: w.region for w in decoded.outputs if w.region is not None}
+
+    def _read_regions(self, decoded: codec.Decoded) -> dict[str, Array]:
+        """The inputs that lie in shared memory; outputs that go there must find room."""
+        shm = self._owner.shm
+        for wanted in decoded.outputs:
+            if wanted.region is not None:
+                region = wanted.region
+                shm.check_room(region.region, region.offset, region.byte_size)
+        tensors = {}
+        for given in decoded.inputs:
+            if given.region is not None:
+                region = given.region
+                data = shm.read(region.region, region.offset, region.byte_size)
+                tensors[given.spec.name] = binary.from_bytes(given.spec, given.shape, data)
+        return tensors
+
+    def _write_regions(self, result: Outcome) -> None:
+        for name, region in self._regions().items():
+            data = binary.to_bytes(result.outputs[name])
+            if len(data) > region.byte_size:
+                raise InvalidInput(
+                    f"output '{name}' has {len(data)} bytes, its shared memory {region.byte_size}"
+                )
+            self._owner.shm.write(region.region, region.offset, data)

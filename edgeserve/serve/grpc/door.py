@@ -1,0 +1,81 @@
+"""Who is let in: every call of every service passes here before a thread is spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import grpc
+import msgspec
+
+from edgeserve.serve.access import AccessDenied, Role, key_of
+from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.pool import Pools
+
+# Raises AccessDenied for a key, or the lack of one, that does not give the role.
+Admit = Callable[[Role, str | None], None]
+
+
+class Method(msgspec.Struct, frozen=True):
+    """One method: how to call it, which role it needs, and whether it waits for the engine."""
+
+    handler: Any
+    role: Role
+    infers: bool = False
+
+
+class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread.
+
+    `seen` counts the calls that came.
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Method], admit: Admit, pools: Pools, max_inferences: int
+    ) -> None:
+        self._methods = methods
+        self._admit = admit
+        self._pools = pools
+        self._max_inferences = max_inferences
+        self._full = self._refusal(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{max_inferences} calls wait or run already: try again later",
+        )
+
+        self._shut = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._open = True
+        self.seen = 0
+
+    def close(self) -> None:
+        """From now on only what needs no leave is let in."""
+        self._open = False
+
+    def service(self, details: Any) -> Any:
+        self.seen += 1
+        method = self._methods.get(details.method)
+        if method is None:
+            return None  # UNIMPLEMENTED, says grpc
+        if method.role is not Role.OPEN:
+            if not self._open:
+                return self._shut
+            try:
+                self._admit(method.role, _key(details.invocation_metadata))
+            except AccessDenied as error:
+                return self._refusal(status_of(error), str(error))
+        if method.infers and self._pools.infer.calls >= self._max_inferences:
+            return self._full
+        return method.handler
+
+    def _refusal(self, code: grpc.StatusCode, text: str) -> Any:
+        def refuse(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            context.abort(code, text)
+            raise AssertionError("abort raises")
+
+        # Of the four kinds the one that waits for no message.
+        return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.control, refuse))
+
+
+def _key(metadata: Iterable[Any]) -> str | None:
+    """The key in `authorization: Bearer KEY` or `x-api-key: KEY`."""
+    found = {name: value for name, value in metadata if isinstance(value, str)}
+    return key_of(found.get("authorization"), found.get("x-api-key"))

@@ -1,0 +1,42 @@
+"""Which gRPC status an error is. The text is the error's own, or nothing for one that nobody foresaw."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.serve.access import Forbidden, Unauthenticated
+from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
+from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
+
+
+class Canceled(EdgeServeError):
+    """The client left before its answer."""
+
+
+class NotSupported(EdgeServeError):
+    """The method is known, and this server cannot do it."""
+
+
+_CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
+    (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (ModelNotFound, grpc.StatusCode.NOT_FOUND),
+    (ModelUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Canceled, grpc.StatusCode.CANCELLED),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
+    (SharedMemoryOff, grpc.StatusCode.PERMISSION_DENIED),
+    (UnknownRegion, grpc.StatusCode.NOT_FOUND),
+    (NotSupported, grpc.StatusCode.UNIMPLEMENTED),
+)
+
+
+def status_of(error: EdgeServeError) -> grpc.StatusCode:
+    return next(
+        (code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL
+    )

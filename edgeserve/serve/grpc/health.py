@@ -1,0 +1,89 @@
+"""grpc.health.v1: what probes and load balancers are told of the server ('' and the service's name) and of
+its models (under theirs)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.serve.grpc.pool import Pools
+
+NAME: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_STATUS: Final = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """The statuses, told by the event loop and read on the threads of calls."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = threading.Condition()
+        self._drained = False
+
+    def tell(self, server: bool, models: dict[str, bool]) -> None:
+        """Whether the server and each of its models take requests; models that are gone do not."""
+        wanted = {"": server, SERVICE: server} | models
+        with self._changed:
+            if self._drained:
+                return
+            gone = dict.fromkeys(self._statuses.keys() - wanted.keys(), False)
+            statuses = {
+                name: int(_STATUS.SERVING if ready else _STATUS.NOT_SERVING)
+                for name, ready in (wanted | gone).items()
+            }
+            if statuses != self._statuses:
+                self._statuses = statuses
+                self._changed.notify_all()
+
+    def drain(self) -> None:
+        """Nothing serves any more, and nothing will."""
+        with self._changed:
+            self._drained = True
+            self._statuses = dict.fromkeys(self._statuses, int(_STATUS.NOT_SERVING))
+            self._changed.notify_all()
+
+    def check(self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        service = _service(message, context)
+        status = self._statuses.get(service)
+        if status is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service!r:.60}")
+        return bytes(_STATUS(status=status).SerializeToString())
+
+    def watch(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """The status now and whenever it changes, until the client leaves."""
+        service = _service(message, context)
+        told = None
+        context.add_callback(self._wake)
+        while context.is_active():
+            with self._changed:
+                status = self._statuses.get(service, int(_STATUS.SERVICE_UNKNOWN))
+                if status == told:
+                    self._changed.wait()
+                    continue
+            told = status
+            yield bytes(_STATUS(status=status).SerializeToString())
+
+    def handlers(self, pools: Pools) -> dict[str, grpc.RpcMethodHandler]:
+        """By the methods' names."""
+        return {
+            "Check": grpc.unary_unary_rpc_method_handler(pools.on(pools.control, self.check)),
+            "Watch": grpc.unary_stream_rpc_method_handler(pools.on_stream(self.watch)),
+        }
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _service(message: bytes, context: grpc.ServicerContext) -> str:
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(message).service)
+    except DecodeError:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+        raise

@@ -1,0 +1,154 @@
+"""The listening side of gRPC: grpc's server with our limits, keys and TLS in front of the methods."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import grpc
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access import Role
+from edgeserve.serve.grpc import SERVICE, health, reflection
+from edgeserve.serve.grpc.about import About
+from edgeserve.serve.grpc.calls import Inferences
+from edgeserve.serve.grpc.door import Admit, Door, Method
+from edgeserve.serve.grpc.limits import GrpcLimits
+from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.service import INFER, Service
+from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory
+
+_HEALTH_S: Final = 1.0
+_POLL_S: Final = 0.005
+_QUIET_S: Final = 0.05
+_ARRIVING_S: Final = 0.25
+_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
+_CONTROL: Final = frozenset(
+    {
+        "RepositoryModelLoad",
+        "RepositoryModelUnload",
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
+    }
+)
+
+
+class GrpcServer:
+    """Owns grpc's server and its threads; made, drained and closed on the event loop."""
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        limits: GrpcLimits,
+        admit: Admit,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        model_control: bool = False,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._repository = repository
+        self._credentials = credentials
+        self._pools = Pools(limits.threads, limits.streams)
+        self._health = health.Health()
+        about = About(
+            repository,
+            shm,
+            model_control=model_control,
+            changed=self._tell_health,
+        )
+        self._service = Service(
+            Inferences(repository, shm, self._loop, limits),
+            about,
+            self._pools,
+        )
+        self._server = grpc.server(self._pools.infer, options=limits.channel_options())
+        self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
+        self._server.add_generic_rpc_handlers((self._door,))
+        self._timer: asyncio.TimerHandle | None = None
+
+    def listen(self, host: str, port: int) -> str:
+        """Start answering; the address that is really listened on. Raises EnvironmentProblem."""
+        name = f"[{host}]" if ":" in host else host
+        address = f"{name}:{port}"
+        try:
+            if self._credentials is None:
+                bound = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, self._credentials)
+        except RuntimeError as error:
+            raise EnvironmentProblem(
+                f"cannot listen on {address} for gRPC",
+                cause=str(error),
+                hint="--grpc-port 0 picks a free port",
+            ) from None
+        self._server.start()
+        self._watch_health()
+        return f"{name}:{bound}"
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Not serving, nothing new, what has begun is answered; False when time ran out."""
+        began = time.monotonic()
+        self._health.drain()
+        # grpc's own stop cancels calls that it has received and not handed over yet. So what is on its
+        # way is let in first, then new calls are told to go elsewhere, and stop comes last.
+        await self._quiet(began + min(_ARRIVING_S, timeout_s))
+        self._door.close()
+        self._service.drain()
+        while (busy := self._busy()) and time.monotonic() < began + timeout_s:  # noqa: ASYNC110 - threads count
+            await asyncio.sleep(_POLL_S)
+        await self._quiet(time.monotonic() + _ARRIVING_S)
+        await asyncio.to_thread(self._server.stop, None)
+        return not busy
+
+    async def _quiet(self, until: float) -> None:
+        """Until no call came for a moment."""
+        seen = -1
+        while seen != self._door.seen and time.monotonic() < until:
+            seen = self._door.seen
+            await asyncio.sleep(_QUIET_S)
+
+    async def close(self) -> None:
+        """End every call and all threads."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._service.drain()
+        await asyncio.to_thread(self._server.stop, None)
+        await asyncio.to_thread(self._pools.close)
+
+    def _busy(self) -> bool:
+        # In this order: a call leaves its pool after it was counted among the open ones.
+        return self._pools.infer.calls > 0 or self._service.open > 0
+
+    def _tell_health(self) -> None:
+        models: dict[str, bool] = {}
+        for entry in self._repository.index():
+            models[entry.name] = models.get(entry.name, False) or entry.state == "READY"
+        self._health.tell(self._repository.ready, models)
+
+    def _watch_health(self) -> None:
+        self._tell_health()
+        self._timer = self._loop.call_later(_HEALTH_S, self._watch_health)
+
+    def _methods(self) -> dict[str, Method]:
+        found = {
+            f"/{SERVICE}/{name}": Method(handler, _role(name), name == INFER)
+            for name, handler in self._service.handlers().items()
+        }
+        for name, handler in self._health.handlers(self._pools).items():
+            found[f"/{health.NAME}/{name}"] = Method(handler, Role.OPEN)
+        for name, handler in reflection.handlers(self._pools).items():
+            found[name] = Method(handler, Role.INFER)
+        return found
+
+
+def _role(method: str) -> Role:
+    if method in _OPEN:
+        return Role.OPEN
+    return Role.CONTROL if method in _CONTROL else Role.INFER

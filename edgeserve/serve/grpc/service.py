@@ -1,0 +1,158 @@
+"""From a call to its answer: the methods of inference.GRPCInferenceService as grpc's handlers.
+
+grpc calls them on threads of its pools; what touches models happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.engine import ShuttingDown
+from edgeserve.serve.grpc import messages
+from edgeserve.serve.grpc.about import About
+from edgeserve.serve.grpc.calls import Inferences
+from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.stream import Stream
+
+log = logging.getLogger(__name__)
+
+INFER: Final = "ModelInfer"
+_STREAM: Final = "ModelStreamInfer"
+# Years: grpc says so where a client set no deadline.
+_NO_DEADLINE_S: Final = 1e8
+
+
+class Service:
+    """The methods, and how many of their calls are open: not answered, or not sent yet."""
+
+    def __init__(
+        self,
+        inferences: Inferences,
+        about: About,
+        pools: Pools,
+    ) -> None:
+        self._inferences = inferences
+        self._about = about
+        self._pools = pools
+        self._streams: set[Stream] = set()
+        self._lock = threading.Lock()
+        self._draining = False
+        self.open = 0
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        """By the methods' names."""
+        built = {}
+        for method in messages.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
+            if method.name == INFER:
+                handler = grpc.unary_unary_rpc_method_handler(self._infer)
+            elif method.name == _STREAM:
+                handler = grpc.stream_stream_rpc_method_handler(self._pools.on_stream(self._stream))
+            else:
+                request = getattr(messages, method.input_type.name)
+                behaviour = self._telling(getattr(self._about, method.name), request)
+                handler = grpc.unary_unary_rpc_method_handler(
+                    self._pools.on(self._pools.control, behaviour)
+                )
+            built[method.name] = handler
+        return built
+
+    def drain(self) -> None:
+        """Streams end once they have answered; calls that come now are refused."""
+        with self._lock:
+            self._draining = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.drain()
+
+    def _infer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        call = self._inferences.start(message, remaining_s(context))
+        if self._opened(context, call.left):
+            call.wait()
+        try:
+            return call.answer(final=False)
+        except EdgeServeError as error:
+            return _abort(context, error)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            return _abort(context, _unforeseen(error))
+
+    def _stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        stream = Stream(self._inferences, requests, lambda: remaining_s(context))
+        with self._lock:
+            draining = self._draining
+            if not draining:
+                self._streams.add(stream)
+        if draining:
+            _abort(context, ShuttingDown("the server is shutting down"))
+        try:
+            if self._opened(context, stream.left):
+                yield from stream.answers()
+            if stream.draining:
+                _abort(context, ShuttingDown("the server is shutting down"))
+        finally:
+            with self._lock:
+                self._streams.discard(stream)
+
+    def _telling(self, method: Any, request_class: Any) -> Callable[..., bytes]:
+        def behaviour(message: bytes, context: grpc.ServicerContext) -> bytes:
+            self._opened(context, lambda: None)
+            try:
+                request = request_class.FromString(message)
+            except DecodeError:
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"the message is no {request_class.DESCRIPTOR.full_name}",
+                )
+            work = method(request)
+            try:
+                answer = asyncio.run_coroutine_threadsafe(work, self._inferences.loop)
+            except RuntimeError:
+                work.close()
+                return _abort(context, ShuttingDown("the server is shutting down"))
+            try:
+                return bytes(answer.result().SerializeToString())
+            except EdgeServeError as error:
+                return _abort(context, error)
+            except Exception as error:  # noqa: BLE001 - the client is told
+                return _abort(context, _unforeseen(error))
+
+        return behaviour
+
+    def _opened(self, context: grpc.ServicerContext, left: Callable[[], None]) -> bool:
+        """Count the call until it has ended, when `left` is called; False when that was before now."""
+
+        def ended() -> None:
+            left()
+            with self._lock:
+                self.open -= 1
+
+        with self._lock:
+            self.open += 1
+        if context.add_callback(ended):
+            return True
+        ended()
+        return False
+
+
+def remaining_s(context: grpc.ServicerContext) -> float | None:
+    """What the client's deadline leaves; None where it set none."""
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > _NO_DEADLINE_S else float(remaining)
+
+
+def _abort(context: grpc.ServicerContext, error: EdgeServeError) -> bytes:
+    context.abort(status_of(error), str(error))
+    raise AssertionError("abort raises")
+
+
+def _unforeseen(error: Exception) -> EdgeServeError:
+    log.error("a call failed", exc_info=error)
+    return EdgeServeError("the server failed", cause=type(error).__name__)

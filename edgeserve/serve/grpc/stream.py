@@ -1,0 +1,87 @@
+"""ModelStreamInfer: requests of one stream run side by side, their answers come in the requests' order."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import grpc
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.grpc import codec
+from edgeserve.serve.grpc.calls import Inference, Inferences
+
+# Requests of one stream that may wait or run; the next is read when one is answered.
+WINDOW: Final = 64
+READER: Final = "edgeserve-grpc-reader"
+
+
+class Stream:
+    """One open stream. A thread of its own reads the requests; the caller's thread iterates the answers."""
+
+    def __init__(
+        self,
+        inferences: Inferences,
+        requests: Iterator[bytes],
+        remaining_s: Callable[[], float | None],
+    ) -> None:
+        self._inferences = inferences
+        self._requests = requests
+        self._remaining_s = remaining_s
+        self._started: queue.SimpleQueue[Inference | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(WINDOW)
+        self._lock = threading.Lock()
+        self._answering: Inference | None = None
+        self._gone = False
+        self.draining = False
+
+    def answers(self) -> Iterator[bytes]:
+        """Serialized ModelStreamInferResponses, until the client has ended, is gone, or `drain`."""
+        threading.Thread(target=self._read, name=READER, daemon=True).start()
+        while (call := self._started.get()) is not None:
+            self._answering = call
+            if self._gone:
+                call.left()
+            call.wait()
+            if self._gone:
+                return
+            try:
+                answer = codec.in_stream(call.answer(final=True))
+            except EdgeServeError as error:
+                answer = codec.stream_error(str(error), call.id)
+            yield answer
+            self._room.release()
+
+    def drain(self) -> None:
+        """Answer what has begun, then end."""
+        with self._lock:
+            self.draining = True
+            self._started.put(None)
+
+    def left(self) -> None:
+        """The client is gone: cancel what it asked for."""
+        with self._lock:
+            self._gone = True
+        self._room.release(WINDOW)
+        if self._answering is not None:
+            self._answering.left()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                call = self._started.get_nowait()
+                if call is not None:
+                    call.left()
+        self._started.put(None)
+
+    def _read(self) -> None:
+        # However the call ends, grpc raises here, with exceptions that share no base but Exception.
+        with contextlib.suppress(grpc.RpcError, Exception):
+            for message in self._requests:
+                self._room.acquire()
+                with self._lock:
+                    if self._gone or self.draining:
+                        return
+                    self._started.put(self._inferences.start(message, self._remaining_s()))
+        self._started.put(None)

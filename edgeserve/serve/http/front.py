@@ -1,0 +1,79 @@
+"""The HTTP side of one server: a data listener, and a control listener where one is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from edgeserve.serve.access import Authoriser, is_loopback
+from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.routes import Router
+from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.metrics import ServerMetrics
+from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.settings import Settings
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.tls import Tls
+
+log = logging.getLogger(__name__)
+
+
+class HttpFront:
+    """Owns the HTTP listeners of a server; lives on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        metrics: ServerMetrics,
+        shm: SharedMemory,
+        tls: Tls | None,
+    ) -> None:
+        self._settings = settings
+        self._scheme = "http" if tls is None else "https"
+        keys, limits = settings.read_keys(), settings.effective_limits()
+        self._warn(is_loopback(settings.host), bool(keys))
+
+        management = Management(repository, shm, model_control=settings.model_control)
+
+        def listener(host: str, *, control: bool) -> HttpServer:
+            authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
+            router = Router(repository, metrics, authoriser, limits, shm, management)
+            return HttpServer(router.handle, limits, metrics, tls)
+
+        separate = settings.control_port is not None
+        self._data = listener(settings.host, control=not separate)
+        self._control_host = settings.control_host or "127.0.0.1"
+        self._control = listener(self._control_host, control=True) if separate else None
+
+    async def listen(self) -> tuple[str, str | None]:
+        """The URLs of the data and the control listener. Raises EnvironmentProblem."""
+        settings = self._settings
+        shared = True if settings.workers > 1 else None
+        url = self._url(*await self._data.listen(settings.host, settings.http_port, shared))
+        if self._control is None:
+            return url, None
+        port = self._settings.control_port or 0
+        return url, self._url(*await self._control.listen(self._control_host, port))
+
+    def _warn(self, loopback: bool, keys: bool) -> None:
+        """Say what is legal and may not be meant."""
+        if loopback:
+            return
+        if not keys and self._settings.tls_client_ca is None:
+            log.warning("anybody who reaches this server may use its models: there are no keys")
+        elif keys and self._scheme == "http":
+            log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
+
+    async def drain(self, timeout_s: float) -> bool:
+        """As HttpServer.drain, of both."""
+        servers = [self._data] if self._control is None else [self._data, self._control]
+        return all(await asyncio.gather(*(s.drain(timeout_s) for s in servers)))
+
+    async def close(self) -> None:
+        await self._data.close()
+        if self._control is not None:
+            await self._control.close()
+
+    def _url(self, host: str, port: int) -> str:
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"

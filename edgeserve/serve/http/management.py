@@ -1,0 +1,209 @@
+"""The routes that look at or change the server itself: repository, shared memory, trace, logging.
+
+Sources: Triton's protocol/extension_model_repository.md, extension_shared_memory.md, extension_trace.md,
+extension_logging.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
+from edgeserve.serve.access import Forbidden, Role
+from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
+from edgeserve.serve.http.status import failure
+from edgeserve.serve.protocols.document import check_depth
+from edgeserve.serve.protocols.triton import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
+from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory
+
+log = logging.getLogger(__name__)
+
+_REPOSITORY: Final = re.compile(
+    rb"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))"
+)
+_MEMORY: Final = re.compile(
+    rb"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)"
+)
+_SETTING: Final = re.compile(rb"/v2/(?:(logging)|(?:models/([^/]+)/)?trace/setting)")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_BODY: Final = 1 << 20
+_DEPTH: Final = 10
+_T = TypeVar("_T")
+
+
+class _Index(msgspec.Struct):
+    ready: bool = False
+
+
+class _Change(msgspec.Struct):
+    parameters: dict[str, str | int | bool] = {}
+
+
+class _Registration(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+class Management:
+    """Routes of the control plane, and of what it shows."""
+
+    def __init__(
+        self, repository: ModelRepository, shm: SharedMemory, *, model_control: bool
+    ) -> None:
+        self._repository = repository
+        self._shm = shm
+        self._model_control = model_control
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def find(self, head: Head, check: Callable[[Role], None]) -> Route | None:
+        """The route of a head, None if it is none of these. `check` raises for roles not given.
+
+        Raises NoRoute, AccessDenied, InvalidInput.
+        """
+        path = head.path
+        if match := _SETTING.fullmatch(path):
+            check(Role.INFER)
+            if head.method == "POST":
+                raise NoRoute(Response.error(405, READ_ONLY, (("Allow", "GET, HEAD"),)))
+            document = LOG_SETTINGS if match[1] else TRACE_SETTINGS
+            name = match[2]
+            return reading(head, lambda: self._setting(document, name))
+        if match := _REPOSITORY.fullmatch(path):
+            return self._repository_route(head, match, check)
+        if match := _MEMORY.fullmatch(path):
+            check(Role.CONTROL)
+            return self._memory_route(head, match)
+        return None
+
+    def _setting(self, document: dict[str, Any], name: bytes | None) -> Response:
+        if name is not None:
+            self._repository.find(_text(name))
+        return Response.json(document)
+
+    # the model repository
+
+    def _repository_route(
+        self, head: Head, match: re.Match[bytes], check: Callable[[Role], None]
+    ) -> Route:
+        check(Role.INFER if match[2] else Role.CONTROL)
+        if head.method != "POST":
+            raise not_allowed("POST")
+        if match[1] is not None:
+            raise InvalidInput("repository: expected none to be named, this server has one")
+        if match[2]:
+            return _posting(self._index)
+        if not self._model_control:
+            raise Forbidden(
+                "models are not loaded by clients", hint="edgeserve run --model-control"
+            )
+        name = _text(match[3])
+        if not _NAME.fullmatch(name):
+            raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
+        change = self._repository.load if match[4] == b"load" else self._unload
+
+        def route(request: Request) -> None:
+            try:
+                parameters = _decoded(request, _Change).parameters
+            except InvalidInput as error:
+                request.respond(failure(error))
+                return
+            self._later(request, change(name, parameters))
+
+        return route
+
+    def _index(self, request: Request) -> Response:
+        only_ready = _decoded(request, _Index).ready
+        entries = self._repository.index()
+        return Response.struct([e for e in entries if e.state == "READY" or not only_ready])
+
+    async def _unload(self, name: str, parameters: dict[str, str | int | bool]) -> None:
+        unknown = set(parameters) - {"unload_dependents"}
+        if unknown:
+            raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
+        try:
+            await self._repository.unload(name)
+        except ModelNotFound:
+            log.info("a model that is not known was unloaded")  # no error, as with Triton
+
+    def _later(self, request: Request, change: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await change
+            except EdgeServeError as error:
+                request.respond(failure(error))
+            except Exception:
+                log.exception("a change failed")
+                request.respond(Response.error(500, "the server failed; its log says why"))
+            else:
+                request.respond(Response.of(200, []))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # shared memory
+
+    def _memory_route(self, head: Head, match: re.Match[bytes]) -> Route:
+        region = None if match[2] is None else _text(match[2])
+        if match[1] == b"cuda":
+            raise NoRoute(Response.error(400, NO_CUDA))
+        if match[3] == b"status":
+            return reading(head, lambda: Response.struct(self._shm.status(region)))
+        if head.method != "POST":
+            raise not_allowed("POST")
+
+        def register(request: Request) -> Response:
+            if not self._shm.enabled or region is None:
+                self._shm.status()
+                raise InvalidInput("region: expected a name, as in /region/NAME/register")
+            wanted = _decoded(request, _Registration)
+            self._shm.register(region, wanted.key, wanted.offset, wanted.byte_size)
+            return Response.of(200, [])
+
+        def unregister(request: Request) -> Response:
+            if region is None:
+                self._shm.unregister_all()
+            else:
+                self._shm.unregister(region)
+            return Response.of(200, [])
+
+        return _posting(register if match[3] == b"register" else unregister)
+
+
+def _posting(answer: Callable[[Request], Response]) -> Route:
+    def route(request: Request) -> None:
+        try:
+            response = answer(request)
+        except EdgeServeError as error:
+            response = failure(error)
+        request.respond(response)
+
+    return route
+
+
+def _decoded(request: Request, kind: type[_T]) -> _T:
+    """The JSON body, where an empty one is an empty object. Raises InvalidInput."""
+    body = bytes(request.body)
+    if len(body) > _BODY:
+        raise InvalidInput(f"the body: expected at most {_BODY} bytes, got {len(body)}")
+    check_depth(body, _DEPTH)
+    try:
+        return msgspec.json.decode(body.strip() or b"{}", type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"the body: {error}") from None
+
+
+def _text(part: bytes) -> str:
+    return unquote_to_bytes(part).decode("utf-8", "replace")

@@ -1,0 +1,80 @@
+"""Answers: a status, a body in parts, headers; and the bytes of their heads."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from edgeserve.serve.http.head import status_line
+
+JSON: Final = "application/json"
+_MESSAGE: Final = 1_000
+Headers = tuple[tuple[str, str], ...]
+RETRY: Final[Headers] = (("Retry-After", "1"),)
+
+
+class Form:
+    """A status and headers beside Content-Length: what many answers share, as bytes made once."""
+
+    __slots__ = ("content_type", "headers", "start", "status")
+
+    def __init__(self, status: int, content_type: str, headers: Headers) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.headers = headers
+        lines = [f"Content-Type: {content_type}", *(f"{name}: {value}" for name, value in headers)]
+        text = "\r\n".join(line.replace("\r", " ").replace("\n", " ") for line in lines)
+        self.start = status_line(status) + text.encode("latin-1", "replace")
+        self.start += b"\r\nContent-Length: "
+
+
+form = lru_cache(maxsize=256)(Form)  # none of what forms are made of may come from a client
+
+
+class Response:
+    """A body in parts under a form. `header_length` is Inference-Header-Content-Length, which differs
+    from answer to answer."""
+
+    __slots__ = ("form", "header_length", "parts")
+
+    def __init__(self, shared: Form, parts: list[Any], header_length: int | None = None) -> None:
+        self.form = shared
+        self.parts = parts
+        self.header_length = header_length
+
+    @classmethod
+    def of(
+        cls, status: int, parts: list[Any], content_type: str = JSON, headers: Headers = ()
+    ) -> Response:
+        return cls(form(status, content_type, headers), parts)
+
+    @classmethod
+    def json(cls, document: object, status: int = 200, headers: Headers = ()) -> Response:
+        return cls.of(status, [orjson.dumps(document)], headers=headers)
+
+    @classmethod
+    def struct(cls, document: object) -> Response:
+        """Of msgspec structs, or containers of them."""
+        return cls.of(200, [msgspec.json.encode(document)])
+
+    @classmethod
+    def error(cls, status: int, message: str, headers: Headers = ()) -> Response:
+        """What of a message came from the client is short and, whatever it was, text."""
+        text = message[:_MESSAGE].encode("utf-8", "replace").decode()
+        return cls.json({"error": text}, status, headers)
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.parts))
+
+    def head(self, size: int, *, close: bool) -> bytes:
+        """Everything before the body of `size` bytes."""
+        if self.header_length is None and not close:
+            return b"%s%d\r\n\r\n" % (self.form.start, size)
+        more = b"\r\nConnection: close" if close else b""
+        if self.header_length is not None:
+            more += b"\r\nInference-Header-Content-Length: %d" % self.header_length
+        return b"%s%d%s\r\n\r\n" % (self.form.start, size, more)

@@ -1,0 +1,41 @@
+"""What a route is, and the plainest kinds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.status import failure
+
+Route = Callable[[Request], None]
+
+
+class NoRoute(Exception):
+    """Nothing answers here; the response says what would."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.form.status)
+        self.response = response
+
+
+def not_allowed(allowed: str) -> NoRoute:
+    message = f"method not allowed, use {allowed}"
+    return NoRoute(Response.error(405, message, (("Allow", allowed),)))
+
+
+def reading(head: Head, answer: Callable[[], Response]) -> Route:
+    """The route of something that is only looked at. Raises NoRoute for other methods."""
+    if head.method not in ("GET", "HEAD"):
+        raise not_allowed("GET, HEAD")
+
+    def route(request: Request) -> None:
+        try:
+            response = answer()
+        except EdgeServeError as error:
+            response = failure(error)
+        request.respond(response)
+
+    return route

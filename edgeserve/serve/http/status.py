@@ -1,0 +1,34 @@
+"""Which status an error is answered with; the table in docs/protocols.md is this one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.serve.access import Forbidden, Unauthenticated
+from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
+from edgeserve.serve.http.response import RETRY, Headers, Response
+from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
+
+_CHALLENGE: Final[Headers] = (("WWW-Authenticate", 'Bearer realm="edgeserve"'),)
+_TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
+    (InvalidInput, 400, ()),
+    (Unauthenticated, 401, _CHALLENGE),
+    (Forbidden, 403, ()),
+    (SharedMemoryOff, 403, ()),
+    (ModelNotFound, 404, ()),
+    (ModelUnavailable, 503, RETRY),
+    (UnknownRegion, 404, ()),
+    (ModelUnavailable, 503, RETRY),
+    (QueueFull, 503, RETRY),
+    (ShuttingDown, 503, RETRY),
+    (DeadlineExceeded, 504, ()),
+)
+
+
+def failure(error: EdgeServeError) -> Response:
+    """The answer that tells of an error."""
+    for kind, status, headers in _TABLE:
+        if isinstance(error, kind):
+            return Response.error(status, str(error), headers)
+    return Response.error(500, str(error))

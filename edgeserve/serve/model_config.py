@@ -1,0 +1,112 @@
+"""A served model's configuration in the words of Triton's model_config.proto, as its tools read it.
+
+Source: triton-inference-server/common, protobuf/model_config.proto. The structs encode to the JSON of
+`/v2/models/NAME/config`; the gRPC service copies them field by field.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgeserve.bundle import Bundle
+from edgeserve.tensors import Interface, TensorSpec
+
+
+class TensorConfig(msgspec.Struct, frozen=True):
+    """One input or output; `dims` without the batch dimension where requests can share a batch."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class InstanceGroup(msgspec.Struct, frozen=True):
+    """How many calls of the model run side by side, and on what."""
+
+    name: str
+    kind: str
+    count: int
+
+
+class DynamicBatching(msgspec.Struct, frozen=True):
+    """How requests are put together."""
+
+    preferred_batch_size: tuple[int, ...] = ()
+    max_queue_delay_microseconds: int = 0
+    priority_levels: int = 0
+    default_priority_level: int = 0
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """The newest versions serve."""
+
+    num_versions: int = 1
+
+
+class All(msgspec.Struct, frozen=True):
+    """Every version serves."""
+
+
+class Specific(msgspec.Struct, frozen=True):
+    """The versions named serve."""
+
+    versions: tuple[int, ...]
+
+
+class VersionPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which versions of a model serve; one of the three is set."""
+
+    latest: Latest | None = None
+    all: All | None = None
+    specific: Specific | None = None
+
+
+class TransactionPolicy(msgspec.Struct, frozen=True):
+    """One request has one response."""
+
+    decoupled: bool = False
+
+
+class ModelParameter(msgspec.Struct, frozen=True):
+    """A value of `parameters`."""
+
+    string_value: str
+
+
+class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What `/v2/models/NAME/config` says."""
+
+    name: str
+    platform: str
+    backend: str
+    version_policy: VersionPolicy
+    max_batch_size: int
+    input: tuple[TensorConfig, ...]
+    output: tuple[TensorConfig, ...]
+    instance_group: tuple[InstanceGroup, ...]
+    model_transaction_policy: TransactionPolicy
+    dynamic_batching: DynamicBatching | None = None
+    parameters: dict[str, ModelParameter] = {}
+
+
+def tensor_configs(specs: tuple[TensorSpec, ...], interface: Interface) -> tuple[TensorConfig, ...]:
+    return tuple(
+        TensorConfig(
+            spec.name,
+            "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}",
+            spec.wire_shape[1:] if interface.max_batch else spec.wire_shape,
+        )
+        for spec in specs
+    )
+
+
+def task_parameters(bundle: Bundle) -> dict[str, ModelParameter]:
+    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names, and
+    `edgeserve_preprocess`, how an image becomes the input; both as JSON."""
+    labels, preprocess = bundle.labels(), bundle.manifest.task.preprocess
+    known = {"labels": labels, "preprocess": preprocess}
+    return {
+        f"edgeserve_{name}": ModelParameter(msgspec.json.encode(value).decode())
+        for name, value in known.items()
+        if value is not None
+    }

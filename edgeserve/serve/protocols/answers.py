@@ -1,0 +1,169 @@
+"""Answers of the Open Inference Protocol v2 over HTTP: outputs -> JSON, binary, classes, shared memory.
+
+Sources: kserve/open-inference-protocol, specification/protocol/inference_rest.md; Triton's
+protocol/extension_binary_data.md, extension_classification.md, extension_shared_memory.md.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import orjson
+
+from edgeserve.bundle import Candidate
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.limits import Limits
+from edgeserve.serve.protocols import binary
+from edgeserve.serve.protocols.json_data import NO_JSON_FORM
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.tensors import Array, Interface, Tensors, dtype_name
+
+_KEPT_ENTRIES: Final = 256
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """A response body in parts; `header_length` is set when tensors follow the JSON."""
+
+    parts: list[Any]  # bytes and memoryviews
+    header_length: int | None = None
+
+
+class Encoder:
+    """Encodes the answers of one model. What repeats in them is made once."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        interface: Interface,
+        labels: list[str] | None,
+        limits: Limits,
+        shm: SharedMemory,
+    ) -> None:
+        self._start = b'{"model_name":%s,"model_version":%s' % (
+            orjson.dumps(name),
+            orjson.dumps(version),
+        )
+        self._types = {s.name: (s.numpy_dtype, s.dtype) for s in interface.outputs}
+        self._labels = labels
+        self._limits = limits
+        self._shm = shm
+        self._candidate: Candidate | None = None
+        self._where = b""
+        self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
+
+    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+        if candidate is not self._candidate:
+            self._candidate = candidate
+            self._where = b',"parameters":%s,"outputs":[' % orjson.dumps(
+                {
+                    "edgeserve_device": candidate.device,
+                    "edgeserve_runtime": candidate.runtime,
+                    "edgeserve_variant": candidate.variant,
+                }
+            )
+        self._check_size(request.outputs, outputs)
+        entries: list[bytes] = []
+        blobs: list[Any] = []
+        for wanted in request.outputs:
+            array = outputs[wanted.name]
+            if wanted.classes:
+                array = classify(array, wanted.classes, self._labels)
+            entries.append(self._entry(wanted, array, blobs, request.allow_nan))
+        identity = b"" if request.id is None else b',"id":' + msgspec.json.encode(request.id)
+        head = b"".join((self._start, identity, self._where, b",".join(entries), b"]}"))
+        if len(head) > self._limits.output_bytes:
+            raise InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
+        return Encoded([head, *blobs], len(head)) if blobs else Encoded([head])
+
+    def _check_size(self, wanted: tuple[RequestedOutput, ...], outputs: Tensors) -> None:
+        size = 0
+        for output in wanted:
+            size += outputs[output.name].nbytes
+        if size > self._limits.output_bytes:
+            raise InvalidInput(
+                f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
+            )
+
+    def _entry(
+        self, wanted: RequestedOutput, array: Array, blobs: list[Any], allow_nan: bool
+    ) -> bytes:
+        name = wanted.name
+        declared, datatype = self._types[name]
+        if array.dtype is not declared and array.dtype != declared:
+            datatype = dtype_name(array.dtype)
+        start = self._entry_start(name, array.shape, datatype)
+        if wanted.region is not None:
+            return start + self._to_region(name, wanted.region, array)
+        if wanted.binary:
+            blob = binary.to_bytes(array)
+            blobs.append(blob)
+            return b'%s,"parameters":{"binary_data_size":%d}}' % (start, len(blob))
+        return b'%s,"data":%s}' % (start, json_data(name, array, datatype, allow_nan=allow_nan))
+
+    def _entry_start(self, name: str, shape: tuple[int, ...], datatype: str) -> bytes:
+        key = (name, shape, datatype)
+        start = self._entries.get(key)
+        if start is None:
+            if len(self._entries) >= _KEPT_ENTRIES:
+                self._entries.clear()
+            document = {"name": name, "datatype": datatype, "shape": shape}
+            start = self._entries[key] = orjson.dumps(document)[:-1]
+        return start
+
+    def _to_region(self, name: str, region: OutputRegion, array: Array) -> bytes:
+        data = binary.to_bytes(array)
+        if len(data) > region.byte_size:
+            raise InvalidInput(
+                f"output '{name}': expected {region.byte_size} bytes of shared memory to be enough, "
+                f"got {len(data)} bytes"
+            )
+        self._shm.write(region.region, region.offset, data)
+        return b',"parameters":%s}' % orjson.dumps(
+            {
+                "shared_memory_region": region.region,
+                "shared_memory_offset": region.offset,
+                "shared_memory_byte_size": len(data),
+            }
+        )
+
+
+def classify(scores: Array, classes: int, labels: list[str] | None) -> Array:
+    """The best classes of each row as "score:index[:label]", shape [rows, classes]."""
+    rows = scores.reshape(scores.shape[0], -1) if scores.ndim > 1 else scores.reshape(1, -1)
+    count = min(classes, rows.shape[1])
+    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = [
+        [f"{row[i]:f}:{i}" + (f":{labels[i]}" if labels and i < len(labels) else "") for i in picks]
+        for row, picks in zip(rows, best, strict=True)
+    ]
+    result = np.empty((len(texts), count), dtype=object)
+    for row, line in zip(result, texts, strict=True):
+        row[:] = [t.encode() for t in line]
+    return result
+
+
+def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> bytes:
+    """The flat JSON list of an output. Raises InvalidInput for what JSON cannot express."""
+    if array.dtype == object:
+        try:
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+        except UnicodeDecodeError:
+            raise InvalidInput(f"output '{name}' is not text: ask for binary data") from None
+        return msgspec.json.encode(texts)
+    if datatype in NO_JSON_FORM:
+        raise InvalidInput(f"output '{name}': {datatype} has no JSON form, ask for binary data")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if flat.dtype.kind == "f" and b"null" in text:
+        if not allow_nan:
+            raise InvalidInput(
+                f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary "
+                "data, or for the tokens NaN and Infinity with the parameter allow_nan"
+            )
+        return json.dumps(flat.tolist()).encode()
+    return text

@@ -1,0 +1,162 @@
+"""The JSON of an infer request, in typed structs; and what is wrong with JSON that does not fit them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from edgeserve.errors import InvalidInput
+
+
+class InputEntry(msgspec.Struct):
+    """One entry of `inputs`. `data` is not yet parsed, or a general object, or UNSET."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: Any = msgspec.UNSET
+    parameters: dict[str, Any] = {}
+
+
+class OutputEntry(msgspec.Struct):
+    """One entry of `outputs`."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class Document(msgspec.Struct):
+    """An infer request."""
+
+    inputs: list[InputEntry]
+    outputs: list[OutputEntry] = []
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+class _Input(msgspec.Struct):
+    """What is decoded first: msgspec leaves `data` as it is only where nothing else is allowed."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment] # a union would parse it
+    parameters: dict[str, Any] = {}
+
+
+class _Typed(msgspec.Struct, forbid_unknown_fields=True):
+    inputs: list[_Input]
+    outputs: list[OutputEntry] = []
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    # KServe's client repeats the model's name; the path decides.
+    model_name: str | None = None
+    model_version: str | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Typed)
+_FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
+_OPENING: Final = frozenset(b"[{")
+_CLOSING: Final = frozenset(b"]}")
+_NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in _OPENING | _CLOSING)
+
+
+def parse(text: bytes | memoryview, depth: int) -> Document:
+    """The document of an infer request. Raises InvalidInput naming the field that is wrong."""
+    data = bytes(text)
+    check_depth(data, depth)
+    try:
+        return _DECODER.decode(data)  # type: ignore[return-value] # the same fields
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # also of text that is not UTF-8
+        return general(data)
+
+
+def check_depth(data: bytes, most: int) -> None:
+    """Bound nesting before parsing. Brackets in strings count too: names hold no hundred of them."""
+    if data.count(b"[") + data.count(b"{") <= most:
+        return
+    depth = 0
+    for char in data.translate(None, _NOT_BRACKETS):
+        if char in _OPENING:
+            depth += 1
+            if depth > most:
+                raise InvalidInput(f"the JSON is nested deeper than {most} levels")
+        else:
+            depth -= 1
+
+
+def parse_json(data: bytes) -> Any:
+    """Any JSON, and the bare NaN and Infinity that Triton's clients send. Raises InvalidInput."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        if b"NaN" not in data and b"Infinity" not in data:
+            raise InvalidInput(f"the body is not JSON: {error}") from None
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from None
+
+
+def as_object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{what}: expected an object, got {kind_of(value)}")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
+    return names.get(type(value), f"{value!r:.40}")
+
+
+def general(data: bytes) -> Document:
+    document = as_object(parse_json(data), "request")
+    unknown = set(document) - _FIELDS
+    if unknown:
+        raise InvalidInput(f"unknown field '{min(unknown):.60}': expected {sorted(_FIELDS)}")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise InvalidInput(f"id: expected a string, got {kind_of(identity)}")
+    parameters = as_object(document.get("parameters", {}), "parameters")
+    inputs = document.get("inputs")
+    if not isinstance(inputs, list):
+        raise InvalidInput(f"inputs: expected a list, got {kind_of(inputs)}")
+    outputs = document.get("outputs")
+    if outputs is not None and not isinstance(outputs, list):
+        raise InvalidInput(f"outputs: expected a list, got {kind_of(outputs)}")
+    return Document(
+        [_input(entry, i) for i, entry in enumerate(inputs)],
+        [_output(entry, i) for i, entry in enumerate(outputs or [])],
+        identity,
+        parameters,
+    )
+
+
+def _input(value: Any, index: int) -> InputEntry:
+    entry = as_object(value, f"inputs[{index}]")
+    name = _name(entry, f"inputs[{index}]")
+    shape, datatype = entry.get("shape"), entry.get("datatype")
+    if not isinstance(shape, list) or not all(
+        isinstance(d, int) and not isinstance(d, bool) for d in shape
+    ):
+        raise InvalidInput(f"input '{name}' shape: expected a list of sizes, got {shape!r:.60}")
+    if not isinstance(datatype, str):
+        raise InvalidInput(f"input '{name}' datatype: expected a string, got {kind_of(datatype)}")
+    parameters = as_object(entry.get("parameters", {}), f"input '{name}' parameters")
+    return InputEntry(name, shape, datatype, entry.get("data", msgspec.UNSET), parameters)
+
+
+def _output(value: Any, index: int) -> OutputEntry:
+    entry = as_object(value, f"outputs[{index}]")
+    name = _name(entry, f"outputs[{index}]")
+    return OutputEntry(name, as_object(entry.get("parameters", {}), f"output '{name}' parameters"))
+
+
+def _name(entry: dict[str, Any], what: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise InvalidInput(f"{what}.name: expected a string, got {kind_of(name)}")
+    return name

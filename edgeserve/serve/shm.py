@@ -1,0 +1,184 @@
+"""System shared memory regions that clients register, so that tensors need not travel (Linux).
+
+Regions are read and written with pread and pwrite, not mapped: a client that cuts its region short
+while it is mapped would end the server with SIGBUS, and one that writes while its tensor is checked
+could change what was checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve.errors import InvalidInput, UsageError
+
+_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+_KEY: Final = re.compile(r"/?[A-Za-z0-9_.-]{1,200}")
+_NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_MAX: Final = 1 << 40
+
+
+class SharedMemoryOff(UsageError):
+    """Clients may not register regions here (HTTP 403, gRPC PERMISSION_DENIED)."""
+
+    def __init__(self) -> None:
+        super().__init__("shared memory is off", hint="edgeserve run --shared-memory PREFIX")
+
+
+class UnknownRegion(UsageError):
+    """No region is registered under this name (HTTP 404, gRPC NOT_FOUND)."""
+
+
+class Region(msgspec.Struct, frozen=True):
+    """What a client registered: `byte_size` bytes from `offset` of the object `key`, called `name`."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
+
+
+class SharedMemory:
+    """The registered regions; owns a descriptor for each. Lives on one thread.
+
+    `prefix` is what a key must begin with, None: registering is off. Only objects that exist are
+    opened; none is made or removed.
+    """
+
+    def __init__(self, prefix: str | None, regions: int = 256) -> None:
+        """Raises UsageError for a prefix that would let clients at anybody's memory."""
+        if prefix is not None and not re.fullmatch(r"/?[A-Za-z0-9][A-Za-z0-9_.-]+", prefix):
+            raise UsageError(
+                f"shared_memory '{prefix}' is no prefix of names",
+                hint="letters, digits, - and _, at least two of them: --shared-memory edgeserve-",
+            )
+        self._prefix = None if prefix is None else prefix.lstrip("/")
+        self._limit = regions
+        self._regions: dict[str, tuple[Region, int]] = {}
+
+    @property
+    def enabled(self) -> bool:
+        return self._prefix is not None
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Raises SharedMemoryOff, InvalidInput."""
+        if self._prefix is None:
+            raise SharedMemoryOff
+        if not _NAME.fullmatch(name):
+            raise InvalidInput("region name: expected 1 to 200 printable characters")
+        if name in self._regions:
+            raise InvalidInput(f"shared memory region '{name}' is registered already")
+        if len(self._regions) >= self._limit:
+            raise InvalidInput(f"{self._limit} shared memory regions are registered, no more fit")
+        if not _KEY.fullmatch(key) or not key.lstrip("/").startswith(self._prefix):
+            raise InvalidInput(f"key: expected a name that this server allows, got {key!r:.60}")
+        if not (0 <= offset < _MAX and 0 < byte_size < _MAX):
+            raise InvalidInput(
+                f"region '{name}': expected offset >= 0 and byte_size > 0, got {offset} and {byte_size}"
+            )
+        region = Region(name, key, offset, byte_size)
+        descriptor = _open(region)
+        try:
+            _check_size(region, descriptor, 0, byte_size)
+        except InvalidInput:
+            os.close(descriptor)
+            raise
+        self._regions[name] = (region, descriptor)
+
+    def unregister(self, name: str) -> None:
+        """Forget a region; one that is not known is no error, as with Triton."""
+        if self._prefix is None:
+            raise SharedMemoryOff
+        known = self._regions.pop(name, None)
+        if known is not None:
+            os.close(known[1])
+
+    def unregister_all(self) -> None:
+        if self._prefix is None:
+            raise SharedMemoryOff
+        for name in list(self._regions):
+            self.unregister(name)
+
+    def status(self, name: str | None = None) -> list[Region]:
+        """All regions, or the named one. Raises SharedMemoryOff, UnknownRegion."""
+        if self._prefix is None:
+            raise SharedMemoryOff
+        if name is None:
+            return [region for region, _ in self._regions.values()]
+        return [self._find(name)[0]]
+
+    def read(self, name: str, offset: int, byte_size: int) -> memoryview:
+        """A copy of `byte_size` bytes at `offset` of a region. Raises UnknownRegion, InvalidInput."""
+        region, descriptor = self._find(name)
+        _check_size(region, descriptor, offset, byte_size)
+        buffer = bytearray(byte_size)
+        view, done = memoryview(buffer), 0
+        while done < byte_size:
+            got = os.preadv(descriptor, [view[done:]], region.offset + offset + done)
+            if not got:
+                raise InvalidInput(f"shared memory region '{name}' is shorter than registered")
+            done += got
+        return view
+
+    def check_room(self, name: str, offset: int, byte_size: int) -> None:
+        """Whether `write` could write that much. Raises UnknownRegion, InvalidInput."""
+        region, descriptor = self._find(name)
+        _check_size(region, descriptor, offset, byte_size)
+
+    def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
+        """Raises UnknownRegion, InvalidInput."""
+        region, descriptor = self._find(name)
+        view = memoryview(data).cast("B")
+        _check_size(region, descriptor, offset, len(view))
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], region.offset + offset + done)
+
+    def close(self) -> None:
+        for _, descriptor in self._regions.values():
+            os.close(descriptor)
+        self._regions.clear()
+
+    def _find(self, name: str) -> tuple[Region, int]:
+        if self._prefix is None:
+            raise SharedMemoryOff
+        known = self._regions.get(name)
+        if known is None:
+            raise UnknownRegion(f"no shared memory region is registered as {name!r:.60}")
+        return known
+
+
+def _open(region: Region) -> int:
+    path = _FOLDER / region.key.lstrip("/")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise InvalidInput(
+            f"shared memory region '{region.name}' cannot be opened: {error.strerror}"
+        ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidInput(
+            f"shared memory region '{region.name}' cannot be opened: not shared memory"
+        )
+    return descriptor
+
+
+def _check_size(region: Region, descriptor: int, offset: int, byte_size: int) -> None:
+    """Within what was registered, and within what the object is now: its owner may have cut it."""
+    if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
+        raise InvalidInput(
+            f"shared memory region '{region.name}': expected at most {region.byte_size} bytes, "
+            f"got {byte_size} at offset {offset}"
+        )
+    end = region.offset + offset + byte_size
+    size = os.fstat(descriptor).st_size
+    if end > size:
+        raise InvalidInput(
+            f"shared memory region '{region.name}': expected an object of {end} bytes, got {size}"
+        )

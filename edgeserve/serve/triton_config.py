@@ -1,0 +1,142 @@
+"""What a Triton repository's `config.pbtxt` says that matters here: batching, queues, instances, versions,
+labels. What it says beyond that is named, so that it can be told.
+
+Source: triton-inference-server/common, protobuf/model_config.proto.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve.errors import UsageError
+from edgeserve.serve import textproto
+from edgeserve.serve.model_config import All, Latest, Specific, VersionPolicy
+from edgeserve.serve.textproto import Message
+
+FILE_NAME: Final = "config.pbtxt"
+# Read, or true of every bundle by its own manifest.
+_UNDERSTOOD: Final = {
+    "name", "platform", "backend", "max_batch_size", "input", "output", "dynamic_batching",
+    "instance_group", "version_policy", "default_model_filename", "runtime",
+}  # fmt: skip
+_BATCHING: Final = {
+    "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
+    "priority_levels", "default_priority_level",
+}  # fmt: skip
+_QUEUE: Final = {
+    "default_timeout_microseconds", "allow_timeout_override", "max_queue_size", "timeout_action",
+}  # fmt: skip
+
+
+class TritonConfig(msgspec.Struct, frozen=True):
+    """None: the file does not say. `labels` maps an output to its file; `ignored` are the fields that
+    have no effect here."""
+
+    name: str | None = None
+    max_batch: int | None = None
+    batching: bool | None = None
+    preferred: tuple[int, ...] = ()
+    delay_s: float | None = None
+    priority_levels: int | None = None
+    default_priority: int | None = None
+    queue: int | None = None
+    timeout_s: float | None = None
+    own_timeouts: bool | None = None
+    instances: int | None = None
+    versions: VersionPolicy | None = None
+    labels: dict[str, str] = {}
+    ignored: tuple[str, ...] = ()
+
+
+def read_config(file: Path) -> TritonConfig:
+    """Raises UsageError naming the file and the field."""
+    try:
+        return config_of(textproto.read(file.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read", cause=str(error)) from None
+    except UsageError as error:
+        raise UsageError(f"{file} cannot be used", cause=str(error)) from None
+
+
+def config_of(message: Message) -> TritonConfig:
+    """Raises UsageError naming the field."""
+    batching = message.message("dynamic_batching")
+    max_batch = message.integer("max_batch_size")
+    if max_batch is not None and max_batch < 0:
+        raise UsageError(f"max_batch_size: expected 0 or more, got {max_batch}")
+    ignored = [n for n in message.names() if n not in _UNDERSTOOD]
+    inner = batching or Message()
+    ignored += [f"dynamic_batching.{n}" for n in inner.names() if n not in _BATCHING]
+    queue = inner.message("default_queue_policy") or Message()
+    ignored += [f"default_queue_policy.{n}" for n in queue.names() if n not in _QUEUE]
+    if queue.all("timeout_action") not in ([], ["REJECT"], [0]):
+        ignored.append("default_queue_policy.timeout_action")
+    override = queue.flag("allow_timeout_override")
+    timeout = queue.integer("default_timeout_microseconds")
+    delay = inner.integer("max_queue_delay_microseconds")
+    return TritonConfig(
+        name=message.text("name"),
+        max_batch=max_batch,
+        # Triton puts requests together only where dynamic_batching is there.
+        batching=batching is not None,
+        preferred=_positive(inner, "preferred_batch_size"),
+        delay_s=None if delay is None else delay / 1e6,
+        priority_levels=inner.integer("priority_levels"),
+        default_priority=inner.integer("default_priority_level"),
+        queue=queue.integer("max_queue_size") or None,
+        timeout_s=None if timeout is None else timeout / 1e6,
+        own_timeouts=None if timeout is None else bool(override),
+        instances=_instances(message),
+        versions=_versions(message.message("version_policy")),
+        labels=_labels(message),
+        ignored=tuple(ignored),
+    )
+
+
+def _positive(message: Message, name: str) -> tuple[int, ...]:
+    values = message.integers(name)
+    if any(v < 1 for v in values):
+        raise UsageError(f"{name}: expected sizes of 1 or more, got {list(values)}")
+    return values
+
+
+def _instances(message: Message) -> int | None:
+    groups = message.all("instance_group")
+    counts = []
+    for group in groups:
+        if not isinstance(group, Message):
+            raise UsageError(f"instance_group: expected messages, got {group!r:.40}")
+        count = group.integer("count")
+        counts.append(1 if count is None else count)
+    if any(c < 1 for c in counts):
+        raise UsageError(f"instance_group.count: expected 1 or more, got {counts}")
+    return sum(counts) if counts else None
+
+
+def _versions(policy: Message | None) -> VersionPolicy | None:
+    if policy is None:
+        return None
+    specific = policy.message("specific")
+    if specific is not None:
+        return VersionPolicy(specific=Specific(_positive(specific, "versions")))
+    if policy.message("all") is not None:
+        return VersionPolicy(all=All())
+    latest = policy.message("latest")
+    count = latest.integer("num_versions") if latest is not None else None
+    if count is not None and count < 1:
+        raise UsageError(f"num_versions: expected 1 or more, got {count}")
+    return VersionPolicy(latest=Latest(count or 1))
+
+
+def _labels(message: Message) -> dict[str, str]:
+    labels = {}
+    for output in message.all("output"):
+        if not isinstance(output, Message):
+            raise UsageError(f"output: expected messages, got {output!r:.40}")
+        name, file = output.text("name"), output.text("label_filename")
+        if name and file:
+            labels[name] = file
+    return labels
