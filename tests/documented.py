@@ -38,7 +38,8 @@ SERVE = 'bundle = "model.edge"\n'
 
 def make_folder(folder: Path) -> None:
     """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, digits.onnx with its
-    data, linear.onnx, my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
+    data, linear.onnx, samples.npz (one
+    digit), my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
     model = small_cnn()
     del model.graph.output[1]
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
@@ -55,6 +56,8 @@ def make_folder(folder: Path) -> None:
         Image.fromarray(small).resize((256, 256)).save(folder / "images" / f"{index:02}.png")
         rows.append(f"images/{index:02}.png,{index % _CLASSES}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    samples = np.load(DIGITS.joinpath("digits-samples.npz"))
+    np.savez(folder / "samples.npz", image=samples["image"][:1])
     (folder / "ci").mkdir()
     for name, text in {
         "my-board.toml": BOARD, "edgeserve.toml": LIMITS, "ci/limits.toml": LIMITS,

@@ -65,6 +65,7 @@ NOT_RUN = {
     r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
     r"efficientnet_lite0": "test_the_imagenet_example",
+    r"(infer|status) http": "tests/cli/test_infer.py",
 }
 # Commands and pages of the slow suite: a package index is asked, or it takes a minute.
 SLOW = {"package", "bench.md", "targets.md"}

@@ -12,7 +12,7 @@ from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.options import ChainOptions
-from edgeserve.errors import DeviceUnavailable, UsageError
+from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.inject import STAND_IN, parse_fault
 from edgeserve.workers import Limits, WorkerSession, open_worker
@@ -130,6 +130,7 @@ class Opened:
         self.session = session
         self.load_ms = load_ms
         self.golden_error = error
+        self.failure: EdgeServeError | None = None  # why it is out of service
         self.max_rows = 0  # what fits the device's memory; 0: anything so far
         self.close = weakref.finalize(self, session.close)
 

@@ -32,7 +32,7 @@ from edgeserve.cli import (
     targets,
 )
 from edgeserve.cli.output import print_error
-from edgeserve.errors import EdgeServeError
+from edgeserve.errors import EdgeServeError, UsageError
 
 # The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
 # longer depends on.
@@ -106,6 +106,14 @@ def options(
         os.environ["EDGESERVE_QUIET"] = "1"
 
 
+def _as_ours(error: Any) -> UsageError:
+    """Wrong flags told as every other error is."""
+    what = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "edgeserve"
+    return UsageError(what[:1].lower() + what[1:], hint=f"{command} --help")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1, 2, 3 or 130 (see docs/cli.md)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -121,7 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except _WrongUsage as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print_error(_as_ours(error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)

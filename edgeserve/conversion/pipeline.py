@@ -198,8 +198,9 @@ def _enforce(
     smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
     missed = {v.trial.entry for v in verdicts if v.failed} - smaller - set(optional_entries(target))
     if strict and missed:
+        where = ", ".join(target.chain[entry].label for entry in sorted(missed))
         raise CheckFailed(
-            "no quantized variant was good enough, and --strict was given",
+            f"no quantized variant was good enough on {where}, and --strict was given",
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
         )

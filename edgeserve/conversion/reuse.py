@@ -49,7 +49,8 @@ def take(place: Path, out_dir: Path) -> list[Path] | None:
 def keep(place: Path, out_dir: Path, files: list[Path]) -> None:
     """Keep all of `out_dir`, which a converter has filled."""
     shutil.copytree(out_dir, place, dirs_exist_ok=True)
-    names = [file.relative_to(out_dir).as_posix() for file in files]
+    # Those of a tool environment are absolute, whatever `out_dir` is.
+    names = [file.resolve().relative_to(out_dir.resolve()).as_posix() for file in files]
     place.with_suffix(".json").write_text(json.dumps(names), "utf-8")
 
 

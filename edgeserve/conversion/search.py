@@ -324,9 +324,10 @@ class Search:
 
     def _restore(self, index: int, proof: Proof) -> Restoration:
         """Find layers to restore for an entry, on its own runtime, and prove the result there."""
+        base = self._better_base()
         done = restore(
             self._builder,
-            self._better_base(),
+            base,
             self._target.chain[index],
             self._interface,
             self._data,
@@ -338,6 +339,8 @@ class Search:
         if done.met and done.nodes:
             plan = Plan(self._format(index), "int8", "static-restored")
             self._prove(self._subjects({index: [plan]}))
+        if base is not self._builder.static:
+            done = msgspec.structs.replace(done, base="equalized int8")
         return done
 
     def _better_base(self) -> StaticQuantizer:

@@ -34,7 +34,7 @@ from edgeserve.serve.sources import find_sources
 from edgeserve.serve.triton_metrics import TritonMetrics
 
 if TYPE_CHECKING:
-    from edgeserve.serve.grpc.server import GrpcServer
+    from edgeserve.serve.grpc.front import GrpcFront
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Service:
             metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
-        self._grpc = open_grpc(settings, self._repository)
+        self._grpc = open_grpc(settings, self._repository, self._shm)
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -197,8 +197,8 @@ class Service:
         if failures and not self._repository.loaded() and not may_come:
             raise failures[0]
         url, control_url = await self._http.listen()
-        grpc = self._grpc.listen(settings.host, settings.grpc_port or 0) if self._grpc else None
         self._repository.serve()
+        grpc = self._grpc.listen() if self._grpc is not None else None
         self._tasks.append(asyncio.ensure_future(self._follow()))
         if self._shared is not None:
             self._tasks.append(asyncio.ensure_future(_write_often(self._shared)))
@@ -354,23 +354,19 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def open_grpc(settings: Settings, repository: ModelRepository) -> GrpcServer | None:
-    """The gRPC server, where a port is asked for. Raises DependencyMissing."""
+def open_grpc(
+    settings: Settings, repository: ModelRepository, shm: SharedMemory
+) -> GrpcFront | None:
+    """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
         return None
     try:
-        from edgeserve.serve.grpc.memory import NoSharedMemory
-        from edgeserve.serve.grpc.server import GrpcServer, GrpcSettings
+        from edgeserve.serve.grpc.front import GrpcFront
     except ImportError as error:
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcServer(
-        repository,
-        NoSharedMemory(),
-        GrpcSettings(receive_bytes=settings.effective_limits().body_bytes, queue=settings.queue),
-        lambda need, key: None,
-    )
+    return GrpcFront(settings, repository, shm)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

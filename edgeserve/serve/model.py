@@ -293,6 +293,7 @@ class ServedModel:
     ) -> None:
         if isinstance(result, Outcome):
             self.metrics.answered += 1
+            self.metrics.serving(result.candidate)
         else:
             self._recorder.failed(time.perf_counter() - began)
             self.metrics.failed(_reason(result))

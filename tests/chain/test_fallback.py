@@ -17,6 +17,7 @@ import pytest
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
+from edgeserve.chain.board import device_key
 from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, UsageError
 from edgeserve.workers import WorkerSession
 from tests.bundles import linear, linear_bundle
@@ -32,8 +33,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def options(*faults: str, **changes: Any) -> ChainOptions:
-    """A stand-in GPU before the CPU; pauses are short, calls may take a second."""
-    values: dict[str, Any] = {"reopen_s": 0.05, "watchdog_s": 1.0, "threads": 1, "spin": False}
+    """A stand-in GPU before the CPU; pauses are short, and what hangs is soon found."""
+    watchdog = 0.5 if any("hang" in f for f in faults) else 20.0
+    values: dict[str, Any] = {"reopen_s": 0.05, "watchdog_s": watchdog, "threads": 1, "spin": False}
     return ChainOptions(inject=("gpu:stand-in", *faults), **values | changes)
 
 
@@ -97,10 +99,10 @@ def test_a_failing_call_is_answered_by_the_next_candidate_and_the_device_comes_b
         pytest.param("kill@load", "died of SIGKILL", marks=pytest.mark.slow),
         pytest.param("exception@load", "RuntimeError: injected", marks=pytest.mark.slow),
         pytest.param("oom@load", "out of memory on 'gpu'", marks=pytest.mark.slow),
-        ("hang@load", "did not open it within 1 s"),
+        ("hang@load", "did not open it within 3 s"),
         ("disappear=1@load", "ended with code 1"),
         pytest.param("crash@warm-up", "died of SIGSEGV", marks=pytest.mark.slow),
-        pytest.param("hang@warm-up", "did not finish a call within 1 s", marks=pytest.mark.slow),
+        pytest.param("hang@warm-up", "did not finish a call within 3 s", marks=pytest.mark.slow),
         ("nan@warm-up", "does not reproduce the golden samples"),
         pytest.param("wrong@warm-up", "does not reproduce the golden samples", marks=pytest.mark.slow),
         pytest.param("exception@warm-up", "the device failed", marks=pytest.mark.slow),
@@ -109,7 +111,8 @@ def test_a_failing_call_is_answered_by_the_next_candidate_and_the_device_comes_b
 def test_what_fails_at_load_does_not_serve_and_is_tried_again(
     bundle: Bundle, fault: str, error: str
 ) -> None:
-    with Chain(bundle, options(f"gpu:{fault}", open_timeout_s=1.0, reopen_s=0.01)) as chain:
+    patience = 3.0 if "hang" in fault else 60.0
+    with Chain(bundle, options(f"gpu:{fault}", open_timeout_s=patience, reopen_s=0.01)) as chain:
         assert ask(chain) == "cpu"
         assert error in (chain.status().reason or "")
         assert chain.status().retry_s is not None
@@ -216,18 +219,26 @@ def test_a_chain_whose_only_device_stays_away_fails_at_once_until_it_is_back(
     tmp_path: Path,
 ) -> None:
     path = linear_bundle(tmp_path, chain=(GPU,))
-    faults = ("gpu:disappear=2@6",)
-    with Chain(Bundle.open(path), options(*faults, reopen_s=0.3)) as chain:
+    with Chain(Bundle.open(path), options("gpu:disappear=1000@6", reopen_s=100.0)) as chain:
         ask(chain)
         with pytest.raises(DeviceLost):
             ask(chain)
-        began = time.monotonic()
+        due = chain.links[0].breaker.due
         with pytest.raises(DeviceLost):
             ask(chain)
-        assert time.monotonic() - began < 0.25  # no process was started for it
+        assert chain.links[0].breaker.due == due  # it was not tried
         assert not chain.status().ready
+        bring_back(chain)
         wait_for(lambda: chain.status().ready)
         assert ask(chain) == "gpu"
+
+
+def bring_back(chain: Chain) -> None:
+    """A device that disappeared opens again, and word of that comes."""
+    assert chain.candidates.fault_state is not None
+    for file in Path(chain.candidates.fault_state.name).iterdir():
+        os.utime(file, (0, 0))
+    chain.found(device_key(chain.links[0].candidate))
 
 
 def test_a_required_device_must_serve_and_keeps_the_chain_from_being_ready(bundle: Bundle) -> None:
@@ -291,12 +302,12 @@ def test_a_device_that_did_not_open_is_not_tried_again_by_the_next_model(tmp_pat
         Bundle.open(linear_bundle(tmp_path, "one")),
         Bundle.open(linear_bundle(tmp_path, "other")),
     )
-    with Chain(one, options("gpu:open-failure@load", reopen_s=FOREVER)) as first:
-        began = time.monotonic()
-        with Chain(other, options(reopen_s=FOREVER)) as second:
-            assert time.monotonic() - began < 0.2
-            assert second.candidate.device == "cpu"
-            assert second.attempts[0].error == first.attempts[0].error
+    with (
+        Chain(one, options("gpu:open-failure@load", reopen_s=FOREVER)) as first,
+        Chain(other, options(reopen_s=FOREVER)) as second,  # where it would open
+    ):
+        assert second.candidate.device == "cpu"
+        assert second.attempts[0].error == first.attempts[0].error
 
 
 def test_a_device_found_by_one_model_is_tried_by_the_others(tmp_path: Path) -> None:
@@ -332,9 +343,9 @@ def test_a_stand_in_needs_a_cpu_candidate(tmp_path: Path) -> None:
 
 
 def test_closing_does_not_wait_for_a_device_that_does_not_open(bundle: Bundle) -> None:
-    chain = Chain(bundle, options("gpu:hang@load+", reopen_s=0.01, open_timeout_s=3.0))
+    chain = Chain(bundle, options("gpu:hang@load+", reopen_s=0.01, open_timeout_s=5.0))
     wait_for(lambda: bool(psutil.Process().children()))  # it is tried again
     began = time.monotonic()
     chain.close()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4.5
     assert psutil.Process().children() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,3 +251,14 @@ def test_within_one_command_the_same_is_converted_once(source: Path) -> None:
         source.write_text("another source ")
         assert run("a-to-b", source, "moment") != first
     assert run("a-to-b", again / source.name, "moment") != first
+
+
+def test_what_tool_environments_make_is_kept_too(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    with reusing():
+        first = run("d-to-d", Path(source.name), "moment")
+        shutil.rmtree("out")
+        Path("out").mkdir()
+        assert run("d-to-d", Path(source.name), "moment") == first

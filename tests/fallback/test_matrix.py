@@ -40,7 +40,9 @@ def test_nothing_is_lost_nothing_is_wrong_everything_is_counted(
         # Memory that is too small for a single row is no reason to shrink a batch.
         assert set(cell.fallbacks) <= {"out-of-memory"}
     else:
-        assert set(cell.fallbacks) == {reason}
+        # A model that is loaded while the device is away finds it so.
+        also = {"unavailable"} if moment == "reload" and fault.startswith("disappear") else set()
+        assert {reason} <= set(cell.fallbacks) <= {reason} | also
         # After a reload the new model serves, whether or not the old one's device came back.
         assert cell.recovered >= (moment != "reload")
 

@@ -13,6 +13,8 @@ import json
 import statistics
 import sys
 import tempfile
+import threading
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,7 @@ from tests.soak.rude import RudeClients
 
 CONNECTIONS: Final = 16
 SEGMENT_S: Final = 2.0
+RELOAD_S: Final = 1.0
 WARM_SHARE: Final = 0.2
 DRIFT_LIMIT: Final = 0.02
 
@@ -49,6 +52,7 @@ class Soak:
 
     load: Load = field(default_factory=Load)
     rude: int = 0
+    reloads: int = 0
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -62,14 +66,16 @@ class Soak:
         return last / first - 1
 
     def leaks(self) -> list[str]:
-        """What the last sample holds more of than the first one after the warm-up."""
-        first = next(s for s in self.samples if s.requests >= WARM_SHARE * self.load.requests)
-        last = self.samples[-1]
-        return [
-            f"{name}: {getattr(first, name)} -> {getattr(last, name)}"
-            for name in ("descriptors", "threads", "shared")
-            if getattr(last, name) > getattr(first, name)
-        ]
+        """What the server holds more of at the end, when nobody is connected, than it ever did in the
+        third after the warm-up."""
+        warm = [s for s in self.samples if s.requests >= WARM_SHARE * self.load.requests]
+        early, last = warm[: max(1, len(warm) // 3)], self.samples[-1]
+        found = []
+        for name in ("descriptors", "threads", "shared"):
+            most = max(getattr(sample, name) for sample in early)
+            if getattr(last, name) > most:
+                found.append(f"{name}: {most} -> {getattr(last, name)}")
+        return found
 
 
 def questions() -> list[Question]:
@@ -95,18 +101,41 @@ def soak(requests: int, *, verbose: bool = False) -> Soak:
     result = Soak()
     with tempfile.TemporaryDirectory() as folder:
         bundle = labelled_bundle(Path(folder))
-        with serve(bundle) as served:
+        with serve(bundle, "--model-control") as served:
             port = int(served.http.rpartition(":")[2])
             asked = questions()
-            with RudeClients(port, asked[0].wire) as rude:
+            with RudeClients(port, asked[0].wire) as rude, Reloads(served.url) as reloads:
                 while result.load.requests < requests:
                     result.load.add(closed_loop(port, asked, CONNECTIONS, SEGMENT_S))
                     result.samples.append(_sample(served, result.load.requests))
                     if verbose:
                         print(result.samples[-1], flush=True)
-            result.rude = sum(rude.done.values())
+            result.rude, result.reloads = sum(rude.done.values()), reloads.done
             result.samples.append(_sample(served, result.load.requests))
     return result
+
+
+class Reloads:
+    """A thread that has the model loaded again every second while it serves; use it with `with`."""
+
+    def __init__(self, url: str) -> None:
+        self.done = 0
+        self._url = f"{url}/v2/repository/models/linear/load"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Reloads:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(RELOAD_S):
+            with urllib.request.urlopen(self._url, b"{}", timeout=30):
+                self.done += 1
 
 
 def _sample(served: Served, requests: int) -> Sample:
@@ -132,7 +161,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     found = soak(parser.parse_args().requests, verbose=True)
     first, last = found.samples[0], found.samples[-1]
-    print(f"{found.load.requests} requests, {found.load.wrong} wrong, {found.rude} rude clients")
+    print(
+        f"{found.load.requests} requests, {found.load.wrong} wrong, {found.rude} rude clients, "
+        f"{found.reloads} reloads"
+    )
     print(f"{found.load.rate:.0f} requests/s, p99 {found.load.percentile_ms(0.99):.1f} ms")
     print(f"resident {first.rss / 1e6:.1f} MB at first, {last.rss / 1e6:.1f} MB at the end")
     print(f"drift after the warm-up: {found.drift:+.2%}; leaks: {found.leaks() or 'none'}")
