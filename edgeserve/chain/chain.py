@@ -277,7 +277,9 @@ class Chain:
         for link in self.links:
             known = self.board.known_lost(device_key(link.candidate), _now())
             if known is not None and self.options.fallback and not self.options.require:
-                self._note_failure(link, known[0], at_start=True)
+                self._record(link, known[0])
+                link.failed_at = _now()
+                link.breaker.failed_at_start(_now())
                 skipped.append(link)
                 continue
             found = self._try(link, at_start=True)
@@ -399,7 +401,8 @@ class Chain:
             source = self._serving.candidate
             self._serve(opened)
             self.promotions.append(Promotion(source, link.candidate, away))
-        self.keeper.let_go(before)
+        if before is not link:
+            self.keeper.let_go(before)
         log.warning("%s serves again after %.1f s", link.candidate.label, away)
         self._tell()
 

@@ -180,7 +180,8 @@ class Keeper:
         try:
             self._chain.open(link)
         except EdgeServeError as error:
-            log.warning("%s cannot stand by: %s", link.candidate.label, error)
+            if not self._chain.closed:
+                log.warning("%s cannot stand by: %s", link.candidate.label, error)
 
 
 def _available_bytes() -> int:

@@ -21,6 +21,7 @@ from edgeserve.cli import (
     check,
     convert,
     demo,
+    doctor,
     env,
     gate,
     infer,
@@ -70,7 +71,8 @@ app = typer.Typer(
     epilog="Start with: edgeserve demo",
 )
 for command in (
-    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, env, demo,
+    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, doctor, env,
+    demo,
 ):  # fmt: skip
     command.register(app)
 

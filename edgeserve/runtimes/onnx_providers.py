@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -81,6 +82,18 @@ _BUILDS: Final = {
 SOFTWARE_WEBGPU: Final = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER"
 _LOCK: Final = threading.Lock()
 _registered: dict[str, str] = {}
+
+
+_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+def engine_words(error: Exception) -> str:
+    """onnxruntime's message on one line, without its stack: codes, source files and signatures."""
+    text = " ".join(str(error).split()) or repr(error)
+    last = _CODE.split(text)[-1]
+    if last.startswith("/") and " was false. " in last:
+        last = last.rpartition(" was false. ")[2]
+    return last or text
 
 
 class PlugIn(msgspec.Struct, frozen=True):
@@ -160,7 +173,7 @@ def _register(ort: Any, plug_in: PlugIn) -> str:
             # Under the provider's own name: some plug-ins call their devices by what is given here.
             ort.register_execution_provider_library(plug_in.provider, library)
         except Exception as error:  # a plug-in's code and onnxruntime raise anything
-            text = " ".join(str(error).split()) or repr(error)
+            text = engine_words(error)
             if "already registered" not in text.lower():
                 raise DeviceUnavailable(
                     f"onnxruntime cannot open {plug_in.provider}",

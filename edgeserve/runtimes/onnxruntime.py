@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import threading
 import warnings
 from collections import Counter
@@ -32,6 +31,7 @@ from edgeserve.errors import (
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.native import NativeLog, caught_output, environment_key
+from edgeserve.runtimes.onnx_bf16 import run_bf16
 from edgeserve.runtimes.onnx_placement import (
     FLOAT_OPS,
     INT8_OPS,
@@ -47,6 +47,7 @@ from edgeserve.runtimes.onnx_providers import (
     CPU,
     PROVIDERS,
     accelerators_to_try,
+    engine_words,
     hardware_name,
     installed_plug_ins,
     missing_provider,
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from edgeserve.runtimes.probing import Probe
 
 _RECORD_ASSIGNMENT: Final = "session.record_ep_graph_assignment_info"
-_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_CPU: Final = "session.disable_cpu_ep_fallback"
 
 
@@ -161,6 +161,8 @@ class OnnxRuntimeSession:
         self._names = [spec.name for spec in model.interface.outputs]
         self._files_names = [model.binding(name).name for name in self._names]
         self._texts = [s.name for s in model.interface.inputs if s.dtype == "BYTES"]
+        ports = (*model.interface.inputs, *model.interface.outputs)
+        self._bf16 = {model.binding(s.name).name for s in ports if s.dtype == "BF16"}
         self._renamed = any(model.binding(s.name).name != s.name for s in model.interface.inputs)
         self._lock = threading.Lock()
         self._profile = opening.profile
@@ -179,10 +181,13 @@ class OnnxRuntimeSession:
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
-            values = self._session.run(self._files_names, inputs)
+            if self._bf16:
+                values = run_bf16(self._session, inputs, self._bf16, self._files_names)
+            else:
+                values = self._session.run(self._files_names, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InferenceFailed(
-                f"onnxruntime failed on {self.device}", cause=_one_line(error)
+                f"onnxruntime failed on {self.device}", cause=engine_words(error)
             ) from error
         if self._profile is not None:
             self._read_profile({name: array.shape for name, array in inputs.items()})
@@ -206,7 +211,7 @@ class OnnxRuntimeSession:
                 self._session.run(None, example)
             except Exception as error:
                 raise InferenceFailed(
-                    f"onnxruntime failed on {self.device}", cause=_one_line(error)
+                    f"onnxruntime failed on {self.device}", cause=engine_words(error)
                 ) from error
             self._read_profile({name: array.shape for name, array in example.items()})
         return placement_of(
@@ -336,7 +341,7 @@ def _drop(profile: ProfileFile | None) -> None:
 
 
 def _load_error(model: Path, provider: str, error: Exception) -> Exception:
-    text, kind = _one_line(error), type(error).__name__
+    text, kind = engine_words(error), type(error).__name__
     if kind in {"NotImplemented", "InvalidGraph"} or "is not a registered function/op" in text:
         return UnsupportedModel(
             f"onnxruntime cannot run {model}",
@@ -378,12 +383,3 @@ def _caught(provider: str) -> Iterator[NativeLog]:
 
 def _is_not_onnxruntime_s(line: str) -> bool:
     return ":onnxruntime:" not in line and not line.startswith(("Warning: vk", "    at Check"))
-
-
-def _one_line(error: Exception) -> str:
-    """Its message without onnxruntime's own stack: codes, source files and signatures."""
-    text = " ".join(str(error).split()) or repr(error)
-    last = _CODE.split(text)[-1]
-    if last.startswith("/") and " was false. " in last:
-        last = last.rpartition(" was false. ")[2]
-    return last or text

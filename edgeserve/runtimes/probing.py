@@ -21,7 +21,7 @@ from edgeserve.bundle import VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.devices import usable_cores
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError
-from edgeserve.runtimes import LoadOptions, runtime
+from edgeserve.runtimes import LoadOptions, Runtime, engine_version, runtime
 from edgeserve.runtimes.native import NativeLog
 from edgeserve.runtimes.probes import PROBE_FILES
 from edgeserve.targets import ChainEntry
@@ -51,6 +51,7 @@ class Probe(msgspec.Struct, frozen=True):
     error: str | None = None
     hint: str | None = None
     said: str | None = None
+    version: str | None = None
 
     @property
     def provider(self) -> str:
@@ -70,9 +71,7 @@ def open_here(name: str, device: str, options: Mapping[str, Option]) -> Probe:
     models = (probe_model(kind) for kind in adapter.formats)
     model = next((m for m in models if m is not None), None)
     if model is None:
-        raise DeviceUnavailable(
-            f"{name} reads {', '.join(adapter.formats)}, for which there is no probe model"
-        )
+        return _as_the_adapter_says(adapter, device, options)
     x = np.array([0.5, -1, 2, 1024], np.float32)
     began = time.perf_counter()
     session = adapter.load(model, device, LoadOptions(options=dict(options)))
@@ -94,9 +93,20 @@ def open_here(name: str, device: str, options: Mapping[str, Option]) -> Probe:
             run_ms=1000 * (ran - loaded),
             hardware=getattr(session, "hardware", None),
             placement=session.placement().describe(),
+            version=engine_version(adapter),
         )
     finally:
         session.close()
+
+
+def _as_the_adapter_says(adapter: Runtime, device: str, options: Mapping[str, Option]) -> Probe:
+    """For third parties' adapters of formats that no probe model is in."""
+    info = adapter.probe()
+    if not info.opens(device):
+        raise DeviceUnavailable(
+            f"{adapter.name} does not open '{device}'", cause=info.problem, hint=info.hint
+        )
+    return Probe(adapter.name, device, dict(options), ok=True, version=info.version)
 
 
 def open_in_child(
@@ -148,6 +158,23 @@ def open_in_children(
     """`open_in_child` for several (runtime, device, options), a few at a time, in their order."""
     with ThreadPoolExecutor(max(2, usable_cores())) as pool:
         return list(pool.map(lambda one: open_in_child(one[0], one[1], one[2], timeout_s), wanted))
+
+
+def onnxruntime_providers(timeout_s: float = TIMEOUT_S) -> list[str]:
+    """The providers built into the installed onnxruntime, asked in a process of its own; none where it
+    cannot be imported."""
+    code = "import onnxruntime; print(','.join(onnxruntime.get_available_providers()))"
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return []
+    return [p for p in ran.stdout.strip().split(",") if p] if ran.returncode == 0 else []
 
 
 def _kill(child: subprocess.Popen[str]) -> None:

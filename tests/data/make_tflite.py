@@ -1,4 +1,5 @@
-"""Writes small-cnn-fp32.tflite and small-cnn-int8.tflite, with edgeserve's own converters.
+"""Writes small-cnn-fp32.tflite, small-cnn-int8.tflite and digits-fp32.tflite, with edgeserve's own
+converters.
 
     python -m tests.data.make_tflite
 
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+import edgeserve.demo
 from edgeserve.conversion.registry import converter_called, run_converter
 from tests.networks import images, small_cnn
 
@@ -43,6 +45,18 @@ def main() -> None:
                 say=lambda what, share: print(what),
             )[0]
             shutil.copyfile(source, HERE / name)
+        digits = Path(edgeserve.demo.__file__).parent / "files" / "digits.onnx"
+        out = work / "digits"
+        out.mkdir()
+        (made, *_) = run_converter(
+            converter_called("onnx-to-tflite"),
+            digits,
+            out,
+            {"batch": 1},
+            tool_env=True,
+            say=lambda what, share: print(what),
+        )
+        shutil.copyfile(made, HERE / "digits-fp32.tflite")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class About:
             model = self._repository.find(request.name, version)
         except (ModelNotFound, ModelUnavailable):
             return messages.ModelReadyResponse(ready=False)
-        return messages.ModelReadyResponse(ready=model.ready and self._repository.ready)
+        return messages.ModelReadyResponse(ready=model.ready and self._repository.serving)
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
         return messages.ServerMetadataResponse(

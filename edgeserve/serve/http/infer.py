@@ -10,7 +10,7 @@ from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
-from edgeserve.serve.http.response import JSON, Headers, Response
+from edgeserve.serve.http.response import JSON, Form, Response, form
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model import ServedModel
@@ -20,7 +20,6 @@ from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 
 _BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
-_VARY: Final[Headers] = (("Vary", "Accept-Encoding"),)
 # Larger bodies are inflated and compressed on a thread, so that the loop does not wait for them.
 _INLINE_BYTES: Final = 32_768
 
@@ -50,7 +49,9 @@ class InferRoute:
         self._accepts = accepted_coding(headers.get(b"accept-encoding"))
         self._model: ServedModel | None = None
         self._codec: v2.Codec | None = None
-        self._device: Headers = ()
+        self._device: str | None = None
+        self._json: Form
+        self._binary: Form
 
     def __call__(self, request: Request) -> None:
         """Answer now or later; never raises."""
@@ -117,11 +118,13 @@ class InferRoute:
             request.respond(failure(error))
             return
         device = result.candidate.device
-        if not self._device or self._device[0][1] != device:
-            self._device = (("x-edgeserve-device", device),)
+        if device != self._device:
+            self._device = device
+            self._json, self._binary = (
+                form(200, kind, (("x-edgeserve-device", device),)) for kind in (JSON, _BINARY)
+            )
         length = encoded.header_length
-        kind = JSON if length is None else _BINARY
-        response = Response(200, encoded.parts, kind, self._device, length)
+        response = Response(self._json if length is None else self._binary, encoded.parts, length)
         if self._accepts is None or response.size < self._limits.compress_bytes:
             request.respond(response)
         else:
@@ -129,10 +132,10 @@ class InferRoute:
 
     def _compress(self, coding: str, request: Request, response: Response) -> None:
         def respond(body: bytes) -> None:
-            headers = (*response.headers, ("Content-Encoding", coding), *_VARY)
-            request.respond(
-                Response(200, [body], response.content_type, headers, response.header_length)
-            )
+            plain = response.form
+            codings = (("Content-Encoding", coding), ("Vary", "Accept-Encoding"))
+            shared = form(200, plain.content_type, (*plain.headers, *codings))
+            request.respond(Response(shared, [body], response.header_length))
 
         self._aside(response.size, lambda: deflate(coding, response.parts), respond, request)
 

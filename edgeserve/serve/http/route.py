@@ -17,7 +17,7 @@ class NoRoute(Exception):
     """Nothing answers here; the response says what would."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
+        super().__init__(response.form.status)
         self.response = response
 
 
