@@ -37,7 +37,7 @@ SERVE = 'bundle = "model.edge"\n'
 
 
 def make_folder(folder: Path) -> None:
-    """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, digits.onnx with its
+    """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, samples.npz, digits.onnx with its
     data, linear.onnx, my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
     model = small_cnn()
     del model.graph.output[1]
@@ -54,6 +54,8 @@ def make_folder(folder: Path) -> None:
         small = random.integers(0, 255, (7, 7, 3), np.uint8)
         Image.fromarray(small).resize((256, 256)).save(folder / "images" / f"{index:02}.png")
         rows.append(f"images/{index:02}.png,{index % _CLASSES}")
+    photos = random.normal(size=(2, 3, 224, 224)).astype(np.float32)
+    np.savez(folder / "samples.npz", image=photos)
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     (folder / "ci").mkdir()
     for name, text in {

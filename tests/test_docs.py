@@ -64,6 +64,7 @@ NOT_RUN = {
     r"env (create|remove)": "downloads hundreds of MB: tests/conversion/test_toolenv.py makes a small one",
     r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
+    r"http://": "needs a server: tests/client",
     r"--device npu": "needs a bundle for an NPU",
     r"efficientnet_lite0": "test_the_imagenet_example",
 }
