@@ -69,7 +69,7 @@ NOT_RUN = {
     r"efficientnet_lite0": "test_the_imagenet_example",
 }
 # Commands and pages of the slow suite: a package index is asked, or it takes a minute.
-SLOW = {"package", "bench.md", "targets.md"}
+SLOW = {"convert", "package", "bench.md", "targets.md"}
 # As documented, but shorter.
 MORE = {"bench": ("--duration", "0.2")}
 
