@@ -106,7 +106,8 @@ def run_cell(bundle: Path, fault: str, moment: Moment, protocol: Protocol) -> Ce
     cell = Cell(fault, moment, protocol)
     arguments = ["--grpc-port", "0", "--model-control", "--reopen", "0.02", "--threads", "1"]
     arguments += ["--inject", "gpu:stand-in", "--watchdog", "0.5" if fault == "hang" else "20"]
-    arguments += ["--open-timeout", "3" if fault == "hang" else "60"]
+    opens_late = fault == "hang" and moment in ("load", "warm-up")
+    arguments += ["--open-timeout", "8" if opens_late else "60"]
     arguments += ["--verify"] if fault == "wrong" else []
     for text in faults_of(fault, moment):
         arguments += ["--inject", text]
