@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 GRPC := edgeserve/serve/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit protos gpu-driver gpu-envs gpu-bench clean
+.PHONY: help demo test test-slow check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ unit: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow
+
+reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands' own help
+	$(BIN)/python docs/reference.py > docs/cli-reference.md
 
 protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I $(GRPC) --descriptor_set_out=$(GRPC)/messages.binpb \

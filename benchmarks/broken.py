@@ -26,6 +26,12 @@ sys.path.insert(0, str(ROOT))
 from edgeserve import Preprocess, convert  # noqa: E402
 
 FACTOR = 64.0
+# title, the stage to rescale (None: all), the recipes to try (none: what auto tries)
+CASES: list[tuple[str, int | None, list[str]]] = [
+    ("one stage", 2, []),
+    ("one stage, restoring layers alone,", 2, ["static", "static-restored"]),
+    ("all stages", None, []),
+]
 
 
 def rescaled(source: Path, destination: Path, stages: int | None) -> Path:
@@ -76,10 +82,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        for title, stage in (("one stage", 2), ("all stages", None)):
+        for title, stage, recipes in CASES:
             source = rescaled(arguments.model, Path(name) / "rescaled.onnx", stage)
             report = convert(
-                source, Path(name) / "out.edge", target="cpu-x86", force=True,
+                source, Path(name) / "out.edge", target="cpu-x86", force=True, recipes=recipes,
                 calibrate=arguments.data / "calibration",
                 evaluate=arguments.data / "evaluation" / "labels.csv",
                 preprocess=Preprocess(224, 224, crop_ratio=0.875, interpolation="bicubic",
@@ -96,6 +102,9 @@ def main() -> None:
                     )
             for remark in report.remarks:
                 print(f"  {remark}")
+            if report.layers:
+                noisiest = ", ".join(f"{e.node} {e.sqnr_db:.1f} dB" for e in report.layers[:5])
+                print(f"  noisiest layers: {noisiest}", flush=True)
 
 
 if __name__ == "__main__":

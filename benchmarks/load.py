@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import uvloop
@@ -27,7 +29,7 @@ class Question:
 
     wire: bytes
     expected: np.ndarray
-    numbers: Callable[[object], list[float]]  # where they are in the answer's JSON
+    numbers: Callable[[Any], Any]  # where they are in the answer: its JSON, or a message's bytes
     marker: bytes = b""  # what precedes it (an id) may differ from answer to answer
     checked: bytes | None = None
 
@@ -36,10 +38,12 @@ class Question:
         if tail == self.checked:
             return True
         try:
-            got = np.ravel(self.numbers(json.loads(body)))
+            got = np.ravel(self.numbers(json.loads(body) if body[:1] in (b"{", b"[") else body))
         except (ValueError, KeyError, TypeError, IndexError):
             return False
-        if got.shape != self.expected.shape or not np.allclose(got, self.expected, rtol=1e-3):
+        if got.shape != self.expected.shape or not np.allclose(
+            got, self.expected, rtol=1e-3, atol=1e-5
+        ):
             return False
         self.checked = tail
         return True
@@ -189,6 +193,44 @@ def open_loop(
         return load
 
     return uvloop.run(run())
+
+
+def grpc_loop(port: int, questions: Sequence[Question], connections: int, seconds: float) -> Load:
+    """`connections` calls at a time on one channel, each followed by the next."""
+    import grpc
+
+    load, done = Load(), threading.Semaphore(0)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        end = time.perf_counter() + seconds
+        turns = iter(range(1 << 62))
+
+        def ask() -> None:
+            began = time.perf_counter()
+            if began >= end:
+                done.release()
+                return
+            question = questions[next(turns) % len(questions)]
+            call.future(question.wire, timeout=30).add_done_callback(
+                lambda answer: told(question, began, answer)
+            )
+
+        def told(question: Question, began: float, answer: Any) -> None:
+            load.requests += 1
+            if answer.exception() is None and question.is_answered_by(answer.result()):
+                load.latencies.append(time.perf_counter() - began)
+            else:
+                load.wrong += 1
+            ask()
+
+        cpu, began = time.process_time(), time.perf_counter()
+        for _ in range(connections):
+            ask()
+        for _ in range(connections):
+            done.acquire()
+        load.elapsed_s = time.perf_counter() - began
+        load.busy = (time.process_time() - cpu) / load.elapsed_s
+    return load
 
 
 async def _open(

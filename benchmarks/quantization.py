@@ -88,6 +88,8 @@ def compare(name: str, source: Path, folder: Path, **options: Any) -> dict[str, 
             if (row.variant, row.runtime) == (best.variant, best.runtime):
                 print(f"  of the best, auto's run said ({_speed(row):.2f}x): {row.reason}")
     return {
+        "title": name,
+        "table": _markdown(every.rows, best, chosen, behind),
         "rows": [json.loads(_json(r)) for r in every.rows],
         "best": f"{best.runtime}/{best.variant}",
         "auto": f"{chosen.runtime}/{chosen.variant}",
@@ -127,6 +129,34 @@ def _line(row: Row) -> str:
     )
 
 
+def _markdown(rows: Any, best: Row, chosen: Any, behind: float) -> str:
+    lines = [
+        "| runtime | variant | MB | speed | agrees | SQNR, dB | top-1, % | int8 | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        m = row.measured
+        head = f"| {row.runtime} | `{row.variant}` |"
+        if m is None:
+            lines.append(f"{head} | | | | | | {row.reason[:90].replace('|', '/')} |")
+            continue
+        agreement = m.fidelity.top1_agreement
+        close = f"{m.fidelity.cosine:.4f}" if agreement is None else f"{100 * agreement:.1f} %"
+        accuracy = f"{100 * m.accuracy.top1:.1f}" if m.accuracy else ""
+        lines.append(
+            f"{head} {(row.size_bytes or 0) / 1e6:.2f} | {m.speedup:.2f} | {close} | "
+            f"{m.fidelity.sqnr_db:.1f} | {accuracy} | {m.int8_compute_ops}/{m.compute_ops} | "
+            f"{'out' if row.failed else ''} |"
+        )
+    lines += [
+        "",
+        f"best: {best.variant} on {best.runtime} ({_speed(best):.2f}x)",
+        "",
+        f"auto: {chosen.variant} on {chosen.runtime}; the best is {behind:.3f} times as fast",
+    ]
+    return "\n".join(lines)
+
+
 def minilm(folder: Path, work: Path) -> dict[str, Any]:
     """MiniLM on real sentences (of Python's own documentation), and the cosine of its embeddings."""
     environment = tool_environment(converter_called("huggingface-to-onnx"))
@@ -143,7 +173,9 @@ def minilm(folder: Path, work: Path) -> dict[str, Any]:
     result["embedding_cosine"] = cosine = _embeddings(
         fp32, work / "auto.edge", {n: a[128:] for n, a in tokens.items()}
     )
-    print(f"  embeddings of 200 sentences: cosine to fp32 {cosine:.4f} on average")
+    note = f"embeddings of 200 sentences: cosine to fp32 {cosine:.4f} on average"
+    result["note"] = f"\n{note}\n"
+    print(f"  {note}")
     return result
 
 
@@ -172,6 +204,7 @@ def main() -> None:
     parser.add_argument("--resnet8", type=Path)
     parser.add_argument("--no-resnet50", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--markdown", type=Path, help="also write the tables here")
     arguments = parser.parse_args()
     print(machine().describe())
     found: dict[str, Any] = {}
@@ -197,6 +230,9 @@ def main() -> None:
             )  # fmt: skip
     for left in {"resnet8", "efficientnet", "minilm", "resnet50"} - set(found):
         print(f"left out: {left}")
+    if arguments.markdown:
+        parts = [f"### {f['title']}\n\n{f['table']}\n{f.get('note', '')}" for f in found.values()]
+        arguments.markdown.write_text("\n".join(parts))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2))
 

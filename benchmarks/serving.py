@@ -9,7 +9,7 @@ measured, ended, and after the last one the first comes again, so that a busy ne
 spoils all alike. CPU is that of the server's whole process tree, user and system, divided by requests: it
 does not depend on how fast the generator is. All answers are compared (load.py).
 
-Two bodies: four numbers as JSON, and an image of 224x224 (602 KB) as binary, for a model that only takes
+Three kinds of request: four numbers as JSON, the same over gRPC where a server speaks it, and an image of 224x224 (602 KB) as binary, for a model that only takes
 its mean: what is measured is serving. Binary tensors: ours as the protocol's binary data, FastAPI's as the
 raw body, LitServe's and BentoML's as base64 in JSON, as their guides do; MLServer takes JSON alone.
 
@@ -43,14 +43,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.load import Load, Question, closed_loop, open_loop  # noqa: E402
+from benchmarks.load import Load, Question, closed_loop, grpc_loop, open_loop  # noqa: E402
 from benchmarks.serving_overhead import image_bundle  # noqa: E402
 from edgeserve.conversion.toolenv import cache_root  # noqa: E402
 from tests.bundles import linear, linear_bundle, linear_model  # noqa: E402
 
 CONNECTIONS = (1, 8, 64)
-KINDS = ("tiny", "image")
-NAMES = {"tiny": "linear", "image": "image"}
+KINDS = ("tiny", "image", "grpc")
+NAMES = {"tiny": "linear", "image": "image", "grpc": "linear"}
+SPEAK_GRPC = ("edgeserve", "mlserver")
 STARTING_S = 90.0
 REQUIREMENTS = {
     "fastapi": (
@@ -68,10 +69,10 @@ REQUIREMENTS = {
 
 @dataclass
 class Server:
-    """How one server is started and asked. `command` gets a port and the kind of model."""
+    """How one server is started and asked. `command` gets ports for HTTP and gRPC and the kind of model."""
 
     name: str
-    command: Callable[[int, str], Sequence[str]]
+    command: Callable[[int, int, str], Sequence[str]]
     question: Callable[[str, np.ndarray], Question]
     ready_path: Callable[[str], str]
     environment: dict[str, str] = field(default_factory=dict)
@@ -108,6 +109,7 @@ class Start:
     """How long a server took to answer, and the memory of its process tree then, MB."""
 
     server: str
+    kind: str
     ready_ms: float
     memory_mb: float
 
@@ -117,7 +119,7 @@ class Start:
 
 def inputs(kind: str) -> list[np.ndarray]:
     random = np.random.default_rng(0)
-    if kind == "tiny":
+    if kind != "image":
         return [random.normal(size=(1, 4)).astype(np.float32) for _ in range(16)]
     return [random.random((1, 3, 224, 224), np.float32) for _ in range(4)]
 
@@ -156,6 +158,22 @@ def ask_edgeserve(kind: str, x: np.ndarray, name: str | None = None) -> Question
     head = json.dumps({"inputs": [entry]}).encode()
     wire = post(path, head + x.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
     return Question(wire, expected(x), v2_numbers)
+
+
+def ask_grpc(x: np.ndarray) -> Question:
+    from edgeserve.serve.grpc import messages
+
+    request = messages.ModelInferRequest(model_name="linear")
+    request.inputs.add(name="x", datatype="FP32", shape=x.shape)
+    request.raw_input_contents.append(x.tobytes())
+
+    def numbers(answer: bytes) -> np.ndarray:
+        told = messages.ModelInferResponse.FromString(answer)
+        if told.raw_output_contents:
+            return np.frombuffer(told.raw_output_contents[0], np.float32)
+        return np.array(told.outputs[0].contents.fp32_contents)
+
+    return Question(request.SerializeToString(), expected(x), numbers)
 
 
 def ask_fastapi(kind: str, x: np.ndarray) -> Question:
@@ -202,9 +220,12 @@ def environment(name: str) -> Path:
 
 
 def edgeserve(bundles: dict[str, Path], *flags: str) -> Server:
-    def command(port: int, kind: str) -> list[str]:
-        program = [sys.executable, "-m", "edgeserve", "run", str(bundles[kind])]
-        return [*program, "--http-port", str(port), "--threads", "1", *flags]
+    def command(port: int, grpc_port: int, kind: str) -> list[str]:
+        program = [sys.executable, "-m", "edgeserve", "run", str(bundles[kind]), "--threads", "1"]
+        ports = ["--http-port", str(port)]
+        if kind == "grpc":  # which costs memory where it is on
+            ports += ["--grpc-port", str(grpc_port)]
+        return [*program, *ports, *flags]
 
     return Server("edgeserve", command, ask_edgeserve, lambda kind: "/v2/health/ready")
 
@@ -214,7 +235,7 @@ def fastapi(folder: Path) -> Server:
     uvicorn += ["fastapi_app:app", "--loop", "uvloop", "--http", "httptools"]
     uvicorn += ["--no-access-log", "--log-level", "warning"]
 
-    def command(port: int, kind: str) -> list[str]:
+    def command(port: int, grpc_port: int, kind: str) -> list[str]:
         return [*uvicorn, "--port", str(port)]
 
     return Server("fastapi", command, ask_fastapi, lambda kind: "/ready")
@@ -223,8 +244,8 @@ def fastapi(folder: Path) -> Server:
 def mlserver(folder: Path) -> Server:
     program = str(environment("mlserver") / "mlserver")
 
-    def command(port: int, kind: str) -> list[str]:
-        return [program, "start", str(_mlserver(folder, port, kind))]
+    def command(port: int, grpc_port: int, kind: str) -> list[str]:
+        return [program, "start", str(_mlserver(folder, port, grpc_port, kind))]
 
     return Server("mlserver", command, ask_mlserver, lambda kind: f"/v2/models/{NAMES[kind]}/ready")
 
@@ -232,7 +253,7 @@ def mlserver(folder: Path) -> Server:
 def litserve(folder: Path) -> Server:
     python, app = str(environment("litserve") / "python"), str(PEERS / "litserve_app.py")
 
-    def command(port: int, kind: str) -> list[str]:
+    def command(port: int, grpc_port: int, kind: str) -> list[str]:
         return [python, app, str(port), NAMES[kind]]
 
     return Server("litserve", command, ask_litserve, lambda kind: "/health")
@@ -242,7 +263,7 @@ def bentoml(folder: Path) -> Server:
     program = [str(environment("bentoml") / "bentoml"), "serve", "bentoml_app:Onnx"]
     program += ["--working-dir", str(PEERS), "--host", "127.0.0.1"]
 
-    def command(port: int, kind: str) -> list[str]:
+    def command(port: int, grpc_port: int, kind: str) -> list[str]:
         return [*program, "--port", str(port)]
 
     variables = {"BENTOML_DO_NOT_TRACK": "true"}
@@ -252,7 +273,7 @@ def bentoml(folder: Path) -> Server:
 MAKERS = {"fastapi": fastapi, "mlserver": mlserver, "litserve": litserve, "bentoml": bentoml}
 
 
-def _mlserver(folder: Path, port: int, kind: str) -> Path:
+def _mlserver(folder: Path, port: int, grpc_port: int, kind: str) -> Path:
     """MLServer's folder: it takes ports and models from files. In-process, which is its quickest."""
     name = NAMES[kind]
     root = folder / f"mlserver-{port}"
@@ -261,7 +282,7 @@ def _mlserver(folder: Path, port: int, kind: str) -> Path:
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
-        "grpc_port": free_port(),
+        "grpc_port": grpc_port,
         "metrics_port": free_port(),
         "parallel_workers": 0,
         "debug": False,
@@ -279,9 +300,10 @@ def free_port() -> int:
 
 @dataclass
 class Running:
-    """A started server: its port, process tree and start."""
+    """A started server: its ports, process tree and start."""
 
     port: int
+    grpc_port: int
     process: psutil.Process
     start: Start
 
@@ -307,8 +329,8 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 def started(
     server: Server, kind: str, models: Path, cores: set[int], log: Path
 ) -> Iterator[Running]:
-    port = free_port()
-    command = server.command(port, kind)
+    port, grpc_port = free_port(), free_port()
+    command = server.command(port, grpc_port, kind)
     variables = os.environ | server.environment | {"MODELS": str(models)}
     cwd = command[2] if server.name == "mlserver" else str(ROOT)
     began = time.perf_counter()
@@ -322,7 +344,9 @@ def started(
                 raise SystemExit(f"{server.name} did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.002)
         ready_ms = 1000 * (time.perf_counter() - began)
-        running = Running(port, psutil.Process(popen.pid), Start(server.name, ready_ms, 0.0))
+        running = Running(
+            port, grpc_port, psutil.Process(popen.pid), Start(server.name, kind, ready_ms, 0.0)
+        )
         memory = sum(p.memory_full_info().pss for p in running.tree())
         running.start.memory_mb = memory / 1e6
         yield running
@@ -352,21 +376,35 @@ def answers(port: int, path: str) -> bool:
 def side_by_side(
     servers: Sequence[Server], models: Path, arguments: argparse.Namespace, log: Path
 ) -> tuple[list[Row], list[Start]]:
-    rows = {(s.name, k, c): Row(s.name, k, c) for k in KINDS for c in CONNECTIONS for s in servers}
+    rows = {
+        (s.name, k, c): Row(s.name, k, c)
+        for k in KINDS
+        for c in CONNECTIONS
+        for s in servers
+        if k != "grpc" or s.name in SPEAK_GRPC
+    }
     starts: list[Start] = []
-    questions = {(s.name, k): [s.question(k, x) for x in inputs(k)] for k in KINDS for s in servers}
+    questions = {
+        (s.name, k): [ask_grpc(x) if k == "grpc" else s.question(k, x) for x in inputs(k)]
+        for k in KINDS
+        for s in servers
+    }
     for number in range(arguments.rounds):
         for server in servers:
             print(f"round {number + 1}: {server.name}", file=sys.stderr)
             for kind in KINDS:
+                if kind == "grpc" and server.name not in SPEAK_GRPC:
+                    continue
                 asked = questions[server.name, kind]
                 with started(server, kind, models, {arguments.cores[0]}, log) as running:
                     starts.append(running.start)
-                    closed_loop(running.port, asked, 8, 0.5)  # warm
+                    port = running.grpc_port if kind == "grpc" else running.port
+                    ask = grpc_loop if kind == "grpc" else closed_loop
+                    ask(port, asked, 8, 0.5)  # warm
                     for connections in CONNECTIONS:
                         row = rows[server.name, kind, connections]
                         cpu = running.cpu_s()
-                        load = closed_loop(running.port, asked, connections, arguments.seconds)
+                        load = ask(port, asked, connections, arguments.seconds)
                         row.cpu_s += running.cpu_s() - cpu
                         row.rates.append(load.rate)
                         row.load.add(load)
@@ -472,12 +510,14 @@ def show(rows: Sequence[Row], starts: Sequence[Start]) -> None:
                     f"{r['rate']:9.0f}{r['p50_ms']:9.2f}{r['p99_ms']:9.2f}{r['requests']:9}"
                     f"{r['wrong']:7}{r['generator_busy']:10.0%}"
                 )
-    print(f"\n{'server':12}{'ready ms':>10}{'memory MB':>11}")
-    for name in names:
-        own = [s for s in starts if s.server == name]
-        ready = statistics.median(s.ready_ms for s in own)
-        memory = statistics.median(s.memory_mb for s in own)
-        print(f"{name:12}{ready:10.0f}{memory:11.0f}")
+    print(f"\n{'request':8} {'server':12}{'ready ms':>10}{'memory MB':>11}")
+    for kind in KINDS:
+        for name in names:
+            own = [s for s in starts if (s.server, s.kind) == (name, kind)]
+            if own:
+                ready = statistics.median(s.ready_ms for s in own)
+                memory = statistics.median(s.memory_mb for s in own)
+                print(f"{kind:8} {name:12}{ready:10.0f}{memory:11.0f}")
 
 
 def show_efficientnet(result: EfficientNet) -> None:
@@ -508,6 +548,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundles = {"tiny": linear_bundle(folder), "image": image_bundle(folder)}
+        bundles["grpc"] = bundles["tiny"]
         onnx.save(linear_model(), folder / "linear.onnx")
         shutil.copy(bundles["image"] / "onnx-fp32" / "model.onnx", folder / "image.onnx")
         servers = [edgeserve(bundles)] if "edgeserve" in names else []

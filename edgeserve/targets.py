@@ -63,7 +63,8 @@ class ChainEntry(_Record, frozen=True):
 class Quantization(_Record, frozen=True):
     """The int8 scheme this hardware runs fast, for quantizers that leave the choice.
 
-    `reduce_range` gives weights 7 of 8 bits, for CPUs whose int8 sums saturate. `full_integer` says
+    `per_channel_matmul` is False for hardware that takes scales per channel of convolutions alone (LiteRT
+    files). `reduce_range` gives weights 7 of 8 bits, for CPUs whose int8 sums saturate. `full_integer` says
     that the device takes integers only: inputs, outputs and every operator.
     """
 
@@ -73,6 +74,7 @@ class Quantization(_Record, frozen=True):
     symmetric_activations: bool = False
     reduce_range: bool = False
     full_integer: bool = False
+    per_channel_matmul: bool = True
 
 
 class Limits(_Record, frozen=True):

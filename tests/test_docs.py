@@ -1,7 +1,8 @@
-"""The documentation keeps its word: Python blocks run, commands and their flags exist, links lead somewhere."""
+"""The documentation keeps its word: commands and Python blocks run, flags exist, links lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import typer
 
+from edgeserve.bundle import Bundle
 from edgeserve.cli.main import app
+from tests import documented
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/README.md")])
@@ -52,6 +55,121 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
     for word in words:
         if word.startswith("--"):
             assert word.partition("=")[0] in known, f"{page}: {word} in: {line}"
+
+
+# What is not run here, and why: patterns of lines.
+NOT_RUN = {
+    r"\[|MODEL|BUNDLE": "shows which words there are",
+    r"edgeserve demo": "tests/cli/test_demo.py",
+    r"env (create|remove)": "downloads hundreds of MB: tests/conversion/test_toolenv.py makes a small one",
+    r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
+    r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
+    r"efficientnet_lite0": "test_the_imagenet_example",
+    r"(infer|status) http": "tests/cli/test_infer.py",
+}
+# Commands and pages of the slow suite: a package index is asked, or it takes a minute.
+SLOW = {"package", "bench.md", "targets.md"}
+# As documented, but shorter.
+MORE = {"bench": ("--duration", "0.2")}
+# A gate judges the machine, and not every machine has an NPU.
+CODES = {r"edgeserve gate": {0, 1}, r"bench .*--device npu": {0, 3}}
+
+
+def runs(*, slow: bool) -> list[tuple[str, str]]:
+    lines = [
+        (page, line)
+        for page, line in all_commands()
+        if not any(re.search(pattern, line.partition("  #")[0]) for pattern in NOT_RUN)
+    ]
+    return [
+        (page, line) for page, line in lines if slow == (page in SLOW or line.split()[1] in SLOW)
+    ]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("book")
+    documented.make_folder(folder)
+    for model, data in (("model", ("images", "--image-size", "224")), ("digits", ("random",))):
+        made = documented.run(
+            f"edgeserve convert {model}.onnx -o {model}.edge --recipe static", folder,
+            "--calibrate", *data,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+def check_line(line: str, book: Path) -> None:
+    words = shlex.split(line, comments=True)
+    if words[1] in ("convert", "package"):
+        output = book / words[words.index("-o") + 1]
+        shutil.rmtree(output, ignore_errors=True)
+    done = documented.run(line, book, *MORE.get(words[1], ()))
+    allowed = next((codes for pattern, codes in CODES.items() if re.search(pattern, line)), {0})
+    assert done.returncode in allowed, done.stdout + done.stderr
+    if words[1] in ("convert", "package"):
+        assert output.is_dir()
+
+
+@pytest.mark.parametrize(("page", "line"), runs(slow=False))
+def test_documented_commands_do_what_they_say(page: str, line: str, book: Path) -> None:
+    check_line(line, book)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "line"), runs(slow=True))
+def test_documented_commands_that_take_longer_do_what_they_say(
+    page: str, line: str, book: Path
+) -> None:
+    check_line(line, book)
+
+
+PHOTOS = "EDGESERVE_PHOTOS"  # a folder of labelled photographs, with labels.csv
+
+
+@pytest.mark.slow
+def test_the_imagenet_example(tmp_path: Path) -> None:
+    """The commands of its README, on real photographs where there are some."""
+    folder = tmp_path / "imagenet"
+    shutil.copytree(ROOT / "examples" / "imagenet", folder)
+    photos = os.environ.get(PHOTOS)
+    for line in shell_lines((folder / "README.md").read_text("utf-8")):
+        if line.startswith(("pip install", "edgeserve run", "python ../../benchmarks")):
+            continue
+        if photos is None and line.startswith("python split.py"):
+            continue
+        if photos is None:
+            line = re.sub(
+                r"--calibrate .*", "--calibrate random --preprocess preprocess.toml", line
+            )
+        environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            line.replace("PHOTOS", str(photos)), shell=True, cwd=folder, env=environ,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, line + done.stderr
+    bundle = Bundle.open(folder / "efficientnet_lite0.edge")
+    best = bundle.manifest.variant(bundle.manifest.chain[0].variant)
+    assert best.size_bytes <= 0.30 * (folder / "efficientnet_lite0.onnx").stat().st_size
+    if photos is not None:
+        accuracy = best.measured[0].accuracy
+        assert accuracy is not None
+        assert accuracy.reference - accuracy.top1 <= 0.005
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of indented code blocks that are commands, with continuations joined."""
+    joined = text.replace("\\\n", " ")
+    commands = re.findall(r"^    ((?:\S+/)?(?:python3?|pip|edgeserve) .*)$", joined, re.MULTILINE)
+    return [line.partition("  #")[0].strip() for line in commands]
+
+
+def test_the_reference_is_the_commands_own_help() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "docs" / "reference.py"], capture_output=True, text=True, check=True
+    )
+    written = (ROOT / "docs" / "cli-reference.md").read_text("utf-8")
+    assert printed.stdout == written, "make reference"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

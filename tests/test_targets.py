@@ -116,7 +116,10 @@ def test_a_line_of_the_documentation_describes_it(name: str) -> None:
         ("cpu-x86-vnni", Quantization()),
         ("qualcomm-htp", Quantization(False, "uint16", "uint8")),
         ("qualcomm-htp-a8w8", Quantization(False, "uint8", "uint8")),
-        ("coral-edgetpu", Quantization(True, "int8", "int8", full_integer=True)),
+        (
+            "coral-edgetpu",
+            Quantization(True, "int8", "int8", full_integer=True, per_channel_matmul=False),
+        ),
         ("st-npu", Quantization(False, "uint8", "uint8")),
     ],
 )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+# What one protobuf file holds, with room for the graph.
+_PROTOBUF_BYTES = 1_900_000_000
 
 
 class UnsupportedOps(Exception):
@@ -36,6 +40,30 @@ def all_nodes(graph: Any) -> Iterable[Any]:
         for attribute in node.attribute:
             for inner in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
                 yield from all_nodes(inner)
+
+
+def exceeds_protobuf(model: Any) -> bool:
+    """Whether a model is too large for one file. protobuf cannot even tell the size of those above 2 GB."""
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bool(model.ByteSize() > _PROTOBUF_BYTES)
+    except (EncodeError, ValueError):
+        return True
+
+
+def save(model: Any, destination: Path) -> list[Path]:
+    """Write a model, its weights beside it where one file cannot hold them; the files."""
+    import onnx
+
+    if not exceeds_protobuf(model):
+        onnx.save_model(model, str(destination))
+        return [destination]
+    data = destination.with_suffix(".data")
+    onnx.save_model(
+        model, str(destination), save_as_external_data=True, location=data.name, size_threshold=1024
+    )
+    return [destination, data]
 
 
 def graph_inputs(model: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeserve_converters._calibration import requests
+from edgeserve_converters._onnx import save
 
 _REQUIRES = ("nncf==3.4.0", "openvino==2026.4.1", "onnx==1.23.2", "onnxruntime==1.32.0")
 
@@ -35,8 +36,7 @@ class NncfOnnx:
         model = onnx.load_model(str(source))
         quantized = _static(model, options)
         destination = out_dir / "model.onnx"
-        onnx.save_model(quantized, str(destination))
-        return [destination]
+        return save(quantized, destination)
 
 
 class NncfOpenVino:

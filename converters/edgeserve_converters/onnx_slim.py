@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeserve_converters._onnx import graph_inputs
+from edgeserve_converters._onnx import graph_inputs, save
 from edgeserve_converters._verify import (
     SAMPLES,
     open_onnx,
@@ -37,10 +37,7 @@ class OnnxSlim:
 
             model = onnxslim.slim(str(source))
         destination = out_dir / "model.onnx"
-        large = model.ByteSize() > 1_900_000_000  # one protobuf file holds 2 GB
-        onnx.save_model(
-            model, str(destination), save_as_external_data=large, location="model.onnx.data"
-        )
+        files = save(model, destination)
         before, after = open_onnx(source), open_onnx(destination)
         random, pairs = np.random.default_rng(0), []
         inputs = graph_inputs(onnx.load_model(str(source), load_external_data=False))
@@ -48,7 +45,7 @@ class OnnxSlim:
             feeds = {v.name: _sample(onnx, v, random) for v in inputs}
             pairs.append((run_onnx(before, feeds), run_onnx(after, feeds)))
         write_verification(out_dir, "onnxruntime", onnxruntime.__version__, pairs)
-        return [destination, *sorted(out_dir.glob("model.onnx.data"))]
+        return files
 
 
 def _sample(onnx: Any, value: Any, random: Any) -> Any:

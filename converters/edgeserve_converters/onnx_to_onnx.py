@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgeserve_converters._onnx import fix_shapes, part_outputs
-
-# One protobuf file holds 2 GB.
-_MAX_BYTES = 1_900_000_000
+from edgeserve_converters._onnx import exceeds_protobuf, fix_shapes, part_outputs, save
 
 
 class OnnxToOnnx:
@@ -29,7 +26,7 @@ class OnnxToOnnx:
         if precision not in ("fp32", "fp16"):
             raise ValueError(f"{self.name} makes fp32 and fp16, not {precision}")
         model = onnx.load_model(str(source))
-        large = model.ByteSize() > _MAX_BYTES
+        large = exceeds_protobuf(model)
         if not large:
             onnx.checker.check_model(model)
         fix_shapes(model, options)
@@ -43,16 +40,9 @@ class OnnxToOnnx:
                     model, keep_io_types=True, disable_shape_infer=large
                 )
         destination = out_dir / "model.onnx"
-        if model.ByteSize() <= _MAX_BYTES:
+        if not exceeds_protobuf(model):
             onnx.checker.check_model(model)
-            onnx.save_model(model, str(destination))
-            return [destination]
-        data = destination.with_suffix(".data")
-        onnx.save_model(
-            model, str(destination), save_as_external_data=True, location=data.name,
-            size_threshold=1024,
-        )  # fmt: skip
-        return [destination, data]
+        return save(model, destination)
 
 
 CONVERTER = OnnxToOnnx()

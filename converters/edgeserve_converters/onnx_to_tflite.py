@@ -16,6 +16,7 @@ from typing import Any
 from edgeserve_converters._onnx import (
     UnsupportedOps,
     all_nodes,
+    exceeds_protobuf,
     fix_shapes,
     graph_inputs,
     pad_with_zeros,
@@ -43,6 +44,8 @@ class OnnxToTflite:
         if options.get("precision", "fp32") != "fp32":
             raise ValueError(f"{self.name} makes fp32; int8 is made from its result")
         model = onnx.load_model(str(source))
+        if exceeds_protobuf(model):
+            raise ValueError("a .tflite file holds no more than 2 GB, and the model has more")
         fix_shapes(model, {**options, "batch": options.get("batch") or 1})
         part_outputs(model)
         pad_with_zeros(model)

@@ -35,7 +35,8 @@ class TfliteToTflite:
 
     def convert(self, source: Path, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
         """Options: `method` (static, static-16x8, dynamic, weights), `precision` (int8, int4), and
-        `calibration` for the static ones: requests in the source model's layout.
+        `calibration` for the static ones: requests in the source model's layout; `per_tensor`: operators
+        (`*` for all) whose weights get one scale, not one a channel.
 
         A `bindings.json` beside the source says how those become the file's inputs; it holds for the
         result, too, and is copied.
@@ -51,6 +52,12 @@ class TfliteToTflite:
         with _silenced(), tempfile.TemporaryDirectory() as scratch:
             file, signature = _with_signature(source, Path(scratch))
             tool = quantizer.Quantizer(str(file), getattr(recipe, name)())
+            per_tensor = options.get("per_tensor") or []
+            assert isinstance(per_tensor, list)
+            for operation in per_tensor:
+                tool.update_quantization_recipe(
+                    ".*", qtyping.TFLOperationName(operation), _per_tensor(qtyping, method)
+                )
             if method.startswith("static"):
                 for operation, output in _left_in_float(file):
                     tool.update_quantization_recipe(
@@ -108,6 +115,28 @@ def _with_signature(source: Path, scratch: Path) -> tuple[Path, str]:
     copy = scratch / "signed.tflite"
     copy.write_bytes(bytes(builder.Output()))
     return copy, "serving_default"
+
+
+def _per_tensor(qtyping: Any, method: str) -> Any:
+    """How operators are quantized with one scale for all of their weights (int8)."""
+    activations = None
+    if method.startswith("static"):
+        wide = method == "static-16x8"
+        activations = qtyping.TensorQuantizationConfig(
+            num_bits=16 if wide else 8,
+            symmetric=wide,
+            granularity=qtyping.QuantGranularity.TENSORWISE,
+        )
+    return qtyping.OpQuantizationConfig(
+        activation_tensor_config=activations,
+        weight_tensor_config=qtyping.TensorQuantizationConfig(
+            num_bits=8, symmetric=True, granularity=qtyping.QuantGranularity.TENSORWISE
+        ),
+        compute_precision=qtyping.ComputePrecision.FLOAT
+        if method == "weights"
+        else qtyping.ComputePrecision.INTEGER,
+        explicit_dequantize=method == "weights",
+    )
 
 
 def _left_in_float(file: Path) -> list[tuple[str, str]]:

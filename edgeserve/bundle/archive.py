@@ -45,7 +45,8 @@ class ArchiveBundle(Bundle):
             raise BundleError(
                 f"{path} is not a bundle",
                 cause=f"it is no archive with a {MANIFEST_NAME}: {error}",
-                hint="a bundle is what `edgeserve convert` writes: a folder, or a file with --archive",
+                hint="a bundle is the folder that `edgeserve convert` writes, or the file that "
+                "`edgeserve archive` makes of it",
             ) from None
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"the manifest in {path} is larger than one can be")

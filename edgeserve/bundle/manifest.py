@@ -247,12 +247,16 @@ def decode(data: bytes, where: str) -> Manifest:
     try:
         version = msgspec.json.decode(data, type=_Version).schema_version
     except msgspec.MsgspecError as error:
-        raise BundleError(f"{where} is not a bundle manifest", cause=str(error)) from None
+        raise BundleError(
+            f"{where} is not a bundle manifest",
+            cause=str(error),
+            hint="copy the bundle again, or convert the model again",
+        ) from None
     major = version.partition(".")[0]
     if major != SCHEMA_VERSION.partition(".")[0]:
         raise BundleError(
             f"{where} has schema version {version}, this edgeserve reads {SCHEMA_VERSION}",
-            hint="upgrade edgeserve (pip install -U edgeserve), or convert the model again",
+            hint="install a newer edgeserve, or convert the model again with this one",
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)

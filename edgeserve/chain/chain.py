@@ -7,34 +7,29 @@ When the serving candidate fails a call, that call is run again on the next one,
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-
-import msgspec
+from collections.abc import Callable
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
+from edgeserve.chain.candidates import Candidates, kind_of
 from edgeserve.chain.failures import (
     NonFinite,
-    is_permanent,
     reason_of,
 )
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
 from edgeserve.chain.links import ChainStatus, Fallback, Link, Promotion
-from edgeserve.chain.opening import Attempt, Opened, open_proven, with_stand_ins
+from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.running import Runner
 from edgeserve.errors import (
-    BundleError,
     CheckFailed,
     DeviceLost,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
-    UsageError,
     WrongNumbers,
 )
 from edgeserve.runtimes import Session
@@ -67,39 +62,26 @@ class Chain:
         self.fallbacks: list[Fallback] = []
         self.promotions: list[Promotion] = []
         self.board = board
-        # Held while another candidate is opened to take over; `lock` only for moments, and inside of it.
+        # Held while another candidate is opened to take over; the candidates' lock inside of it.
         self._stepping = threading.RLock()
-        self.lock = threading.Lock()
-        self.closed = False
+        self.candidates = Candidates(bundle, self.options, board)
+        self.links = self.candidates.links
         self._listeners: list[Callable[[], None]] = []
-        self.links = [Link(i, c, self.options) for i, c in enumerate(self._selected())]
-        self._fault_state = (
-            tempfile.TemporaryDirectory(prefix="edgeserve-faults-") if self.options.inject else None
-        )
         self._runner = Runner(bundle, self.options, alone=len(self.links) == 1)
         self.keeper = Keeper(self)
         try:
-            self._serving = self._open_first()
+            self._serving = self.candidates.open_first()
             self._require()
         except BaseException:
             self.close()
             raise
         self._since = time.time()
+        for link in self.links[: self.candidates.link_of(self._serving).index]:
+            reason = link.attempt.reason or "unavailable"
+            self.fallbacks.append(Fallback(link.candidate, self.candidate, reason))
         board.watch(self)
+        self.candidates.report_losses(self.lost)
         self.keeper.wake()
-
-    def _selected(self) -> list[Candidate]:
-        known = with_stand_ins(self.bundle.manifest.chain, self.options.inject)
-        chosen = [
-            c
-            for c in known
-            if (self.options.device in (None, c.device, _kind(c)))
-            and self.options.variant in (None, c.variant)
-        ]
-        if not chosen:
-            labels = ", ".join(c.label for c in known)
-            raise UsageError("no candidate of the chain matches", hint=f"the chain is {labels}")
-        return chosen
 
     # What serves
 
@@ -128,7 +110,7 @@ class Chain:
 
     def status(self) -> ChainStatus:
         serving, first = self._serving, self.links[0]
-        link = self._link(serving)
+        link = self.candidates.link_of(serving)
         away = link is not first or link.opened is not serving
         due = first.breaker.due
         return ChainStatus(
@@ -155,8 +137,12 @@ class Chain:
         Raises InferenceFailed when every candidate failed, with fallback off, or when other candidates
         fail as well and this one still reproduces the golden samples: then the request is at fault.
         """
+        last = InferenceFailed("no candidate stays")
         for _ in range(2 * len(self.links) + 2):
             serving = self._serving
+            if serving.failure is not None:  # and nothing took over
+                self.step_down(serving, serving.failure.with_traceback(None))
+                continue
             try:
                 return self._runner.answer(serving, inputs), serving.candidate
             except InferenceFailed as error:
@@ -181,7 +167,9 @@ class Chain:
         with self._stepping:
             if self._serving is not failed:
                 return None  # another thread was here first
-            backup = self._open_one(self._successors(self._link(failed)))
+            backup = self.candidates.open_one(
+                self.candidates.successors(self.candidates.link_of(failed))
+            )
         if backup is None:
             return self._without_backup(failed, error)
         try:
@@ -207,17 +195,17 @@ class Chain:
     def step_down(self, failed: Opened, error: EdgeServeError) -> None:
         """Have another candidate serve, unless `failed` does not serve any more. Without one it is opened
         again itself. Raises `error` when nothing opens."""
-        link = self._link(failed)
+        link = self.candidates.link_of(failed)
         with self._stepping:
-            if self._serving is failed and not self.closed:
-                order = [*self._successors(link), link] if self.options.fallback else []
+            if self._serving is failed and not self.candidates.closed:
+                order = [*self.candidates.successors(link), link] if self.options.fallback else []
                 if not self._mark_failed(link, failed, error):
                     # It had failed before, and nothing took over: what is not due again is not tried.
                     order = [x for x in order if x.opened is not None or x.breaker.is_due(_now())]
-                target = self._open_one(order)
+                target = self.candidates.open_one(order)
                 if target is None:
                     raise error
-                with self.lock:
+                with self.candidates.lock:
                     self._serve(target)
                 step = Fallback(failed.candidate, target.candidate, reason_of(error))
                 self.fallbacks.append(step)
@@ -232,23 +220,13 @@ class Chain:
 
     def _mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
         """Take a candidate out of service. False when that had been done."""
-        with self.lock:
-            if link.opened is not failed:
-                return False
-            link.opened = None
+        if not self.candidates.mark_failed(link, failed, error):
+            return False
         self.keeper.retire(failed)
-        link.failed_at = link.failed_at or _now()
-        link.breaker.failed(_now())
-        self._record(link, error)
-        if isinstance(error, DeviceLost) and _kind(link.candidate) != "cpu":
+        if isinstance(error, DeviceLost) and kind_of(link.candidate) != "cpu":
             self.board.suspect(link.candidate.device, self)
         self.keeper.wake()
         return True
-
-    def _record(self, link: Link, error: EdgeServeError) -> None:
-        link.attempt = msgspec.structs.replace(
-            link.attempt, tried=True, error=str(error), hint=error.hint, reason=reason_of(error)
-        )
 
     def still_right(self, opened: Opened) -> bool:
         try:
@@ -259,7 +237,7 @@ class Chain:
 
     def lost(self, opened: Opened, error: EdgeServeError) -> None:
         """A candidate was found to have failed by somebody who has no answer to give."""
-        if self.closed:
+        if self.candidates.closed:
             return
         try:
             self.step_down(opened, error)
@@ -268,104 +246,7 @@ class Chain:
             log.error(text, opened.candidate.label, error)  # noqa: TRY400
             self._tell()
 
-    # Opening
-
-    def _open_first(self) -> Opened:
-        """The first candidate that works. Devices known to be lost are tried only if nothing else works."""
-        skipped: list[Link] = []
-        found: Opened | None = None
-        for link in self.links:
-            known = self.board.known_lost(device_key(link.candidate), _now())
-            if known is not None and self.options.fallback and not self.options.require:
-                self._note_failure(link, known[0], at_start=True)
-                skipped.append(link)
-                continue
-            found = self._try(link, at_start=True)
-            if found is not None:
-                break
-            if not self.options.fallback:
-                assert link.error is not None
-                raise link.error
-        for link in skipped if found is None else ():
-            found = found or self._try(link, at_start=True)
-        if found is None:
-            raise self._nothing_works()
-        for link in self.links[: self._link(found).index]:
-            reason = link.attempt.reason or "unavailable"
-            self.fallbacks.append(Fallback(link.candidate, found.candidate, reason))
-        self._link(found).breaker.served(_now())
-        return found
-
-    def _successors(self, failed: Link) -> list[Link]:
-        """What may take over from `failed`, best first: what stands behind it, then before it; those that
-        failed lately come last."""
-        order = [*self.links[failed.index + 1 :], *self.links[: failed.index]]
-        order.sort(key=lambda link: link.opened is None and link.breaker.due is not None)
-        return order
-
-    def _open_one(self, order: Sequence[Link]) -> Opened | None:
-        """The first of them that is open or opens."""
-        for link in order:
-            opened = link.opened or self._try(link)
-            if opened is not None:
-                return opened
-        return None
-
-    def _try(self, link: Link, *, at_start: bool = False) -> Opened | None:
-        try:
-            return self.open(link)
-        except BundleError as error:
-            if at_start:
-                raise  # damage is no reason to serve something else
-            log.warning("%s cannot take over: %s", link.candidate.label, error)
-        except EdgeServeError as error:
-            self._note_failure(link, error, at_start=at_start)
-            log.warning("%s: %s", link.candidate.label, error)
-        return None
-
-    def open(self, link: Link) -> Opened:
-        """Open a candidate unless it is open. Raises what opening it raises."""
-        with link.opening:
-            if link.opened is not None:
-                return link.opened
-            state = self._fault_state.name if self._fault_state is not None else ""
-            opened = open_proven(
-                self.bundle,
-                link.candidate,
-                self.options,
-                fault_state=state,
-                cancelled=lambda: self.closed,
-            )
-            self.board.opened(device_key(link.candidate))
-            with self.lock:
-                if self.closed:
-                    opened.close()
-                    raise DeviceUnavailable("the chain was closed")
-                link.opened = opened
-                link.breaker.due = None
-                link.attempt = Attempt(
-                    link.candidate,
-                    tried=True,
-                    load_ms=opened.load_ms,
-                    golden_error=opened.golden_error,
-                    isolated=link.isolated,
-                )
-        if opened.worker is not None:
-            opened.worker.when_lost(lambda error: self.lost(opened, error))
-        return opened
-
-    def _note_failure(self, link: Link, error: EdgeServeError, *, at_start: bool) -> None:
-        """A candidate did not open."""
-        now = _now()
-        self._record(link, error)
-        link.error = error.with_traceback(None)
-        link.failed_at = link.failed_at or now
-        if is_permanent(error):
-            link.breaker.give_up()
-            return
-        due = link.breaker.failed_at_start(now) if at_start else link.breaker.failed(now)
-        if isinstance(error, DeviceUnavailable) and _kind(link.candidate) != "cpu":
-            self.board.lost(device_key(link.candidate), error, due)
+    # Stepping up
 
     def reopen(self, link: Link) -> None:
         """Try a candidate that had failed, and have it serve if it stands before the serving one."""
@@ -378,34 +259,35 @@ class Chain:
             link.breaker.postpone(known[1])  # another chain has just tried
             return
         try:
-            opened = self.open(link)
+            opened = self.candidates.open(link)
             # Once more: what works once after a failure may not work twice.
             check_golden(self.bundle, opened.session, link.candidate.variant)
         except EdgeServeError as error:
             if link.opened is None or not self._mark_failed(link, link.opened, error):
-                self._note_failure(link, error, at_start=False)
+                self.candidates.note_failure(link, error, at_start=False)
             log.info("%s is still out: %s", link.candidate.label, error)
             return
         self._promote(link, opened)
 
     def _promote(self, link: Link, opened: Opened) -> None:
-        with self._stepping, self.lock:
-            before = self._link(self._serving)
+        with self._stepping, self.candidates.lock:
+            before = self.candidates.link_of(self._serving)
             better = link.index < before.index or before.opened is not self._serving
-            if self.closed or not better or link.opened is not opened:
+            if self.candidates.closed or not better or link.opened is not opened:
                 return
             now = _now()
             away = now - (link.failed_at or now)
             source = self._serving.candidate
             self._serve(opened)
             self.promotions.append(Promotion(source, link.candidate, away))
-        self.keeper.let_go(before)
+        if before is not link:
+            self.keeper.let_go(before)
         log.warning("%s serves again after %.1f s", link.candidate.label, away)
         self._tell()
 
     def _serve(self, opened: Opened) -> None:
         """Under the lock."""
-        link = self._link(opened)
+        link = self.candidates.link_of(opened)
         link.breaker.served(_now())
         link.failed_at = None
         self._serving = opened
@@ -413,11 +295,8 @@ class Chain:
 
     # Helpers
 
-    def _link(self, opened: Opened) -> Link:
-        return next(link for link in self.links if link.candidate is opened.candidate)
-
     def _has_required(self, candidate: Candidate) -> bool:
-        return self.options.require in (None, candidate.device, _kind(candidate))
+        return self.options.require in (None, candidate.device, kind_of(candidate))
 
     def _require(self) -> None:
         if self._has_required(self.candidate):
@@ -430,15 +309,6 @@ class Chain:
             hint=next(
                 (a.hint for a in failures if a.hint), "edgeserve doctor shows what opens here"
             ),
-        )
-
-    def _nothing_works(self) -> EdgeServeError:
-        failed = [a for a in self.attempts if a.error]
-        kind = CheckFailed if failed[0].reason == "golden" else DeviceUnavailable
-        return kind(
-            f"no candidate of '{self.bundle.name}' works on this machine",
-            cause="; ".join(f"{a.candidate.label}: {a.error}" for a in failed),
-            hint=failed[0].hint,
         )
 
     # From the board, on any thread
@@ -468,14 +338,9 @@ class Chain:
             listener()
 
     def close(self) -> None:
-        with self.lock:
-            self.closed = True
+        self.candidates.closed = True
         self.keeper.close()
-        for link in self.links:
-            if link.opened is not None:
-                link.opened.close()
-        if self._fault_state is not None:
-            self._fault_state.cleanup()
+        self.candidates.close()
 
     def __enter__(self) -> Chain:
         return self
@@ -486,10 +351,6 @@ class Chain:
 
 def _now() -> float:
     return time.monotonic()
-
-
-def _kind(candidate: Candidate) -> str:
-    return candidate.device.partition(".")[0]
 
 
 def _hint(error: EdgeServeError) -> str:

@@ -38,7 +38,7 @@ class Keeper:
         with self._changed:
             self._work = True
             self._changed.notify()
-            if self._thread is None and not self._chain.closed and self._needed():
+            if self._thread is None and not self._chain.candidates.closed and self._needed():
                 self._thread = threading.Thread(
                     target=self._run, name="edgeserve-keeper", daemon=True
                 )
@@ -60,7 +60,7 @@ class Keeper:
         opened = link.opened
         if opened is None or self._keeps(link):
             return
-        with self._chain.lock:
+        with self._chain.candidates.lock:
             link.opened = None
         self.retire(opened)
 
@@ -83,12 +83,12 @@ class Keeper:
         )
 
     def _run(self) -> None:
-        while not self._chain.closed:
+        while not self._chain.candidates.closed:
             with self._changed:
                 if not self._work:
                     self._changed.wait(self._pause())
                 self._work = False
-            if self._chain.closed:
+            if self._chain.candidates.closed:
                 return
             try:
                 self._turn()
@@ -115,7 +115,7 @@ class Keeper:
             self._chain.recheck()
         for link in self._chain.links:
             due = link.breaker.due
-            if due is not None and time.monotonic() >= due and not self._chain.closed:
+            if due is not None and time.monotonic() >= due and not self._chain.candidates.closed:
                 self._reopen(link)
         if not self._standby_done and self._wants_standby():
             self._open_standby()
@@ -178,9 +178,10 @@ class Keeper:
         if link is None or link.opened is not None:
             return
         try:
-            self._chain.open(link)
+            self._chain.candidates.open(link)
         except EdgeServeError as error:
-            log.warning("%s cannot stand by: %s", link.candidate.label, error)
+            if not self._chain.candidates.closed:
+                log.warning("%s cannot stand by: %s", link.candidate.label, error)
 
 
 def _available_bytes() -> int:

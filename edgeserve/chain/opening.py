@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.options import ChainOptions
-from edgeserve.errors import DeviceUnavailable, UsageError
+from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.inject import STAND_IN, parse_fault
 from edgeserve.workers import Limits, WorkerSession, open_worker
@@ -86,6 +87,8 @@ def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:
 
 
 def is_isolated(candidate: Candidate, options: ChainOptions) -> bool:
+    if sys.platform != "linux":
+        return False  # workers need its sockets and its shared memory
     if faults_for(candidate, options.inject):
         return True  # a fault must not end the server itself
     if options.isolate == "accelerators":
@@ -130,6 +133,7 @@ class Opened:
         self.session = session
         self.load_ms = load_ms
         self.golden_error = error
+        self.failure: EdgeServeError | None = None  # why it is out of service
         self.max_rows = 0  # what fits the device's memory; 0: anything so far
         self.close = weakref.finalize(self, session.close)
 

@@ -39,11 +39,12 @@ def convert_for(
     Raises SourceError, DataError and UsageError at once: they would come for every target.
     """
     from edgeserve.conversion.pipeline import convert
+    from edgeserve.conversion.reuse import reusing
     from edgeserve.targets import target_names
 
     names = list(target_names()) if targets == [ALL] else targets
     outcomes = []
-    with progress() as say:
+    with progress() as say, reusing():
         for number, name in enumerate(names, start=1):
             where = f"{number} of {len(names)}, {name}"
 

@@ -19,9 +19,17 @@ def register(app: typer.Typer) -> None:
         "it needs them; here they are made beforehand, listed and removed.",
         epilog="Example: edgeserve env list",
     )
-    group.command("list", epilog="Example: edgeserve env list --json")(list_command)
+    group.command(
+        "list",
+        short_help="List the converters and where each of them runs.",
+        epilog="Example: edgeserve env list --json",
+    )(list_command)
     group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
-    group.command("remove", epilog="Example: edgeserve env remove onnx-to-tflite")(remove)
+    group.command(
+        "remove",
+        short_help="Remove a converter's environments.",
+        epilog="Example: edgeserve env remove onnx-to-tflite",
+    )(remove)
     app.add_typer(
         group, name="env", short_help="List, make and remove converters' own environments."
     )

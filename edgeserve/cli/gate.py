@@ -64,6 +64,10 @@ def gate(
     min_cosine: Annotated[
         str | None, typer.Option(metavar="COSINE", help="Of the outputs to the source's.")
     ] = None,
+    min_on_device: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Of the MACs, that the accelerator really runs."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where the limits hold: cpu, gpu, npu [first that opens].")
     ] = None,
@@ -99,6 +103,7 @@ def gate(
         "min_fidelity": min_fidelity,
         "min_sqnr_db": min_sqnr_db,
         "min_cosine": min_cosine,
+        "min_on_device": min_on_device,
         "device": device,
         "against": str(against) if against else None,
     }

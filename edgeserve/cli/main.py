@@ -9,9 +9,10 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
 import edgeserve
 from edgeserve.cli import (
@@ -31,14 +32,38 @@ from edgeserve.cli import (
     targets,
 )
 from edgeserve.cli.output import print_error
-from edgeserve.errors import EdgeServeError
+from edgeserve.errors import EdgeServeError, UsageError
 
 # The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
 # longer depends on.
 _WrongUsage: Any = typer.BadParameter.__mro__[2]
 
+# What help texts call a value, in place of the names of typer's own types.
+_METAVARS: Final = {
+    "str": "TEXT",
+    "int": "N",
+    "int range": "N",
+    "float": "NUMBER",
+    "float range": "NUMBER",
+    "path": "PATH",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, their options' values named for people. Only the one that is used is touched."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        for inner in (command, *getattr(command, "commands", {}).values()):
+            for option in getattr(inner, "params", ()):
+                if isinstance(option, TyperOption) and option.metavar is None:
+                    option.metavar = _METAVARS.get(option.type.name)
+        return command
+
+
 app = typer.Typer(
     name="edgeserve",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode=None,  # rich-formatted help doubles the start-up time
     pretty_exceptions_enable=False,
@@ -81,6 +106,14 @@ def options(
         os.environ["EDGESERVE_QUIET"] = "1"
 
 
+def _as_ours(error: Any) -> UsageError:
+    """Wrong flags told as every other error is."""
+    what = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "edgeserve"
+    return UsageError(what[:1].lower() + what[1:], hint=f"{command} --help")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1, 2, 3 or 130 (see docs/cli.md)."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -96,7 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
         print_error(error)
         sys.exit(error.exit_code)
     except _WrongUsage as error:
-        error.show()
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            print_error(_as_ours(error))
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)

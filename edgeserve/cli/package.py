@@ -47,6 +47,10 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="For serve.toml.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve gRPC, too, and take what that needs along."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let serve.toml open the server to the network.")
     ] = False,
@@ -69,6 +73,7 @@ def command(
         wheelhouse=wheelhouse,
         host=host,
         http_port=http_port,
+        grpc_port=grpc_port,
         insecure=insecure,
         force=force,
     )

@@ -37,6 +37,34 @@ class FallbackChoice(StrEnum):
     never = "never"
 
 
+class QueuePolicy(StrEnum):
+    """What --queue-policy takes."""
+
+    reject = "reject"
+    displace = "displace"
+
+
+class Readiness(StrEnum):
+    """What --readiness takes."""
+
+    all = "all"
+    any = "any"
+
+
+class LogFormat(StrEnum):
+    """What --log-format takes."""
+
+    text = "text"
+    json = "json"
+
+
+class MetricsCompat(StrEnum):
+    """What --metrics-compat takes."""
+
+    none = "none"
+    triton = "triton"
+
+
 def register(app: typer.Typer) -> None:
     app.command(
         "run",
@@ -47,9 +75,12 @@ def register(app: typer.Typer) -> None:
 
 
 def command(
-    bundle: Annotated[
-        Path | None,
-        typer.Argument(metavar="[BUNDLE]", help="The bundle, unless --config names it."),
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[BUNDLE]...",
+            help="Bundles, or a repository folder of them, unless --config names them.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -115,7 +146,9 @@ def command(
     threads: Annotated[
         int | None, typer.Option(help="Threads of one call; 0 lets the engine choose [0].")
     ] = None,
-    instances: Annotated[int | None, typer.Option(help="Calls that run side by side [1].")] = None,
+    instances: Annotated[
+        int | None, typer.Option(help="Calls that run side by side; 0: by cores and model [0].")
+    ] = None,
     spin: Annotated[
         bool | None,
         typer.Option("--spin/--no-spin", help="Idle engine threads busy-wait: quicker, hotter."),
@@ -127,6 +160,65 @@ def command(
     queue: Annotated[int | None, typer.Option(help="Requests that may wait [1024].")] = None,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds a request may take; 0: any [0].")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most rows of a batch; 0: the model's own [0].")
+    ] = None,
+    batch_delay: Annotated[
+        float | None, typer.Option(help="Seconds that a request waits for company at most [0].")
+    ] = None,
+    preferred_batch: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ROWS", help="A batch size to fill where possible; repeatable."),
+    ] = None,
+    queue_policy: Annotated[
+        QueuePolicy | None,
+        typer.Option(help="displace: a more important request takes a full queue's last [reject]."),
+    ] = None,
+    priority_levels: Annotated[
+        int | None, typer.Option(help="Priorities that requests may ask for, 1 the highest [1].")
+    ] = None,
+    default_priority: Annotated[
+        int | None, typer.Option(help="The priority of a request that asks for none [1].")
+    ] = None,
+    versions: Annotated[
+        str | None,
+        typer.Option(help="Of a repository: latest, latest:N, all, or numbers like 1,3 [latest]."),
+    ] = None,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Load only this model at the start; repeatable [all]."),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Follow changes of models and --config; 0: don't [0]."
+        ),
+    ] = None,
+    readiness: Annotated[
+        Readiness | None,
+        typer.Option(help="any: ready though some models fail to load [all]."),
+    ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Models in memory take no more, like 2GB [no bound]."),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Keep answers to requests that come again [off]."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on one port, for tiny models [1].")
+    ] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log", help="A log line for every request.")
+    ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="What log lines are: text or json [text].")
+    ] = None,
+    metrics_compat: Annotated[
+        MetricsCompat | None,
+        typer.Option(help="triton: also the metrics that Triton has, by its names [none]."),
     ] = None,
     max_body: Annotated[int | None, typer.Option(help="Largest body in bytes [64 MiB].")] = None,
     drain_timeout: Annotated[
@@ -168,10 +260,11 @@ def command(
     ] = None,
 ) -> int:
     from edgeserve.serve.app import serve
-    from edgeserve.serve.settings import read_settings, settings_from
+    from edgeserve.serve.settings import SettingsSource
 
     flags = {
-        "bundle": str(bundle) if bundle is not None else None,
+        "bundle": str(bundles[0]) if bundles else None,
+        "bundles": [str(b) for b in bundles[1:]] if bundles and len(bundles) > 1 else None,
         "name": name,
         "host": host,
         "http_port": http_port,
@@ -195,6 +288,22 @@ def command(
         "batching": batching,
         "queue": queue,
         "timeout": timeout,
+        "max_batch": max_batch,
+        "batch_delay": batch_delay,
+        "preferred_batches": preferred_batch or None,
+        "queue_policy": queue_policy.value if queue_policy is not None else None,
+        "priority_levels": priority_levels,
+        "default_priority": default_priority,
+        "versions": versions,
+        "load": load or None,
+        "watch": watch,
+        "readiness": readiness.value if readiness is not None else None,
+        "memory_budget": memory_budget,
+        "cache": cache,
+        "workers": workers,
+        "access_log": access_log,
+        "log_format": log_format.value if log_format is not None else None,
+        "metrics_compat": metrics_compat.value if metrics_compat is not None else None,
         "max_body": max_body,
         "drain_timeout": drain_timeout,
         "insecure": insecure,
@@ -208,11 +317,14 @@ def command(
         "control_port": control_port,
         "control_names": control_name or None,
     }
-    if config is not None:
-        settings = read_settings(config, flags)
-    else:
-        settings = settings_from({k: v for k, v in flags.items() if v is not None})
-    return 0 if serve(settings, render) else 1
+
+    source = SettingsSource(str(config) if config is not None else None, flags)
+    settings = source.read()
+    if settings.workers > 1:
+        from edgeserve.serve.workers import serve_in_processes
+
+        return 0 if serve_in_processes(settings, source, render) else 1
+    return 0 if serve(settings, render, source.read) else 1
 
 
 def render(started: Started) -> None:
@@ -223,26 +335,43 @@ def render(started: Started) -> None:
     if started.injected:
         faults = ", ".join(started.injected)
         console.print(f"warning: faults are injected, this is a test: {faults}", markup=False)
-    table = table_of("candidate", "device", "status", "load", "golden error", right=("load",))
-    serving = True
-    for attempt in started.attempts:
-        status = attempt.error or ("standby" if not attempt.ok else "serving" if serving else "")
-        serving = serving and not attempt.ok
-        add_row(
-            table,
-            attempt.candidate.label,
-            attempt.candidate.device + (" (own process)" if attempt.isolated else ""),
-            status,
-            f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
-            f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
-        )
+    several = len(started.models) > 1 or bool(started.failed)
+    table = table_of(
+        *(("model",) if several else ()),
+        "candidate", "device", "status", "load", "golden error", right=("load",),
+    )  # fmt: skip
+    for model in started.models:
+        lead = (f"{model.name} {model.version}",) if several else ()
+        if not model.attempts:
+            add_row(table, *lead, "", "", "in memory when asked for", "", "")
+        serving = True
+        for attempt in model.attempts:
+            status = attempt.error or (
+                "standby" if not attempt.ok else "serving" if serving else ""
+            )
+            serving = serving and not attempt.ok
+            add_row(
+                table,
+                *lead,
+                attempt.candidate.label,
+                attempt.candidate.device + (" (own process)" if attempt.isolated else ""),
+                status,
+                f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
+                f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
+            )
+            lead = ("",) if several else ()
+    for entry in started.failed:
+        add_row(table, f"{entry.name} {entry.version}", "", "", entry.reason, "", "")
     console.print(table)
-    if started.placement is not None:
-        print_line(console, f"\nplacement: {started.placement}")
-    how = "on the event loop" if started.inline else f"{started.instances} worker(s)"
-    batches = f"batches up to {started.max_batch}" if started.max_batch > 1 else "no batching"
-    print_line(console, f"\nserving {started.model} at {started.url} ({how}, {batches})")
+    print_line(console, "")
+    for model in started.models:
+        how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
+        batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
+        print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
+        if model.placement is not None:
+            print_line(console, f"placement of {model.name}: {model.placement}")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
-    print_line(console, f"try: curl {started.url}/v2/models/{started.model}")
+    example = f"/{started.models[0].name}" if started.models else ""
+    print_line(console, f"try: curl {started.url}/v2/models{example}")

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.client import Answer
-from edgeserve.client.http import json_values
+from edgeserve.client.tensors import json_values
 from edgeserve.tensors import Array, dtype_name
 
 _SHOWN_VALUES: Final = 8

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgeserve.devices import Machine
     from edgeserve.runtimes.detect import EntryCheck, TargetCheck
     from edgeserve.runtimes.target_files import FileCheck
-    from edgeserve.targets import Quantization, Target
+    from edgeserve.targets import ChainEntry, Quantization, Target
 
 # The command behind `targets` and `targets intel-npu`. Targets have lower-case names.
 _EXPLAIN: Final = "NAME"
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file.",
         epilog="Example: edgeserve targets intel-npu",
     )
-    group.command(_EXPLAIN, epilog="Example: edgeserve targets intel-npu")(targets)
+    group.command(_EXPLAIN, hidden=True, epilog="Example: edgeserve targets intel-npu")(targets)
     group.command("check", epilog="Example: edgeserve targets check my-board.toml")(check)
     app.add_typer(
         group,
@@ -180,7 +180,7 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
             entry.label,
             " ".join(entry.precisions),
             "static" if entry.static_shapes else "any",
-            " ".join(f"{k}={v}" for k, v in entry.options.items()),
+            " ".join([*_optional_text(entry), *(f"{k}={v}" for k, v in entry.options.items())]),
             "yes" if entry_check.ok else "no",
             said,
         )
@@ -191,6 +191,12 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
     )
 
 
+def _optional_text(entry: ChainEntry) -> list[str]:
+    if not entry.optional:
+        return []
+    return ["where faster" if entry.networks == "any" else f"{entry.networks}, where faster"]
+
+
 def _cpu_text(target: Target) -> str:
     wanted = [" or ".join(target.cpus)] if target.cpus else []
     wanted += [f.replace("|", " or ") for f in target.cpu_features]
@@ -199,6 +205,8 @@ def _cpu_text(target: Target) -> str:
 
 def _scheme_text(scheme: Quantization) -> str:
     granularity = "per channel" if scheme.per_channel else "per tensor"
+    if scheme.per_channel and not scheme.per_channel_matmul:
+        granularity += " (matrix products per tensor)"
     bits = " in 7 bits" if scheme.reduce_range else ""
     centre = "symmetric" if scheme.symmetric_activations else "with zero point"
     whole = ", integers throughout" if scheme.full_integer else ""

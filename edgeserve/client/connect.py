@@ -14,9 +14,9 @@ from edgeserve.client.model import (
     Question,
     ServerInfo,
 )
-from edgeserve.errors import UsageError
+from edgeserve.errors import DependencyMissing, UsageError
 
-SCHEMES: Final = ("http", "https")
+SCHEMES: Final = ("http", "https", "grpc", "grpcs")
 
 
 class Client(Protocol):
@@ -54,18 +54,29 @@ def is_url(text: str) -> bool:
 
 
 def connect(url: str, access: Access | None = None) -> Client:
-    """A client for `url`; the first request opens the connection. Raises UsageError."""
+    """A client for `url`; the first request opens the connection. Raises UsageError,
+    DependencyMissing."""
     parts = urlsplit(url)
     access = access or Access()
     try:
         usable = parts.scheme in SCHEMES and parts.hostname and (parts.port or 1) > 0
     except ValueError:
         usable = False
+    is_grpc = parts.scheme.startswith("grpc")
+    if is_grpc and (parts.path or parts.port is None):
+        usable = False
     if not usable or parts.query or parts.fragment or parts.username:
         raise UsageError(
             f"{url} is not the URL of a server",
-            hint="http://HOST:PORT or https://HOST:PORT, as `edgeserve run` prints it",
+            hint="http://, https://, grpc:// or grpcs:// and HOST:PORT, as `edgeserve run` prints them",
         )
+    if is_grpc:
+        try:
+            from edgeserve.client.grpc import GrpcClient
+        except ImportError as error:
+            package = str(error.name).partition(".")[0]
+            raise DependencyMissing(package, needed_for="a grpc:// URL", extra="grpc") from None
+        return GrpcClient(parts, access)
     from edgeserve.client.http import HttpClient
 
     return HttpClient(parts, access)

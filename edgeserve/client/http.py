@@ -14,9 +14,8 @@ from typing import Any, Final, Self, TypeVar
 from urllib.parse import SplitResult, quote
 
 import msgspec
-import numpy as np
 
-from edgeserve.bundle import Preprocess
+from edgeserve.client import problems
 from edgeserve.client.model import (
     Access,
     Answer,
@@ -26,19 +25,13 @@ from edgeserve.client.model import (
     ServerInfo,
     Statistics,
     Where,
-    spec_from_wire,
+    model_info,
     where_from,
 )
-from edgeserve.errors import (
-    EdgeServeError,
-    EnvironmentProblem,
-    InferenceFailed,
-    InvalidInput,
-    ModelNotFound,
-    UsageError,
-)
+from edgeserve.client.tensors import json_values, tensor_from_bytes, tensor_from_json
+from edgeserve.errors import EdgeServeError, EnvironmentProblem, UsageError
 from edgeserve.serve.protocols import binary
-from edgeserve.tensors import DTYPES, Array, Interface, TensorSpec, dtype_name
+from edgeserve.tensors import Array, dtype_name
 
 _BINARY_EXTENSION: Final = "binary_tensor_data"
 _STALE: Final = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
@@ -225,20 +218,12 @@ class HttpClient:
         metadata = self._get(path, _Metadata)
         reply = self._ask("GET", f"{path}/config")
         config = _convert(reply.body, _Config) if reply.status == 200 else _Config()
-        batch = config.max_batch_size
-        interface = Interface(
-            tuple(spec_from_wire(t.name, t.datatype, t.shape, batch) for t in metadata.inputs),
-            tuple(spec_from_wire(t.name, t.datatype, t.shape, batch) for t in metadata.outputs),
-            batch,
-        )
-        told = {key: value.string_value for key, value in config.parameters.items()}
-        labels = told.get("edgeserve_labels")
-        preprocess = told.get("edgeserve_preprocess")
-        return ModelInfo(
-            name=metadata.name,
-            interface=interface,
-            labels=None if labels is None else _convert(labels.encode(), tuple[str, ...]),
-            preprocess=None if preprocess is None else _convert(preprocess.encode(), Preprocess),
+        return model_info(
+            metadata.name,
+            [(t.name, t.datatype, t.shape) for t in metadata.inputs],
+            [(t.name, t.datatype, t.shape) for t in metadata.outputs],
+            config.max_batch_size,
+            {key: value.string_value for key, value in config.parameters.items()},
         )
 
     # inference
@@ -297,13 +282,9 @@ class HttpClient:
 
     def _unreachable(self, error: Exception) -> EnvironmentProblem:
         if isinstance(error, TimeoutError):
-            return EnvironmentProblem(
-                f"{self._url} did not answer in {self._timeout_s:g} s", hint="--timeout SECONDS"
-            )
+            return problems.silent(self._url, self._timeout_s)
         if isinstance(error, ConnectionRefusedError):
-            return EnvironmentProblem(
-                f"nothing listens at {self._url}", hint="start it: edgeserve run BUNDLE"
-            )
+            return problems.nobody(self._url)
         if isinstance(error, socket.gaierror):
             return EnvironmentProblem(f"{self._url} has no address", cause=str(error.strerror))
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -316,29 +297,21 @@ class HttpClient:
             return EnvironmentProblem(
                 f"{self._url} does not speak TLS with us", cause=error.reason or str(error)
             )
-        return EnvironmentProblem(
-            f"{self._url} broke off", cause=str(error) or type(error).__name__
-        )
+        return problems.broken(self._url, str(error) or type(error).__name__)
 
     def _refused(self, reply: _Reply) -> EdgeServeError:
-        cause, status = reply.error(), reply.status
+        cause, status, url = reply.error(), reply.status, self._url
         if status in (401, 403):
-            return UsageError(
-                f"{self._url} wants a key",
-                cause=cause,
-                hint="put it into EDGESERVE_API_KEY, or name its variable with --key-env",
-            )
+            return problems.wants_key(url, cause)
         if status == 404:
-            return ModelNotFound(f"{self._url} does not have this", cause=cause)
+            return problems.unknown(url, cause)
         if status in (400, 413, 415, 422, 501):
-            return InvalidInput(f"{self._url} refused the request", cause=cause)
+            return problems.refused(url, cause)
         if status in (429, 503):
-            return EnvironmentProblem(
-                f"{self._url} takes no request now", cause=cause, hint="try again in a second"
-            )
+            return problems.busy(url, cause)
         if status == 504:
-            return EnvironmentProblem(f"{self._url} did not finish in time", cause=cause)
-        return InferenceFailed(f"{self._url} failed (HTTP {status})", cause=cause)
+            return problems.late(url, cause)
+        return problems.failed(url, f"HTTP {status}", cause)
 
     def close(self) -> None:
         self._connection.close()
@@ -404,47 +377,24 @@ def _encode(question: Question, as_binary: bool) -> tuple[bytes, int | None]:
     return b"".join([head, *blobs]), len(head) if as_binary else None
 
 
-def json_values(array: Array) -> list[Any]:
-    """The elements of a tensor, flat, as JSON has them; bytes that are no UTF-8 are escaped."""
-    if array.dtype == object or array.dtype.kind in "SU":
-        return [
-            v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else str(v)
-            for v in array.reshape(-1).tolist()
-        ]
-    values: list[Any] = array.reshape(-1).tolist()
-    return values
-
-
 def _decode(reply: _Reply) -> Answer:
     length = len(reply.body) if reply.header_length is None else reply.header_length
-    response = _convert(reply.body[:length], _Response)
+    response: _Response = _convert(reply.body[:length], _Response)
     blobs = memoryview(reply.body)[length:]
     outputs: dict[str, Array] = {}
     for output in response.outputs:
+        kind = (output.name, output.datatype, tuple(output.shape))
         size = output.parameters.get("binary_data_size")
-        try:
-            if size is not None:
-                spec = TensorSpec(output.name, output.datatype, tuple(output.shape))
-                outputs[output.name] = binary.from_bytes(spec, spec_shape(spec), blobs[:size])
-                blobs = blobs[size:]
-            else:
-                outputs[output.name] = _from_json(output)
-        except (InvalidInput, ValueError, KeyError, TypeError) as error:
-            raise _unreadable(f"output '{output.name}': {error}") from None
+        if size is None:
+            outputs[output.name] = tensor_from_json(*kind, output.data)
+        elif isinstance(size, int) and size >= 0:
+            outputs[output.name] = tensor_from_bytes(*kind, blobs[:size])
+            blobs = blobs[size:]
+        else:
+            raise problems.unreadable(f"output '{output.name}': binary_data_size {size!r:.40}")
     return Answer(
         outputs, response.model_name, response.model_version, where_from(response.parameters)
     )
-
-
-def spec_shape(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(d for d in spec.shape if isinstance(d, int))
-
-
-def _from_json(output: _Output) -> Array:
-    if output.datatype == "BYTES":
-        texts = np.array([str(v).encode() for v in output.data or []], dtype=object)
-        return texts.reshape(output.shape)
-    return np.asarray(output.data, DTYPES[output.datatype]).reshape(output.shape)
 
 
 def _convert(body: bytes, kind: Any) -> Any:
@@ -452,8 +402,4 @@ def _convert(body: bytes, kind: Any) -> Any:
     try:
         return msgspec.convert(json.loads(body), kind)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise _unreadable(str(error)) from None
-
-
-def _unreadable(cause: str) -> InferenceFailed:
-    return InferenceFailed("the server's answer is not one of the protocol", cause=cause)
+        raise problems.unreadable(str(error)) from None

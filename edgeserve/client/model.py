@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.bundle import Preprocess
+from edgeserve.client.problems import unreadable
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 
 Parameter = str | int | float | bool
@@ -107,9 +108,34 @@ def where_from(parameters: dict[str, Any]) -> Where:
     return Where(**{n: v for n, v in found.items() if isinstance(v, str)})
 
 
-def spec_from_wire(name: str, datatype: str, shape: list[int], max_batch: int) -> TensorSpec:
+Wire = tuple[str, str, list[int]]
+
+
+def model_info(
+    name: str, inputs: list[Wire], outputs: list[Wire], max_batch: int, told: dict[str, str]
+) -> ModelInfo:
+    """From a model's metadata and configuration: tensors as (name, datatype, shape), and what the
+    server tells in parameters (`serve.model_config.task_parameters`). Raises InferenceFailed."""
+    labels, preprocess = told.get("edgeserve_labels"), told.get("edgeserve_preprocess")
+    try:
+        return ModelInfo(
+            name,
+            Interface(
+                tuple(_spec(wire, max_batch) for wire in inputs),
+                tuple(_spec(wire, max_batch) for wire in outputs),
+                max_batch,
+            ),
+            None if labels is None else msgspec.json.decode(labels, type=tuple[str, ...]),
+            None if preprocess is None else msgspec.json.decode(preprocess, type=Preprocess),
+        )
+    except msgspec.MsgspecError as error:
+        raise unreadable(str(error)) from None
+
+
+def _spec(wire: Wire, max_batch: int) -> TensorSpec:
     """A spec from its wire form, where -1 is any size."""
-    dims = [f"{name}_{i}" if d < 0 else d for i, d in enumerate(shape)]
+    name, datatype, shape = wire
+    dims: list[int | str] = [f"{name}_{i}" if d < 0 else d for i, d in enumerate(shape)]
     if max_batch and dims:
         dims[0] = "batch"
     return TensorSpec(name, datatype, tuple(dims))

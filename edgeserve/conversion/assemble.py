@@ -264,10 +264,13 @@ def with_pareto(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
     remarks = []
-    if any(c.variant.endswith("-static-equalized") for c in chain):
+    equalized = [
+        f"{c.runtime}/{c.device}" for c in chain if c.variant.endswith("-static-equalized")
+    ]
+    if equalized:
         remarks.append(
-            "plain int8 missed the bounds: giving the channels of neighbouring layers like ranges "
-            "repaired it (cross-layer equalization)"
+            f"plain int8 missed the bounds on {', '.join(equalized)}: giving the channels of neighbouring "
+            "layers like ranges repaired it (cross-layer equalization)"
         )
     for done in found.restorations:
         if not done.met:
@@ -276,8 +279,8 @@ def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
             )
         elif done.nodes:
             worst = ", ".join(e.node for e in done.layers[:3])
-            restored = f"{len(done.nodes)} nodes were restored to fp32 for {done.entry}"
-            remarks.append(f"plain int8 missed the bounds: {restored}; the noisiest were {worst}")
+            restored = f"{len(done.nodes)} nodes were restored to fp32; the noisiest were {worst}"
+            remarks.append(f"{done.base} missed the bounds on {done.entry}: {restored}")
     return tuple(remarks)
 
 

@@ -242,6 +242,8 @@ class Builder:
                 shutil.copy2(file, out / file.name)
             return out / base.name, Recipe("conversion", "onnx2tf")
         options: dict[str, object] = {"method": plan.recipe, "precision": plan.precision}
+        if plan.precision == "int8":
+            options["per_tensor"] = self._per_tensor_ops()
         calibration = None
         if plan.calibrated:
             options["calibration"] = str(self._requests)
@@ -251,10 +253,16 @@ class Builder:
             method=f"{plan.recipe} {plan.precision}",
             tool="tflite-to-tflite",
             scheme="S8S8" if plan.recipe == "static" else None,
-            per_channel=True,
+            per_channel=self._scheme.per_channel,
             calibration_method="moving-average minmax" if plan.calibrated else None,
             calibration=calibration,
         )
+
+    def _per_tensor_ops(self) -> list[str]:
+        """TFLite's names of the operators whose weights get one scale."""
+        if not self._scheme.per_channel:
+            return ["*"]
+        return [] if self._scheme.per_channel_matmul else ["FULLY_CONNECTED", "BATCH_MATMUL"]
 
     # tools
 

@@ -90,7 +90,7 @@ def convert(
         asked = None if options.precision == "auto" else options.precision
         verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
-        _enforce(chain, verdicts, target, strict=options.strict)
+        _enforce(chain, verdicts, target, model, strict=options.strict)
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)
@@ -186,28 +186,45 @@ def _check_calibration(model: SourceModel, options: Options) -> None:
 
 
 def _enforce(
-    chain: tuple[Candidate, ...], verdicts: list[Verdict], target: Target, *, strict: bool
+    chain: tuple[Candidate, ...],
+    verdicts: list[Verdict],
+    target: Target,
+    model: SourceModel,
+    *,
+    strict: bool,
 ) -> None:
     failed = [f"{v.trial.variant}: {v.reason}" for v in verdicts if v.failed]
     # Of several recipes some may fail: what counts is whether one of an entry's did not.
     smaller = {v.trial.entry for v in verdicts if v.chosen and v.trial.precision != "fp32"}
     missed = {v.trial.entry for v in verdicts if v.failed} - smaller - set(optional_entries(target))
     if strict and missed:
+        where = ", ".join(target.chain[entry].label for entry in sorted(missed))
         raise CheckFailed(
-            "no quantized variant was good enough, and --strict was given",
+            f"no quantized variant was good enough on {where}, and --strict was given",
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
         )
     # A target is about its first device: one that only its CPU fallback could serve is a failure.
     device = target.chain[0].device
-    if not any(c.device == device for c in chain):
-        reasons = [
-            f"{v.trial.variant} on {target.chain[v.trial.entry].label}: {v.reason}"
-            for v in verdicts
-            if target.chain[v.trial.entry].device == device
-        ]
-        raise UnsupportedModel(
-            f"no variant for the {device} of target {target.name} could be made",
-            cause="; ".join(reasons) or "it takes int8 only, which needs calibration data",
-            hint=None if reasons else "--calibrate FOLDER|FILE.npz",
+    if any(c.device == device for c in chain):
+        return
+    variants: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        entry = target.chain[verdict.trial.entry]
+        if entry.device == device:
+            variants.setdefault(f"{entry.label}: {verdict.reason}", []).append(
+                verdict.trial.variant
+            )
+    reasons = [f"{', '.join(names)} on {reason}" for reason, names in variants.items()]
+    failure = UnsupportedModel(
+        f"no variant for the {device} of target {target.name} could be made",
+        cause="; ".join(reasons) or "it takes int8 only, which needs calibration data",
+        hint=None if reasons else "--calibrate FOLDER|FILE.npz",
+    )
+    if any("cannot convert" in reason for reason in reasons):
+        # The source ran there, or there would have been nothing to prove variants against.
+        failure.hint = (
+            f"{NATIVE.get(model.format, 'onnxruntime')}/cpu can run the model: take a target whose chain "
+            f"has it; edgeserve check {model.path.name} --target {target.name} lists what each runtime supports"
         )
+    raise failure

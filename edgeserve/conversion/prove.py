@@ -6,7 +6,6 @@ them alike.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -35,8 +34,6 @@ Say = Callable[[str, float | None], None]
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
 GOLDEN_BYTES: Final = 2_000_000
-# Of samples of differing shapes so many are timed.
-TIMED_SHAPES: Final = 8
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
 
@@ -99,7 +96,7 @@ def prove(
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
         say("timing", None)
-        times = _time(alive, list(subjects), reference, _requests_to_time(samples), seconds)
+        times = _time(alive, list(subjects), reference, samples[0], seconds)
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -146,7 +143,7 @@ def race(
             _, session = _open(subject)
             if session is not None:
                 opened.append(_Opened(subject, session))
-        times = _time(opened, list(subjects), reference, _requests_to_time(samples), seconds)
+        times = _time(opened, list(subjects), reference, samples[0], seconds)
     finally:
         for item in opened:
             item.session.close()
@@ -256,23 +253,15 @@ def _time(
     alive: list[_Opened],
     subjects: list[Subject],
     reference: Session,
-    requests: Sequence[Tensors],
+    inputs: Tensors,
     seconds: float,
 ) -> dict[str, Timings]:
     def call(session: Session) -> Callable[[], object]:
-        turn = itertools.cycle(requests)
-        return lambda: session.run(next(turn))
+        return lambda: session.run(inputs)
 
     runs = {"reference": call(reference)}
     runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
     return interleave(runs, max_seconds=seconds * len(runs))
-
-
-def _requests_to_time(samples: Samples) -> list[Tensors]:
-    """One sample, or several where their shapes differ: an engine may prepare itself for each shape."""
-    first = [samples[i] for i in range(min(TIMED_SHAPES, len(samples)))]
-    shapes = {tuple(array.shape for array in request.values()) for request in first}
-    return first if len(shapes) > 1 else first[:1]
 
 
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:

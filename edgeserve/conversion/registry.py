@@ -21,7 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from edgeserve.conversion import tool_runner
+from edgeserve.conversion import reuse, tool_runner
 from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.toolenv import ToolEnvironment
 from edgeserve.errors import (
@@ -126,6 +126,9 @@ def run_converter(
     Raises UnsupportedOperators, UnsupportedModel (the converter fails on this model),
     DependencyMissing (tool environments turned off), ToolEnvironmentError, OSError (disk full).
     """
+    place = reuse.place_of(converter.name, source, options)
+    if place is not None and (kept := reuse.take(place, out_dir)) is not None:
+        return kept
     if runs_here(converter):
         files = _run_here(converter, source, out_dir, options)
     elif tool_env:
@@ -136,13 +139,18 @@ def run_converter(
         missing = DependencyMissing(
             " ".join(converter.requires), needed_for=f"the converter {converter.name}"
         )
-        missing.hint = f"{pip_command(converter)}, or leave out --no-tool-env"
+        missing.hint = (
+            f"{pip_command(converter)}, or leave out --no-tool-env: the tool environment "
+            f"{tool_environment(converter).name} will hold it"
+        )
         raise missing
     if not files or not all(file.is_file() for file in files):
         raise UnsupportedModel(
             f"{converter.name} failed on {source.name}",
             cause=f"it wrote none of {', '.join(f.name for f in files) or 'its files'}",
         )
+    if place is not None:
+        reuse.keep(place, out_dir, files)
     return files
 
 

@@ -33,13 +33,14 @@ Say = Callable[[str, float | None], None]
 
 class Restoration(msgspec.Struct, frozen=True):
     """What was restored for an entry of the chain: the `layers` as they were ranked before, the `nodes`
-    that are now in fp32, and whether the bounds are `met`, else the `reason`."""
+    that are now in fp32, whether the bounds are `met`, else the `reason`, and of which model, `base`."""
 
     entry: str
     layers: tuple[LayerError, ...]
     nodes: tuple[str, ...]
     met: bool
     reason: str
+    base: str = "plain int8"
 
 
 def explain(builder: Builder, data: Data, work: Path) -> tuple[LayerError, ...]:

@@ -29,6 +29,8 @@ from edgeserve.tensors import Interface
 
 GOLDEN_SAMPLES: Final = 8
 SECONDS_PER_VARIANT: Final = 1.0
+# Of targets with another CPU, whose choice does not depend on it.
+SECONDS_ELSEWHERE: Final = 0.2
 # What comes so close to the fastest is timed once more, for so long each.
 CLOSE: Final = 1.15
 SECONDS_PER_FINALIST: Final = 3.0
@@ -90,6 +92,9 @@ class Search:
         second = {i: [p for p in plans[i] if p.tier == 2] for i in self._needy()}
         if any(second.values()) and self._has_time():
             self._prove(self._subjects(second))
+        smaller = {i: self._int4(i) for i in self._oversized()}
+        if any(smaller.values()):
+            self._prove(self._subjects(smaller))
         restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
         self._play_off()
         built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
@@ -99,15 +104,17 @@ class Search:
 
     def _plans(self, entry: ChainEntry) -> list[Plan]:
         format_name = runtime(entry.runtime).formats[0]
-        if entry.optional and not self._can_measure(entry):
+        if entry.optional and not (self._precisions(entry) and self._can_measure(entry)):
             return []
         if entry.optional and (reason := self._cannot_win(entry)) is not None:
             return [Plan(format_name, entry.precisions[0], "plain", skip=reason)]
         try:
             if format_name != self._source.format:
                 shortest_path(self._source.format, format_name)
-        except UnsupportedModel as error:
-            return [Plan(format_name, self._source.precision, "plain", skip=error.message)]
+        except UnsupportedModel:
+            made = f"no installed converter makes that of {self._source.format}"
+            why = f"{entry.runtime} reads {format_name}, and {made}"
+            return [Plan(format_name, self._source.precision, "plain", skip=why)]
         if self._source.precision != "fp32":
             # What is quantized already is taken as it is.
             return [Plan(format_name, self._source.precision, "plain")]
@@ -122,7 +129,9 @@ class Search:
             own = {"openvino-ir": {"nncf", "weights"}, "tflite": {"static", "dynamic", "weights"}}
             fit = {"plain", "cast"} | own.get(format_name, set())
             plans = [p for p in plans if p.recipe in fit and not p.skip]
-        return [p for p in plans if self._data.calibration is not None or not p.calibrated]
+        return [
+            p for p in plans if p.skip or not p.calibrated or self._data.calibration is not None
+        ]
 
     def _can_measure(self, entry: ChainEntry) -> bool:
         """Whether an optional entry's speed can be told here: it counts for nothing but that."""
@@ -196,7 +205,7 @@ class Search:
             self._interface,
             self._data.proof,
             golden_samples=GOLDEN_SAMPLES,
-            seconds=SECONDS_PER_VARIANT,
+            seconds=SECONDS_PER_VARIANT if self._bounds.speed_counts else SECONDS_ELSEWHERE,
             speed_counts=self._bounds.speed_counts,
             say=self._say,
         )
@@ -273,6 +282,28 @@ class Search:
                 needy.append(index)
         return needy
 
+    def _oversized(self) -> list[int]:
+        """Entries of which everything that was measured is larger than allowed."""
+        limit = self._bounds.max_size
+        sizes: dict[int, list[int]] = {}
+        for trial in self._trials.values():
+            if trial.measured is not None and trial.size_bytes is not None:
+                sizes.setdefault(trial.entry, []).append(trial.size_bytes)
+        return [i for i, found in sizes.items() if limit is not None and min(found) > limit]
+
+    def _int4(self, index: int) -> list[Plan]:
+        """Weights in int4, which `auto` makes only where int8 is too large."""
+        entry = self._target.chain[index]
+        if self._options.precision != "auto" or "int8" not in entry.precisions:
+            return []
+        if "int4" in entry.precisions or self._source.format != "onnx":
+            return []
+        plans = plans_for(
+            self._format(index), "int4", self._builder.facts, self._target.quantization,
+            self._options.recipes,
+        )  # fmt: skip
+        return [p for p in plans if not p.skip]
+
     def _is_poor(self, trial: Trial) -> bool:
         found = trial.measured
         return found is not None and bool(
@@ -293,9 +324,10 @@ class Search:
 
     def _restore(self, index: int, proof: Proof) -> Restoration:
         """Find layers to restore for an entry, on its own runtime, and prove the result there."""
+        base = self._better_base()
         done = restore(
             self._builder,
-            self._better_base(),
+            base,
             self._target.chain[index],
             self._interface,
             self._data,
@@ -307,6 +339,8 @@ class Search:
         if done.met and done.nodes:
             plan = Plan(self._format(index), "int8", "static-restored")
             self._prove(self._subjects({index: [plan]}))
+        if base is not self._builder.static:
+            done = msgspec.structs.replace(done, base="equalized int8")
         return done
 
     def _better_base(self) -> StaticQuantizer:

@@ -32,6 +32,8 @@ from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_b
 # Requests of one model that can share a batch share at most so many rows.
 MAX_BATCH: Final = 32
 MIN_OPSET: Final = 7
+# What one protobuf file holds, with room for the graph.
+PROTOBUF_BYTES: Final = 1_900_000_000
 
 
 class SourceModel(msgspec.Struct, frozen=True):
@@ -85,7 +87,7 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
 def save_onnx(proto: Any, destination: Path) -> list[Path]:
     """Write a model; tensors go beside it when the whole exceeds protobuf's 2 GB. The files' paths."""
     onnx = _onnx()
-    if proto.ByteSize() < 1_900_000_000:
+    if not _exceeds_protobuf(proto):
         onnx.save_model(proto, str(destination))
         return [destination]
     data = destination.with_suffix(".data")
@@ -241,7 +243,7 @@ def _check(onnx: Any, proto: Any, path: Path) -> None:
             f"{path} uses opset {opset}", cause=f"edgeserve reads {MIN_OPSET} and newer",
             hint="export the model again with opset 17 or newer",
         )  # fmt: skip
-    if proto.ByteSize() > 1_900_000_000:
+    if _exceeds_protobuf(proto):
         return  # the checker takes no larger protobuf; onnxruntime checks the graph when it loads it
     try:
         onnx.checker.check_model(proto)
@@ -254,6 +256,16 @@ def _check(onnx: Any, proto: Any, path: Path) -> None:
                 hint="export the model with standard operators, or with an older opset",
             ) from None
         raise SourceError(f"{path} is not a valid ONNX model", cause=text) from None
+
+
+def _exceeds_protobuf(proto: Any) -> bool:
+    """Whether the model is too large for one file. protobuf cannot even tell the size of those above 2 GB."""
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bool(proto.ByteSize() > PROTOBUF_BYTES)
+    except EncodeError:
+        return True
 
 
 def _naming_nodes(proto: Any, text: str) -> str:

@@ -24,7 +24,7 @@ EXAMPLE: Final = (
 
 class GateTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The table `[gate]` as it is written. `models` holds tables of their own by model name, whose
-    keys win over those beside it; `device` is where the limits hold; `against` is the source model
+    keys win over those beside it; `device` is where the limits hold, and must open; `against` is the source model
     that `min_speedup` is measured against, relative to the file."""
 
     max_size: Value | None = None
@@ -38,6 +38,7 @@ class GateTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_fidelity: Value | None = None
     min_sqnr_db: Value | None = None
     min_cosine: Value | None = None
+    min_on_device: Value | None = None
     device: str | None = None
     against: str | None = None
     models: dict[str, GateTable] = {}
@@ -90,7 +91,7 @@ def load_config(
         for key, budget in BUDGETS.items()
         if key in found
     )
-    if not limits:
+    if not limits and "device" not in found:
         cause = f"no {' or '.join(FILES)} here has a gate table"
         raise UsageError(
             "there is no limit to check",

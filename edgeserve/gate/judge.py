@@ -144,6 +144,20 @@ def _fidelity(limit: Limit, facts: Facts) -> Iterator[Row]:
             yield _exact(limit, live, source)
 
 
+def _on_device(limit: Limit, facts: Facts) -> Iterator[Row]:
+    placement = facts.placement
+    shares = (placement.mac_shares or placement.shares) if placement else {}
+    if placement is None or not shares:
+        yield _unmeasured(limit, "the engine does not tell what runs where")
+        return
+    kind = facts.subject.candidate.device.partition(".")[0]
+    share = sum(s for device, s in shares.items() if device.partition(".")[0] == kind)
+    what = "multiply-accumulates" if placement.mac_shares else "operations"
+    yield msgspec.structs.replace(
+        _exact(limit, share, f"{_HERE}, {what} on {kind}"), note=placement.describe()
+    )
+
+
 def _part(limit: Limit, found: Fidelity | None) -> float | None:
     if found is None:
         return None
@@ -229,5 +243,6 @@ _RULES: Final[dict[str, Callable[[Limit, Facts], Iterator[Row]]]] = {
     "min_fidelity": _fidelity,
     "min_sqnr_db": _fidelity,
     "min_cosine": _fidelity,
+    "min_on_device": _on_device,
 }
 _WITHOUT_SESSION: Final = ("max_size", "max_bundle_size")

@@ -38,6 +38,7 @@ class Budget(msgspec.Struct, frozen=True):
 _SMALLER: Final = "convert with --precision int8, or train a smaller model"
 _FASTER: Final = "convert with --precision int8, for a faster device, or train a smaller model"
 _RIGHTER: Final = "calibrate on more and more typical samples, or convert with --precision fp16"
+_PLACED: Final = "edgeserve check names the operators; another precision or runtime may take them"
 
 BUDGETS: Final[dict[str, Budget]] = {
     b.key: b
@@ -53,6 +54,7 @@ BUDGETS: Final[dict[str, Budget]] = {
         Budget("min_fidelity", "share", _RIGHTER),
         Budget("min_sqnr_db", "decibels", _RIGHTER),
         Budget("min_cosine", "cosine", _RIGHTER),
+        Budget("min_on_device", "share", _PLACED),
     )
 }  # fmt: skip
 

@@ -28,6 +28,7 @@ from edgeserve.chain import golden_batches
 from edgeserve.errors import DeviceUnavailable, UsageError
 from edgeserve.evaluate import fidelity
 from edgeserve.gate.config import Config
+from edgeserve.runtimes import Placement
 
 Say = Callable[[str, float | None], None]
 
@@ -52,6 +53,7 @@ class Facts(msgspec.Struct, frozen=True):
     golden_tolerance: float = 0.0
     recorded: Measured | None = None
     live: Fidelity | None = None
+    placement: Placement | None = None
     timings: Timings | None = None
     baseline: str | None = None
     baseline_timings: Timings | None = None
@@ -82,7 +84,9 @@ def measure(
         if not opened:
             return msgspec.structs.replace(facts, wrong=skipped.pop()), skipped
         try:
-            facts = msgspec.structs.replace(facts, golden_error=opened[0].golden_error)
+            facts = msgspec.structs.replace(
+                facts, golden_error=opened[0].golden_error, placement=opened[0].placement
+            )
             if config.has(*FIDELITY):
                 facts = msgspec.structs.replace(facts, live=_live(bundle, opened[0]))
             if config.has(*LATENCY, "min_speedup"):

@@ -45,6 +45,7 @@ class Options(msgspec.Struct, frozen=True):
     wheelhouse: str | None = None
     host: str = "127.0.0.1"
     http_port: int = 8000
+    grpc_port: int | None = None
     insecure: bool = False
     force: bool = False
 
@@ -92,7 +93,7 @@ def package(source: Path, destination: Path, options: Options, say: Say) -> Pack
     bundle = Bundle.open(source)
     chain = chosen_chain(bundle, options.runtimes, options.variants)
     target = device(options.arch, options.python)
-    needed = requirements(chain, target)
+    needed = requirements(chain, target, () if options.grpc_port is None else ("grpc",))
     with folder_writer(destination, _KIND, force=options.force) as (root, work):
         say("copying the bundle", None)
         travelling = root / f"{safe_name(bundle.name)}.edge"
@@ -159,6 +160,9 @@ def _write_files(root: Path, bundle_name: str, written: Package, options: Option
         "HOST": json.dumps(options.host),
         "PORT": str(options.http_port),
         "PORT_NUMBER": str(options.http_port),
+        "GRPC": "# grpc_port = 8001"
+        if options.grpc_port is None
+        else f"grpc_port = {options.grpc_port}",
         "INSECURE": "insecure = true" if options.insecure else "# insecure = true",
         "DEVICES": _device_rules(written.chain),
         "CHAIN": "\n".join(

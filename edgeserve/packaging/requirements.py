@@ -41,17 +41,21 @@ def canonical(name: str) -> str:
     return str(canonicalize_name(name))
 
 
-def requirements(chain: Sequence[Candidate], device: Device) -> list[str]:
-    """The pip requirements of a device that serves `chain`, edgeserve itself not among them."""
+def requirements(
+    chain: Sequence[Candidate], device: Device, extras: Sequence[str] = ()
+) -> list[str]:
+    """The pip requirements of a device that serves `chain`, edgeserve itself not among them; `extras`
+    are those of edgeserve that it needs."""
     engines = {
         canonical(parse(text).name) for name in runtime_names() for text in runtime(name).requires
     }
+    environments = [device.markers() | {"extra": extra} for extra in ("", *extras)]
     own = [parse(text) for text in distribution("edgeserve").requires or []]
     base = [
         _plain(r)
         for r in own
         if canonical(r.name) not in engines
-        and (r.marker is None or r.marker.evaluate(device.markers()))
+        and (r.marker is None or any(r.marker.evaluate(m) for m in environments))
     ]
     used = _engines(chain)
     return sorted(base) + [_plain(parse(text)) for text in used] + _adapters(chain)

@@ -92,6 +92,7 @@ def plans_for(
 
 _Row = tuple[str, int, str | None]
 _CONVOLVES: Final = "cannot win: it leaves convolutions in fp32"
+_NOTHING: Final = "cannot win: the network has neither convolutions nor products of matrices"
 _FLOAT: Final = "cannot win: weights alone make convolutions smaller, not faster"
 
 
@@ -103,12 +104,15 @@ def _rows(format_name: str, precision: Precision, facts: ModelFacts) -> list[_Ro
     if precision == "bf16":
         return [("plain", 1, None)] if format_name == "openvino-ir" else []
     if precision == "int4":
-        none = "cannot win: the network has no constant matrices" if not facts.matmuls else None
-        return [("weights", 1, none)]
+        if not facts.matmuls:
+            return [("weights", 1, "cannot win: the network has no constant matrices")]
+        return [("weights", 1, _FLOAT if facts.convolves else None)]
     return _int8(format_name, facts)
 
 
 def _int8(format_name: str, facts: ModelFacts) -> list[_Row]:
+    if not facts.convolutions and not facts.matmuls and not facts.products:
+        return [("static", 1, _NOTHING)]
     if facts.convolves:
         rows: list[_Row] = [("static", 1, None)]
         if format_name == "openvino-ir":

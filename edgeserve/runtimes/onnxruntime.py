@@ -31,6 +31,7 @@ from edgeserve.errors import (
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.native import NativeLog, caught_output, environment_key
+from edgeserve.runtimes.onnx_bf16 import run_bf16
 from edgeserve.runtimes.onnx_placement import (
     FLOAT_OPS,
     INT8_OPS,
@@ -160,6 +161,8 @@ class OnnxRuntimeSession:
         self._names = [spec.name for spec in model.interface.outputs]
         self._files_names = [model.binding(name).name for name in self._names]
         self._texts = [s.name for s in model.interface.inputs if s.dtype == "BYTES"]
+        ports = (*model.interface.inputs, *model.interface.outputs)
+        self._bf16 = {model.binding(s.name).name for s in ports if s.dtype == "BF16"}
         self._renamed = any(model.binding(s.name).name != s.name for s in model.interface.inputs)
         self._lock = threading.Lock()
         self._profile = opening.profile
@@ -178,7 +181,10 @@ class OnnxRuntimeSession:
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
-            values = self._session.run(self._files_names, inputs)
+            if self._bf16:
+                values = run_bf16(self._session, inputs, self._bf16, self._files_names)
+            else:
+                values = self._session.run(self._files_names, inputs)
         except Exception as error:  # its exception classes share no base but Exception
             raise InferenceFailed(
                 f"onnxruntime failed on {self.device}", cause=engine_words(error)

@@ -1,4 +1,4 @@
-"""Puts the server together: chain, engine, router, sockets, signals. Nothing else."""
+"""Puts the server together: models, listeners, signals. Nothing else."""
 
 from __future__ import annotations
 
@@ -6,45 +6,64 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from edgeserve.bundle import Bundle
-from edgeserve.chain import Attempt, Chain, ChainOptions
+from edgeserve.chain import Attempt, Chain
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
-from edgeserve.serve.engine import EngineSettings
+from edgeserve.serve import logs
+from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
-from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.model_settings import size_bytes
+from edgeserve.serve.opening import Opener
+from edgeserve.serve.repository import IndexEntry, ModelRepository
+from edgeserve.serve.settings import SERVER_FIELDS, Settings
+from edgeserve.serve.shared_metrics import SharedMetrics
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.sources import find_sources
+from edgeserve.serve.triton_metrics import TritonMetrics
 
 if TYPE_CHECKING:
-    from edgeserve.serve.grpc.server import GrpcServer
+    from edgeserve.serve.grpc.front import GrpcFront
 
 log = logging.getLogger(__name__)
 
+# How old what a worker process knows of its siblings' metrics may be.
+_METRICS_S: Final = 1.0
+
+
+class StartedModel(msgspec.Struct, frozen=True):
+    """One model that serves: what became of its candidates, and how its requests run. Without `attempts`
+    it comes into memory when it is asked for."""
+
+    name: str
+    version: str
+    attempts: tuple[Attempt, ...] = ()
+    inline: bool = False
+    max_batch: int = 1
+    instances: int = 1
+    placement: str | None = None
+
 
 class Started(msgspec.Struct, frozen=True):
-    """What serves, and where; for the start-up table."""
+    """What serves, and where; for the start-up table. `failed` are the models that do not."""
 
     url: str
     grpc: str | None
-    model: str
-    attempts: tuple[Attempt, ...]
-    inline: bool
-    max_batch: int
-    instances: int
+    models: tuple[StartedModel, ...]
+    failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
     injected: tuple[str, ...] = ()
-    placement: str | None = None
 
 
 def _placement(chain: Chain) -> str | None:
@@ -58,50 +77,63 @@ def _placement(chain: Chain) -> str | None:
         return None
 
 
-def open_chain(settings: Settings) -> Chain:
-    """Open what the settings name. Raises BundleError, UsageError, DeviceUnavailable, CheckFailed."""
-    settings.check()
-    options = ChainOptions(
-        fallback=settings.fallback == "auto",
-        device=settings.device,
-        variant=settings.variant,
-        require=settings.require,
-        threads=settings.threads,
-        instances=settings.instances,
-        spin=settings.spin,
-        isolate=settings.isolate,
-        standby=settings.standby,
-        watchdog_s=settings.watchdog,
-        open_timeout_s=settings.open_timeout,
-        recheck_s=settings.recheck,
-        verify=settings.verify,
-        reopen_s=settings.reopen,
-        worker_memory=settings.worker_memory,
-        inject=settings.inject,
-    )
-    return Chain(Bundle.open(settings.bundle), options)
-
-
-def serve(settings: Settings, on_start: Callable[[Started], None]) -> bool:
+def serve(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings] | None = None,
+) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when requests had to be given up.
 
-    `on_start` is called once the server answers. Raises what `open_chain` raises, and
+    `on_start` is called once the server answers; `reread` gives the settings as they are on disk now, for
+    SIGHUP and `watch`. Raises UsageError, what opening a model raises when none can be served, and
     EnvironmentProblem when the address cannot be used.
     """
-    chain = open_chain(settings)
-    try:
-        with asyncio.Runner(loop_factory=_loop) as runner:
-            return runner.run(_serve(settings, chain, on_start))
-    finally:
-        chain.close()
+    return _run(settings, on_start, reread, None)
 
 
-async def _serve(settings: Settings, chain: Chain, on_start: Callable[[Started], None]) -> bool:
+def run_worker(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings],
+    place: WorkerPlace,
+) -> bool:
+    """As `serve`, as one of several processes on the same port."""
+    return _run(settings, on_start, reread, place)
+
+
+class WorkerPlace(msgspec.Struct, frozen=True):
+    """One of several worker processes: where their metrics meet, and a file descriptor that is at its end
+    once the process that supervises them is gone."""
+
+    metrics: str
+    supervisor: int
+
+
+def _run(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings] | None,
+    place: WorkerPlace | None,
+) -> bool:
+    logs.set_up(settings.log_format, access=settings.access_log)
+    with asyncio.Runner(loop_factory=_loop) as runner:
+        return runner.run(_serve(settings, on_start, reread, place))
+
+
+async def _serve(
+    settings: Settings,
+    on_start: Callable[[Started], None],
+    reread: Callable[[], Settings] | None,
+    place: WorkerPlace | None,
+) -> bool:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with _Service(settings, chain, loop) as service:
+    if place is not None:
+        loop.add_reader(place.supervisor, _stop_at_end, place.supervisor, stop)
+    async with Service(settings, loop, reread, place) as service:
+        loop.add_signal_handler(signal.SIGHUP, service.hang_up)
         on_start(await service.start())
         # What start-up left behind is not worth a pause while serving.
         gc.collect()
@@ -110,31 +142,46 @@ async def _serve(settings: Settings, chain: Chain, on_start: Callable[[Started],
         return await service.drain()
 
 
-class _Service:
+def _stop_at_end(descriptor: int, stop: asyncio.Event) -> None:
+    if not os.read(descriptor, 1):
+        asyncio.get_running_loop().remove_reader(descriptor)
+        stop.set()
+
+
+class Service:
     """The parts of one running server, on one event loop."""
 
-    def __init__(self, settings: Settings, chain: Chain, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        reread: Callable[[], Settings] | None = None,
+        place: WorkerPlace | None = None,
+    ) -> None:
+        settings.check()
         self._settings = settings
-        self._chain = chain
+        self._reread = reread or (lambda: settings)
         metrics = ServerMetrics()
-        name = settings.name or chain.bundle.name
-        counters = metrics.model(name, "1")
-        engine = EngineSettings(
-            queue=settings.queue,
-            timeout_s=settings.timeout,
-            instances=settings.instances,
-            batching=settings.batching,
+        kept = size_bytes(settings.cache, "cache")
+        opener = Opener(metrics, loop, ResponseCache(kept) if kept else None)
+        self._repository = ModelRepository(
+            opener,
+            lambda: find_sources(self._settings),
+            budget=size_bytes(settings.memory_budget, "memory_budget"),
+            readiness=settings.readiness,
+            resident=resident_bytes,
         )
-
-        def served(chain: Chain) -> ServedModel:
-            return ServedModel(name, "1", chain, engine, counters, loop)
-
-        self._model = served(chain)
-        self._repository = ModelRepository({name: lambda: served(open_chain(settings))})
-        self._repository.add(self._model)
+        if settings.metrics_compat == "triton":
+            metrics.registry.register(TritonMetrics(self._repository.loaded))
+        self._shared: SharedMetrics | None = None
+        if place is not None:
+            self._shared = SharedMetrics(metrics.registry, Path(place.metrics))
+            metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
-        self._grpc = open_grpc(settings, self._repository)
+        self._grpc = open_grpc(settings, self._repository, self._shm)
+        self._following = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,6 +192,8 @@ class _Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for task in self._tasks:
+            task.cancel()
         await self._http.close()
         if self._grpc is not None:
             await self._grpc.close()
@@ -152,26 +201,59 @@ class _Service:
         self._shm.close()
 
     async def start(self) -> Started:
+        """Load the models, listen, say what serves. Raises the first model's error when none serves."""
+        settings = self._settings
+        await self._repository.start(settings.load)
+        failures = self._repository.failures()
+        may_come = settings.watch > 0 or settings.model_control
+        if failures and not self._repository.loaded() and not may_come:
+            raise failures[0]
         url, control_url = await self._http.listen()
-        grpc = (
-            self._grpc.listen(self._settings.host, self._settings.grpc_port or 0)
-            if self._grpc
-            else None
-        )
         self._repository.serve()
-        engine = self._model.engine
+        grpc = self._grpc.listen() if self._grpc is not None else None
+        self._tasks.append(asyncio.ensure_future(self._follow()))
+        if self._shared is not None:
+            self._tasks.append(asyncio.ensure_future(_write_often(self._shared)))
         return Started(
             url=url,
             control_url=control_url,
             grpc=grpc,
-            model=self._model.name,
-            attempts=tuple(self._chain.attempts),
-            inline=engine.inline,
-            max_batch=engine.max_batch,
-            instances=self._settings.instances,
-            injected=self._settings.inject,
-            placement=await asyncio.to_thread(_placement, self._chain),
+            models=tuple([await started(model) for model in self._repository.loaded()]),
+            failed=tuple(e for e in self._repository.index() if e.state != "READY"),
+            injected=settings.inject,
         )
+
+    def hang_up(self) -> None:
+        """Follow settings and files now."""
+        self._following.set()
+
+    async def _follow(self) -> None:
+        """On SIGHUP, and every `watch` seconds, have the repository follow settings and files."""
+        while True:
+            every = self._settings.watch or None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await self._following.wait()
+            asked = self._following.is_set()
+            self._following.clear()
+            try:
+                new = await asyncio.to_thread(self._reread)
+            except EdgeServeError as error:
+                log.error("the settings stay as they are: %s", error)  # noqa: TRY400
+                continue
+            if asked:
+                log.warning("settings and models are read again")
+            self._adopt(new)
+            await self._repository.refresh()
+
+    def _adopt(self, new: Settings) -> None:
+        """Take over what is about models; what is about the server needs another start."""
+        old = self._settings
+        own = {f: getattr(old, f) for f in SERVER_FIELDS}
+        ignored = [f for f, value in own.items() if value != getattr(new, f)]
+        if ignored:
+            log.warning("needs a restart to take effect: %s", ", ".join(ignored))
+        self._settings = msgspec.structs.replace(new, **own)
 
     async def drain(self) -> bool:
         """Not ready, no new connections; what has begun is answered, within the drain timeout."""
@@ -193,10 +275,12 @@ class _Service:
 class Background:
     """A server on a thread of its own, for tests and notebooks; stop it, or use it with `with`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings] | None = None) -> None:
         """Returns when the server answers. Raises what `serve` raises."""
+        self._reread = reread
+        self._service: Service | None = None
         self._settings = settings
-        self._chain = open_chain(settings)
+        logs.set_up(settings.log_format, access=settings.access_log)
         self._loop = _loop()
         self._stop = asyncio.Event()
         self._answering = threading.Event()
@@ -224,6 +308,11 @@ class Background:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
+    def hang_up(self) -> None:
+        """What SIGHUP does."""
+        assert self._service is not None
+        self._loop.call_soon_threadsafe(self._service.hang_up)
+
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._main())
@@ -234,11 +323,11 @@ class Background:
         finally:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
-            self._chain.close()
             self._answering.set()
 
     async def _main(self) -> None:
-        async with _Service(self._settings, self._chain, self._loop) as service:
+        async with Service(self._settings, self._loop, self._reread) as service:
+            self._service = service
             self._started = await service.start()
             self._answering.set()
             await self._stop.wait()
@@ -251,23 +340,46 @@ class Background:
         self.stop()
 
 
-def open_grpc(settings: Settings, repository: ModelRepository) -> GrpcServer | None:
-    """The gRPC server, where a port is asked for. Raises DependencyMissing."""
+async def _write_often(shared: SharedMetrics) -> None:
+    while True:
+        shared.write()
+        await asyncio.sleep(_METRICS_S)
+
+
+async def started(model: ServedModel) -> StartedModel:
+    engine = model.engine
+    if engine is None:
+        return StartedModel(model.name, model.version)
+    return StartedModel(
+        model.name,
+        model.version,
+        tuple(model.attempts),
+        engine.inline,
+        engine.max_batch,
+        engine.settings.instances,
+        await asyncio.to_thread(_placement, engine.chain),
+    )
+
+
+def resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def open_grpc(
+    settings: Settings, repository: ModelRepository, shm: SharedMemory
+) -> GrpcFront | None:
+    """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
         return None
     try:
-        from edgeserve.serve.grpc.memory import NoSharedMemory
-        from edgeserve.serve.grpc.server import GrpcServer, GrpcSettings
+        from edgeserve.serve.grpc.front import GrpcFront
     except ImportError as error:
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcServer(
-        repository,
-        NoSharedMemory(),
-        GrpcSettings(receive_bytes=settings.effective_limits().body_bytes, queue=settings.queue),
-        lambda need, key: None,
-    )
+    return GrpcFront(settings, repository, shm)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -11,8 +11,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `bodies_bytes` bounds the bodies held at one time; `inflated_bytes` (None: as `body_bytes`) and
     `inflated_ratio` what a compressed body may become; `elements` those of one tensor; `output_bytes`
     one answer. Answers of `compress_bytes` and more are compressed for clients that ask for it.
-    `body_rate` is what a client must send a body with after the first `body_s` seconds, `send_s` how
-    long it may leave its answer unread.
+    A client may send a body slower than `body_rate` for `body_s`, and leave its answer unread for
+    `send_s`.
     """
 
     head_bytes: int = 16_384

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
 import psutil  # noqa: TID253 - only the server imports this module
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -21,7 +24,11 @@ _SECONDS: Final = (
     50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
     1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
-FAILURES: Final = ("invalid", "engine", "queue_full", "timeout", "draining", "canceled")
+# prometheus_client has no counters whose names do not end in _total.
+_COUNTERS: Final = re.compile(rb"# TYPE (nv_\w+) untyped")
+FAILURES: Final = (
+    "invalid", "engine", "queue_full", "timeout", "draining", "canceled", "unavailable",
+)  # fmt: skip
 
 
 class _Histogram:
@@ -44,17 +51,35 @@ class _Histograms(Collector):
 
     def __init__(self, name: str, what: str, bounds: Sequence[float]) -> None:
         self._name, self._what, self._bounds = name, what, bounds
-        self._models: dict[str, _Histogram] = {}
+        self._models: dict[tuple[str, str], _Histogram] = {}
 
-    def labels(self, model: str) -> _Histogram:
-        return self._models.setdefault(model, _Histogram(self._bounds))
+    def labels(self, model: str, version: str) -> _Histogram:
+        return self._models.setdefault((model, version), _Histogram(self._bounds))
+
+    def forget(self, model: str, version: str) -> None:
+        self._models.pop((model, version), None)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        family = HistogramMetricFamily(self._name, self._what, labels=["model"])
+        family = HistogramMetricFamily(self._name, self._what, labels=["model", "version"])
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
-        for model, histogram in self._models.items():
+        for labels, histogram in list(self._models.items()):
             buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
-            family.add_metric([model], buckets, histogram.sum)
+            family.add_metric(labels, buckets, histogram.sum)
+        yield family
+
+
+class _Requests(Collector):
+    """The answered requests of each model."""
+
+    def __init__(self, models: Mapping[tuple[str, str], ModelMetrics]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "edgeserve_requests", "Inference requests answered", labels=["model", "version"]
+        )
+        for labels, metrics in list(self._models.items()):
+            family.add_metric(labels, metrics.answered, created=metrics.created)
         yield family
 
 
@@ -63,12 +88,9 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "edgeserve_requests",
-            "Inference requests answered",
-            ["model", "version"],
-            registry=self.registry,
-        )
+        self._shown = self.registry
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self.registry.register(_Requests(self._models))
         self._failures = Counter(
             "edgeserve_request_failures",
             "Inference requests that failed",
@@ -81,12 +103,27 @@ class ServerMetrics:
         for histograms in (self._batch, self._queue, self._compute):
             self.registry.register(histograms)
         self._pending = Gauge(
-            "edgeserve_pending_requests", "Queued or running", ["model"], registry=self.registry
+            "edgeserve_pending_requests",
+            "Queued or running",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        self._cache_hits = Counter(
+            "edgeserve_cache_hits",
+            "Requests answered from the cache",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        self._cache_misses = Counter(
+            "edgeserve_cache_misses",
+            "Requests that the cache had no answer for",
+            ["model", "version"],
+            registry=self.registry,
         )
         self._candidate = Gauge(
             "edgeserve_candidate_info",
             "1 for the candidate that serves",
-            ["model", "variant", "runtime", "device"],
+            ["model", "version", "variant", "runtime", "device"],
             registry=self.registry,
         )
         self._fallback = Counter(
@@ -115,30 +152,67 @@ class ServerMetrics:
         memory.set_function(lambda: process.memory_info().rss)
 
     def model(self, name: str, version: str) -> ModelMetrics:
-        return ModelMetrics(self, name, version)
+        """The counters of one version of a model, which outlive its being loaded again."""
+        known = self._models.get((name, version))
+        if known is None:
+            known = self._models[name, version] = ModelMetrics(self, name, version)
+        return known
+
+    def forget(self, name: str, version: str) -> None:
+        """A version is not served any more: its labels go."""
+        metrics = self._models.pop((name, version), None)
+        for metric, labels in metrics.children if metrics is not None else ():
+            with contextlib.suppress(KeyError):
+                metric.remove(*labels)
+        for histograms in (self._batch, self._queue, self._compute):
+            histograms.forget(name, version)
+
+    def show(self, collector: Collector) -> None:
+        """Render what `collector` makes of the registry, instead of the registry itself."""
+        self._shown = CollectorRegistry()
+        self._shown.register(collector)
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self._shown))
 
 
 class ModelMetrics:
-    """One model's children, looked up once: `labels()` costs more than counting does."""
+    """One model's children, looked up once: `labels()` costs more than counting does.
+
+    `children` are all of them, with their labels.
+    """
 
     def __init__(self, server: ServerMetrics, name: str, version: str) -> None:
         self._name = name
+        self._version = version
         self._server = server
-        self.requests = server._requests.labels(name, version)
-        self._failures = {r: server._failures.labels(name, version, r) for r in FAILURES}
-        self._batch = server._batch.labels(name)
-        self._queue = server._queue.labels(name)
-        self._compute = server._compute.labels(name)
+        self.children: set[tuple[Counter | Gauge, tuple[str, ...]]] = set()
+        # Not a prometheus_client counter: that one's lock costs ten times what counting does.
+        self.answered = 0
+        self.created = time.time()
+        self._failures = {r: self._counter(server._failures, name, version, r) for r in FAILURES}
+        self.failures = dict.fromkeys(FAILURES, 0)
+        self._batch = server._batch.labels(name, version)
+        self._queue = server._queue.labels(name, version)
+        self._compute = server._compute.labels(name, version)
+        self.cache_hits = self._counter(server._cache_hits, name, version)
+        self.cache_misses = self._counter(server._cache_misses, name, version)
         self._serving: Candidate | None = None
 
+    def _counter(self, metric: Counter, *labels: str) -> Counter:
+        self.children.add((metric, labels))
+        return metric.labels(*labels)
+
+    def _gauge(self, metric: Gauge, *labels: str) -> Gauge:
+        self.children.add((metric, labels))
+        return metric.labels(*labels)
+
     def watch_pending(self, pending: Callable[[], float]) -> None:
-        self._server._pending.labels(self._name).set_function(pending)
+        self._gauge(self._server._pending, self._name, self._version).set_function(pending)
 
     def failed(self, reason: str) -> None:
         self._failures[reason].inc()
+        self.failures[reason] += 1
 
     def batch(self, batch: BatchTimes) -> None:
         self._batch.observe(batch.rows)
@@ -152,13 +226,14 @@ class ModelMetrics:
             return
         for known, value in ((self._serving, 0), (candidate, 1)):
             if known is not None:
-                self._server._candidate.labels(
-                    self._name, known.variant, known.runtime, known.device
-                ).set(value)
+                labels = (self._name, self._version, known.variant, known.runtime, known.device)
+                self._gauge(self._server._candidate, *labels).set(value)
         self._serving = candidate
 
     def fell_back(self, source: Candidate, destination: Candidate, reason: str) -> None:
-        self._server._fallback.labels(self._name, source.label, destination.label, reason).inc()
+        labels = (self._name, source.label, destination.label, reason)
+        self._counter(self._server._fallback, *labels).inc()
 
     def recovered(self, source: Candidate, destination: Candidate) -> None:
-        self._server._recovered.labels(self._name, source.label, destination.label).inc()
+        labels = (self._name, source.label, destination.label)
+        self._counter(self._server._recovered, *labels).inc()

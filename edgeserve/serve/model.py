@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 
-from edgeserve.bundle import Candidate
+from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Attempt, Chain, ChainStatus
-from edgeserve.errors import EdgeServeError
+from edgeserve.errors import EdgeServeError, ModelUnavailable
+from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
     DeadlineExceeded,
@@ -18,7 +20,9 @@ from edgeserve.serve.engine import (
     Outcome,
     Pending,
     QueueFull,
+    ResponseCache,
     ShuttingDown,
+    time_limit,
 )
 from edgeserve.serve.metrics import ModelMetrics
 from edgeserve.serve.model_config import (
@@ -28,135 +32,300 @@ from edgeserve.serve.model_config import (
     ModelConfig,
     TransactionPolicy,
     VersionPolicy,
+    task_parameters,
     tensor_configs,
 )
 from edgeserve.serve.protocols.v2 import InferRequest
 from edgeserve.serve.statistics import MemoryUsage, ModelStatistics, Recorder
+from edgeserve.tensors import Interface
+
+Done = Callable[[Outcome | EdgeServeError], None]
 
 
 class ServedModel:
-    """A loaded model under its served name. Lives on the event loop; owns its engine."""
+    """A version of a model under its served name. Lives on the event loop; may be made on any thread.
+
+    Its engine comes and goes: where memory is short a model is without one until it is asked for, and
+    `wanted` is called; its requests wait meanwhile.
+    """
 
     def __init__(
         self,
         name: str,
         version: str,
-        chain: Chain,
+        bundle: Bundle,
         settings: EngineSettings,
         metrics: ModelMetrics,
         loop: asyncio.AbstractEventLoop,
+        *,
+        interface: Interface | None = None,
+        labels: list[str] | None = None,
+        policy: VersionPolicy | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self.name = name
         self.version = version
-        self.interface = chain.interface
-        self.labels = chain.bundle.labels()
+        self.bundle = bundle
+        self.interface = interface or bundle.manifest.interface
+        self.labels = labels if labels is not None else bundle.labels()
         self.metrics = metrics
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.wanted: Callable[[ServedModel], None] | None = None
+        self.last_used = time.perf_counter()
+        self._loop = loop
+        self._policy = policy or VersionPolicy(latest=Latest())
+        self._cache = cache
+        self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
         self._recorder = Recorder()
-        self.engine = Engine(chain, settings, loop, self._ran)
+        self._access = logs.ACCESS.isEnabledFor(logging.INFO)
+        self._waiting: list[tuple[Pending, int]] = []
+        self._chain: Chain | None = None
+        self._reason = "it is being loaded"
+        self._closed = False
+        self._fallbacks_seen = self._promotions_seen = 0
+
+    # The engine comes and goes
+
+    def new_chain(self, chain: Chain) -> None:
+        """A chain was opened for this model; counted from here on."""
         self._chain = chain
-        self._fallbacks_seen = 0
-        self._promotions_seen = 0
+        self._fallbacks_seen = self._promotions_seen = 0
         self._note_steps()
-        chain.listen(lambda: _call_soon(loop, self._note_steps))
-        metrics.watch_pending(lambda: self.engine.pending)
+        chain.listen(lambda: _call_soon(self._loop, self._note_steps))
+
+    def attach(self, engine: Engine) -> None:
+        """Serve with this engine from now on; what waited for it runs."""
+        self.engine = engine
+        if self._chain is not engine.chain:
+            self.new_chain(engine.chain)
+        self.metrics.watch_pending(self.pending)
+        waiting, self._waiting = self._waiting, []
+        for request, priority in waiting:
+            if request.settled:
+                continue
+            try:
+                engine.take(request, priority)
+            except EdgeServeError as error:
+                request.settle(error)
+
+    def detach(self, reason: str) -> Engine | None:
+        """Give up the engine, which goes on with what it has; new requests wait for another one."""
+        engine, self.engine = self.engine, None
+        self._reason = reason
+        return engine
+
+    def close(self, reason: str) -> None:
+        """Take no more requests, for good."""
+        self._closed = True
+        self.fail(ModelUnavailable(f"model '{self.name}' is not ready", cause=reason))
+        self._reason = reason
+
+    def fail(self, error: EdgeServeError) -> None:
+        """Those that waited for an engine get none."""
+        self._reason = str(error)
+        waiting, self._waiting = self._waiting, []
+        for request, _ in waiting:
+            request.settle(error)
+
+    def ran(self, batch: BatchTimes) -> None:
+        """Told by the engine."""
+        self._recorder.batch(batch)
+        self.metrics.batch(batch)
+
+    # What it is
 
     @property
     def candidate(self) -> Candidate:
-        return self._chain.candidate
+        return self._chain.candidate if self._chain else self.bundle.manifest.chain[0]
 
     @property
     def status(self) -> ChainStatus:
         """Which candidate serves, since when, and why not the first."""
+        if self.engine is None or self._chain is None:
+            first = self.candidate
+            return ChainStatus(first, time.time(), self.ready, first, reason=self._reason)
         return self._chain.status()
 
     @property
     def attempts(self) -> list[Attempt]:
-        return self._chain.attempts
+        return self._chain.attempts if self._chain else []
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests: now, or once it has been loaded for them."""
+        if self._closed:
+            return False
+        if self.engine is None:
+            return self.wanted is not None
+        return not self.engine.closing and self.engine.chain.status().ready
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, or not in memory; empty when there is nothing to say."""
+        if self.engine is None or self._closed:
+            return self._reason
+        if self.engine.closing:
+            return "it is being unloaded"
+        status = self.engine.chain.status()
+        return "" if status.ready else status.reason or "its device does not answer"
+
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return len(self._waiting) + (self.engine.pending if self.engine is not None else 0)
 
     @property
     def platform(self) -> str:
         """The name that clients of the protocol know this kind of model by."""
         candidate = self.candidate
-        file_format = self._chain.bundle.manifest.variant(candidate.variant).format
+        file_format = self.bundle.manifest.variant(candidate.variant).format
         return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
 
-    @property
-    def ready(self) -> bool:
-        """Whether it takes requests now, and a device that may serve answers."""
-        return not self.engine.closing and self.status.ready
-
-    @property
-    def reason(self) -> str:
-        """Why it is not ready; empty when it is."""
-        if self.engine.closing:
-            return "it is being unloaded"
-        return "" if self.ready else self.status.reason or "no candidate serves"
-
     def statistics(self) -> ModelStatistics:
-        size = self._chain.bundle.manifest.variant(self.candidate.variant).size_bytes
-        kind = "CPU" if self.candidate.device == "cpu" else "GPU"
-        return self._recorder.read(self.name, self.version, (MemoryUsage(kind, 0, size),))
+        memory: tuple[MemoryUsage, ...] = ()
+        if self.engine is not None:
+            size = self.bundle.manifest.variant(self.candidate.variant).size_bytes
+            kind = "CPU" if self.candidate.device == "cpu" else "GPU"
+            memory = (MemoryUsage(kind, 0, size),)
+        return self._recorder.read(self.name, self.version, memory)
 
     def config(self) -> ModelConfig:
         kind = "KIND_CPU" if self.candidate.device == "cpu" else "KIND_GPU"
-        group = InstanceGroup(f"{self.name}_0", kind, self.engine.settings.instances)
+        settings = self.engine.settings if self.engine is not None else self.settings
+        group = InstanceGroup(f"{self.name}_0", kind, max(1, settings.instances))
+        batching = self.engine is not None and self.engine.max_batch > 1
         return ModelConfig(
             name=self.name,
             platform=self.platform,
             backend=self.candidate.runtime,
-            version_policy=VersionPolicy(latest=Latest()),
+            version_policy=self._policy,
             max_batch_size=self.interface.max_batch,
             input=tensor_configs(self.interface.inputs, self.interface),
             output=tensor_configs(self.interface.outputs, self.interface),
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
-            dynamic_batching=DynamicBatching() if self.engine.max_batch > 1 else None,
+            dynamic_batching=DynamicBatching(
+                settings.preferred,
+                int(settings.delay_s * 1e6),
+                settings.priorities if settings.priorities > 1 else 0,
+                settings.default_priority if settings.priorities > 1 else 0,
+            )
+            if batching
+            else None,
+            parameters=task_parameters(self.bundle),
         )
 
-    def infer(
-        self, request: InferRequest, done: Callable[[Outcome | EdgeServeError], None]
-    ) -> Pending | None:
-        """Run a request; `done` is called once. None when it was refused at once."""
+    # Requests
 
-        began = time.perf_counter()
+    def infer(self, request: InferRequest, done: Done) -> Pending | None:
+        """Run a request; `done` is called once. None when it was answered or refused at once."""
+        began = self.last_used = time.perf_counter()
+        if self._cache is not None:
+            return self._infer_cached(self._cache, request, done, began)
 
-        def count(result: Outcome | EdgeServeError) -> None:
-            if not isinstance(result, Outcome):
-                self._recorder.failed(time.perf_counter() - began)
-            self._count(result)
+        def answer(result: Outcome | EdgeServeError) -> None:
+            self._answered(request, result, began)
             done(result)
 
+        return self._run(request, answer, began)
+
+    def _infer_cached(
+        self, cache: ResponseCache, request: InferRequest, done: Done, began: float
+    ) -> Pending | None:
+        names = tuple(wanted.name for wanted in request.outputs)
+        key = cache.key(self._scope, request.inputs, names)
+        kept = cache.get(key)
+        took = time.perf_counter() - began
+        if kept is not None:
+            self._recorder.cache_hit(took)
+            self.metrics.cache_hits.inc()
+            self._answered(request, kept, began)
+            done(kept)
+            return None
+        self._recorder.cache_miss(took)
+        self.metrics.cache_misses.inc()
+
+        def answer(result: Outcome | EdgeServeError) -> None:
+            if isinstance(result, Outcome):
+                cache.put(key, result, names)
+            self._answered(request, result, began)
+            done(result)
+
+        return self._run(request, answer, began)
+
+    def _run(self, request: InferRequest, answer: Done, began: float) -> Pending | None:
         try:
-            return self.engine.submit(request.inputs, request.rows, request.timeout_s, count)
-        except (QueueFull, ShuttingDown) as error:
-            count(error)
+            engine = self.engine
+            if engine is None or self._closed:
+                return self._wait(request, answer, began)
+            return engine.submit(
+                request.inputs, request.rows, request.timeout_s, answer, request.priority
+            )
+        except (QueueFull, ShuttingDown, ModelUnavailable) as error:
+            answer(error)
             return None
 
+    def _wait(self, request: InferRequest, answer: Done, began: float) -> Pending:
+        """Until there is an engine. Raises ModelUnavailable, QueueFull."""
+        if self._closed or self.wanted is None:
+            raise ModelUnavailable(f"model '{self.name}' is not ready", cause=self._reason)
+        self._waiting = [w for w in self._waiting if not w[0].settled]
+        if len(self._waiting) >= self.settings.queue:
+            raise QueueFull(f"{len(self._waiting)} requests wait for the model to be loaded")
+        pending = Pending(request.inputs, request.rows, answer, began)
+        limit = time_limit(self.settings, request.timeout_s)
+        if limit < 0:
+            pending.settle(DeadlineExceeded("the request's time was over before it came"))
+            return pending
+        if limit > 0:
+            pending.expire_in(limit, self._loop)
+        self._waiting.append((pending, request.priority))
+        self.wanted(self)
+        return pending
+
     def cancel(self, pending: Pending) -> None:
-        self.engine.cancel(pending)
-        self.metrics.failed("canceled")
+        """The client is gone: what has not been started is not run."""
+        if pending.cancel():
+            self.metrics.failed("canceled")
 
-    def _ran(self, batch: BatchTimes) -> None:
-        self._recorder.batch(batch)
-        self.metrics.batch(batch)
-
-    def _count(self, result: Outcome | EdgeServeError) -> None:
+    def _answered(
+        self, request: InferRequest, result: Outcome | EdgeServeError, began: float
+    ) -> None:
         if isinstance(result, Outcome):
-            self.metrics.requests.inc()
+            self.metrics.answered += 1
+            self.metrics.serving(result.candidate)
         else:
+            self._recorder.failed(time.perf_counter() - began)
             self.metrics.failed(_reason(result))
+        if self._access:
+            self._log(request, result, time.perf_counter() - began)
+
+    def _log(self, request: InferRequest, result: Outcome | EdgeServeError, took: float) -> None:
+        fields: dict[str, object] = {"rows": request.rows, "ms": round(1000 * took, 3)}
+        if isinstance(result, Outcome):
+            fields |= {
+                "queue_ms": round(1000 * result.queue_s, 3),
+                "compute_ms": round(1000 * result.compute_s, 3),
+                "batch": result.batch,
+                "device": result.candidate.device,
+            }
+        what = "ok" if isinstance(result, Outcome) else _reason(result)
+        logs.log_request(request.id, self.name, self.version, what, **fields)
 
     def _note_steps(self) -> None:
         """Count the chain's steps since the last time."""
-        new = self._chain.fallbacks[self._fallbacks_seen :]
+        chain = self._chain
+        if chain is None:
+            return
+        new = chain.fallbacks[self._fallbacks_seen :]
         for fallback in new:
             self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
         self._fallbacks_seen += len(new)
-        back = self._chain.promotions[self._promotions_seen :]
+        back = chain.promotions[self._promotions_seen :]
         for promotion in back:
             self.metrics.recovered(promotion.source, promotion.destination)
         self._promotions_seen += len(back)
-        self.metrics.serving(self._chain.candidate)
+        self.metrics.serving(chain.candidate)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
@@ -165,5 +334,10 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
 
 
 def _reason(error: EdgeServeError) -> str:
-    kinds = {QueueFull: "queue_full", ShuttingDown: "draining", DeadlineExceeded: "timeout"}
+    kinds = {
+        QueueFull: "queue_full",
+        ShuttingDown: "draining",
+        DeadlineExceeded: "timeout",
+        ModelUnavailable: "unavailable",
+    }
     return next((r for kind, r in kinds.items() if isinstance(error, kind)), "engine")

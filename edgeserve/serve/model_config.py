@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from edgeserve.bundle import Bundle
 from edgeserve.tensors import Interface, TensorSpec
 
 
@@ -66,6 +67,12 @@ class TransactionPolicy(msgspec.Struct, frozen=True):
     decoupled: bool = False
 
 
+class ModelParameter(msgspec.Struct, frozen=True):
+    """A value of `parameters`."""
+
+    string_value: str
+
+
 class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """What `/v2/models/NAME/config` says."""
 
@@ -79,6 +86,7 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     instance_group: tuple[InstanceGroup, ...]
     model_transaction_policy: TransactionPolicy
     dynamic_batching: DynamicBatching | None = None
+    parameters: dict[str, ModelParameter] = {}
 
 
 def tensor_configs(specs: tuple[TensorSpec, ...], interface: Interface) -> tuple[TensorConfig, ...]:
@@ -90,3 +98,15 @@ def tensor_configs(specs: tuple[TensorSpec, ...], interface: Interface) -> tuple
         )
         for spec in specs
     )
+
+
+def task_parameters(bundle: Bundle) -> dict[str, ModelParameter]:
+    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names, and
+    `edgeserve_preprocess`, how an image becomes the input; both as JSON."""
+    labels, preprocess = bundle.labels(), bundle.manifest.task.preprocess
+    known = {"labels": labels, "preprocess": preprocess}
+    return {
+        f"edgeserve_{name}": ModelParameter(msgspec.json.encode(value).decode())
+        for name, value in known.items()
+        if value is not None
+    }

@@ -1,25 +1,45 @@
-"""The models of one server by name and version: what protocols ask for a model, and what is loaded."""
+"""The models of one server by name and version: what protocols ask for a model, what is loaded, and how
+that changes while requests run."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final, Literal
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Final, Literal, Protocol
 
 import msgspec
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.errors import (
+    EdgeServeError,
+    InvalidInput,
+    ModelNotFound,
+    ModelUnavailable,
+    UsageError,
+)
+from edgeserve.serve.engine import Engine
 from edgeserve.serve.model import ServedModel
+from edgeserve.serve.sources import ModelSource
+
+log = logging.getLogger(__name__)
 
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
-# What load takes beside the name; `config` and files are refused, models come from this machine only.
+# What load takes beside the name: nothing, so far. Models come from this machine's disk only.
 Parameters = Mapping[str, "str | int | bool | bytes"]
-_DRAIN_S: Final = 30.0
+Scan = Callable[[], list[ModelSource]]
+
+# A request may hold a model for a moment before it runs: replaced ones answer that much longer.
+_GRACE_S: Final = 1.0
+# A model that fails to load is tried again after that, then after twice as long each time, up to the last.
+_RETRY_S: Final = 1.0
+_RETRY_LONGEST_S: Final = 60.0
 
 
 class IndexEntry(msgspec.Struct, frozen=True):
     """One version of one model, as the model repository extension lists it. `reason` says why a
-    version is not READY."""
+    version is not READY, or not in memory."""
 
     name: str
     version: str
@@ -27,59 +47,199 @@ class IndexEntry(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class ModelRepository:
-    """Lives on the event loop; owns its models.
+class Opens(Protocol):
+    """What opens models (edgeserve.serve.opening); all but `forget` is called on threads."""
 
-    `sources` opens a model by name: blocking, called on a thread.
+    def describe(self, source: ModelSource) -> ServedModel: ...
+
+    def open(self, source: ModelSource, model: ServedModel) -> Engine: ...
+
+    def estimate(self, source: ModelSource, model: ServedModel) -> int: ...
+
+    def forget(self, model: ServedModel) -> None: ...
+
+
+class _Entry:
+    """One version: where it comes from, what serves it, and what went wrong."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.model: ServedModel | None = None
+        self.state: State = "UNAVAILABLE"
+        self.error: EdgeServeError | None = None
+        self.off: str | None = None  # why it shall not be loaded
+        self.size = 0
+        self.failures = 0
+        self.retry_at = 0.0
+
+    @property
+    def in_memory(self) -> bool:
+        return self.model is not None and self.model.engine is not None
+
+    @property
+    def problem(self) -> str:
+        """Why it could not be loaded, without the server's own paths."""
+        path = self.source.path
+        return str(self.error or "").replace(path, path.rpartition("/")[2])
+
+    def index(self) -> IndexEntry:
+        state, reason = self.state, self.off or self.problem
+        if self.model is not None and state != "LOADING":
+            state = "READY" if self.model.ready else "UNAVAILABLE"
+            reason = reason or self.model.reason
+        elif not reason and state != "READY":
+            reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
+        return IndexEntry(self.source.name, self.source.version, state, reason)
+
+
+class ModelRepository:
+    """Lives on the event loop; owns its models, and the tasks that load and close them.
+
+    With a `budget` (bytes, 0: none) models come into memory when they are asked for, and those asked for
+    least recently leave it; a model that runs something is never closed before that is answered.
     """
 
-    def __init__(self, sources: Mapping[str, Callable[[], ServedModel]] | None = None) -> None:
-        self._sources = dict(sources or {})
-        self._models: dict[str, dict[str, ServedModel]] = {}
-        self._reasons: dict[str, str] = {}
-        self._states: dict[str, State] = {}
+    def __init__(
+        self,
+        opener: Opens,
+        scan: Scan,
+        *,
+        budget: int = 0,
+        readiness: Literal["all", "any"] = "all",
+        resident: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._opener = opener
+        self._scan = scan
+        self._budget = budget
+        self._readiness = readiness
+        self._resident = resident
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        self._newest: dict[str, ServedModel] = {}
         self._changing = asyncio.Lock()
+        self._room = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._demanded: set[tuple[str, str]] = set()
         self._serving = False
+        self._ending = asyncio.Event()
 
-    def add(self, model: ServedModel) -> None:
-        self._models.setdefault(model.name, {})[model.version] = model
+    # What protocols ask
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         """The model that answers for `name`: its newest version unless one is named.
 
         Raises ModelNotFound, and ModelUnavailable for one that is known but does not serve.
         """
-        versions = self._models.get(name)
+        if version is None:
+            model = self._newest.get(name)
+            if model is not None:
+                return model
+        versions = self._entries.get(name)
         if not versions:
-            if name in self._sources:
-                reason = self._reasons.get(name, "it is not loaded")
-                raise ModelUnavailable(f"model '{name}' is not ready", cause=reason)
-            known = ", ".join(self._models) or "none"
+            known = ", ".join(self._newest) or "none"
             raise ModelNotFound(f"unknown model; loaded: {known}")
         if version is None:
-            return versions[max(versions, key=int)]
-        model = versions.get(version)
-        if model is None:
-            raise ModelNotFound(f"'{name}' has only version {', '.join(versions)}")
-        return model
+            entry = versions[max(versions, key=int)]
+        elif version in versions:
+            entry = versions[version]
+        else:
+            raise ModelNotFound(f"'{name}' has only version {', '.join(sorted(versions, key=int))}")
+        if entry.model is None:
+            raise ModelUnavailable(f"model '{name}' is not ready", cause=entry.index().reason)
+        return entry.model
 
     def versions(self, name: str) -> list[str]:
         """The loaded versions of a model, oldest first."""
-        return sorted(self._models.get(name, {}), key=int)
+        entries = self._entries.get(name, {})
+        return sorted((v for v, e in entries.items() if e.model is not None), key=int)
 
     def loaded(self) -> list[ServedModel]:
-        return [m for versions in self._models.values() for m in versions.values()]
+        """The models that answer requests, also those that are in memory only when they are asked for."""
+        return [e.model for e in self._all() if e.model is not None]
 
     def index(self) -> list[IndexEntry]:
         """Every version of every known model."""
-        entries = [
-            IndexEntry(m.name, m.version, "READY" if m.ready else "UNLOADING", m.reason)
-            for m in self.loaded()
-        ]
-        for name in self._sources.keys() - self._models.keys():
-            state = self._states.get(name, "UNAVAILABLE")
-            entries.append(IndexEntry(name, "1", state, self._reasons.get(name, "not loaded")))
-        return entries
+        return [entry.index() for entry in self._all()]
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server takes requests at all: it has started, and does not drain."""
+        return self._serving
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server takes requests, and its models answer: all that shall serve, or any."""
+        if not self._serving:
+            return False
+        wanted = [e for e in self._all() if e.off is None]
+        states = [e.model is not None and e.model.ready for e in wanted]
+        return any(states) if self._readiness == "any" and states else all(states)
+
+    def _all(self) -> list[_Entry]:
+        return [e for versions in self._entries.values() for e in versions.values()]
+
+    # How it changes
+
+    async def start(self, names: tuple[str, ...] | None = None) -> None:
+        """Load what there is (`names`: only those). What fails is kept with its reason.
+
+        Raises UsageError when the settings cannot be followed.
+        """
+        sources = await asyncio.to_thread(self._scan)
+        absent = sorted(set(names or ()) - {s.name for s in sources})
+        if absent:
+            raise UsageError(f"load: there is no model '{absent[0]}'")
+        async with self._changing:
+            for source in sources:
+                entry = self._enter(source)
+                if names is not None and source.name not in names:
+                    entry.off = "it was not asked for"
+            for entry in self._all():
+                if entry.off is None:
+                    await self._try(entry)
+
+    def failures(self) -> list[EdgeServeError]:
+        """Why models that shall serve do not."""
+        return [e.error for e in self._all() if e.error is not None and e.model is None]
+
+    async def refresh(self) -> None:
+        """Follow the files: load what is new or has changed, drop what is gone, try again what failed.
+
+        What is replaced answers until its successor does.
+        """
+        try:
+            sources = await asyncio.to_thread(self._scan)
+        except EdgeServeError as error:
+            log.error("the models stay as they are: %s", error)  # noqa: TRY400
+            return
+        async with self._changing:
+            known = {s.key for s in sources}
+            off = {n: e.off for n, v in self._entries.items() for e in v.values() if e.off}
+            for source in sources:
+                await self._follow(source, off.get(source.name))
+            self._drop_others(self._all(), known)
+
+    def _drop_others(self, entries: list[_Entry], known: set[tuple[str, str]]) -> None:
+        """Drop what is not among `known`; but a version that serves stays until one of those does."""
+        for entry in entries:
+            if entry.source.key in known:
+                continue
+            wanted = [e for e in self._entries[entry.source.name].values()
+                      if e.source.key in known and e.off is None]  # fmt: skip
+            if not wanted or any(e.model is not None for e in wanted):
+                self._drop(entry, "it is not served any more")
+
+    async def _follow(self, source: ModelSource, off: str | None) -> None:
+        entry = self._entries.get(source.name, {}).get(source.version)
+        if entry is None:
+            entry = self._enter(source)
+            entry.off = off
+        elif entry.source.loads_as(source):
+            if entry.error is None or time.monotonic() < entry.retry_at:
+                return
+        else:
+            entry.source, entry.failures = source, 0
+        if entry.off is None:
+            await self._try(entry)
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         """Load a model, or load it again: what served it is answered and then closed.
@@ -90,42 +250,204 @@ class ModelRepository:
             raise InvalidInput(
                 f"load parameter '{min(parameters)}' is not taken: models come from this server's disk"
             )
-        source = self._sources.get(name)
-        if source is None:
+        sources = [s for s in await asyncio.to_thread(self._scan) if s.name == name]
+        if not sources:
             raise ModelNotFound(f"no model '{name}' in this server's repository")
         async with self._changing:
-            self._states[name] = "LOADING"
-            try:
-                model = await asyncio.to_thread(source)
-            except EdgeServeError as error:
-                self._states[name] = "UNAVAILABLE"
-                self._reasons[name] = str(error)
-                raise
-            old = self._models.get(name, {})
-            self._models[name] = {model.version: model}
-            self._states[name] = "READY"
-            self._reasons.pop(name, None)
-            await self._retire(list(old.values()))
+            failed: EdgeServeError | None = None
+            for source in sources:
+                entry = self._entries.get(name, {}).get(source.version) or self._enter(source)
+                entry.source, entry.off = source, None
+                await self._try(entry, demanded=True)
+                failed = failed or entry.error
+            self._drop_others(list(self._entries[name].values()), {s.key for s in sources})
+        if failed is not None:
+            raise failed
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what it has begun is answered first. Raises ModelNotFound."""
-        if name not in self._sources:
-            raise ModelNotFound(f"no model '{name}' in this server's repository")
         async with self._changing:
-            old = self._models.pop(name, {})
-            self._states[name] = "UNAVAILABLE"
-            self._reasons[name] = "it was unloaded"
-            await self._retire(list(old.values()))
+            entries = self._entries.get(name)
+            if not entries:
+                raise ModelNotFound(f"no model '{name}' in this server's repository")
+            closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
+            for entry in entries.values():
+                entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"
+        await asyncio.gather(*(task for task in closing if task is not None))
+        for entry in entries.values():
+            if entry.state == "UNLOADING":
+                entry.state = "UNAVAILABLE"
 
-    async def _retire(self, models: list[ServedModel]) -> None:
-        for model in models:
-            await model.engine.drain(_DRAIN_S)
-            await asyncio.to_thread(model.engine.close)
+    def _enter(self, source: ModelSource) -> _Entry:
+        entry = _Entry(source)
+        self._entries.setdefault(source.name, {})[source.version] = entry
+        return entry
 
-    @property
-    def ready(self) -> bool:
-        """Whether the server takes requests: its models serve, and it does not drain."""
-        return self._serving
+    async def _try(self, entry: _Entry, *, demanded: bool = False) -> None:
+        """Load an entry as its source says; a failure is kept in it. Where memory is short only one that
+        was demanded, or is in memory already, sends others away."""
+        if self._ending.is_set():
+            return
+        before, source = entry.state, entry.source
+        entry.state = "LOADING"
+        try:
+            model = await asyncio.to_thread(self._opener.describe, source)
+            into_memory = demanded or entry.in_memory or self._fits(entry, model)
+            engine = await self._open(entry, model) if into_memory else None
+        except EdgeServeError as error:
+            self._failed(entry, error)
+            entry.state = before if entry.model is not None else "UNAVAILABLE"
+            return
+        if self._budget:
+            model.wanted = self._demand
+        if engine is not None:
+            model.attach(engine)
+        old, entry.model = entry.model, model
+        entry.state, entry.error, entry.failures = "READY", None, 0
+        self._note_newest(source.name)
+        if old is not None:
+            log.info("model '%s' version %s was replaced", *source.key)
+            self._later(self._close(old, "it was replaced", grace=True))
+
+    async def _open(self, entry: _Entry, model: ServedModel) -> Engine:
+        """An engine, within the budget. Raises what opening raises; ModelUnavailable without room."""
+        async with self._room:
+            least = self._opener.estimate(entry.source, model)
+            if 0 < self._budget < least:
+                raise ModelUnavailable(
+                    f"model '{model.name}' does not fit",
+                    cause=f"it takes at least {least} bytes, the budget is {self._budget}",
+                    hint="raise --memory-budget",
+                )
+            await self._make_room(max(least, entry.size))
+            before = self._resident()
+            engine = await asyncio.to_thread(self._opener.open, entry.source, model)
+            entry.size = max(least, self._resident() - before)
+            await self._make_room(entry.size)
+            return engine
+
+    def _fits(self, entry: _Entry, model: ServedModel) -> bool:
+        """Whether an entry can be loaded without sending another away."""
+        need = max(entry.size, self._opener.estimate(entry.source, model))
+        return not self._budget or self._used() + need <= self._budget
+
+    def _used(self) -> int:
+        return sum(e.size for e in self._all() if e.in_memory)
+
+    async def _make_room(self, need: int) -> None:
+        """Send models away until as many bytes are free, or nothing is left."""
+        while self._budget and self._used() + need > self._budget:
+            there = [e for e in self._all() if e.in_memory]
+            if not there:
+                return
+            idle = [e for e in there if e.model is not None and e.model.pending() == 0]
+            await self._evict(min(idle or there, key=_last_used))
+
+    async def _evict(self, entry: _Entry) -> None:
+        """Take a model out of memory: it answers what it has, new requests wait until it is back."""
+        assert entry.model is not None
+        engine = entry.model.detach("it is in memory only when it is asked for")
+        if engine is None:
+            return
+        log.info("model '%s' version %s leaves the memory", *entry.source.key)
+        await self._finish(engine)
+
+    async def _finish(self, engine: Engine) -> None:
+        """Close an engine once it has answered what it has, or the server ends."""
+        drained = asyncio.ensure_future(engine.drain(None))
+        ending = asyncio.ensure_future(self._ending.wait())
+        await asyncio.wait({drained, ending}, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+        ending.cancel()
+        await asyncio.to_thread(engine.close)
+
+    def _demand(self, model: ServedModel) -> None:
+        """A request waits for a model that is not in memory."""
+        key = (model.name, model.version)
+        entry = self._entries.get(model.name, {}).get(model.version)
+        if self._ending.is_set() or entry is None or entry.model is not model:
+            model.fail(ModelUnavailable(f"model '{model.name}' was replaced", hint="ask again"))
+        elif entry.error is not None and time.monotonic() < entry.retry_at:
+            cause = entry.problem
+            model.fail(ModelUnavailable(f"model '{model.name}' is not ready", cause=cause))
+        elif key not in self._demanded:
+            self._demanded.add(key)
+            self._later(self._bring(key))
+
+    async def _bring(self, key: tuple[str, str]) -> None:
+        try:
+            entry = self._entries.get(key[0], {}).get(key[1])
+            model = entry.model if entry is not None else None
+            if entry is None or model is None or model.engine is not None:
+                return
+            try:
+                engine = await self._open(entry, model)
+            except EdgeServeError as error:
+                self._failed(entry, error)
+                cause = entry.problem
+                model.fail(ModelUnavailable(f"model '{key[0]}' is not ready", cause=cause))
+                return
+            entry.error, entry.failures = None, 0
+            if entry.model is not model or self._ending.is_set():  # replaced or dropped meanwhile
+                await asyncio.to_thread(engine.close)
+                model.fail(ModelUnavailable(f"model '{key[0]}' was replaced", hint="ask again"))
+                return
+            model.attach(engine)
+        finally:
+            self._demanded.discard(key)
+
+    def _failed(self, entry: _Entry, error: EdgeServeError) -> None:
+        entry.error = error
+        entry.failures += 1
+        pause = min(_RETRY_LONGEST_S, _RETRY_S * 2 ** min(10, entry.failures - 1))
+        entry.retry_at = time.monotonic() + pause
+        log.error(
+            "model '%s' version %s cannot be loaded (attempt %d): %s",
+            *entry.source.key, entry.failures, error,
+        )  # fmt: skip
+
+    def _drop(self, entry: _Entry, reason: str) -> None:
+        """Forget an entry for good."""
+        name, version = entry.source.key
+        self._retire(entry, reason, grace=True)
+        del self._entries[name][version]
+        if not self._entries[name]:
+            del self._entries[name]
+
+    def _retire(self, entry: _Entry, reason: str, *, grace: bool) -> asyncio.Task[None] | None:
+        """Take an entry's model out of service, and close it once it has answered what it has."""
+        model, entry.model = entry.model, None
+        entry.state = "UNAVAILABLE"
+        self._note_newest(entry.source.name)
+        if model is None:
+            return None
+        self._opener.forget(model)
+        return self._later(self._close(model, reason, grace=grace))
+
+    async def _close(self, model: ServedModel, reason: str, *, grace: bool) -> None:
+        if grace:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), _GRACE_S)
+        model.close(reason)
+        engine = model.engine
+        if engine is not None:
+            await self._finish(engine)
+            model.detach(reason)
+
+    def _note_newest(self, name: str) -> None:
+        there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}
+        if there:
+            self._newest[name] = there[max(there, key=int)]
+        else:
+            self._newest.pop(name, None)
+
+    def _later(self, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Starting and ending
 
     def serve(self) -> None:
         self._serving = True
@@ -135,9 +457,25 @@ class ModelRepository:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
-        drained = await asyncio.gather(*(m.engine.drain(timeout_s) for m in self.loaded()))
-        return all(drained)
+        engines = [m.engine for m in self.loaded() if m.engine is not None]
+        return all(await asyncio.gather(*(e.drain(timeout_s) for e in engines)))
 
     async def close(self) -> None:
-        for model in self.loaded():
-            await asyncio.to_thread(model.engine.close)
+        """Close every model; what still waits is not answered."""
+        self._ending.set()
+        async with self._changing:
+            while self._tasks:
+                await asyncio.gather(*self._tasks)
+            for entry in self._all():
+                model, entry.model = entry.model, None
+                if model is None:
+                    continue
+                engine = model.detach("the server ends")
+                model.close("the server ends")
+                if engine is not None:
+                    await asyncio.to_thread(engine.close)
+        self._newest.clear()
+
+
+def _last_used(entry: _Entry) -> float:
+    return entry.model.last_used if entry.model is not None else 0.0

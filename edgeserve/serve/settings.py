@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from edgeserve.errors import UsageError, nearest
 from edgeserve.serve.access import CONTROL_VARIABLE, Keys, is_loopback, read_keys
+from edgeserve.serve.engine import OnFull
 from edgeserve.serve.limits import Limits
+from edgeserve.serve.model_settings import NAME, ModelSettings, size_bytes
 from edgeserve.serve.tls import Tls
 
+_VERSIONS: Final = re.compile(r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*")
 _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something else protects it"
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One server. `grpc_port` None leaves gRPC off. `threads` are those of one call, 0 lets the
-    engine choose; `instances` calls run
-    side by side; `queue` bounds requests that wait or run; `timeout` (seconds, 0: none) is the
-    deadline of requests that name none.
+    """One server. What serves is `bundle`, `bundles`, the models of the folder `repository`, and those of
+    `[[model]]` tables, which may say otherwise for one model.
+
+    `threads` are those of one call, `instances` calls run side by side; 0 chooses. `queue` bounds requests
+    that wait or run, `queue_policy` says what a full one does; `timeout` (seconds, 0: none) is the
+    deadline of requests that name none. `max_batch`, `preferred_batches`, `batch_delay` (seconds),
+    `priority_levels`, `default_priority`, `own_timeouts` and `weight` are those of EngineSettings.
+
+    `memory_budget` and `cache` are sizes ("2GB"; 0: no bound, no cache). `watch` is the time between looks
+    at the files (seconds, 0: none); `load` names the models to load at the start (none: all).
+    `grpc_port` None leaves gRPC off.
 
     `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
@@ -30,8 +42,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`.
     From `fallback` to `inject`: as in ChainOptions."""
 
-    bundle: str
+    bundle: str | None = None
+    bundles: tuple[str, ...] = ()
+    repository: str | None = None
+    model: tuple[ModelSettings, ...] = ()
     name: str | None = None
+    versions: str = "latest"
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int | None = None
@@ -49,11 +65,28 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker_memory: int = 0
     inject: tuple[str, ...] = ()
     threads: int = 0
-    instances: int = 1
+    instances: int = 0
     spin: bool = False
     batching: bool = True
+    max_batch: int = 0
+    preferred_batches: tuple[int, ...] = ()
+    batch_delay: float = 0.0
     queue: int = 1024
+    queue_policy: OnFull = "reject"
     timeout: float = 0.0
+    own_timeouts: bool = True
+    priority_levels: int = 1
+    default_priority: int = 1
+    weight: float = 1.0
+    memory_budget: int | str = 0
+    cache: int | str = 0
+    load: tuple[str, ...] | None = None
+    watch: float = 0.0
+    readiness: Literal["all", "any"] = "all"
+    workers: int = 1
+    access_log: bool = False
+    log_format: Literal["text", "json"] = "text"
+    metrics_compat: Literal["none", "triton"] = "none"
     max_body: int | None = None
     drain_timeout: float = 30.0
     insecure: bool = False
@@ -74,7 +107,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             port = getattr(self, key)
             if port is not None and not 0 <= port <= 65535:
                 raise UsageError(f"{key} {port} is no port", hint="0 to 65535; 0 picks one")
-        for key in ("instances", "queue", "max_body"):
+        self._check_models()
+        for key in ("queue", "max_body", "workers"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UsageError(f"{key} must be at least 1")
@@ -82,13 +116,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, key)
             if value <= 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
-        for key in ("threads", "timeout", "drain_timeout", "recheck", "worker_memory"):
+        for key in (
+            "threads", "instances", "timeout", "drain_timeout", "recheck", "worker_memory", "watch",
+        ):  # fmt: skip
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of 0 or more, not {value}")
         problem = self.limits.problem()
         if problem is not None:
             raise UsageError(problem)
+        self._check_workers()
         self._check_access()
 
     def _check_access(self) -> None:
@@ -113,6 +150,88 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "moves it to loopback",
             )
 
+    def _check_workers(self) -> None:
+        """What reaches one process only cannot go with several."""
+        if self.workers == 1:
+            return
+        for key, given in (
+            ("grpc_port", self.grpc_port is not None),
+            ("model_control", self.model_control),
+            ("control_port", self.control_port is not None),
+            ("shared_memory", self.shared_memory is not None),
+        ):
+            if given:
+                raise UsageError(
+                    f"workers {self.workers} and {key} do not go together",
+                    cause="a call would reach one of the processes only",
+                    hint="leave out one of them",
+                )
+
+    def _check_models(self) -> None:
+        """Raise UsageError for what no model can be served with."""
+        if not (self.bundle or self.bundles or self.repository or self.model):
+            raise UsageError(
+                "no bundle is named", hint="edgeserve run NAME.edge, or bundle = … in the file"
+            )
+        for key in ("memory_budget", "cache"):
+            size_bytes(getattr(self, key), key)
+        for name in (self.name, *(m.name for m in self.model)):
+            if name is not None and not NAME.fullmatch(name):
+                raise UsageError(
+                    f"'{name}' cannot name a model",
+                    hint="letters, digits, '.', '_' and '-', at most 128, the first a letter or digit",
+                )
+        if self.name is not None and not (self.bundle and len(self.given) == 1):
+            raise UsageError("name is for one bundle", hint="name several in [[model]] tables")
+        self.check_model()
+        for model in self.model:
+            self.of(model).check_model()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Everything that was named to serve, but for tables about models of the repository."""
+        single = () if self.bundle is None else (self.bundle,)
+        folder = () if self.repository is None else (self.repository,)
+        return (*single, *self.bundles, *folder, *(m.bundle for m in self.model if m.bundle))
+
+    def of(self, model: ModelSettings) -> Settings:
+        """The settings of one model, where its table has the last word."""
+        own = {
+            field: value
+            for field in ModelSettings.__struct_fields__
+            if field not in ("bundle", "name") and (value := getattr(model, field)) is not UNSET
+        }
+        return msgspec.structs.replace(self, **own)
+
+    def for_model(self) -> ModelSettings:
+        """What one model is served with."""
+        fields = set(ModelSettings.__struct_fields__) - {"bundle", "name"}
+        given = {f: v for f in fields if (v := getattr(self, f)) is not None}
+        return ModelSettings(**given)
+
+    def check_model(self) -> None:
+        """Raise UsageError for a model's settings that cannot work."""
+        for key in ("instances", "max_batch", "threads"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} must be a number of 0 or more, not {getattr(self, key)}")
+        if self.queue < 1:
+            raise UsageError("queue must be at least 1")
+        if any(size < 1 for size in self.preferred_batches):
+            raise UsageError("preferred_batches must be sizes of 1 or more")
+        if not 0 <= self.batch_delay <= 10:
+            raise UsageError(f"batch_delay must be 0 to 10 seconds, not {self.batch_delay}")
+        if not 1 <= self.priority_levels <= 1000:
+            raise UsageError("priority_levels must be 1 to 1000")
+        if not 1 <= self.default_priority <= self.priority_levels:
+            raise UsageError("default_priority must be 1 to priority_levels")
+        if not 0 < self.weight < math.inf:
+            raise UsageError(f"weight must be more than 0, not {self.weight}")
+        if not _VERSIONS.fullmatch(self.versions):
+            raise UsageError(
+                f"versions '{self.versions}' is no choice",
+                hint="latest, latest:2, all, or numbers like 1,3",
+            )
+
     def read_keys(self) -> Keys:
         """The keys of the file and the environment. Raises UsageError."""
         return read_keys(self.keys, os.environ)
@@ -129,6 +248,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self.limits, body_bytes=self.max_body)
 
 
+# What models are served with is followed while the server runs; these are not.
+SERVER_FIELDS: Final = tuple(
+    f
+    for f in Settings.__struct_fields__
+    if f not in ModelSettings.__struct_fields__ and f not in ("bundles", "repository", "model")
+)
+
+
 def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
     """The settings in a TOML file, with `flags` that are not None in their place.
 
@@ -138,10 +265,30 @@ def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
         values = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file} is not a readable TOML file", cause=str(error)) from None
-    for key in ("bundle", "keys", "tls_cert", "tls_key", "tls_client_ca"):
+    for key in ("bundle", "repository", "keys", "tls_cert", "tls_key", "tls_client_ca"):
         if isinstance(values.get(key), str):
             values[key] = str(file.parent / values[key])
+    if isinstance(values.get("bundles"), list):
+        values["bundles"] = [
+            str(file.parent / b) if isinstance(b, str) else b for b in values["bundles"]
+        ]
+    for table in _tables(values):
+        if isinstance(table.get("bundle"), str):
+            table["bundle"] = str(file.parent / table["bundle"])
     return settings_from(values | {k: v for k, v in flags.items() if v is not None}, str(file))
+
+
+class SettingsSource(msgspec.Struct, frozen=True):
+    """Where settings came from, to read them again: a file (None: none), and flags."""
+
+    file: str | None
+    flags: dict[str, Any]
+
+    def read(self) -> Settings:
+        """Raises UsageError."""
+        if self.file is not None:
+            return read_settings(Path(self.file), self.flags)
+        return settings_from({k: v for k, v in self.flags.items() if v is not None})
 
 
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
@@ -153,13 +300,23 @@ def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
             f"{where}: unknown key '{unknown[0]}'",
             hint=f"did you mean '{guess}'?" if guess else None,
         )
-    if "bundle" not in values:
-        raise UsageError(
-            "no bundle is named", hint="edgeserve run NAME.edge, or bundle = … in the file"
-        )
+    for table in _tables(values):
+        own = sorted(set(table) - set(ModelSettings.__struct_fields__))
+        if own:
+            guess = nearest(own[0], ModelSettings.__struct_fields__)
+            raise UsageError(
+                f"{where}: unknown key '{own[0]}' in [[model]]",
+                hint=f"did you mean '{guess}'?" if guess else None,
+            )
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where} cannot be used", cause=str(error)) from None
     settings.check()
     return settings
+
+
+def _tables(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `[[model]]` tables of a file."""
+    tables = values.get("model")
+    return [t for t in tables if isinstance(t, dict)] if isinstance(tables, list) else []

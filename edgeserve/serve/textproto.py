@@ -26,9 +26,11 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 _ESCAPE: Final = re.compile(
-    r"\\(?:([abfnrtv\\'\"?])|([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))"
+    rb"\\(?:([abfnrtv\\'\"?])|([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}))"
 )
-_SIMPLE: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_SIMPLE: Final = {
+    b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v",
+}  # fmt: skip
 _CLOSING: Final = {"{": "}", "<": ">"}
 
 
@@ -175,10 +177,13 @@ class _Parser:
     def _scalar(self) -> Scalar:
         token = self._take()
         if token.kind == "string":
-            text = _unescaped(token)
+            data = _unescaped(token)
             while self._next.kind == "string":
-                text += _unescaped(self._take())
-            return text
+                data += _unescaped(self._take())
+            try:
+                return data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise _expected("UTF-8", token) from None
         if token.kind == "number":
             return _number(token)
         if token.kind == "word":
@@ -212,14 +217,19 @@ def _number(token: _Token) -> int | float:
         raise _expected("a number", token) from None
 
 
-def _unescaped(token: _Token) -> str:
-    def one(match: re.Match[str]) -> str:
-        simple, octal, *hexadecimal = match.groups()
+def _unescaped(token: _Token) -> bytes:
+    """The bytes of a string: octal and hexadecimal escapes are bytes, of UTF-8 as all else."""
+
+    def one(match: re.Match[bytes]) -> bytes:
+        simple, octal, hexadecimal, *codes = match.groups()
         if simple is not None:
             return _SIMPLE.get(simple, simple)
-        code = int(octal, 8) if octal else int(next(h for h in hexadecimal if h), 16)
-        if code > 0x10FFFF:
+        if octal or hexadecimal:
+            code = int(octal, 8) if octal else int(hexadecimal, 16)
+            return bytes([code & 0xFF])
+        code = int(next(c for c in codes if c), 16)
+        if code > 0x10FFFF or 0xD800 <= code < 0xE000:
             raise _expected("a character", token)
-        return chr(code)
+        return chr(code).encode()
 
-    return _ESCAPE.sub(one, token.text[1:-1])
+    return _ESCAPE.sub(one, token.text[1:-1].encode("utf-8", "surrogatepass"))

@@ -73,6 +73,7 @@ class WorkerProcess:
         self._words = bytearray()
         self._end: _End | None = None
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._closing = False
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(slots)]
@@ -210,16 +211,13 @@ class WorkerProcess:
 
     def _read_output(self) -> bool:
         """Keep the end of what the process wrote. False when it has closed its output."""
-        try:
+        with self._reading, contextlib.suppress(OSError, ValueError):
             while data := os.read(self._output.fileno(), 65536):
                 log.debug("%s: %s", self.label, data.decode(errors="replace").rstrip())
                 self._words += data
                 del self._words[:-_OUTPUT_BYTES]
-        except BlockingIOError:
-            return True
-        except (OSError, ValueError):
-            pass
-        return False
+            return False
+        return not self._output.closed
 
     def _last_words(self) -> str | None:
         lines = [x.strip() for x in self._words.decode(errors="replace").splitlines() if x.strip()]
@@ -228,7 +226,7 @@ class WorkerProcess:
 
 _HINTS: Final = {
     "crash": "it is started again after a pause; when this repeats, update the device's driver",
-    "hang": "it is started again after a pause; --watchdog gives calls more time",
+    "hang": "it is started again after a pause; --watchdog and --open-timeout give it more time",
     "memory": "--worker-memory allows more; a smaller variant or batch needs less",
 }
 

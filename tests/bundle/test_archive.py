@@ -43,7 +43,7 @@ def test_it_computes_what_the_folder_does(archive: Path) -> None:
 
 def test_it_is_served(archive: Path) -> None:
     with Background(Settings(bundle=str(archive), http_port=0)) as server:
-        assert server.started.model == "linear"
+        assert server.started.models[0].name == "linear"
 
 
 def test_only_what_is_asked_for_is_taken_out(archive: Path) -> None:

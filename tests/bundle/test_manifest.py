@@ -35,7 +35,7 @@ def test_fields_of_a_newer_minor_version_are_ignored(document: dict[str, Any]) -
 def test_a_newer_major_version_is_refused_with_a_hint(document: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=r"schema version 2\.0") as caught:
         decode(json.dumps({**document, "schema_version": "2.0"}).encode(), "here")
-    assert "upgrade edgeserve" in (caught.value.hint or "")
+    assert "newer edgeserve" in (caught.value.hint or "")
 
 
 def test_a_wrong_field_is_named_by_its_path(document: dict[str, Any]) -> None:

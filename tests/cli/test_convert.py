@@ -71,13 +71,13 @@ def test_images_and_preprocessing_flags(tmp_path: Path) -> None:
 
 def test_several_targets_get_a_bundle_each(tmp_path: Path) -> None:
     done = convert(
-        str(DATA / "digits.onnx"), "-o", "all", "--target", "cpu-arm64", "--target",
+        str(DATA / "digits.onnx"), "-o", "all", "--target", "jetson-orin", "--target",
         "webgpu", "--precision", "fp32", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 of 2 bundles are in all" in done.stdout
     names = sorted(p.name for p in (tmp_path / "all").iterdir())
-    assert names == ["digits-cpu-arm64.edge", "digits-webgpu.edge"]
+    assert names == ["digits-jetson-orin.edge", "digits-webgpu.edge"]
 
 
 def test_a_target_without_bundle_is_named_and_the_others_are_made(tmp_path: Path) -> None:

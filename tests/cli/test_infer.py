@@ -76,6 +76,13 @@ def url(folder: Path) -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def cnn_urls(folder: Path) -> Iterator[dict[str, str]]:
+    settings = Settings(bundle=str(folder / "cnn.edge"), http_port=0, grpc_port=0)
+    with Background(settings) as server:
+        yield {"http": server.url, "grpc": f"grpc://{server.started.grpc}"}
+
+
 def outputs_of(text: str) -> dict[str, np.ndarray]:
     document = json.loads(text)
     return {o["name"]: np.float32(o["data"]).reshape(o["shape"]) for o in document["outputs"]}
@@ -141,13 +148,16 @@ def test_one_sample_may_come_without_its_batch_axis(run: Run, url: str, tmp_path
     np.testing.assert_allclose(outputs_of(out)["y"], linear(X[:1]), rtol=1e-5)
 
 
-def test_images_go_through_the_stored_preprocessing(run: Run, folder: Path) -> None:
+@pytest.mark.parametrize("where", ["bundle", "http", "grpc"])
+def test_images_go_through_the_stored_preprocessing(
+    run: Run, folder: Path, cnn_urls: dict[str, str], where: str
+) -> None:
+    """A server tells it, and the labels, in the model's configuration."""
     import onnxruntime
 
     image = folder / "noise.png"
-    code, out, _ = run(
-        "infer", str(folder / "cnn.edge"), str(image), str(image), "--json", "--output", "logits"
-    )
+    target = cnn_urls.get(where) or str(folder / "cnn.edge")
+    code, out, _ = run("infer", target, str(image), str(image), "--json", "--output", "logits")
     assert code == 0
     tensor = np.stack([load_image(image, HOW)] * 2)
     session = onnxruntime.InferenceSession(small_cnn().SerializeToString())
@@ -157,6 +167,18 @@ def test_images_go_through_the_stored_preprocessing(run: Run, folder: Path) -> N
     assert [s["rank"] for s in best] == [1, 2, 3, 4, 5] * 2
     assert best[0]["index"] == int(wanted[0].argmax())
     assert best[0]["label"] == f"class {best[0]['index']}"
+
+
+def test_a_preprocessing_of_one_s_own_comes_first(
+    run: Run, folder: Path, cnn_urls: dict[str, str], tmp_path: Path
+) -> None:
+    how = tmp_path / "how.toml"
+    how.write_text("height = 32\nwidth = 32\nscale = 0.01\n")
+    arguments = (str(folder / "noise.png"), "--json", "--output", "logits")
+    _, stored, _ = run("infer", cnn_urls["http"], *arguments)
+    code, own, _ = run("infer", cnn_urls["http"], *arguments, "--preprocess", str(how))
+    assert code == 0
+    assert not np.allclose(outputs_of(stored)["logits"], outputs_of(own)["logits"])
 
 
 def test_the_table_shows_the_best_classes_with_labels(run: Run, folder: Path) -> None:
@@ -243,6 +265,17 @@ def test_an_unknown_model_and_an_unset_key(run: Run, url: str, folder: Path) -> 
     code, _, err = run("infer", url, str(folder / "x.npz"), "--key-env", "NOT_SET_HERE")
     assert code == 2
     assert "the variable NOT_SET_HERE holds no key" in err
+
+
+def test_status_counts_over_both_protocols(
+    run: Run, folder: Path, cnn_urls: dict[str, str]
+) -> None:
+    run("infer", cnn_urls["http"], str(folder / "noise.png"))
+    for url in cnn_urls.values():
+        code, out, _ = run("status", url, "--json")
+        (model,) = json.loads(out)["models"]
+        assert (code, model["name"]) == (0, "cnn")
+        assert model["statistics"]["succeeded"] >= 1
 
 
 def test_status_shows_what_serves_where(run: Run, url: str) -> None:

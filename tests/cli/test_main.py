@@ -88,9 +88,19 @@ def test_every_command_says_in_a_whole_line_what_it_is_for_and_has_an_example() 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["fly"], 2, "No such command"),
+        (["fly"], 2, "error: no such command 'fly'\nhint: edgeserve --help"),
+        (
+            ["gate", "m.edge", "--max-sise", "3"],
+            2,
+            "--max-size, --min-cosine)\nhint: edgeserve gate",
+        ),
+        (["convert"], 2, "error: missing argument 'MODEL'\nhint: edgeserve convert --help"),
         (["convert", "absent.onnx"], 2, "error: absent.onnx does not exist"),
-        (["convert", "absent.onnx", "--precision", "int3"], 2, "int3"),
+        (
+            ["convert", "absent.onnx", "--precision", "int3"],
+            2,
+            "error: invalid value for '--precision'",
+        ),
         (["convert", "absent.onnx", "--shape", "x"], 2, "--shape x is not INPUT=N,N"),
         (["bench", "absent.edge"], 2, "hint: edgeserve convert"),
         (["gate", "absent.edge"], 2, "error:"),
@@ -109,6 +119,13 @@ def test_errors_say_what_and_exit_as_documented(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_command_the_help_is_shown_and_exits_2() -> None:
+    for arguments in ((), ("env",)):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert (done.stdout + done.stderr).startswith("Usage: edgeserve")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import linear_bundle, write_bundle
 
 LABELS = ("cat", "dog", "date")
+SHARED = "edgeserve-conformance-"  # what names of shared memory begin with
 ECHOED = {
     "half": (TensorProto.FLOAT16, "FP16"),
     "long": (TensorProto.INT64, "INT64"),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Served:
-    """A running server; `http` is HOST:PORT, as tritonclient wants it."""
+    """A running server; `http` and `grpc` are HOST:PORT, as tritonclient wants them."""
 
     def __init__(self, popen: subprocess.Popen[bytes], printed: str) -> None:
         self.popen = popen
@@ -18,6 +18,8 @@ class Served:
         found = re.search(r"http://(\S+:\d+)", printed)
         assert found, printed
         self.http = found[1]
+        grpc = re.search(r"gRPC: (\S+:\d+)", printed)
+        self.grpc = grpc[1] if grpc else ""
 
     @property
     def url(self) -> str:
@@ -27,7 +29,8 @@ class Served:
 @contextmanager
 def serve(*arguments: object) -> Iterator[Served]:
     """`edgeserve run ARGUMENTS` on free ports; ended with SIGTERM, which must be clean."""
-    command = [sys.executable, "-m", "edgeserve", "run", *map(str, arguments), "--http-port", "0"]
+    command = [sys.executable, "-m", "edgeserve", "run", *map(str, arguments)]
+    command += ["--http-port", "0", "--grpc-port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as popen:
         try:
             assert popen.stderr is not None

@@ -20,7 +20,7 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4) - 3
 def test_kserve_s_client(linear_server: Served) -> None:
     python = environment("kserve", "kserve==0.21.0")
     done = subprocess.run(
-        [python, Path(__file__).with_name("kserve_client.py"), linear_server.url],
+        [python, Path(__file__).with_name("kserve_client.py"), linear_server.url, linear_server.grpc],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from tests.bundles import linear
-from tests.conformance.models import LABELS
+from tests.conformance.models import LABELS, SHARED
 from tests.conformance.process import Served
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -170,3 +172,81 @@ def test_it_goes_on_after_errors(client: triton.InferenceServerClient) -> None:
             client.infer("linear", [])
         answer = client.infer("linear", [tensor(X)])
         np.testing.assert_allclose(answer.as_numpy("y"), linear(X), rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression(client: triton.InferenceServerClient, algorithm: str) -> None:
+    x = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
+    for binary in (True, False):
+        answer = client.infer(
+            "linear",
+            [tensor(x, binary=binary)],
+            outputs=[triton.InferRequestedOutput("y", binary_data=binary)],
+            request_compression_algorithm=algorithm,
+            response_compression_algorithm=algorithm,
+        )
+        np.testing.assert_allclose(answer.as_numpy("y"), linear(x), rtol=1e-5)
+
+
+def test_shared_memory(client: triton.InferenceServerClient) -> None:
+    """Inputs and outputs in regions that this process made, two tensors in one."""
+    size, key = X.nbytes, f"{SHARED}{os.getpid()}"
+    region = shm.create_shared_memory_region("both", key, size + 36)
+    try:
+        shm.set_shared_memory_region(region, [X])
+        client.register_system_shared_memory("both", key, size + 36)
+        (status,) = client.get_system_shared_memory_status()
+        assert (status["name"], status["byte_size"]) == ("both", size + 36)
+        value = triton.InferInput("x", list(X.shape), "FP32")
+        value.set_shared_memory("both", size)
+        wanted = triton.InferRequestedOutput("y", binary_data=True)
+        wanted.set_shared_memory("both", 36, offset=size)
+        answer = client.infer("linear", [value], outputs=[wanted])
+        assert answer.get_output("y")["shape"] == [3, 3]
+        got = shm.get_contents_as_numpy(region, np.float32, [3, 3], offset=size)
+        np.testing.assert_allclose(got, linear(X), rtol=1e-5)
+        client.unregister_system_shared_memory("both")
+        assert client.get_system_shared_memory_status() == []
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("linear", [value])
+        assert caught.value.status() in ("400", "404")
+    finally:
+        shm.destroy_shared_memory_region(region)
+
+
+def test_statistics(client: triton.InferenceServerClient) -> None:
+    before = client.get_inference_statistics("linear")["model_stats"][0]
+    for _ in range(3):
+        client.infer("linear", [tensor(X)])
+    after = client.get_inference_statistics("linear")["model_stats"][0]
+    assert after["inference_count"] - before["inference_count"] == 9
+    done = [s["inference_stats"]["success"]["count"] for s in (before, after)]
+    assert done[1] - done[0] == 3
+
+
+def test_the_index_lists_models(client: triton.InferenceServerClient) -> None:
+    (entry,) = client.get_model_repository_index()
+    assert (entry["name"], entry["version"], entry["state"]) == ("linear", "1", "READY")
+
+
+def test_settings_are_shown(client: triton.InferenceServerClient) -> None:
+    assert client.get_trace_settings()["trace_level"] == ["OFF"]
+    assert client.get_log_settings()["log_file"] == ""
+
+
+def test_models_unload_and_load(controlled_server: Served) -> None:
+    with triton.InferenceServerClient(controlled_server.http) as client:
+        client.unload_model("linear")
+        assert not client.is_model_ready("linear")
+        with pytest.raises(InferenceServerException):
+            client.infer("linear", [tensor(X)])
+        client.load_model("linear")
+        assert client.is_model_ready("linear")
+        answer = client.infer("linear", [tensor(X)])
+        np.testing.assert_allclose(answer.as_numpy("y"), linear(X), rtol=1e-5)
+
+
+def test_control_is_off_unless_asked_for(client: triton.InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException):
+        client.unload_model("linear")
+    assert client.is_model_ready("linear")

@@ -144,7 +144,7 @@ def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
     rejected_ids = {r.id for r in Bundle.open(tmp_path / "b.edge").manifest.rejected}
     assert {"onnx-int8", "onnx-int8-dynamic"} <= rejected_ids
     assert any("could not be repaired" in remark for remark in report.remarks)
-    with pytest.raises(CheckFailed, match="--strict"):
+    with pytest.raises(CheckFailed, match="on onnxruntime/cpu, and --strict"):
         api.convert(
             source,
             tmp_path / "s.edge",
@@ -272,9 +272,7 @@ def test_an_operator_that_no_runtime_knows_is_named_with_its_node(
     assert ".partial-" not in str(caught.value)
 
 
-def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(
-    calibration: str, tmp_path: Path
-) -> None:
+def distances(folder: Path) -> Path:
     """onnxruntime has its own com.microsoft operators; OpenVINO's importer does not know this one."""
     graph = helper.make_graph(
         [
@@ -289,7 +287,11 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(
         [numpy_helper.from_array(np.eye(2, 4, dtype=np.float32), "y0")],
     )  # fmt: skip
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    source = save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path)
+    return save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder)
+
+
+def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(tmp_path: Path) -> None:
+    source = distances(tmp_path)
     target = tmp_path / "both.toml"
     target.write_text(
         'name = "both"\ntitle = "both"\narch = ["x86_64", "aarch64", "arm64"]\n'
@@ -301,6 +303,28 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(
     reason = next(r.reason for r in report.rows if r.runtime == "openvino")
     assert "CDist" in reason
     assert "distances" in reason
+
+
+def test_an_operator_that_the_target_lacks_is_named_with_a_runtime_that_has_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        api.convert(distances(tmp_path), tmp_path / "x.edge", target="intel-npu")
+    assert caught.value.message == "no variant for the npu of target intel-npu could be made"
+    assert "cannot convert operator com.microsoft.CDist (node 'distances')" in str(
+        caught.value.cause
+    )
+    assert "onnxruntime/cpu can run the model" in (caught.value.hint or "")
+    assert not (tmp_path / "x.edge").exists()
+
+
+def test_a_network_without_products_is_not_called_int8(
+    onnxruntime_target: str, tmp_path: Path
+) -> None:
+    report = api.convert(distances(tmp_path), tmp_path / "x.edge", target=onnxruntime_target)
+    assert [c.variant for c in report.chain] == ["onnx-fp32"]
+    reason = next(r.reason for r in report.rows if r.precision == "int8")
+    assert reason.startswith("cannot win: the network has neither")
 
 
 def test_dynamic_dimensions_where_the_target_wants_static_name_the_input(tmp_path: Path) -> None:
@@ -319,7 +343,9 @@ def test_dynamic_dimensions_where_the_target_wants_static_name_the_input(tmp_pat
     assert "--shape x=N,N" in (caught.value.cause or "")
     fixed = api.convert(source, tmp_path / "x.edge", target="intel-npu", shapes={"x": (1, 16)})
     assert fixed.chain[0].device == "npu"
-    assert "not verified here" in next(r.reason for r in fixed.rows if r.device == "npu")
+    assert "not verified here" in next(
+        r.reason for r in fixed.rows if r.device == "npu" and r.chosen
+    )
 
 
 def _npz(folder: Path, **arrays: np.ndarray) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from edgeserve.conversion.registry import (
     runs_here,
     shortest_path,
 )
+from edgeserve.conversion.reuse import reusing
 from edgeserve.errors import DependencyMissing, ToolEnvironmentError, UnsupportedModel, UsageError
 from tests.conversion.wheels import write_wheel
 from tests.distributions import write_distribution
@@ -63,6 +65,9 @@ class Base:
         if how == "nothing":
             return []
         text = source.read_text() + self.output_format
+        if how == "moment":
+            import time
+            text += str(time.time_ns())
         for name in self.imports:
             text += str(__import__(name).ANSWER)
         (out_dir / "out.txt").write_text(text)
@@ -159,6 +164,7 @@ def test_without_tool_environments_the_pip_command_is_told(source: Path) -> None
     with pytest.raises(DependencyMissing) as raised:
         run("d-to-d", source, tool_env=False)
     assert str(raised.value.hint).startswith("pip install tinytool==1.0")
+    assert "the tool environment d-to-d" in str(raised.value.hint)
     assert raised.value.exit_code == 3
 
 
@@ -232,3 +238,27 @@ def test_environment_variables_do_not_leak_into_the_environment(
     (fake / "tinytool.py").write_text("ANSWER = 'from PYTHONPATH'\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(fake)]))
     assert run("d-to-d", source) == "source d42"
+
+
+def test_within_one_command_the_same_is_converted_once(source: Path) -> None:
+    again = source.parent / "elsewhere"
+    (again / "out").mkdir(parents=True)
+    (again / source.name).write_text(source.read_text())
+    with reusing():
+        first = run("a-to-b", source, "moment")
+        assert run("a-to-b", again / source.name, "moment") == first
+        assert run("b-to-c", source, "moment") != first
+        source.write_text("another source ")
+        assert run("a-to-b", source, "moment") != first
+    assert run("a-to-b", again / source.name, "moment") != first
+
+
+def test_what_tool_environments_make_is_kept_too(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    with reusing():
+        first = run("d-to-d", Path(source.name), "moment")
+        shutil.rmtree("out")
+        Path("out").mkdir()
+        assert run("d-to-d", Path(source.name), "moment") == first

@@ -293,3 +293,15 @@ def test_models_past_two_gigabytes_keep_weights_beside_the_graph(
     assert {Path(f.path).suffix for f in variant.files} == {".onnx", ".data"}
     with edgeserve.load(tmp_path / "m.edge") as model:
         assert model.run({"h0": np.zeros((1, 128), np.float32)})["h3"].shape == (1, 128)
+
+
+def test_int4_is_tried_where_int8_is_too_large(tmp_path: Path, target: str) -> None:
+    onnx.save(matrices(512), tmp_path / "model.onnx")
+    report = edgeserve.convert(
+        tmp_path / "model.onnx", tmp_path / "m.edge", target=target, min_fidelity=0.0,
+        max_size=600_000,
+    )  # fmt: skip
+    rows = {r.variant: r for r in report.rows}
+    assert "--max-size" in rows["onnx-int8-weights"].reason
+    assert rows["onnx-int4"].chosen
+    assert (rows["onnx-int4"].size_bytes or 0) <= 600_000

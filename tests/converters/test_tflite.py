@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Binding, Precision, VariantFiles
@@ -133,6 +134,32 @@ def pooled(*, rectified: bool) -> onnx.ModelProto:
         [numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("operators", "scales"),
+    [([], [8, 24, 24, 8, 32, 10]), (["FULLY_CONNECTED"], [8, 24, 24, 8, 32, 1]), (["*"], [1] * 6)],
+)
+def test_weights_get_one_scale_where_it_is_asked_for(
+    tmp_path: Path, operators: list[str], scales: list[int]
+) -> None:
+    np.savez(tmp_path / "c.npz", **{f"{i}/image": x[None] for i, x in enumerate(images(4))})
+    main = convert(
+        DATA / "small-cnn-fp32.tflite", tmp_path / "out", "tflite-to-tflite", precision="int8",
+        calibration=str(tmp_path / "c.npz"), per_tensor=operators,
+    )  # fmt: skip
+    interpreter = Interpreter(str(main))
+    tensors = {d["index"]: d for d in interpreter.get_tensor_details()}
+    weights = [
+        tensors[o["inputs"][1]]["quantization_parameters"]["scales"]
+        for o in interpreter._get_ops_details()
+        if o["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    ]
+    assert [len(s) for s in weights] == scales
 
 
 @pytest.mark.slow

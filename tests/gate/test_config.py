@@ -124,9 +124,15 @@ def test_no_limit_at_all_is_an_error_with_an_example(tmp_path: Path) -> None:
         load_config("digits", folder=tmp_path)
     assert caught.value.cause == "no edgeserve.toml or pyproject.toml here has a gate table"
     assert "[gate] max_size" in (caught.value.hint or "")
-    (tmp_path / "edgeserve.toml").write_text('[gate]\ndevice = "cpu"\n')
+    (tmp_path / "edgeserve.toml").write_text('[gate]\nagainst = "digits.onnx"\n')
     with pytest.raises(UsageError, match=r"there is no limit to check: .*edgeserve.toml sets none"):
         load_config("digits", folder=tmp_path)
+
+
+def test_a_device_alone_is_a_requirement(tmp_path: Path) -> None:
+    (tmp_path / "edgeserve.toml").write_text('[gate]\ndevice = "npu"\n')
+    config = load_config("digits", folder=tmp_path)
+    assert (config.device, config.limits) == ("npu", ())
 
 
 @pytest.mark.parametrize(

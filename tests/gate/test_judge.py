@@ -17,6 +17,7 @@ from edgeserve.gate.judge import judge
 from edgeserve.gate.limits import BUDGETS
 from edgeserve.gate.measure import Facts
 from edgeserve.gate.report import Row, Verdict, overall
+from edgeserve.runtimes import Placement
 
 RECORDED = Measured(
     runtime="onnxruntime",
@@ -42,6 +43,13 @@ FACTS = Facts(
     live=Fidelity(8, 28.0, 0.99, 0.1, top1_agreement=0.875),
 )
 BARE = msgspec.structs.replace(FACTS, recorded=None)
+
+
+def placed(macs: dict[str, float], operations: dict[str, float]) -> Facts:
+    """The candidate on a GPU, of which the engine says this."""
+    subject = Subject(0, Candidate("onnx-fp16", "onnxruntime", "gpu.1"), "fp16", 1000)
+    placement = Placement(operations, "fp16", 5, 0, mac_shares=macs)
+    return msgspec.structs.replace(FACTS, subject=subject, placement=placement)
 
 
 def timings(median: float, count: int = 1000, spread: float = 0.05) -> Timings:
@@ -80,6 +88,12 @@ def timed(**changes: Any) -> Facts:
         ("min_speedup", 2.5, FACTS, "pass"),
         ("min_speedup", 2.6, FACTS, "fail"),
         ("min_speedup", 2.5, BARE, "unmeasured"),
+        ("min_on_device", 0.9, placed({"gpu": 0.9, "cpu": 0.1}, {"gpu": 0.5, "cpu": 0.5}), "pass"),
+        ("min_on_device", 0.91, placed({"gpu": 0.9, "cpu": 0.1}, {}), "fail"),
+        ("min_on_device", 0.5, placed({}, {"gpu": 0.5, "cpu": 0.5}), "pass"),
+        ("min_on_device", 0.5, placed({"cpu": 1.0}, {}), "fail"),
+        ("min_on_device", 0.5, placed({}, {}), "unmeasured"),
+        ("min_on_device", 0.5, FACTS, "unmeasured"),
         ("max_latency_p50", 2.0, timed(timings=timings(1.0)), "pass"),
         ("max_latency_p50", 1.0, timed(timings=timings(1.0)), "warn"),
         ("max_latency_p50", 0.99, timed(timings=timings(1.0)), "warn"),

@@ -92,6 +92,16 @@ def test_a_missing_device_exits_3_with_the_engine_s_reason(tmp_path: Path) -> No
     assert "CUDAExecutionProvider" in (caught.value.cause or "")
 
 
+def test_a_required_device_is_opened_and_must_be_right(tmp_path: Path) -> None:
+    bundle = Bundle.open(linear_bundle(tmp_path, chain=(GPU, CPU)))
+    report = gate(bundle, limits(tmp_path, device="cpu"))
+    assert verdicts(report) == {"golden samples": "pass"}
+    with pytest.raises(DeviceUnavailable):
+        gate(bundle, limits(tmp_path, device="gpu"))
+    report = gate(bundle, limits(tmp_path, min_on_device="100 %"))
+    assert verdicts(report) == {"golden samples": "pass", "min_on_device": "pass"}
+
+
 def test_a_device_that_no_candidate_is_for_exits_2(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path))
     with pytest.raises(UsageError, match="no candidate of 'linear' matches"):

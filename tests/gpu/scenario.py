@@ -80,9 +80,11 @@ def taken_away_and_given_back(bundle: Path, driver: Driver) -> None:
     """Worker killed with its driver there, then killed with the driver gone, then the driver back."""
     settings = Settings(bundle=str(bundle), http_port=0, reopen=0.2, watchdog=20.0)
     with Background(settings) as server, Client(server.url) as client:
-        assert [a.ok for a in server.started.attempts][:1] == [True], server.started.attempts
-        assert server.started.placement is not None
-        assert "on gpu, fp32" in server.started.placement
+        assert [a.ok for a in server.started.models[0].attempts][:1] == [True], (
+            server.started.models[0].attempts
+        )
+        assert server.started.models[0].placement is not None
+        assert "on gpu, fp32" in server.started.models[0].placement
         client.wait_for("gpu")
 
         kill_worker(server)
@@ -113,7 +115,8 @@ def taken_away_and_given_back(bundle: Path, driver: Driver) -> None:
 
 
 def chain_of(server: Background) -> Any:
-    return server._chain
+    assert server._service is not None
+    return server._service._repository.loaded()[0].engine.chain
 
 
 def kill_worker(server: Background) -> None:

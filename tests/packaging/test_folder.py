@@ -13,6 +13,7 @@ import sys
 import time
 import tomllib
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +42,7 @@ def house(tmp_path: Path) -> Path:
     """A wheelhouse of empty wheels with the names and versions that real ones would have."""
     folder = tmp_path / "house"
     chain = [Candidate("v", name, "cpu") for name in ("onnxruntime", "litert", "openvino")]
-    for text in requirements(chain, device()):
+    for text in requirements(chain, device(), ("grpc",)):
         name = parse(text).name
         try:
             number = version(name)
@@ -64,7 +65,7 @@ def test_everything_the_device_needs_and_no_other_engine(tmp_path: Path, house: 
     made = written(two_runtimes(tmp_path), out, house, runtimes=("litert",), http_port=9000)
     names = wheel_names(out)
     assert {"edgeserve", "ai_edge_litert", "numpy"} <= names
-    assert not names & {"onnxruntime", "openvino", "onnx"}
+    assert not names & {"onnxruntime", "openvino", "onnx", "grpcio"}
     assert {p.name for p in out.iterdir()} == {
         "README.txt", "SHA256SUMS", "edgeserve-linear.service", "install.sh", "linear.edge",
         "package.json", "serve.toml", "tools", "wheels",
@@ -204,6 +205,16 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, house: Path) -> None
     unit.write_text(text.replace("@@VENV@@/bin/edgeserve", "/bin/true").replace("@@HERE@@", "/"))
     run = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert "edgeserve-linear.service" not in run.stderr
+
+
+def test_grpc_travels_where_its_port_is_asked_for(tmp_path: Path, house: Path) -> None:
+    out = tmp_path / "package"
+    written(linear_bundle(tmp_path), out, house, grpc_port=8001)
+    assert {"grpcio", "grpcio_health_checking", "grpcio_reflection"} <= wheel_names(out)
+    assert tomllib.loads((out / "serve.toml").read_text())["grpc_port"] == 8001
+    (wheel,) = (out / "wheels").glob("edgeserve-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert "edgeserve/serve/grpc/messages.binpb" in archive.namelist()
 
 
 @pytest.fixture(scope="module")

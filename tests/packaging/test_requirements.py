@@ -45,6 +45,14 @@ def test_the_server_is_there_the_build_side_is_not() -> None:
     assert not found & {"onnx", "pillow", "nncf", "pytest", "onnxconverter-common"}
 
 
+def test_extras_of_the_server_come_where_they_are_asked_for() -> None:
+    chain = [candidate("onnxruntime")]
+    plain, with_grpc = (requirements(chain, device(), extras) for extras in ((), ("grpc",)))
+    assert not [text for text in plain if "grpc" in text]
+    added = {canonical(parse(text).name) for text in set(with_grpc) - set(plain)}
+    assert added == {"grpcio", "grpcio-health-checking", "grpcio-reflection", "protobuf"}
+
+
 def test_two_builds_of_onnxruntime_are_refused() -> None:
     chain = [
         candidate("onnxruntime", "gpu", provider=f"{name}ExecutionProvider")

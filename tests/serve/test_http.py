@@ -340,5 +340,5 @@ def test_other_addresses_need_to_be_asked_for_aloud(bundle: Path) -> None:
 def test_stopping_leaves_no_thread(bundle: Path) -> None:
     before = set(threading.enumerate())
     with Background(Settings(bundle=str(bundle), http_port=0, batching=True)) as running:
-        assert running.started.model == "linear"
+        assert running.started.models[0].name == "linear"
     assert {t for t in threading.enumerate() if t.is_alive()} <= before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,12 +28,15 @@ def samples(text: bytes, name: str) -> dict[tuple[str, tuple[tuple[str, str], ..
         max_size=30,
     )
 )
+@settings(deadline=None)
 def test_histograms_are_those_of_prometheus_client(
     batches: list[tuple[int, float, float]],
 ) -> None:
     own, registry = ServerMetrics(), CollectorRegistry()
     theirs = {
-        name: Histogram(name, "-", ["model"], buckets=bounds, registry=registry).labels("m")
+        name: Histogram(name, "-", ["model", "version"], buckets=bounds, registry=registry).labels(
+            "m", "1"
+        )
         for name, bounds in (
             ("edgeserve_batch_rows", _BATCHES),
             ("edgeserve_queue_seconds", _SECONDS),

@@ -1,75 +1,284 @@
-"""The repository over a running server: loading again under load, unloading, what is said meanwhile."""
+"""The repository: what is found on disk, loading, replacing, unloading and evicting, with real engines."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeserve.bundle import Bundle
-from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
-from edgeserve.serve.engine import EngineSettings, Outcome
+from edgeserve.serve.engine import Outcome, ResponseCache
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
+from edgeserve.serve.opening import Opener
 from edgeserve.serve.protocols.v2 import InferRequest, RequestedOutput
 from edgeserve.serve.repository import ModelRepository
-from tests.bundles import linear
+from edgeserve.serve.settings import Settings
+from edgeserve.serve.sources import find_sources
+from tests.serve.repositories import shifted_bundle, version
 
 
-async def ask(model: ServedModel, rows: int) -> Outcome | EdgeServeError:
-    x = np.random.default_rng(rows).normal(size=(rows, 4)).astype(np.float32)
+@contextlib.asynccontextmanager
+async def repository_of(
+    settings: Settings, metrics: ServerMetrics | None = None, budget: int = 0, cache: int = 0
+) -> AsyncIterator[ModelRepository]:
+    opener = Opener(
+        metrics or ServerMetrics(),
+        asyncio.get_running_loop(),
+        ResponseCache(cache) if cache else None,
+    )
+    repository = ModelRepository(opener, lambda: find_sources(settings), budget=budget)
+    await repository.start(settings.load)
+    repository.serve()
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+async def ask(model: ServedModel, rows: int = 1, seed: int = 0) -> float | EdgeServeError:
+    """What the model adds, or its error."""
+    x = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
     answer: asyncio.Future[Outcome | EdgeServeError] = asyncio.get_running_loop().create_future()
-    request = InferRequest({"x": x}, rows, (RequestedOutput("y", False),))
-    model.infer(request, answer.set_result)
-    result = await answer
-    if isinstance(result, Outcome):
-        np.testing.assert_allclose(result.outputs["y"], linear(x), rtol=1e-5, atol=1e-5)
-    return result
+    model.infer(InferRequest({"x": x}, rows, (RequestedOutput("y", False),)), answer.set_result)
+    result = await asyncio.wait_for(answer, 60)
+    if isinstance(result, EdgeServeError):
+        return result
+    added = result.outputs["y"] - x
+    assert np.ptp(added) < 1e-3
+    return round(float(added.mean()), 2)
 
 
-def test_load_unload_statistics_config(bundle: Path) -> None:
+def folder_settings(folder: Path, **others: object) -> Settings:
+    return Settings(repository=str(folder), threads=1, **others)  # type: ignore[arg-type]
+
+
+def test_load_unload_statistics_config(tmp_path: Path) -> None:
     async def story() -> None:
-        loop, metrics = asyncio.get_running_loop(), ServerMetrics()
+        shifted_bundle(tmp_path / "m", "a", 1)
+        async with repository_of(folder_settings(tmp_path / "m", load=())) as repository:
+            with pytest.raises(ModelUnavailable, match="'a' is not ready: it was not asked for"):
+                repository.find("a")
+            with pytest.raises(ModelNotFound):
+                repository.find("other")
+            assert [(e.name, e.state) for e in repository.index()] == [("a", "UNAVAILABLE")]
+            assert repository.ready  # nothing is missing that shall serve
+            await repository.load("a")
+            model = repository.find("a")
+            assert model.ready
+            for rows in (1, 3, 3):
+                assert await ask(model, rows) == 1
+            statistics = model.statistics()
+            assert (statistics.name, statistics.version) == ("a", "1")
+            assert (statistics.inference_count, statistics.execution_count) == (7, 3)
+            assert statistics.inference_stats.success.count == 3
+            assert statistics.inference_stats.compute_infer.ns > 0
+            sizes = [(b.batch_size, b.compute_infer.count) for b in statistics.batch_stats]
+            assert sizes == [(1, 1), (3, 2)]
+            config = model.config()
+            assert (config.max_batch_size, config.input[0].data_type) == (8, "TYPE_FP32")
+            assert config.input[0].dims == [4]
+            await repository.load("a")
+            assert repository.find("a") is not model
+            assert await ask(model) == 1  # who holds the old one is still answered
+            with pytest.raises(InvalidInput, match="config"):
+                await repository.load("a", {"config": "{}"})
+            with pytest.raises(ModelNotFound):
+                await repository.load("other")
+            held = repository.find("a")
+            await repository.unload("a")
+            assert isinstance(await ask(held), ModelUnavailable)
+            with pytest.raises(ModelUnavailable, match="unloaded"):
+                repository.find("a")
+            with pytest.raises(ModelNotFound):
+                await repository.unload("other")
+            assert repository.index()[0].reason == "it was unloaded"
 
-        def served() -> ServedModel:
-            chain = Chain(Bundle.open(bundle), ChainOptions(threads=1, spin=False))
-            counters = metrics.model("linear", "1")
-            return ServedModel("linear", "1", chain, EngineSettings(), counters, loop)
+    asyncio.run(story())
 
-        repository = ModelRepository({"linear": served})
-        with pytest.raises(ModelUnavailable, match="'linear' is not ready"):
-            repository.find("linear")
-        with pytest.raises(ModelNotFound):
-            repository.find("other")
-        assert [(e.name, e.state) for e in repository.index()] == [("linear", "UNAVAILABLE")]
-        await repository.load("linear")
-        model = repository.find("linear")
-        assert model.ready
-        for rows in (1, 3, 3):
-            assert isinstance(await ask(model, rows), Outcome)
-        statistics = model.statistics()
-        assert (statistics.name, statistics.version) == ("linear", "1")
-        assert (statistics.inference_count, statistics.execution_count) == (7, 3)
-        assert statistics.inference_stats.success.count == 3
-        assert statistics.inference_stats.compute_infer.ns > 0
-        sizes = [(b.batch_size, b.compute_infer.count) for b in statistics.batch_stats]
-        assert sizes == [(1, 1), (3, 2)]
-        config = model.config()
-        assert (config.max_batch_size, config.input[0].data_type) == (64, "TYPE_FP32")
-        assert config.input[0].dims == [4]
-        await repository.load("linear")
-        assert repository.find("linear") is not model
-        with pytest.raises(InvalidInput, match="config"):
-            await repository.load("linear", {"config": "{}"})
-        await repository.unload("linear")
-        assert isinstance(await ask(model, 1), EdgeServeError)
-        with pytest.raises(ModelUnavailable, match="unloaded"):
-            repository.find("linear")
-        with pytest.raises(ModelNotFound):
-            await repository.unload("other")
-        assert repository.index()[0].reason == "it was unloaded"
+
+def test_a_model_that_fails_stops_no_other_and_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        folder = tmp_path / "m"
+        shifted_bundle(folder, "good", 1)
+        bad = shifted_bundle(folder, "bad", 2)
+        weights = bad / "onnx-fp32" / "model.onnx"
+        right = weights.read_bytes()
+        weights.write_bytes(right[:-1] + b"\0")
+        async with repository_of(folder_settings(folder)) as repository:
+            assert await ask(repository.find("good")) == 1
+            assert not repository.ready
+            entry = next(e for e in repository.index() if e.name == "bad")
+            assert (entry.state, "sha256" in entry.reason) == ("UNAVAILABLE", True)
+            with pytest.raises(ModelUnavailable, match="not the file the bundle was written with"):
+                repository.find("bad")
+            weights.write_bytes(right)
+            await asyncio.sleep(1.05)  # the pause before the second attempt
+            await repository.refresh()
+            assert await ask(repository.find("bad")) == 2
+            assert repository.ready
+            failed = [r.message for r in caplog.records if "cannot be loaded" in r.message]
+            assert len(failed) == 1
+            assert "(attempt 1)" in failed[0]
+
+    asyncio.run(story())
+
+
+def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
+    async def story() -> None:
+        folder = tmp_path / "m"
+        version(folder, "a", 1, 1)
+        metrics = ServerMetrics()
+        async with repository_of(folder_settings(folder), metrics) as repository:
+            old = repository.find("a")
+            version(folder, "a", 2, 2)
+            await repository.refresh()
+            assert repository.versions("a") == ["2"]
+            assert await ask(repository.find("a")) == 2
+            assert await ask(old) == 1
+            with pytest.raises(ModelNotFound, match="has only version 2"):
+                repository.find("a", "1")
+            assert b'version="1"' not in metrics.render()
+            version(folder, "a", 3, 3)
+            (folder / "a" / "3" / "a.edge" / "manifest.json").write_text("{")
+            await repository.refresh()
+            assert await ask(repository.find("a")) == 2  # the newer one does not load
+            assert not repository.ready
+            reason = repository.index()[-1].reason
+            assert "a.edge/manifest.json" in reason
+            assert str(tmp_path) not in reason
+
+    asyncio.run(story())
+
+
+def test_all_versions_serve_where_that_is_asked_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        for number in (1, 2, 10):
+            version(tmp_path / "m", "a", number, number)
+        settings = folder_settings(tmp_path / "m", versions="all")
+        async with repository_of(settings) as repository:
+            assert repository.versions("a") == ["1", "2", "10"]
+            assert await ask(repository.find("a")) == 10
+            assert [await ask(repository.find("a", v)) for v in ("1", "2", "10")] == [1, 2, 10]
+
+    asyncio.run(story())
+
+
+def test_a_budget_keeps_those_in_memory_that_were_asked_for_last(tmp_path: Path) -> None:
+    """Each takes two times its 400 kB by the opener's estimate: two fit into 2 MB, the third does not."""
+
+    async def story() -> None:
+        for number in (1, 2, 3):
+            shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
+        settings = folder_settings(tmp_path / "m")
+        async with repository_of(settings, budget=2_000_000) as repository:
+
+            def in_memory() -> list[str]:
+                return [m.name for m in repository.loaded() if m.engine is not None]
+
+            assert in_memory() == ["m1", "m2"]
+            assert repository.ready
+            assert [e.state for e in repository.index()] == ["READY"] * 3
+            assert await ask(repository.find("m1")) == 1
+            assert await ask(repository.find("m3")) == 3
+            assert in_memory() == ["m1", "m3"]
+            assert await ask(repository.find("m2")) == 2
+            assert in_memory() == ["m2", "m3"]
+            # All at once: more than there is room for, and everybody gets an answer.
+            calls = [
+                asyncio.create_task(ask(repository.find(f"m{1 + i % 3}"), seed=i))
+                for i in range(60)
+            ]
+            assert [await call for call in calls] == [1 + i % 3 for i in range(60)]
+            assert len(in_memory()) <= 2
+
+    asyncio.run(story())
+
+
+def test_a_model_larger_than_the_budget_says_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        shifted_bundle(tmp_path / "m", "small", 1)
+        shifted_bundle(tmp_path / "m", "large", 2, pad_kb=900)
+        async with repository_of(folder_settings(tmp_path / "m"), budget=1_000_000) as repository:
+            assert await ask(repository.find("small")) == 1
+            error = await ask(repository.find("large"))
+            assert isinstance(error, ModelUnavailable)
+            assert "does not fit" in str(error)
+
+    asyncio.run(story())
+
+
+def test_reloads_under_load_lose_nothing_and_answer_right(tmp_path: Path) -> None:
+    """Requests run while versions are replaced again and again; each answer is one of the two right ones,
+    and never one from before the last replacement that had ended when it was asked."""
+
+    async def story() -> None:
+        folder = tmp_path / "m"
+        version(folder, "a", 1, 1, work=20)
+        async with repository_of(folder_settings(folder)) as repository:
+            newest, answered, ending = 1, 0, False
+
+            async def client(seed: int) -> None:
+                nonlocal answered
+                while not ending:
+                    least = newest
+                    added = await ask(repository.find("a"), 1 + seed % 3, seed)
+                    assert isinstance(added, float), added
+                    assert least <= added <= newest + 1
+                    answered += 1
+
+            clients = [asyncio.create_task(client(seed)) for seed in range(8)]
+            for number in range(2, 6):
+                version(folder, "a", number, number, work=20)
+                await repository.refresh()
+                newest = number
+                await asyncio.sleep(0.05)
+            ending = True
+            await asyncio.gather(*clients)
+            assert answered > 50
+            assert await ask(repository.find("a")) == 5
+
+    asyncio.run(story())
+
+
+def test_unloading_answers_what_was_begun(tmp_path: Path) -> None:
+    async def story() -> None:
+        shifted_bundle(tmp_path / "m", "a", 1, work=20)
+        async with repository_of(folder_settings(tmp_path / "m")) as repository:
+            model = repository.find("a")
+            calls = [asyncio.create_task(ask(model, seed=i)) for i in range(20)]
+            await asyncio.sleep(0)
+            await repository.unload("a")
+            assert [await call for call in calls] == [1] * 20
+            assert model.engine is None
+
+    asyncio.run(story())
+
+
+def test_answers_are_kept_where_a_cache_is_asked_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        shifted_bundle(tmp_path / "m", "a", 1, work=20)
+        shifted_bundle(tmp_path / "m", "b", 2, work=20)
+        settings = folder_settings(tmp_path / "m")
+        async with repository_of(settings, cache=1_000_000) as repository:
+            for model, shift in ((repository.find("a"), 1), (repository.find("b"), 2)):
+                for seed in (1, 2, 1, 1):
+                    assert await ask(model, 2, seed) == shift
+                assert await ask(model, 1, 1) == shift
+                statistics = model.statistics().inference_stats
+                assert (statistics.cache_hit.count, statistics.cache_miss.count) == (2, 3)
+                assert statistics.success.count == 5
+                assert model.statistics().execution_count == 3
+            shifted_bundle(tmp_path / "new", "a", 5)
+            (tmp_path / "m" / "a.edge").rename(tmp_path / "old")
+            (tmp_path / "new" / "a.edge").rename(tmp_path / "m" / "a.edge")
+            await repository.refresh()
+            assert await ask(repository.find("a"), 2, 1) == 5  # nothing of the old one
 
     asyncio.run(story())

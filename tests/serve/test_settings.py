@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.access import is_loopback
+from edgeserve.serve.model_settings import size_bytes
 from edgeserve.serve.settings import Settings, read_settings, settings_from
 
 
@@ -26,7 +27,19 @@ def test_a_bundle_is_enough() -> None:
     [
         ({"http_port": -1}, "http_port -1 is no port"),
         ({"http_port": 65536}, "http_port 65536 is no port"),
-        ({"instances": 0}, "instances must be at least 1"),
+        ({"instances": -1}, "instances must be a number of 0 or more"),
+        ({"max_batch": -1}, "max_batch must be a number of 0 or more"),
+        ({"batch_delay": 11}, "batch_delay must be 0 to 10 seconds"),
+        ({"preferred_batches": [0]}, "preferred_batches must be sizes"),
+        ({"priority_levels": 0}, "priority_levels must be"),
+        ({"default_priority": 2}, "default_priority must be 1 to priority_levels"),
+        ({"weight": 0}, "weight must be more than 0"),
+        ({"versions": "newest"}, "versions 'newest' is no choice"),
+        ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is no size"),
+        ({"cache": -1}, "cache must be 0 or more"),
+        ({"name": "../x"}, "cannot name a model"),
+        ({"name": "x", "bundles": ["b.edge"]}, "name is for one bundle"),
+        ({"model": [{"bundle": "b.edge", "queue": 0}]}, "queue must be at least 1"),
         ({"queue": 0}, "queue must be at least 1"),
         ({"max_body": 0}, "max_body must be at least 1"),
         ({"threads": -1}, "threads must be a number of 0 or more"),
@@ -52,7 +65,7 @@ def test_not_a_number_is_no_time(key: str) -> None:
     [
         {"http_port": 0},
         {"http_port": 65535},
-        {"instances": 1},
+        {"instances": 0},
         {"queue": 1},
         {"max_body": 1},
         {"threads": 0},
@@ -76,6 +89,9 @@ def test_the_bounds_themselves_are_taken(values: dict[str, Any]) -> None:
         ({"fallback": "maybe"}, "fallback", "maybe"),
         ({"insecure": "yes"}, "insecure", "bool"),
         ({"bundle": ["a.edge", "b.edge"]}, "bundle", "str"),
+        ({"preferred_batches": 4}, "preferred_batches", "array"),
+        ({"memory_budget": 1.5}, "memory_budget", "int"),
+        ({"model": [{"bundle": "b.edge", "threads": "two"}]}, "model", "int"),
     ],
 )
 def test_wrong_types_name_the_key_and_what_was_expected(
@@ -100,6 +116,44 @@ def test_an_unknown_key_is_named_with_its_nearest_neighbour(key: str, hint: str 
         settings_from({"bundle": "model.edge", key: 1}, "serve.toml")
     assert caught.value.message == f"serve.toml: unknown key '{key}'"
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (0, 0),
+        (7, 7),
+        ("0", 0),
+        ("1500", 1500),
+        ("2GB", 2_000_000_000),
+        ("2GiB", 2 << 30),
+        ("1.5 MB", 1_500_000),
+        ("64KiB", 65536),
+        ("1k", 1000),
+        ("3T", 3_000_000_000_000),
+    ],
+)
+def test_sizes(text: int | str, wanted: int) -> None:
+    assert size_bytes(text, "cache") == wanted
+
+
+def test_a_model_s_table_has_the_last_word(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'repository = "models"\nqueue = 7\nthreads = 1\n'
+        '[[model]]\nbundle = "a.edge"\nname = "first"\nqueue = 9\n'
+        '[[model]]\nname = "second"\nbatching = false\n'
+    )
+    settings = read_settings(file, {"threads": 2})
+    assert settings.repository == str(tmp_path / "models")
+    first, second = settings.model
+    assert first.bundle == str(tmp_path / "a.edge")
+    assert (settings.of(first).queue, settings.of(first).threads) == (9, 2)
+    assert (settings.of(second).queue, settings.of(second).batching) == (7, False)
+    file.write_text('bundle = "a.edge"\n[[model]]\nquue = 9\n')
+    with pytest.raises(UsageError, match="unknown key 'quue'") as caught:
+        read_settings(file, {})
+    assert caught.value.hint == "did you mean 'queue'?"
 
 
 def test_no_bundle_says_both_ways_to_name_one() -> None:
@@ -181,7 +235,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size
     st.builds(
         Settings,
         bundle=words,
-        name=words,
+        name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True),
         host=st.sampled_from(["127.0.0.1", "::1", "localhost"]),
         http_port=st.integers(0, 65535),
         fallback=st.sampled_from(["auto", "never"]),

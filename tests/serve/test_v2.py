@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols import binary, v2
+from edgeserve.serve.protocols.document import general, parse
 from edgeserve.tensors import DTYPES, Interface, TensorSpec, dtype_name
 
 LINEAR = Interface(
@@ -303,3 +304,31 @@ def test_any_bytes_decode_or_are_invalid_input(body: bytes, length: int | None) 
         LINEAR_CODEC.decode(memoryview(body), length)
     except InvalidInput:
         return
+
+
+NUMBERS = st.integers(-300, 300) | st.floats(width=32) | st.booleans() | st.none() | st.integers()
+DATA = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=4), max_leaves=8)
+
+
+@given(
+    st.sampled_from(sorted(set(DTYPES) - {"BYTES"})),
+    st.lists(st.integers(0, 4) | st.just(1.0), max_size=3),
+    st.lists(st.integers(-200, 200), max_size=8) | DATA,
+)
+@settings(max_examples=150)
+def test_typed_and_general_reading_agree(datatype: str, shape: list[Any], data: Any) -> None:
+    """What is quick must be no other than what is thorough, in what it takes and in what it gives."""
+    spec = TensorSpec("x", datatype, tuple(f"d{i}" for i in range(len(shape))))
+    codec = v2.Codec("m", "1", Interface((spec,), LINEAR.outputs))
+    body = json.dumps(
+        {"inputs": [{"name": "x", "shape": shape, "datatype": datatype, "data": data}]}
+    ).encode()
+
+    def outcome(read: Any) -> Any:
+        try:
+            array = codec._request(read(), memoryview(b"")).inputs["x"]
+        except InvalidInput:
+            return "invalid"
+        return array.dtype, array.shape, array.tobytes()
+
+    assert outcome(lambda: parse(body, 100)) == outcome(lambda: general(body))

@@ -18,5 +18,6 @@ def test_nothing_is_left_behind() -> None:
     found = soak(300_000)
     assert found.load.wrong == 0
     assert found.rude > 100
+    assert found.reloads > 10
     assert found.drift < DRIFT_LIMIT, [s.rss for s in found.samples]
     assert found.leaks() == []

@@ -1,6 +1,7 @@
 """Running requests: queues, batches, deadlines, turns. Knows nothing of protocols."""
 
 from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
+from edgeserve.serve.engine.cache import ResponseCache
 from edgeserve.serve.engine.plan import Instances, plan
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
@@ -27,6 +28,7 @@ __all__ = [
     "Pending",
     "QueueFull",
     "RequestQueue",
+    "ResponseCache",
     "ShuttingDown",
     "Turns",
     "plan",

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import contextlib
+from typing import TYPE_CHECKING
 
 import msgspec
 from google.protobuf import json_format
 
 import edgeserve
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.serve.access import Forbidden
 from edgeserve.serve.grpc import codec, messages
-from edgeserve.serve.grpc.errors import NotAllowed, NotSupported
-from edgeserve.serve.grpc.memory import SharedMemory
+from edgeserve.serve.grpc.errors import NotSupported
+from edgeserve.serve.protocols.triton import (
+    EXTENSIONS,
+    LOG_SETTINGS,
+    NO_CUDA,
+    READ_ONLY,
+    TRACE_SETTINGS,
+)
 from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,31 +31,6 @@ if TYPE_CHECKING:
 
     from edgeserve.serve.grpc import messages as m
 
-EXTENSIONS: Final = (
-    "binary_tensor_data",
-    "classification",
-    "model_configuration",
-    "parameters",
-    "statistics",
-)
-# Nothing is traced, and the log is the operator's.
-_TRACE: Final = {
-    "trace_level": ["OFF"],
-    "trace_rate": ["1000"],
-    "trace_count": ["-1"],
-    "log_frequency": ["0"],
-    "trace_file": [""],
-    "trace_mode": ["triton"],
-}
-_LOG: Final[dict[str, bool | int | str]] = {
-    "log_file": "",
-    "log_info": True,
-    "log_warning": True,
-    "log_error": True,
-    "log_verbose_level": 0,
-    "log_format": "default",
-}
-
 
 class About:
     """One method for each RPC but the two that infer; `changed` is called after models came or went."""
@@ -54,13 +38,13 @@ class About:
     def __init__(
         self,
         repository: ModelRepository,
-        memory: SharedMemory,
+        shm: SharedMemory,
         *,
         model_control: bool,
         changed: Callable[[], None],
     ) -> None:
         self._repository = repository
-        self._memory = memory
+        self._shm = shm
         self._model_control = model_control
         self._changed = changed
 
@@ -78,7 +62,7 @@ class About:
             model = self._repository.find(request.name, version)
         except (ModelNotFound, ModelUnavailable):
             return messages.ModelReadyResponse(ready=False)
-        return messages.ModelReadyResponse(ready=model.ready and self._repository.ready)
+        return messages.ModelReadyResponse(ready=model.ready and self._repository.serving)
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
         return messages.ServerMetadataResponse(
@@ -136,15 +120,19 @@ class About:
         self, request: m.RepositoryModelUnloadRequest
     ) -> m.RepositoryModelUnloadResponse:
         self._check_control(request.repository_name)
-        await self._repository.unload(request.model_name)
+        unknown = set(request.parameters) - {"unload_dependents"}
+        if unknown:
+            raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
+        with contextlib.suppress(ModelNotFound):  # no error, as with Triton
+            await self._repository.unload(request.model_name)
         self._changed()
         return messages.RepositoryModelUnloadResponse()
 
     def _check_control(self, repository_name: str) -> None:
         _only_repository(repository_name)
         if not self._model_control:
-            raise NotAllowed(
-                "clients may not load and unload models here", hint="edgeserve run --model-control"
+            raise Forbidden(
+                "models are not loaded by clients", hint="edgeserve run --model-control"
             )
 
     # shared memory
@@ -153,7 +141,7 @@ class About:
         self, request: m.SystemSharedMemoryStatusRequest
     ) -> m.SystemSharedMemoryStatusResponse:
         response = messages.SystemSharedMemoryStatusResponse()
-        for region in self._memory.status(request.name or None):
+        for region in self._shm.status(request.name or None):
             status = response.regions[region.name]
             status.name, status.key = region.name, region.key
             status.offset, status.byte_size = region.offset, region.byte_size
@@ -162,16 +150,16 @@ class About:
     async def SystemSharedMemoryRegister(
         self, request: m.SystemSharedMemoryRegisterRequest
     ) -> m.SystemSharedMemoryRegisterResponse:
-        self._memory.register(request.name, request.key, request.offset, request.byte_size)
+        self._shm.register(request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(
         self, request: m.SystemSharedMemoryUnregisterRequest
     ) -> m.SystemSharedMemoryUnregisterResponse:
         if request.name:
-            self._memory.unregister(request.name)
+            self._shm.unregister(request.name)
         else:
-            self._memory.unregister_all()
+            self._shm.unregister_all()
         return messages.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(
@@ -182,7 +170,7 @@ class About:
     async def CudaSharedMemoryRegister(
         self, request: m.CudaSharedMemoryRegisterRequest
     ) -> m.CudaSharedMemoryRegisterResponse:
-        raise NotSupported("CUDA shared memory is not supported")
+        raise NotSupported(NO_CUDA)
 
     async def CudaSharedMemoryUnregister(
         self, request: m.CudaSharedMemoryUnregisterRequest
@@ -193,19 +181,19 @@ class About:
 
     async def TraceSetting(self, request: m.TraceSettingRequest) -> m.TraceSettingResponse:
         if request.settings:
-            raise NotAllowed("trace settings are read-only")
+            raise Forbidden(READ_ONLY)
         if request.model_name:
             self._repository.find(request.model_name)
         response = messages.TraceSettingResponse()
-        for name, values in _TRACE.items():
-            response.settings[name].value.extend(values)
+        for name, values in TRACE_SETTINGS.items():
+            response.settings[name].value.extend(values if isinstance(values, list) else [values])
         return response
 
     async def LogSettings(self, request: m.LogSettingsRequest) -> m.LogSettingsResponse:
         if request.settings:
-            raise NotAllowed("log settings are read-only")
+            raise Forbidden(READ_ONLY)
         response = messages.LogSettingsResponse()
-        for name, value in _LOG.items():
+        for name, value in LOG_SETTINGS.items():
             setting = response.settings[name]
             if isinstance(value, bool):
                 setting.bool_param = value

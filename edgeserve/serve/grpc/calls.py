@@ -14,11 +14,12 @@ from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
-from edgeserve.serve.grpc.memory import SharedMemory
+from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import binary
-from edgeserve.serve.protocols.v2 import InferRequest
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion
 from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
 
 _CHECK_S: Final = 5.0
@@ -28,11 +29,16 @@ class Inferences:
     """Starts inferences on the event loop; made there, used from any thread."""
 
     def __init__(
-        self, repository: ModelRepository, memory: SharedMemory, loop: asyncio.AbstractEventLoop
+        self,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        loop: asyncio.AbstractEventLoop,
+        limits: GrpcLimits,
     ) -> None:
         self.repository = repository
-        self.memory = memory
+        self.shm = shm
         self.loop = loop
+        self.limits = limits
 
     def start(self, message: bytes, remaining_s: float | None) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
@@ -43,7 +49,7 @@ class Inferences:
         try:
             parsed = codec.parse(message)
             call.id = parsed.id
-            decoded = codec.decode(parsed)
+            decoded = codec.decode(parsed, self.limits.elements)
         except InvalidInput as error:
             call.finish(error)
         else:
@@ -105,7 +111,7 @@ class Inference:
                 self.request = request = codec.bind(
                     decoded, model.interface, self._read_regions(decoded), remaining_s
                 )
-            except InvalidInput:
+            except (InvalidInput, UnknownRegion, SharedMemoryOff):
                 model.metrics.failed("invalid")
                 raise
             self._pending = model.infer(request, self._ran)
@@ -137,9 +143,12 @@ class Inference:
         assert result is not None
         assert model is not None
         assert request is not None
+        size = sum(result.outputs[w.name].nbytes for w in request.outputs)
+        if size > self._owner.limits.send_bytes:
+            limit = self._owner.limits.send_bytes
+            raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
         head = codec.response_head(model.name, model.version, result.candidate, final=final)
-        outputs = codec.wire_outputs(request, result.outputs, model.labels)
-        return codec.encode(head, self.id, outputs, self._regions())
+        return codec.encode(head, request, result.outputs, model.interface, model.labels)
 
     def _ran(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome) and self._regions():
@@ -157,7 +166,7 @@ class Inference:
             model.cancel(pending)
         self.finish(Canceled("the client has left"))
 
-    def _regions(self) -> dict[str, codec.Region]:
+    def _regions(self) -> dict[str, OutputRegion]:
         decoded = self.decoded
         if decoded is None:
             return {}
@@ -165,16 +174,16 @@ class Inference:
 
     def _read_regions(self, decoded: codec.Decoded) -> dict[str, Array]:
         """The inputs that lie in shared memory; outputs that go there must find room."""
-        memory = self._owner.memory
+        shm = self._owner.shm
         for wanted in decoded.outputs:
             if wanted.region is not None:
                 region = wanted.region
-                memory.check_room(region.name, region.offset, region.byte_size)
+                shm.check_room(region.region, region.offset, region.byte_size)
         tensors = {}
         for given in decoded.inputs:
             if given.region is not None:
                 region = given.region
-                data = memory.read(region.name, region.offset, region.byte_size)
+                data = shm.read(region.region, region.offset, region.byte_size)
                 tensors[given.spec.name] = binary.from_bytes(given.spec, given.shape, data)
         return tensors
 
@@ -185,4 +194,4 @@ class Inference:
                 raise InvalidInput(
                     f"output '{name}' has {len(data)} bytes, its shared memory {region.byte_size}"
                 )
-            self._owner.memory.write(region.name, region.offset, data)
+            self._owner.shm.write(region.region, region.offset, data)

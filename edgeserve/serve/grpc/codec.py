@@ -23,7 +23,9 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.grpc import messages
 from edgeserve.serve.protocols import binary
-from edgeserve.serve.protocols.v2 import InferRequest, RequestedOutput, classify
+from edgeserve.serve.protocols.answers import classify
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.protocols.v2 import check_reserved
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
 
 if TYPE_CHECKING:
@@ -61,29 +63,13 @@ _STREAM_RESPONSE: Final = b"\x12"
 Parameters = Mapping[str, "bool | int | float | str"]
 
 
-class Region(msgspec.Struct, frozen=True):
-    """Where a tensor lies in a registered shared memory region."""
-
-    name: str
-    offset: int
-    byte_size: int
-
-
 class Input(msgspec.Struct, frozen=True):
     """One tensor as the message has it; `values` is None where it lies in `region`."""
 
     spec: TensorSpec
     shape: tuple[int, ...]
     values: Array | None
-    region: Region | None = None
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """One requested output."""
-
-    name: str
-    classes: int = 0
-    region: Region | None = None
+    region: OutputRegion | None = None
 
 
 class Decoded(msgspec.Struct, frozen=True):
@@ -93,7 +79,7 @@ class Decoded(msgspec.Struct, frozen=True):
     version: str | None
     id: str
     inputs: tuple[Input, ...]
-    outputs: tuple[Wanted, ...]
+    outputs: tuple[RequestedOutput, ...]
     timeout_s: float | None
     priority: int
 
@@ -107,19 +93,20 @@ def parse(data: bytes) -> ModelInferRequest:
     return message
 
 
-def decode(message: ModelInferRequest) -> Decoded:
-    """What a message says, its tensors as arrays on its own bytes. Raises InvalidInput."""
+def decode(message: ModelInferRequest, max_elements: int) -> Decoded:
+    """What a message says, its tensors as arrays on its own bytes; none may have more than
+    `max_elements`. Raises InvalidInput."""
     parameters = read_parameters(message.parameters, "parameter") if message.parameters else {}
-    for name in parameters:
-        if name.startswith("triton_") and name != _EMPTY_FINAL:
-            raise InvalidInput(f"parameter '{name}' is reserved")
+    if parameters:
+        parameters.pop(_EMPTY_FINAL, None)  # each request has one response, which is its last
+        check_reserved(parameters)
     timeout = _count(parameters, "timeout", "microseconds")
     return Decoded(
         message.model_name,
         version_of(message.model_version),
         message.id,
-        _inputs(message),
-        tuple([_wanted(output) for output in message.outputs]),
+        _inputs(message, max_elements),
+        _outputs(message),
         None if timeout is None else timeout / 1e6,
         _count(parameters, "priority", "a level") or 0,
     )
@@ -149,9 +136,9 @@ def bind(
         tensors[name] = regions[name] if given.values is None else given.values
     rows = interface.check(tensors)
     if decoded.outputs:
-        outputs = tuple([_requested(wanted, interface) for wanted in decoded.outputs])
-        if len({o.name for o in outputs}) != len(outputs):
-            raise InvalidInput("an output is asked for twice")
+        outputs = decoded.outputs
+        for wanted in outputs:
+            _check_output(wanted, interface)
     else:
         outputs = tuple([RequestedOutput(s.name, True) for s in interface.outputs])
     timeout = decoded.timeout_s
@@ -162,35 +149,32 @@ def bind(
     )
 
 
-def wire_outputs(
-    request: InferRequest, outputs: Tensors, labels: list[str] | None
-) -> list[tuple[str, Array]]:
-    """The requested outputs in order, those to be classified as their best classes."""
-    return [
-        (w.name, classify(outputs[w.name], w.classes, labels) if w.classes else outputs[w.name])
-        for w in request.outputs
-    ]
-
-
 def encode(
     head: bytes,
-    request_id: str,
-    outputs: list[tuple[str, Array]],
-    regions: Mapping[str, Region],
+    request: InferRequest,
+    outputs: Tensors,
+    interface: Interface,
+    labels: list[str] | None,
 ) -> bytes:
-    """A serialized ModelInferResponse that begins with `head`. Outputs in `regions` are described, and
-    travel through shared memory."""
+    """A serialized ModelInferResponse that begins with `head`. Outputs that went to shared memory are
+    described only."""
     parts: list[bytes | memoryview] = [head]
-    if request_id:
-        _append(parts, _ID, request_id.encode())
+    if request.id:
+        _append(parts, _ID, request.id.encode())
     blobs: list[bytes | memoryview] = []
-    for name, array in outputs:
-        region = regions.get(name)
-        if region is None:
-            parts.append(_description(name, dtype_name(array.dtype), array.shape))
+    for wanted in request.outputs:
+        array = outputs[wanted.name]
+        datatype = interface.output(wanted.name).dtype
+        if wanted.classes:
+            array = classify(array, wanted.classes, labels)
+            datatype = "BYTES"
+        elif array.dtype != DTYPES[datatype]:
+            datatype = dtype_name(array.dtype)
+        if wanted.region is None:
+            parts.append(_description(wanted.name, datatype, array.shape))
             _append(blobs, _RAW_OUTPUT, binary.to_bytes(array))
         else:
-            parts.append(_in_region(name, array, region))
+            parts.append(_in_region(wanted.name, datatype, array, wanted.region))
             _append(blobs, _RAW_OUTPUT, b"")
     return b"".join(parts + blobs)
 
@@ -238,7 +222,7 @@ def read_parameters(given: Mapping[str, InferParameter], what: str) -> dict[str,
     return values
 
 
-def _inputs(message: ModelInferRequest) -> tuple[Input, ...]:
+def _inputs(message: ModelInferRequest, max_elements: int) -> tuple[Input, ...]:
     blobs = message.raw_input_contents
     raw = len(blobs) > 0
     used = 0
@@ -253,6 +237,10 @@ def _inputs(message: ModelInferRequest) -> tuple[Input, ...]:
         shape = tuple(given.shape)
         if shape and min(shape) < 0:
             raise InvalidInput(f"input '{name}' shape: expected sizes, got {list(shape)}")
+        if math.prod(shape) > max_elements:
+            raise InvalidInput(
+                f"input '{name}': expected at most {max_elements} elements, got {list(shape)}"
+            )
         spec = TensorSpec(name, dtype, shape)
         region = (
             _region(read_parameters(given.parameters, "parameter")) if given.parameters else None
@@ -304,25 +292,33 @@ def _typed(spec: TensorSpec, shape: tuple[int, ...], contents: InferTensorConten
     return typed.reshape(shape)
 
 
-def _wanted(output: ModelInferRequest.InferRequestedOutputTensor) -> Wanted:
+def _outputs(message: ModelInferRequest) -> tuple[RequestedOutput, ...]:
+    if not message.outputs:
+        return ()
+    wanted = {output.name: _wanted(output) for output in message.outputs}
+    if len(wanted) != len(message.outputs):
+        raise InvalidInput("an output is asked for twice")
+    return tuple(wanted.values())
+
+
+def _wanted(output: ModelInferRequest.InferRequestedOutputTensor) -> RequestedOutput:
     if not output.parameters:
-        return Wanted(output.name)
+        return RequestedOutput(output.name, True)
     parameters = read_parameters(output.parameters, f"output '{output.name:.60}' parameter")
     classes = _count(parameters, "classification", "a count") or 0
     region = _region(parameters)
     if classes and region is not None:
         raise InvalidInput(f"output '{output.name}': classes do not go to shared memory")
-    return Wanted(output.name, classes, region)
+    return RequestedOutput(output.name, True, classes, region)
 
 
-def _requested(wanted: Wanted, interface: Interface) -> RequestedOutput:
-    spec = interface.output(wanted.name)
-    if wanted.classes and DTYPES[spec.dtype].kind not in "iuf":
+def _check_output(wanted: RequestedOutput, interface: Interface) -> None:
+    dtype = interface.output(wanted.name).dtype
+    if wanted.classes and (DTYPES[dtype].kind not in "iuf" or dtype == "BF16"):
         raise InvalidInput(f"output '{wanted.name}' holds no scores to classify by")
-    return RequestedOutput(wanted.name, True, wanted.classes)
 
 
-def _region(parameters: Mapping[str, Any]) -> Region | None:
+def _region(parameters: Mapping[str, Any]) -> OutputRegion | None:
     name = parameters.get("shared_memory_region")
     if name is None:
         return None
@@ -331,7 +327,7 @@ def _region(parameters: Mapping[str, Any]) -> Region | None:
     size = _count(parameters, "shared_memory_byte_size", "a size")
     if size is None:
         raise InvalidInput("parameter 'shared_memory_byte_size' is missing")
-    return Region(name, _count(parameters, "shared_memory_offset", "an offset") or 0, size)
+    return OutputRegion(name, _count(parameters, "shared_memory_offset", "an offset") or 0, size)
 
 
 def _count(parameters: Mapping[str, Any], name: str, what: str) -> int | None:
@@ -343,12 +339,10 @@ def _count(parameters: Mapping[str, Any], name: str, what: str) -> int | None:
     return value
 
 
-def _in_region(name: str, array: Array, region: Region) -> bytes:
+def _in_region(name: str, datatype: str, array: Array, region: OutputRegion) -> bytes:
     response = messages.ModelInferResponse()
-    output = response.outputs.add(
-        name=name, datatype=dtype_name(array.dtype), shape=list(array.shape)
-    )
-    output.parameters["shared_memory_region"].string_param = region.name
+    output = response.outputs.add(name=name, datatype=datatype, shape=list(array.shape))
+    output.parameters["shared_memory_region"].string_param = region.region
     output.parameters["shared_memory_offset"].int64_param = region.offset
     output.parameters["shared_memory_byte_size"].int64_param = len(binary.to_bytes(array))
     return bytes(response.SerializeToString())

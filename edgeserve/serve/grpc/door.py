@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grpc
 import msgspec
 
-from edgeserve.errors import EdgeServeError
+from edgeserve.serve.access import AccessDenied, Role, key_of
 from edgeserve.serve.grpc.errors import status_of
 from edgeserve.serve.grpc.pool import Pools
 
-
-class Need(enum.Enum):
-    """What a method needs: nothing, leave to use models, leave to change the server."""
-
-    OPEN = "open"
-    INFER = "infer"
-    CONTROL = "control"
-
-
-# Raises an EdgeServeError for a key, or the lack of one, that does not give what is needed.
-Admit = Callable[[Need, str | None], None]
+# Raises AccessDenied for a key, or the lack of one, that does not give the role.
+Admit = Callable[[Role, str | None], None]
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One method: how to call it, what it needs, and whether it waits for the engine."""
+    """One method: how to call it, which role it needs, and whether it waits for the engine."""
 
     handler: Any
-    need: Need
+    role: Role
     infers: bool = False
 
 
 class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread."""
+    """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread.
+
+    `seen` counts the calls that came.
+    """
 
     def __init__(
         self, methods: Mapping[str, Method], admit: Admit, pools: Pools, max_inferences: int
@@ -49,14 +42,25 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             f"{max_inferences} calls wait or run already: try again later",
         )
 
+        self._shut = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._open = True
+        self.seen = 0
+
+    def close(self) -> None:
+        """From now on only what needs no leave is let in."""
+        self._open = False
+
     def service(self, details: Any) -> Any:
+        self.seen += 1
         method = self._methods.get(details.method)
         if method is None:
             return None  # UNIMPLEMENTED, says grpc
-        if method.need is not Need.OPEN:
+        if method.role is not Role.OPEN:
+            if not self._open:
+                return self._shut
             try:
-                self._admit(method.need, _key(details.invocation_metadata))
-            except EdgeServeError as error:
+                self._admit(method.role, _key(details.invocation_metadata))
+            except AccessDenied as error:
                 return self._refusal(status_of(error), str(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
             return self._full
@@ -73,12 +77,5 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def _key(metadata: Iterable[Any]) -> str | None:
     """The key in `authorization: Bearer KEY` or `x-api-key: KEY`."""
-    bearer = None
-    for name, value in metadata:
-        if name == "x-api-key" and isinstance(value, str):
-            return value
-        if name == "authorization" and isinstance(value, str):
-            scheme, _, key = value.partition(" ")
-            if scheme.lower() == "bearer":
-                bearer = key.strip() or None
-    return bearer
+    found = {name: value for name, value in metadata if isinstance(value, str)}
+    return key_of(found.get("authorization"), found.get("x-api-key"))

@@ -7,15 +7,13 @@ from typing import Final
 import grpc
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
+from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 
 class Canceled(EdgeServeError):
     """The client left before its answer."""
-
-
-class NotAllowed(EdgeServeError):
-    """This server does not let clients do that."""
 
 
 class NotSupported(EdgeServeError):
@@ -30,7 +28,10 @@ _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Canceled, grpc.StatusCode.CANCELLED),
-    (NotAllowed, grpc.StatusCode.PERMISSION_DENIED),
+    (Unauthenticated, grpc.StatusCode.UNAUTHENTICATED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
+    (SharedMemoryOff, grpc.StatusCode.PERMISSION_DENIED),
+    (UnknownRegion, grpc.StatusCode.NOT_FOUND),
     (NotSupported, grpc.StatusCode.UNIMPLEMENTED),
 )
 

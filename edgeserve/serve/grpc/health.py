@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from edgeserve.serve.grpc import SERVICE
@@ -48,15 +49,15 @@ class Health:
             self._changed.notify_all()
 
     def check(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        request = health_pb2.HealthCheckRequest.FromString(message)
-        status = self._statuses.get(request.service)
+        service = _service(message, context)
+        status = self._statuses.get(service)
         if status is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r:.60}")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service!r:.60}")
         return bytes(_STATUS(status=status).SerializeToString())
 
     def watch(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """The status now and whenever it changes, until the client leaves."""
-        service = health_pb2.HealthCheckRequest.FromString(message).service
+        service = _service(message, context)
         told = None
         context.add_callback(self._wake)
         while context.is_active():
@@ -78,3 +79,11 @@ class Health:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _service(message: bytes, context: grpc.ServicerContext) -> str:
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(message).service)
+    except DecodeError:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+        raise

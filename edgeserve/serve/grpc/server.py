@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import Final
 
 import grpc
-import msgspec
 
 from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access import Role
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
-from edgeserve.serve.grpc.door import Admit, Door, Method, Need
-from edgeserve.serve.grpc.memory import SharedMemory
+from edgeserve.serve.grpc.door import Admit, Door, Method
+from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.service import INFER, Service
 from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.shm import SharedMemory
 
 _HEALTH_S: Final = 1.0
+_POLL_S: Final = 0.005
+_QUIET_S: Final = 0.05
+_ARRIVING_S: Final = 0.25
 _OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _CONTROL: Final = frozenset(
     {
@@ -36,69 +39,38 @@ _CONTROL: Final = frozenset(
 )
 
 
-class GrpcSettings(msgspec.Struct, frozen=True):
-    """Sizes in bytes, times in seconds. `threads` calls are inferred side by side, `queue` wait for a
-    thread; each stream has threads of its own."""
-
-    receive_bytes: int = 64 << 20
-    send_bytes: int = 1 << 30
-    metadata_bytes: int = 16_384
-    threads: int = 64
-    queue: int = 1024
-    streams: int = 32
-    streams_per_connection: int = 1024
-    idle_s: float = 300.0
-    keepalive_s: float = 60.0
-    model_control: bool = False
-
-    def channel_options(self) -> list[tuple[str, int]]:
-        return [
-            ("grpc.max_receive_message_length", self.receive_bytes),
-            ("grpc.max_send_message_length", self.send_bytes),
-            ("grpc.max_metadata_size", self.metadata_bytes),
-            ("grpc.absolute_max_metadata_size", 2 * self.metadata_bytes),
-            ("grpc.max_concurrent_streams", self.streams_per_connection),
-            ("grpc.max_connection_idle_ms", int(self.idle_s * 1000)),
-            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.max_ping_strikes", 5),
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half the calls
-        ]
-
-
 class GrpcServer:
     """Owns grpc's server and its threads; made, drained and closed on the event loop."""
 
     def __init__(
         self,
         repository: ModelRepository,
-        memory: SharedMemory,
-        settings: GrpcSettings,
+        shm: SharedMemory,
+        limits: GrpcLimits,
         admit: Admit,
         credentials: grpc.ServerCredentials | None = None,
+        *,
+        model_control: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._repository = repository
         self._credentials = credentials
-        self._idle = asyncio.Event()
-        self._pools = Pools(settings.threads, settings.streams)
+        self._pools = Pools(limits.threads, limits.streams)
         self._health = health.Health()
         about = About(
             repository,
-            memory,
-            model_control=settings.model_control,
+            shm,
+            model_control=model_control,
             changed=self._tell_health,
         )
         self._service = Service(
-            Inferences(repository, memory, self._loop),
+            Inferences(repository, shm, self._loop, limits),
             about,
             self._pools,
-            self._ended,
         )
-        self._server = grpc.server(self._pools.infer, options=settings.channel_options())
-        self._server.add_generic_rpc_handlers(
-            (Door(self._methods(), admit, self._pools, settings.threads + settings.queue),)
-        )
+        self._server = grpc.server(self._pools.infer, options=limits.channel_options())
+        self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
+        self._server.add_generic_rpc_handlers((self._door,))
         self._timer: asyncio.TimerHandle | None = None
 
     def listen(self, host: str, port: int) -> str:
@@ -124,19 +96,23 @@ class GrpcServer:
         """Not serving, nothing new, what has begun is answered; False when time ran out."""
         began = time.monotonic()
         self._health.drain()
+        # grpc's own stop cancels calls that it has received and not handed over yet. So what is on its
+        # way is let in first, then new calls are told to go elsewhere, and stop comes last.
+        await self._quiet(began + min(_ARRIVING_S, timeout_s))
+        self._door.close()
         self._service.drain()
-        self._server.stop(timeout_s)
-        while self._service.open:
-            self._idle.clear()
-            left = timeout_s - (time.monotonic() - began)
-            if not self._service.open or left <= 0:
-                break
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._idle.wait()
-        done = self._service.open == 0
+        while (busy := self._busy()) and time.monotonic() < began + timeout_s:  # noqa: ASYNC110 - threads count
+            await asyncio.sleep(_POLL_S)
+        await self._quiet(time.monotonic() + _ARRIVING_S)
         await asyncio.to_thread(self._server.stop, None)
-        return done
+        return not busy
+
+    async def _quiet(self, until: float) -> None:
+        """Until no call came for a moment."""
+        seen = -1
+        while seen != self._door.seen and time.monotonic() < until:
+            seen = self._door.seen
+            await asyncio.sleep(_QUIET_S)
 
     async def close(self) -> None:
         """End every call and all threads."""
@@ -146,8 +122,9 @@ class GrpcServer:
         await asyncio.to_thread(self._server.stop, None)
         await asyncio.to_thread(self._pools.close)
 
-    def _ended(self) -> None:
-        self._loop.call_soon_threadsafe(self._idle.set)
+    def _busy(self) -> bool:
+        # In this order: a call leaves its pool after it was counted among the open ones.
+        return self._pools.infer.calls > 0 or self._service.open > 0
 
     def _tell_health(self) -> None:
         models: dict[str, bool] = {}
@@ -161,17 +138,17 @@ class GrpcServer:
 
     def _methods(self) -> dict[str, Method]:
         found = {
-            f"/{SERVICE}/{name}": Method(handler, _need(name), name == INFER)
+            f"/{SERVICE}/{name}": Method(handler, _role(name), name == INFER)
             for name, handler in self._service.handlers().items()
         }
         for name, handler in self._health.handlers(self._pools).items():
-            found[f"/{health.NAME}/{name}"] = Method(handler, Need.OPEN)
+            found[f"/{health.NAME}/{name}"] = Method(handler, Role.OPEN)
         for name, handler in reflection.handlers(self._pools).items():
-            found[name] = Method(handler, Need.INFER)
+            found[name] = Method(handler, Role.INFER)
         return found
 
 
-def _need(method: str) -> Need:
+def _role(method: str) -> Role:
     if method in _OPEN:
-        return Need.OPEN
-    return Need.CONTROL if method in _CONTROL else Need.INFER
+        return Role.OPEN
+    return Role.CONTROL if method in _CONTROL else Role.INFER

@@ -32,22 +32,17 @@ _NO_DEADLINE_S: Final = 1e8
 
 
 class Service:
-    """The methods, and how many of their calls are open.
-
-    `idle` is called on the event loop when the last call has ended.
-    """
+    """The methods, and how many of their calls are open: not answered, or not sent yet."""
 
     def __init__(
         self,
         inferences: Inferences,
         about: About,
         pools: Pools,
-        idle: Callable[[], None],
     ) -> None:
         self._inferences = inferences
         self._about = about
         self._pools = pools
-        self._idle = idle
         self._streams: set[Stream] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -138,9 +133,6 @@ class Service:
             left()
             with self._lock:
                 self.open -= 1
-                last = self.open == 0
-            if last and self._draining:
-                self._idle()
 
         with self._lock:
             self.open += 1

@@ -16,6 +16,7 @@ from edgeserve.serve.grpc.calls import Inference, Inferences
 
 # Requests of one stream that may wait or run; the next is read when one is answered.
 WINDOW: Final = 64
+READER: Final = "edgeserve-grpc-reader"
 
 
 class Stream:
@@ -39,7 +40,7 @@ class Stream:
 
     def answers(self) -> Iterator[bytes]:
         """Serialized ModelStreamInferResponses, until the client has ended, is gone, or `drain`."""
-        threading.Thread(target=self._read, name="edgeserve-grpc-stream", daemon=True).start()
+        threading.Thread(target=self._read, name=READER, daemon=True).start()
         while (call := self._started.get()) is not None:
             self._answering = call
             if self._gone:

@@ -47,10 +47,11 @@ class BodyBuffers:
         self._kept.clear()
 
     def _take(self, size: int) -> Array:
-        for index, buffer in enumerate(self._kept):
+        for index in range(len(self._kept) - 1, -1, -1):  # the warmest first
+            buffer = self._kept[index]
             # Referred to by the list, by `buffer` and by getrefcount's own argument.
             if size <= len(buffer) <= 2 * size and sys.getrefcount(buffer) == 3:
-                self._kept.append(self._kept.pop(index))  # the least recently used goes first
+                self._kept.append(self._kept.pop(index))
                 return buffer
         buffer = np.empty(size, np.uint8)
         if size <= _KEPT_BYTES:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
 from edgeserve.serve.http.head import END, Head, Refused, parse_head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 
 if TYPE_CHECKING:
@@ -23,25 +23,6 @@ _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
 _KEPT_HEAD_BYTES: Final = 2_048
 INCOMING_BYTES: Final = 16_384
-
-
-class Request:
-    """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that."""
-
-    __slots__ = ("_connection", "body", "gone", "head")
-
-    def __init__(self, connection: Connection, head: Head, body: bytes | memoryview) -> None:
-        self._connection = connection
-        self.head = head
-        self.body = body
-        self.gone: Callable[[], None] | None = None
-
-    @property
-    def address(self) -> str:
-        return self._connection.address
-
-    def respond(self, response: Response) -> None:
-        self._connection.respond(self, response)
 
 
 class Owner(Protocol):
@@ -77,6 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         self._last: Head | None = None
         self._body: memoryview | None = None  # while one of known length is being received
         self._received = 0
+        self._seen = 0  # of it at `since`
         self._held = 0
         self._chunks: ChunkDecoder | None = None
         self._current: Request | None = None
@@ -236,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
             )
         self._head = head
         self.since = time.monotonic()
-        self._received = 0
+        self._received = self._seen = 0
         if head.length is None:
             self._chunks = ChunkDecoder(self._limits)
         if head.expects_continue and head.length != 0 and self._transport is not None:
@@ -272,6 +254,9 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.handle(request)
 
     # answering
+
+    def waits_for(self, request: Request) -> bool:
+        return request is self._current and self._transport is not None
 
     def respond(self, request: Request, response: Response) -> None:
         if request is not self._current:
@@ -311,14 +296,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write(self, response: Response, *, head_only: bool = False) -> None:
         assert self._transport is not None
-        head = response.head(close=self._close_after)
         parts = response.parts
-        if head_only or not parts:
+        size = len(parts[0]) if len(parts) == 1 else response.size
+        head = response.head(size, close=self._close_after)
+        if head_only or not size:
             self._transport.write(head)
-        elif len(parts) == 1 and len(parts[0]) < _JOIN_BYTES:
-            self._transport.write(head + parts[0])
-        elif response.size <= _JOIN_BYTES:
-            self._transport.write(b"".join([head, *parts]))
+        elif size <= _JOIN_BYTES:
+            self._transport.write(b"".join((head, *parts)))
         else:
             self._transport.writelines([head, *(p for p in parts if len(p))])
 
@@ -362,12 +346,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
         elif self._head is not None:
             received = len(self._chunks.body) if self._chunks is not None else self._received
-            if waited > limits.body_s + received / limits.body_rate:
+            if received - self._seen >= limits.body_rate * waited:
+                self.since, self._seen = now, received
+            elif waited > limits.body_s:
                 self._refuse(
                     Refused(
                         408,
-                        f"the body did not arrive within {limits.body_s:g} s, nor after that "
-                        f"with {limits.body_rate} bytes a second",
+                        f"the body came slower than {limits.body_rate} bytes a second for "
+                        f"{limits.body_s:g} s",
                     )
                 )
         elif self._buffer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from edgeserve.serve.access import Authoriser
+from edgeserve.serve.access import Authoriser, is_loopback
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
@@ -13,6 +14,8 @@ from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.tls import Tls
+
+log = logging.getLogger(__name__)
 
 
 class HttpFront:
@@ -29,6 +32,7 @@ class HttpFront:
         self._settings = settings
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
+        self._warn(is_loopback(settings.host), bool(keys))
 
         management = Management(repository, shm, model_control=settings.model_control)
 
@@ -44,11 +48,22 @@ class HttpFront:
 
     async def listen(self) -> tuple[str, str | None]:
         """The URLs of the data and the control listener. Raises EnvironmentProblem."""
-        url = self._url(*await self._data.listen(self._settings.host, self._settings.http_port))
+        settings = self._settings
+        shared = True if settings.workers > 1 else None
+        url = self._url(*await self._data.listen(settings.host, settings.http_port, shared))
         if self._control is None:
             return url, None
         port = self._settings.control_port or 0
         return url, self._url(*await self._control.listen(self._control_host, port))
+
+    def _warn(self, loopback: bool, keys: bool) -> None:
+        """Say what is legal and may not be meant."""
+        if loopback:
+            return
+        if not keys and self._settings.tls_client_ca is None:
+            log.warning("anybody who reaches this server may use its models: there are no keys")
+        elif keys and self._scheme == "http":
+            log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
 
     async def drain(self, timeout_s: float) -> bool:
         """As HttpServer.drain, of both."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
-from edgeserve.serve.http.response import JSON, Headers, Response
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import JSON, Form, Response, form
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model import ServedModel
@@ -18,9 +20,10 @@ from edgeserve.serve.protocols import v2
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 
+log = logging.getLogger(__name__)
+
 _BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
-_VARY: Final[Headers] = (("Vary", "Accept-Encoding"),)
 # Larger bodies are inflated and compressed on a thread, so that the loop does not wait for them.
 _INLINE_BYTES: Final = 32_768
 
@@ -47,10 +50,13 @@ class InferRoute:
         self._version = version
         self._header_length = header_length(headers)
         self._coding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
+        self._plain = self._coding in ("identity", "")
         self._accepts = accepted_coding(headers.get(b"accept-encoding"))
         self._model: ServedModel | None = None
         self._codec: v2.Codec | None = None
-        self._device: Headers = ()
+        self._candidate: Candidate | None = None
+        self._json: Form
+        self._binary: Form
 
     def __call__(self, request: Request) -> None:
         """Answer now or later; never raises."""
@@ -64,7 +70,7 @@ class InferRoute:
             self._codec = v2.Codec(
                 model.name, model.version, model.interface, model.labels, self._limits, self._shm
             )
-        if self._coding in ("identity", ""):
+        if self._plain:
             self._run(model, self._codec, request, request.body)
         elif self._coding in CODINGS:
             self._inflate(model, self._codec, request)
@@ -116,12 +122,16 @@ class InferRoute:
         except (InvalidInput, UnknownRegion, SharedMemoryOff) as error:
             request.respond(failure(error))
             return
-        device = result.candidate.device
-        if not self._device or self._device[0][1] != device:
-            self._device = (("x-edgeserve-device", device),)
+        except Exception:  # nobody else would answer: the engine calls this, not the router
+            log.exception("an answer could not be encoded")
+            request.respond(Response.error(500, "the server failed; its log says why"))
+            return
+        if self._candidate is not result.candidate:
+            self._candidate = result.candidate
+            where = (("x-edgeserve-device", result.candidate.device),)
+            self._json, self._binary = (form(200, kind, where) for kind in (JSON, _BINARY))
         length = encoded.header_length
-        kind = JSON if length is None else _BINARY
-        response = Response(200, encoded.parts, kind, self._device, length)
+        response = Response(self._json if length is None else self._binary, encoded.parts, length)
         if self._accepts is None or response.size < self._limits.compress_bytes:
             request.respond(response)
         else:
@@ -129,10 +139,10 @@ class InferRoute:
 
     def _compress(self, coding: str, request: Request, response: Response) -> None:
         def respond(body: bytes) -> None:
-            headers = (*response.headers, ("Content-Encoding", coding), *_VARY)
-            request.respond(
-                Response(200, [body], response.content_type, headers, response.header_length)
-            )
+            plain = response.form
+            codings = (("Content-Encoding", coding), ("Vary", "Accept-Encoding"))
+            shared = form(200, plain.content_type, (*plain.headers, *codings))
+            request.respond(Response(shared, [body], response.header_length))
 
         self._aside(response.size, lambda: deflate(coding, response.parts), respond, request)
 
@@ -142,14 +152,17 @@ class InferRoute:
         """Do `work`, on a thread where it takes long; `then` gets its result on the loop."""
 
         def finish(get: Callable[[], bytes]) -> None:
+            if not request.waits:
+                return  # its client has left meanwhile
             try:
-                result = get()
+                then(get())
             except InvalidInput as error:
                 request.respond(failure(error))
             except BodyTooLarge as error:
                 request.respond(Response.error(413, str(error)))
-            else:
-                then(result)
+            except Exception:  # on a thread nobody else would answer
+                log.exception("a request could not be handled")
+                request.respond(Response.error(500, "the server failed; its log says why"))
 
         if size <= _INLINE_BYTES:
             finish(work)

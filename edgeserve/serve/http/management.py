@@ -17,8 +17,8 @@ import msgspec
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
 from edgeserve.serve.access import Forbidden, Role
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure
@@ -147,7 +147,7 @@ class Management:
                 log.exception("a change failed")
                 request.respond(Response.error(500, "the server failed; its log says why"))
             else:
-                request.respond(Response(200, []))
+                request.respond(Response.of(200, []))
 
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
@@ -170,14 +170,14 @@ class Management:
                 raise InvalidInput("region: expected a name, as in /region/NAME/register")
             wanted = _decoded(request, _Registration)
             self._shm.register(region, wanted.key, wanted.offset, wanted.byte_size)
-            return Response(200, [])
+            return Response.of(200, [])
 
         def unregister(request: Request) -> Response:
             if region is None:
                 self._shm.unregister_all()
             else:
                 self._shm.unregister(region)
-            return Response(200, [])
+            return Response.of(200, [])
 
         return _posting(register if match[3] == b"register" else unregister)
 
@@ -201,7 +201,7 @@ def _decoded(request: Request, kind: type[_T]) -> _T:
     check_depth(body, _DEPTH)
     try:
         return msgspec.json.decode(body.strip() or b"{}", type=kind)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidInput(f"the body: {error}") from None
 
 

@@ -16,37 +16,49 @@ Headers = tuple[tuple[str, str], ...]
 RETRY: Final[Headers] = (("Retry-After", "1"),)
 
 
-class Response:
-    """A status, a body in parts, and headers beside Content-Type and Content-Length.
+class Form:
+    """A status and headers beside Content-Length: what many answers share, as bytes made once."""
 
-    `header_length` is Inference-Header-Content-Length: it differs from answer to answer, where the
-    other headers repeat.
-    """
+    __slots__ = ("content_type", "headers", "start", "status")
 
-    __slots__ = ("content_type", "header_length", "headers", "parts", "status")
-
-    def __init__(
-        self,
-        status: int,
-        parts: list[Any],
-        content_type: str = JSON,
-        headers: Headers = (),
-        header_length: int | None = None,
-    ) -> None:
+    def __init__(self, status: int, content_type: str, headers: Headers) -> None:
         self.status = status
-        self.parts = parts
         self.content_type = content_type
         self.headers = headers
+        lines = [f"Content-Type: {content_type}", *(f"{name}: {value}" for name, value in headers)]
+        text = "\r\n".join(line.replace("\r", " ").replace("\n", " ") for line in lines)
+        self.start = status_line(status) + text.encode("latin-1", "replace")
+        self.start += b"\r\nContent-Length: "
+
+
+form = lru_cache(maxsize=256)(Form)  # none of what forms are made of may come from a client
+
+
+class Response:
+    """A body in parts under a form. `header_length` is Inference-Header-Content-Length, which differs
+    from answer to answer."""
+
+    __slots__ = ("form", "header_length", "parts")
+
+    def __init__(self, shared: Form, parts: list[Any], header_length: int | None = None) -> None:
+        self.form = shared
+        self.parts = parts
         self.header_length = header_length
 
     @classmethod
+    def of(
+        cls, status: int, parts: list[Any], content_type: str = JSON, headers: Headers = ()
+    ) -> Response:
+        return cls(form(status, content_type, headers), parts)
+
+    @classmethod
     def json(cls, document: object, status: int = 200, headers: Headers = ()) -> Response:
-        return cls(status, [orjson.dumps(document)], headers=headers)
+        return cls.of(status, [orjson.dumps(document)], headers=headers)
 
     @classmethod
     def struct(cls, document: object) -> Response:
         """Of msgspec structs, or containers of them."""
-        return cls(200, [msgspec.json.encode(document)])
+        return cls.of(200, [msgspec.json.encode(document)])
 
     @classmethod
     def error(cls, status: int, message: str, headers: Headers = ()) -> Response:
@@ -56,23 +68,13 @@ class Response:
 
     @property
     def size(self) -> int:
-        return sum(len(p) for p in self.parts)
+        return sum(map(len, self.parts))
 
-    def head(self, *, close: bool) -> bytes:
-        """Everything before the body."""
-        length = self.size
-        start = _start(self.status, self.content_type, self.headers)
+    def head(self, size: int, *, close: bool) -> bytes:
+        """Everything before the body of `size` bytes."""
         if self.header_length is None and not close:
-            return b"%s%d\r\n\r\n" % (start, length)
+            return b"%s%d\r\n\r\n" % (self.form.start, size)
         more = b"\r\nConnection: close" if close else b""
         if self.header_length is not None:
             more += b"\r\nInference-Header-Content-Length: %d" % self.header_length
-        return b"%s%d%s\r\n\r\n" % (start, length, more)
-
-
-@lru_cache(maxsize=256)
-def _start(status: int, content_type: str, headers: Headers) -> bytes:
-    """A head up to the value of Content-Length. None of it may come from a client."""
-    lines = [f"Content-Type: {content_type}", *(f"{name}: {value}" for name, value in headers)]
-    text = "\r\n".join(line.replace("\r", " ").replace("\n", " ") for line in lines)
-    return status_line(status) + text.encode("latin-1", "replace") + b"\r\nContent-Length: "
+        return b"%s%d%s\r\n\r\n" % (self.form.start, size, more)

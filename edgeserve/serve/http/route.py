@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.status import failure
 
@@ -17,7 +17,7 @@ class NoRoute(Exception):
     """Nothing answers here; the response says what would."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
+        super().__init__(response.form.status)
         self.response = response
 
 

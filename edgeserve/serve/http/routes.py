@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure
@@ -60,6 +60,7 @@ class Router:
             b"/v2/models": self._list,
             b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
             b"/metrics": self._scrape,
+            b"/openapi.json": _openapi,
         }
 
     def handle(self, request: Request) -> None:
@@ -121,27 +122,35 @@ class Router:
         )
 
     def _health(self, *, detailed: bool) -> Response:
-        models = self._repository.loaded()
-        ready = self._repository.ready and all(m.ready for m in models)
+        ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            document["models"] = {m.name: _condition(m) for m in models}
+            models: dict[str, object] = {
+                e.name: {"ready": False, "version": e.version, "reason": e.reason}
+                for e in self._repository.index()
+                if e.state != "READY"
+            }
+            models |= {m.name: _condition(m) for m in self._repository.loaded()}
+            document["models"] = models
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 
     def _list(self) -> Response:
         models = [
             {"name": m.name, "versions": self._repository.versions(m.name), **_where(m)}
             for m in self._repository.loaded()
+            if m.version == self._repository.versions(m.name)[-1]
         ]
         return Response.json({"models": models})
 
     def _scrape(self) -> Response:
-        return Response(200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8")
+        return Response.of(
+            200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8"
+        )
 
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
         if what == b"ready":
-            ready = self._repository.ready and model.ready
+            ready = self._repository.serving and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.struct(model.config())
@@ -167,6 +176,12 @@ def decoded(part: bytes) -> str:
     return unquote_to_bytes(part).decode("utf-8", "replace")
 
 
+def _openapi() -> Response:
+    from edgeserve.serve.http.openapi import document  # few ask for it
+
+    return Response.json(document())
+
+
 def _statistics(models: list[ServedModel]) -> Response:
     return Response.struct({"model_stats": [m.statistics() for m in models]})
 
@@ -182,6 +197,8 @@ def _where(model: ServedModel) -> dict[str, str]:
 
 def _condition(model: ServedModel) -> dict[str, object]:
     """What serves, since when (seconds since 1970), and why the first candidate does not."""
+    if model.engine is None:
+        return {"ready": model.ready, **_where(model), "reason": model.reason}
     status = model.status
     condition: dict[str, object] = {"ready": model.ready, **_where(model), "since": status.since}
     if status.max_rows:

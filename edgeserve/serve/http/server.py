@@ -12,7 +12,8 @@ from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.http.buffers import BodyBuffers
-from edgeserve.serve.http.connection import INCOMING_BYTES, Connection, Request
+from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.tls import Tls
@@ -47,8 +48,8 @@ class HttpServer:
         self._sweeper: asyncio.TimerHandle | None = None
         self._shrink_at = time.monotonic() + _SHRINK_S
 
-    async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Start accepting; the address that is really listened on.
+    async def listen(self, host: str, port: int, reuse_port: bool | None = None) -> tuple[str, int]:
+        """Start accepting; the address that is really listened on. `reuse_port` as for asyncio.
 
         Raises EnvironmentProblem when it is in use or may not be used.
         """
@@ -56,12 +57,12 @@ class HttpServer:
         try:
             if self._tls is None:
                 self._server = await loop.create_server(
-                    lambda: Connection(self), host, port, backlog=1024
+                    lambda: Connection(self), host, port, backlog=1024, reuse_port=reuse_port
                 )
             else:
                 self._server = await loop.create_server(
                     lambda: Connection(self), host, port, backlog=1024, ssl=self._tls.context,
-                    ssl_handshake_timeout=self.limits.handshake_s,
+                    ssl_handshake_timeout=self.limits.handshake_s, reuse_port=reuse_port,
                 )  # fmt: skip
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE

@@ -81,7 +81,9 @@ class Encoder:
         return Encoded([head, *blobs], len(head)) if blobs else Encoded([head])
 
     def _check_size(self, wanted: tuple[RequestedOutput, ...], outputs: Tensors) -> None:
-        size = sum(outputs[w.name].nbytes for w in wanted)
+        size = 0
+        for output in wanted:
+            size += outputs[output.name].nbytes
         if size > self._limits.output_bytes:
             raise InvalidInput(
                 f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"

@@ -70,8 +70,8 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
     check_depth(data, depth)
     try:
         return _DECODER.decode(data)  # type: ignore[return-value] # the same fields
-    except (msgspec.MsgspecError, RecursionError):
-        return _general(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # also of text that is not UTF-8
+        return general(data)
 
 
 def check_depth(data: bytes, most: int) -> None:
@@ -112,7 +112,7 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"{value!r:.40}")
 
 
-def _general(data: bytes) -> Document:
+def general(data: bytes) -> Document:
     document = as_object(parse_json(data), "request")
     unknown = set(document) - _FIELDS
     if unknown:

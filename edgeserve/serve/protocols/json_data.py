@@ -22,6 +22,7 @@ _CODES: Final = {
     "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 _MAX_NESTED: Final = 8
+_MAX_SIZE: Final = 2**63 - 1
 
 
 class JsonPort:
@@ -31,7 +32,7 @@ class JsonPort:
 
     def __init__(self, spec: TensorSpec, limits: Limits) -> None:
         self.spec = spec
-        self._dims = spec.shape
+        self._dims = spec.wire_shape
         self._elements = limits.elements
         self._code = _CODES.get(spec.dtype)
         scalar = _SCALARS.get(spec.numpy_dtype.kind)
@@ -44,25 +45,31 @@ class JsonPort:
 
     def shape_of(self, shape: list[int], datatype: str) -> tuple[int, ...]:
         """The checked shape. Raises InvalidInput."""
+        if datatype == self.spec.dtype and len(shape) == len(self._dims):
+            elements = 1
+            for want, got in zip(self._dims, shape, strict=True):
+                if got < 0 or (got != want and want >= 0):
+                    break
+                elements *= got
+            else:
+                if elements <= self._elements:
+                    return tuple(shape)
+        raise InvalidInput(self._misfit(shape, datatype))
+
+    def _misfit(self, shape: list[int], datatype: str) -> str:
         spec = self.spec
         if datatype != spec.dtype:
-            raise InvalidInput(f"input '{spec.name}': expected {spec.dtype}, got {datatype:.40}")
-        for size in shape:
-            if size < 0:
-                raise InvalidInput(
-                    f"input '{spec.name}' shape: expected a list of sizes, got {shape!r:.60}"
-                )
-        checked = tuple(shape)
-        if not spec.fits(checked):
+            return f"input '{spec.name}': expected {spec.dtype}, got {datatype:.40}"
+        if any(not 0 <= size <= _MAX_SIZE for size in shape):
+            return f"input '{spec.name}' shape: expected a list of sizes from 0 to {_MAX_SIZE}"
+        if not spec.fits(tuple(shape)):
             want = ",".join(str(d) for d in spec.shape)
             have = ",".join(str(d) for d in shape[:16])
-            raise InvalidInput(f"input '{spec.name}': expected shape [{want}], got [{have}]")
-        if math.prod(checked) > self._elements:
-            raise InvalidInput(
-                f"input '{spec.name}': expected at most {self._elements} elements, "
-                f"got {math.prod(checked)}"
-            )
-        return checked
+            return f"input '{spec.name}': expected shape [{want}], got [{have}]"
+        return (
+            f"input '{spec.name}': expected at most {self._elements} elements, "
+            f"got {math.prod(shape[:_MAX_NESTED])}"
+        )
 
     def array_of(self, shape: tuple[int, ...], data: Any) -> Array:
         """`data` is JSON text or a general object. Raises InvalidInput."""

@@ -104,10 +104,15 @@ class Codec:
         if len(inputs) == len(interface.inputs):
             if not interface.max_batch:
                 return 1
-            sizes = {a.shape[0] for a in inputs.values()}
-            rows: int = sizes.pop()
-            if not sizes and 1 <= rows <= interface.max_batch:
-                return rows
+            rows = 0
+            for array in inputs.values():
+                size: int = array.shape[0]
+                if rows not in (0, size):
+                    break
+                rows = size
+            else:
+                if 1 <= rows <= interface.max_batch:
+                    return rows
         return interface.check(inputs)
 
     def _inputs(self, document: Document, blobs: memoryview) -> Tensors:

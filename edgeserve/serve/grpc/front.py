@@ -1,0 +1,59 @@
+"""The gRPC side of one server, from its settings."""
+
+from __future__ import annotations
+
+from edgeserve.serve.access import Authoriser, Caller, Role
+from edgeserve.serve.grpc.credentials import server_credentials
+from edgeserve.serve.grpc.limits import GrpcLimits
+from edgeserve.serve.grpc.server import GrpcServer
+from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.settings import Settings
+from edgeserve.serve.shm import SharedMemory
+
+
+class GrpcFront:
+    """Owns the gRPC listener of a server; lives on one event loop.
+
+    It has the control plane, too, unless `control_port` gives that an address of its own.
+    """
+
+    def __init__(self, settings: Settings, repository: ModelRepository, shm: SharedMemory) -> None:
+        self._settings = settings
+        limits = settings.effective_limits()
+        authoriser = Authoriser(
+            settings.read_keys(),
+            settings.control_names,
+            listens_on=settings.host,
+            control=settings.control_port is None,
+        )
+
+        def admit(role: Role, key: str | None) -> None:
+            # Whoever reaches a loopback address is on this machine.
+            authoriser.check(role, Caller(key=key, address=settings.host))
+
+        self._server = GrpcServer(
+            repository,
+            shm,
+            GrpcLimits(
+                receive_bytes=limits.body_bytes,
+                send_bytes=limits.output_bytes,
+                metadata_bytes=limits.head_bytes,
+                elements=limits.elements,
+                queue=settings.queue,
+                idle_s=limits.idle_s,
+            ),
+            admit,
+            server_credentials(settings),
+            model_control=settings.model_control,
+        )
+
+    def listen(self) -> str:
+        """HOST:PORT that is listened on. Raises EnvironmentProblem."""
+        return self._server.listen(self._settings.host, self._settings.grpc_port or 0)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """As GrpcServer.drain."""
+        return await self._server.drain(timeout_s)
+
+    async def close(self) -> None:
+        await self._server.close()

@@ -1,0 +1,35 @@
+"""What gRPC clients may send, and how much at a time."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class GrpcLimits(msgspec.Struct, frozen=True):
+    """Sizes in bytes, times in seconds. `threads` calls are inferred side by side, `queue` wait for a
+    thread; each stream has threads of its own."""
+
+    receive_bytes: int = 64 << 20
+    send_bytes: int = 1 << 30
+    metadata_bytes: int = 16_384
+    elements: int = 1 << 28
+    threads: int = 64
+    queue: int = 1024
+    streams: int = 32
+    streams_per_connection: int = 1024
+    idle_s: float = 300.0
+    keepalive_s: float = 60.0
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_receive_message_length", self.receive_bytes),
+            ("grpc.max_send_message_length", self.send_bytes),
+            ("grpc.max_metadata_size", self.metadata_bytes),
+            ("grpc.absolute_max_metadata_size", 2 * self.metadata_bytes),
+            ("grpc.max_concurrent_streams", self.streams_per_connection),
+            ("grpc.max_connection_idle_ms", int(self.idle_s * 1000)),
+            ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.max_ping_strikes", 5),
+            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half the calls
+        ]

@@ -1,0 +1,50 @@
+"""What the server logs: text or JSON, and a line for every request where that is asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from typing import Final, Literal
+
+# One line a request; off unless `--access-log`.
+ACCESS: Final = logging.getLogger("edgeserve.access")
+_FIELDS: Final = "edgeserve_fields"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, and what the record brings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields = getattr(record, _FIELDS, None)
+        if isinstance(fields, dict):
+            line.update(fields)
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def set_up(log_format: Literal["text", "json"], *, access: bool) -> None:
+    """Format what goes to the root logger's handlers; switch the access log."""
+    if log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
+    ACCESS.setLevel(logging.INFO if access else logging.WARNING)
+
+
+def log_request(
+    request_id: str | None, model: str, version: str, result: str, **fields: object
+) -> None:
+    """One request was answered. One without an id gets one, so that its line can be told apart."""
+    shown = {"id": request_id or uuid.uuid4().hex, "model": model, "version": version,
+             "result": result, **fields}  # fmt: skip
+    text = " ".join(f"{k}={v}" for k, v in shown.items())
+    ACCESS.info(text, extra={_FIELDS: shown})

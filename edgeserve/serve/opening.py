@@ -1,0 +1,141 @@
+"""From a model on disk to a served one: the bundle, its chain, its engine. Blocking; called on threads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from edgeserve.bundle import Bundle, Candidate
+from edgeserve.chain import Chain, ChainOptions
+from edgeserve.devices import usable_cores
+from edgeserve.errors import ModelUnavailable
+from edgeserve.serve.engine import Engine, EngineSettings, Instances, ResponseCache, Turns, plan
+from edgeserve.serve.metrics import ServerMetrics
+from edgeserve.serve.model import ServedModel
+from edgeserve.serve.settings import Settings
+from edgeserve.serve.sources import ModelSource
+from edgeserve.tensors import Interface
+
+
+def chain_options(settings: Settings, instances: int, threads: int) -> ChainOptions:
+    """How the chain of a model is opened."""
+    return ChainOptions(
+        fallback=settings.fallback == "auto",
+        device=settings.device,
+        variant=settings.variant,
+        require=settings.require,
+        threads=threads,
+        instances=instances,
+        spin=settings.spin,
+        isolate=settings.isolate,
+        standby=settings.standby,
+        watchdog_s=settings.watchdog,
+        open_timeout_s=settings.open_timeout,
+        recheck_s=settings.recheck,
+        verify=settings.verify,
+        reopen_s=settings.reopen,
+        worker_memory=settings.worker_memory,
+        inject=settings.inject,
+    )
+
+
+class Opener:
+    """Opens models for one server: they share its metrics, its turns and its cache."""
+
+    def __init__(
+        self,
+        metrics: ServerMetrics,
+        loop: asyncio.AbstractEventLoop,
+        cache: ResponseCache | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self._loop = loop
+        self._cache = cache
+        self._cores = usable_cores()
+        self._turns = Turns(self._cores)
+
+    def describe(self, source: ModelSource) -> ServedModel:
+        """The model, without an engine yet. Raises BundleError; ModelUnavailable for a known problem."""
+        if source.problem is not None:
+            raise ModelUnavailable(f"model '{source.name}' cannot be loaded", cause=source.problem)
+        bundle = Bundle.open(source.path)
+        return ServedModel(
+            source.name,
+            source.version,
+            bundle,
+            self._settings(bundle, source.settings),
+            self._metrics.model(source.name, source.version),
+            self._loop,
+            interface=_interface(bundle, source.settings),
+            labels=list(source.labels) if source.labels is not None else None,
+            policy=source.policy,
+            cache=self._cache,
+        )
+
+    def open(self, source: ModelSource, model: ServedModel) -> Engine:
+        """An engine for the model: its chain open, golden-checked and warm. Raises what Chain raises."""
+        chosen = self._plan(model.bundle, source.settings)
+        options = chain_options(source.settings, chosen.count, chosen.threads)
+        chain = Chain(model.bundle, options)
+        try:
+            return Engine(chain, model.settings, self._loop, model.ran, self._turns)
+        except BaseException:
+            chain.close()
+            raise
+
+    def estimate(self, source: ModelSource, model: ServedModel) -> int:
+        """Bytes the model takes at least: its files, and once more what the engine makes of them."""
+        first = first_candidate(model.bundle, source.settings)
+        return 2 * model.bundle.manifest.variant(first.variant).size_bytes
+
+    def forget(self, model: ServedModel) -> None:
+        """The model is no longer served: its metrics go."""
+        self._metrics.forget(model.name, model.version)
+
+    def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
+        return EngineSettings(
+            queue=settings.queue,
+            on_full=settings.queue_policy,
+            timeout_s=settings.timeout,
+            own_timeouts=settings.own_timeouts,
+            instances=self._plan(bundle, settings).count,
+            batching=settings.batching,
+            max_batch=settings.max_batch,
+            preferred=settings.preferred_batches,
+            delay_s=settings.batch_delay,
+            priorities=settings.priority_levels,
+            default_priority=settings.default_priority,
+            weight=settings.weight,
+        )
+
+    def _plan(self, bundle: Bundle, settings: Settings) -> Instances:
+        """By the candidate that is tried first."""
+        first = first_candidate(bundle, settings)
+        measured = [
+            m.latency_ms
+            for m in bundle.manifest.variant(first.variant).measured
+            if m.runtime == first.runtime and m.device == first.device
+        ]
+        latency = measured[0] if measured else None
+        return plan(settings.instances, settings.threads, self._cores, latency, first.device)
+
+
+def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
+    """The candidate that is tried first, or would be if any matched."""
+    chain = bundle.manifest.chain
+    matching = (
+        c
+        for c in chain
+        if settings.device in (None, c.device, c.device.partition(".")[0])
+        and settings.variant in (None, c.variant)
+    )
+    return next(matching, chain[0])
+
+
+def _interface(bundle: Bundle, settings: Settings) -> Interface:
+    """The bundle's, with batches no larger than the settings allow."""
+    interface = bundle.manifest.interface
+    if 0 < settings.max_batch < interface.max_batch:
+        return msgspec.structs.replace(interface, max_batch=settings.max_batch)
+    return interface

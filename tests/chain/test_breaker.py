@@ -1,0 +1,66 @@
+"""Pauses that grow, and are forgotten once a candidate has served for long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeserve.chain.breaker import Breaker
+
+
+def middle(low: float, high: float) -> float:
+    return (low + high) / 2
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    breaker = Breaker(1.0, 10.0, 60.0, middle)
+    pauses = [breaker.failed(100.0) - 100.0 for _ in range(6)]
+    assert pauses == pytest.approx([1, 2, 4, 8, 10, 10])
+
+
+@given(st.integers(1, 2000))
+def test_pauses_stay_within_a_fifth_of_their_length(failures: int) -> None:
+    breaker = Breaker(1.0, 300.0, 60.0)
+    for _ in range(failures):
+        breaker.failed(0.0)
+    wanted = min(300.0, 2.0 ** min(failures - 1, 9))
+    assert breaker.due is not None
+    assert 0.8 * wanted <= breaker.due <= 1.2 * wanted
+
+
+def test_one_that_fails_soon_after_it_came_back_waits_longer() -> None:
+    breaker = Breaker(1.0, 300.0, 60.0, middle)
+    breaker.failed(0.0)
+    breaker.served(1.0)
+    assert breaker.due is None
+    assert breaker.failed(31.0) == pytest.approx(33.0)
+
+
+def test_one_that_served_for_long_starts_anew() -> None:
+    breaker = Breaker(1.0, 300.0, 60.0, middle)
+    for _ in range(5):
+        breaker.failed(0.0)
+    breaker.served(100.0)
+    assert breaker.failed(161.0) == pytest.approx(162.0)
+
+
+def test_what_did_not_open_at_start_is_not_tried_at_once() -> None:
+    breaker = Breaker(1.0, 300.0, 60.0, middle)
+    assert breaker.failed_at_start(0.0) == pytest.approx(32.0)
+    assert breaker.failed(32.0) == pytest.approx(32.0 + 64.0)
+
+
+def test_news_bring_it_forward_or_put_it_off() -> None:
+    breaker = Breaker(1.0, 300.0, 60.0, middle)
+    breaker.hurry(5.0)
+    assert breaker.due is None  # nothing is wrong
+    assert breaker.is_due(0.0)
+    breaker.failed(10.0)
+    assert not breaker.is_due(10.5)
+    breaker.postpone(20.0)
+    assert breaker.due == 20.0
+    breaker.hurry(12.0)
+    assert breaker.is_due(12.0)
+    breaker.give_up()
+    assert breaker.due is None

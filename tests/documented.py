@@ -1,0 +1,85 @@
+"""A folder that holds what the documentation's commands name, and a way to run them as a shell would."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from tests.bundles import linear_model
+from tests.networks import small_cnn
+
+DIGITS = Path(__file__).resolve().parents[1] / "edgeserve" / "demo" / "files"
+_CLASSES = 10
+_PHOTOS = 48
+
+BOARD = """
+# A board of one's own. Source: its data sheet.
+name = "my-board"
+title = "My board"
+arch = ["x86_64", "AMD64", "aarch64", "arm64"]
+
+[[chain]]
+runtime = "onnxruntime"
+device = "cpu"
+precisions = ["int8", "fp32"]
+"""
+LIMITS = '[gate]\nmax_size = "5 MB"\nmin_cosine = 0.9\n'
+SERVE = 'bundle = "model.edge"\n'
+
+
+def make_folder(folder: Path) -> None:
+    """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, digits.onnx with its
+    data, linear.onnx, samples.npz (one
+    digit), my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
+    model = small_cnn()
+    del model.graph.output[1]
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_value = 224
+    onnx.save(model, folder / "model.onnx")
+    onnx.save(linear_model(), folder / "linear.onnx")
+    shutil.copy(DIGITS / "digits.onnx", folder / "digits.onnx")
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    rows = ["file,label"]
+    for index in range(_PHOTOS):
+        # Blocks of colour: noise in every pixel looks the same to a network that averages.
+        small = random.integers(0, 255, (7, 7, 3), np.uint8)
+        Image.fromarray(small).resize((256, 256)).save(folder / "images" / f"{index:02}.png")
+        rows.append(f"images/{index:02}.png,{index % _CLASSES}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    samples = np.load(DIGITS.joinpath("digits-samples.npz"))
+    np.savez(folder / "samples.npz", image=samples["image"][:1])
+    (folder / "ci").mkdir()
+    for name, text in {
+        "my-board.toml": BOARD, "edgeserve.toml": LIMITS, "ci/limits.toml": LIMITS,
+        "serve.toml": SERVE,
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+
+
+def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """A documented `edgeserve …` line in `folder`. A server is stopped once it serves; its port is free."""
+    words = [sys.executable, "-m", *shlex.split(line, comments=True), *more]
+    environ = os.environ | {"EDGESERVE_HTTP_PORT": "0", "EDGESERVE_TARGET": "auto"}
+    if words[3] != "run":
+        return subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True)
+    with subprocess.Popen(
+        words, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stderr is not None
+        said = []
+        for said_line in server.stderr:
+            said.append(said_line)
+            if said_line.startswith("try: "):
+                server.send_signal(signal.SIGTERM)
+        code = server.wait()
+    return subprocess.CompletedProcess(words, code, "", "".join(said))
