@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venvs/demo
+WEBGPU_VENV := .venvs/webgpu
+PLUGINS_VENV := .venvs/plugins
 BIN := $(VENV)/bin
 GRPC := edgeserve/serve/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit reference protos clean
+.PHONY: help demo test test-slow check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,7 +34,7 @@ layers: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(BIN)/pytest
 
-test-slow: $(VENV)/.installed  ## Tool environments, device packages, the ImageNet example, soaks
+test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow
 
 reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands' own help
@@ -42,6 +44,19 @@ protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I $(GRPC) --descriptor_set_out=$(GRPC)/messages.binpb \
 		--pyi_out=$(GRPC) inference.proto
 	mv $(GRPC)/inference_pb2.pyi $(GRPC)/messages.pyi
+
+gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for the tests of a real GPU API
+	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+		echo "gpu-driver: needs apt-get and root; without it the tests in tests/gpu are skipped" >&2; \
+	else \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium libvulkan1 >/dev/null \
+		|| echo "gpu-driver: apt-get failed; without chromium and libvulkan1 the tests in tests/gpu are skipped" >&2; \
+	fi
+
+gpu-envs: $(WEBGPU_VENV)/.installed $(PLUGINS_VENV)/.installed  ## onnxruntime with WebGPU built in, and with plug-ins
+
+gpu-bench: $(VENV)/.installed $(WEBGPU_VENV)/.installed  ## Measure every GPU and NPU that opens here
+	benchmarks/gpu.sh
 
 clean:  ## Remove environments and caches
 	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -61,3 +76,20 @@ $(DEMO_VENV)/.installed: pyproject.toml
 		|| { echo "error: Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 3; }
 	$(DEMO_VENV)/bin/python $(PIP) '.[convert,openvino]'
 	@touch $@
+
+# Several builds of onnxruntime overwrite each other: each gets an environment, with what edgeserve needs else.
+define gpu_env
+	@$(PYTHON) -m venv $(@D) \
+		|| { echo "error: Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 3; }
+	@$(PYTHON) -c 'import tomllib; print(*(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if not d.startswith("onnxruntime")), sep="\n")' \
+		> $(@D)/requirements.txt
+	$(@D)/bin/python $(PIP) -r $(@D)/requirements.txt pytest $(1)
+	$(@D)/bin/python $(PIP) --no-deps -e .
+	@touch $@
+endef
+
+$(WEBGPU_VENV)/.installed: pyproject.toml
+	$(call gpu_env,onnxruntime-webgpu)
+
+$(PLUGINS_VENV)/.installed: pyproject.toml
+	$(call gpu_env,onnxruntime onnxruntime-ep-webgpu onnxruntime-ep-openvino onnxruntime-qnn)

@@ -376,7 +376,13 @@ def answers(port: int, path: str) -> bool:
 def side_by_side(
     servers: Sequence[Server], models: Path, arguments: argparse.Namespace, log: Path
 ) -> tuple[list[Row], list[Start]]:
-    rows = {(s.name, k, c): Row(s.name, k, c) for k in KINDS for c in CONNECTIONS for s in servers}
+    rows = {
+        (s.name, k, c): Row(s.name, k, c)
+        for k in KINDS
+        for c in CONNECTIONS
+        for s in servers
+        if k != "grpc" or s.name in SPEAK_GRPC
+    }
     starts: list[Start] = []
     questions = {
         (s.name, k): [ask_grpc(x) if k == "grpc" else s.question(k, x) for x in inputs(k)]

@@ -45,7 +45,8 @@ class Requested(msgspec.Struct, frozen=True):
 
 
 class Engaged(msgspec.Struct, frozen=True):
-    """What the engine does with it, read from it after compiling: shares of operations by device, the
+    """What the engine does with it, read from it after compiling: shares of operations and of
+    multiply-accumulates by device (the latter empty where not known), operators left on the CPU, the
     precision it computes in, convolutions and matrix products and those of them in int8. `max_batch` is
     the most samples it takes in one piece (0: no batches)."""
 
@@ -56,6 +57,9 @@ class Engaged(msgspec.Struct, frozen=True):
     int8_compute_ops: int
     concurrency: int
     max_batch: int
+    mac_shares: dict[str, float] = {}
+    left_on_cpu: dict[str, int] = {}
+    placement: str = ""
 
 
 class Latency(msgspec.Struct, frozen=True):

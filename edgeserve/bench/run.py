@@ -236,6 +236,9 @@ def _engaged(bundle: Bundle, item: Opened, cold: ColdStart) -> Engaged:
         int8_compute_ops=placement.int8_compute_ops,
         concurrency=item.session.concurrency,
         max_batch=accepts_batches(bundle, item),
+        mac_shares=placement.mac_shares,
+        left_on_cpu=placement.left_on_cpu,
+        placement=placement.describe(),
     )
 
 

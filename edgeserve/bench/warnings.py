@@ -150,6 +150,8 @@ def _engagement_warnings(found: Measurement) -> Iterator[BenchWarning]:
     share = engaged.shares.get(requested.device, engaged.shares.get(device, 0.0))
     if share < 0.999:
         rest = ", ".join(f"{_percent(s)} on {d}" for d, s in engaged.shares.items() if d != device)
+        if engaged.left_on_cpu:
+            rest += f" ({', '.join(f'{n} {op}' for op, n in engaged.left_on_cpu.items())})"
         yield BenchWarning(
             "not_on_device",
             f"{_percent(share)} of its operations run on {device}{', ' * bool(rest)}{rest}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -86,6 +87,8 @@ def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:
 
 
 def is_isolated(candidate: Candidate, options: ChainOptions) -> bool:
+    if sys.platform != "linux":
+        return False  # workers need its sockets and its shared memory
     if faults_for(candidate, options.inject):
         return True  # a fault must not end the server itself
     if options.isolate == "accelerators":

@@ -153,6 +153,9 @@ def _latency_table(console: Console, report: Report) -> None:
             f"{engaged.int8_compute_ops} of {engaged.compute_ops}",
         )
     console.print(table)
+    for found in report.measurements:
+        if found.requested.device.partition(".")[0] != "cpu" and found.engaged.placement:
+            print_line(console, f"{found.label}: {found.engaged.placement}")
 
 
 def _throughput_table(console: Console, report: Report) -> None:

@@ -115,29 +115,36 @@ def _render_probes(console: Console, probes: tuple[Probe, ...]) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     table = table_of(
-        "runtime", "device", "by", "opens", "load", "run", "what it says", right=("load", "run")
+        "runtime", "device", "by", "opens", "load", "run", "hardware", "runs", right=("load", "run")
     )
     for probe in probes:
         add_row(
             table,
             probe.runtime,
             probe.device,
-            probe.provider.removesuffix("ExecutionProvider") or "",
+            probe.provider.removesuffix("ExecutionProvider"),
             "yes" if probe.ok else "no",
             f"{probe.load_ms:.0f} ms" if probe.load_ms is not None else "",
             f"{probe.run_ms:.1f} ms" if probe.run_ms is not None else "",
-            _words(probe),
+            probe.hardware or "",
+            probe.placement or "",
         )
     console.print(table)
+    for probe in probes:
+        if words := _words(probe):
+            _say(console, f"\n{_label(probe)}: {words}")
+
+
+def _label(probe: Probe) -> str:
+    provider = probe.provider.removesuffix("ExecutionProvider")
+    return f"{probe.runtime}/{probe.device}" + (f" by {provider}" if provider else "")
 
 
 def _words(probe: Probe) -> str:
-    if not probe.ok:
-        text = probe.error or "does not open"
-        if probe.said and probe.said not in text:
-            text += f" ({probe.said})"
-    else:
-        text = ", ".join(filter(None, (probe.hardware, probe.placement, probe.said)))
+    """The engine's own: why it did not open, or what it complained about."""
+    text = "" if probe.ok else probe.error or "does not open"
+    if probe.said and probe.said not in text:
+        text = f"{text} ({probe.said})" if text else probe.said
     # Engines name files by their whole path, several to a message.
     return re.sub(r"[^\s\"']*/site-packages/", "…/", text)
 

@@ -368,6 +368,8 @@ def render(started: Started) -> None:
         how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
         batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
         print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
+        if model.placement is not None:
+            print_line(console, f"placement of {model.name}: {model.placement}")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")

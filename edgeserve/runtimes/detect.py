@@ -11,6 +11,7 @@ import msgspec
 from edgeserve.devices import Machine, machine
 from edgeserve.errors import DeviceUnavailable
 from edgeserve.runtimes import RuntimeInfo, runtime, runtime_names
+from edgeserve.runtimes.onnx_providers import provider_name
 from edgeserve.runtimes.probing import opening_error
 from edgeserve.targets import ChainEntry, Target, load_target
 
@@ -108,7 +109,8 @@ def _check_entry(entry: ChainEntry, probes: Mapping[str, RuntimeInfo]) -> EntryC
         reason = info.problem or f"{entry.runtime} is not installed"
         return EntryCheck(entry, False, reason, info.hint)
     # Only a runtime with several ways to one device takes a provider, and names it in `detail`.
-    provider = entry.options.get("provider")
+    named = entry.options.get("provider")
+    provider = provider_name(str(named)) if named else None
     for device in info.devices:
         if device.device == entry.device and provider in (None, device.detail):
             return EntryCheck(entry, True, f"{info.name} {info.version} opens {device.detail}")

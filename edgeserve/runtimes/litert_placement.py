@@ -106,7 +106,7 @@ def _shape(tensors: Mapping[int, Any], index: Any) -> list[int]:
 
 
 def placement_on_cpu(operators: Sequence[Operator], precision: str) -> Placement:
-    return _placement(operators, {"cpu": 1.0}, {"cpu": 1.0}, precision, {})
+    return placement_fully_on("cpu", operators, precision)
 
 
 def placement_on(kind: str, operators: Sequence[Operator], precision: str) -> Placement:
@@ -132,7 +132,8 @@ def placement_on(kind: str, operators: Sequence[Operator], precision: str) -> Pl
 
 def placement_fully_on(kind: str, operators: Sequence[Operator], precision: str) -> Placement:
     """On a device that takes all of a model or refuses it."""
-    return _placement(operators, {kind: 1.0}, {kind: 1.0}, precision, {})
+    macs = {kind: 1.0} if any(o.macs for o in operators) else {}
+    return _placement(operators, {kind: 1.0}, macs, precision, {})
 
 
 def _placement(

@@ -235,7 +235,8 @@ class OnnxRuntimeSession:
         int8 = sum(ops[op] for op in INT8_OPS)
         compute = int8 + sum(ops[op] for op in FLOAT_OPS)
         precision = "int8" if int8 else "fp16" if self._model.precision == "fp16" else "fp32"
-        return Placement({"cpu": 1.0}, precision, compute, int8, mac_shares={"cpu": 1.0})
+        macs = {"cpu": 1.0} if compute else {}
+        return Placement({"cpu": 1.0}, precision, compute, int8, mac_shares=macs)
 
     def close(self) -> None:
         with self._lock:

@@ -91,12 +91,18 @@ def _matmul(op: Any, out: list[int], first: list[int], second: list[int]) -> int
     return math.prod(out) * first[-2 if turned and len(first) > 1 else -1]
 
 
+def _attention(op: Any, out: list[int], query: list[int], key: list[int]) -> int:
+    # softmax(Q K^T) V, the scaling and the mask not counted
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + out[-1])
+
+
 _MACS: Final = {
     "Convolution": _convolution,
     "GroupConvolution": _group_convolution,
     "ConvolutionBackpropData": _backprop,
     "GroupConvolutionBackpropData": _group_backprop,
     "MatMul": _matmul,
+    "ScaledDotProductAttention": _attention,
 }
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from edgeserve.chain import Attempt
+from edgeserve.chain import Attempt, Chain
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
 from edgeserve.serve.engine import ResponseCache
@@ -52,6 +52,7 @@ class StartedModel(msgspec.Struct, frozen=True):
     inline: bool = False
     max_batch: int = 1
     instances: int = 1
+    placement: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -63,6 +64,17 @@ class Started(msgspec.Struct, frozen=True):
     failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
     injected: tuple[str, ...] = ()
+
+
+def _placement(chain: Chain) -> str | None:
+    """What of the model an accelerator runs; None on a CPU, and where the engine does not tell."""
+    if chain.candidate.device.partition(".")[0] == "cpu" or chain.options.inject:
+        return None
+    try:
+        return chain.session.placement().describe()
+    except EdgeServeError as error:
+        log.debug("placement: %s", error)
+        return None
 
 
 def serve(
@@ -206,7 +218,7 @@ class Service:
             url=url,
             control_url=control_url,
             grpc=grpc,
-            models=tuple(started(model) for model in self._repository.loaded()),
+            models=tuple([await started(model) for model in self._repository.loaded()]),
             failed=tuple(e for e in self._repository.index() if e.state != "READY"),
             injected=settings.inject,
         )
@@ -334,7 +346,7 @@ async def _write_often(shared: SharedMetrics) -> None:
         await asyncio.sleep(_METRICS_S)
 
 
-def started(model: ServedModel) -> StartedModel:
+async def started(model: ServedModel) -> StartedModel:
     engine = model.engine
     if engine is None:
         return StartedModel(model.name, model.version)
@@ -345,6 +357,7 @@ def started(model: ServedModel) -> StartedModel:
         engine.inline,
         engine.max_batch,
         engine.settings.instances,
+        await asyncio.to_thread(_placement, engine.chain),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 
@@ -77,6 +78,7 @@ class ServedModel:
         self._cache = cache
         self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
         self._recorder = Recorder()
+        self._access = logs.ACCESS.isEnabledFor(logging.INFO)
         self._waiting: list[tuple[Pending, int]] = []
         self._chain: Chain | None = None
         self._reason = "it is being loaded"
@@ -218,28 +220,40 @@ class ServedModel:
     def infer(self, request: InferRequest, done: Done) -> Pending | None:
         """Run a request; `done` is called once. None when it was answered or refused at once."""
         began = self.last_used = time.perf_counter()
-        key: bytes | None = None
-        names: tuple[str, ...] = ()
-        cache = self._cache
-        if cache is not None:
-            names = tuple(wanted.name for wanted in request.outputs)
-            key = cache.key(self._scope, request.inputs, names)
-            kept = cache.get(key)
-            if kept is not None:
-                self._recorder.cache_hit(time.perf_counter() - began)
-                self.metrics.cache_hits.inc()
-                self._answered(request, kept, began)
-                done(kept)
-                return None
-            self._recorder.cache_miss(time.perf_counter() - began)
-            self.metrics.cache_misses.inc()
+        if self._cache is not None:
+            return self._infer_cached(self._cache, request, done, began)
 
         def answer(result: Outcome | EdgeServeError) -> None:
-            if cache is not None and key is not None and isinstance(result, Outcome):
+            self._answered(request, result, began)
+            done(result)
+
+        return self._run(request, answer, began)
+
+    def _infer_cached(
+        self, cache: ResponseCache, request: InferRequest, done: Done, began: float
+    ) -> Pending | None:
+        names = tuple(wanted.name for wanted in request.outputs)
+        key = cache.key(self._scope, request.inputs, names)
+        kept = cache.get(key)
+        took = time.perf_counter() - began
+        if kept is not None:
+            self._recorder.cache_hit(took)
+            self.metrics.cache_hits.inc()
+            self._answered(request, kept, began)
+            done(kept)
+            return None
+        self._recorder.cache_miss(took)
+        self.metrics.cache_misses.inc()
+
+        def answer(result: Outcome | EdgeServeError) -> None:
+            if isinstance(result, Outcome):
                 cache.put(key, result, names)
             self._answered(request, result, began)
             done(result)
 
+        return self._run(request, answer, began)
+
+    def _run(self, request: InferRequest, answer: Done, began: float) -> Pending | None:
         try:
             engine = self.engine
             if engine is None or self._closed:
@@ -278,12 +292,12 @@ class ServedModel:
         self, request: InferRequest, result: Outcome | EdgeServeError, began: float
     ) -> None:
         if isinstance(result, Outcome):
-            self.metrics.requests.inc()
+            self.metrics.answered += 1
             self.metrics.serving(result.candidate)
         else:
             self._recorder.failed(time.perf_counter() - began)
             self.metrics.failed(_reason(result))
-        if logs.ACCESS.isEnabledFor(20):
+        if self._access:
             self._log(request, result, time.perf_counter() - began)
 
     def _log(self, request: InferRequest, result: Outcome | EdgeServeError, took: float) -> None:

@@ -68,91 +68,104 @@ class ModelStatistics(msgspec.Struct, frozen=True):
     response_stats: dict[str, str] = {}
 
 
-class _Sum:
-    """A Duration that grows, in seconds."""
+class _Size:
+    """The batches of one size, in seconds; `more_` is what counts again for each further request of a
+    batch, for the statistics that count requests."""
 
-    __slots__ = ("count", "seconds")
+    __slots__ = (
+        "batches", "infer", "input", "more_infer", "more_input", "more_output", "output", "queue",
+        "requests",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-
-    def add(self, seconds: float, count: int = 1) -> None:
-        self.count += count
-        self.seconds += seconds * count
-
-    def read(self) -> Duration:
-        return Duration(self.count, int(self.seconds * _NS))
+        self.batches = self.requests = 0
+        self.queue = self.input = self.infer = self.output = 0.0
+        self.more_input = self.more_infer = self.more_output = 0.0
 
 
 class Recorder:
     """Counts for one model. The event loop alone writes and reads."""
 
     __slots__ = (
-        "_batches", "_executions", "_failed", "_hits", "_infer", "_inferences", "_input", "_last",
-        "_misses", "_output", "_queue", "_success",
+        "_failed", "_failed_s", "_hits", "_hits_s", "_last", "_misses", "_misses_s", "_sizes",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._success, self._failed, self._queue = _Sum(), _Sum(), _Sum()
-        self._input, self._infer, self._output = _Sum(), _Sum(), _Sum()
-        self._hits, self._misses = _Sum(), _Sum()
-        self._inferences = self._executions = 0
+        self._failed = self._hits = self._misses = 0
+        self._failed_s = self._hits_s = self._misses_s = 0.0
         self._last = 0.0
-        self._batches: dict[int, tuple[_Sum, _Sum, _Sum]] = {}
+        self._sizes: dict[int, _Size] = {}
 
     def batch(self, batch: BatchTimes) -> None:
         """A batch ran and all its requests were answered."""
+        size = self._sizes.get(batch.rows)
+        if size is None:
+            size = self._sizes[batch.rows] = _Size()
+        size.batches += 1
+        size.input += batch.input_s
+        size.infer += batch.infer_s
+        size.output += batch.output_s
         requests = len(batch.queue_s)
-        compute = batch.compute_s
-        for waited in batch.queue_s:
-            self._queue.add(waited)
-            self._success.add(waited + compute)
-        self._inferences += batch.rows
-        self._executions += 1
+        size.requests += requests
+        if requests == 1:
+            size.queue += batch.queue_s[0]
+        else:
+            size.queue += sum(batch.queue_s)
+            size.more_input += (requests - 1) * batch.input_s
+            size.more_infer += (requests - 1) * batch.infer_s
+            size.more_output += (requests - 1) * batch.output_s
         self._last = time.time()
-        sums = self._batches.get(batch.rows)
-        if sums is None:
-            sums = self._batches[batch.rows] = (_Sum(), _Sum(), _Sum())
-        times = (batch.input_s, batch.infer_s, batch.output_s)
-        for own, all_sizes, seconds in zip(
-            sums, (self._input, self._infer, self._output), times, strict=True
-        ):
-            own.add(seconds)
-            all_sizes.add(seconds, requests)
 
     def failed(self, seconds: float) -> None:
-        self._failed.add(seconds)
+        self._failed += 1
+        self._failed_s += seconds
 
     def cache_hit(self, seconds: float) -> None:
         """A request was answered from the cache; that took `seconds`."""
-        self._hits.add(seconds)
-        self._success.add(seconds)
+        self._hits += 1
+        self._hits_s += seconds
         self._last = time.time()
 
     def cache_miss(self, seconds: float) -> None:
-        self._misses.add(seconds)
+        self._misses += 1
+        self._misses_s += seconds
 
     def read(self, name: str, version: str, memory: tuple[MemoryUsage, ...]) -> ModelStatistics:
+        sizes = sorted(self._sizes.items())
+        requests = sum(s.requests for _, s in sizes)
+        queue = sum(s.queue for _, s in sizes)
+        entering = sum(s.input + s.more_input for _, s in sizes)
+        inferring = sum(s.infer + s.more_infer for _, s in sizes)
+        leaving = sum(s.output + s.more_output for _, s in sizes)
+        total = queue + entering + inferring + leaving + self._hits_s
         return ModelStatistics(
             name=name,
             version=version,
             last_inference=int(self._last * 1000),
-            inference_count=self._inferences,
-            execution_count=self._executions,
+            inference_count=sum(rows * s.batches for rows, s in sizes),
+            execution_count=sum(s.batches for _, s in sizes),
             inference_stats=InferenceStatistics(
-                success=self._success.read(),
-                fail=self._failed.read(),
-                queue=self._queue.read(),
-                compute_input=self._input.read(),
-                compute_infer=self._infer.read(),
-                compute_output=self._output.read(),
-                cache_hit=self._hits.read(),
-                cache_miss=self._misses.read(),
+                success=_duration(requests + self._hits, total),
+                fail=_duration(self._failed, self._failed_s),
+                queue=_duration(requests, queue),
+                compute_input=_duration(requests, entering),
+                compute_infer=_duration(requests, inferring),
+                compute_output=_duration(requests, leaving),
+                cache_hit=_duration(self._hits, self._hits_s),
+                cache_miss=_duration(self._misses, self._misses_s),
             ),
             batch_stats=tuple(
-                BatchStatistics(rows, *(s.read() for s in sums))
-                for rows, sums in sorted(self._batches.items())
+                BatchStatistics(
+                    rows,
+                    _duration(s.batches, s.input),
+                    _duration(s.batches, s.infer),
+                    _duration(s.batches, s.output),
+                )
+                for rows, s in sizes
             ),
             memory_usage=memory,
         )
+
+
+def _duration(count: int, seconds: float) -> Duration:
+    return Duration(count, int(seconds * _NS))

@@ -40,6 +40,7 @@ from edgeserve.workers.messages import (
 from edgeserve.workers.segments import Layout, Segment, attach, lay_out, views, write
 
 _PR_SET_PDEATHSIG: Final = 1
+_OPEN_BYTES: Final = 1 << 20
 
 
 def main(arguments: list[str]) -> None:
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     if int(memory):
         _limit_memory(int(memory))
     channel = socket.socket(fileno=int(control))
-    data, _ = receive(channel)
+    data, _ = receive(channel, _OPEN_BYTES)
     wanted = decode(data) if data else None
     if not isinstance(wanted, Open):
         os._exit(2)

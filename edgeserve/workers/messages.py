@@ -15,6 +15,7 @@ from edgeserve.runtimes import LoadOptions, Placement
 from edgeserve.tensors import TensorSpec
 
 MESSAGE_BYTES: Final = 1 << 16
+_TEXT: Final = 4000
 
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -139,9 +140,15 @@ def unpack_model(data: msgspec.Raw) -> VariantFiles:
 def failure(error: Exception) -> Failed:
     """An exception as a message; one that is no EdgeServeError becomes InferenceFailed."""
     if isinstance(error, EdgeServeError):
-        return Failed(type(error).__name__, error.message, error.cause, error.hint)
+        kind, message, cause = type(error).__name__, error.message, error.cause
+        return Failed(kind, _short(message), _short(cause) if cause else None, error.hint)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    return Failed(InferenceFailed.__name__, "the engine failed", cause, None)
+    return Failed(InferenceFailed.__name__, "the engine failed", _short(cause), None)
+
+
+def _short(text: str) -> str:
+    """What fits into one message beside the rest."""
+    return text if len(text) <= _TEXT else text[:_TEXT] + "…"
 
 
 def error_of(failed: Failed) -> EdgeServeError:
@@ -153,9 +160,9 @@ def error_of(failed: Failed) -> EdgeServeError:
     return error
 
 
-def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+def receive(channel: socket.socket, size: int = MESSAGE_BYTES) -> tuple[bytes, list[int]]:
     """The next message and the descriptors that came with it; empty when the other side is gone."""
-    data, ancillary, _, _ = channel.recvmsg(MESSAGE_BYTES, _ANCILLARY_BYTES)
+    data, ancillary, _, _ = channel.recvmsg(size, _ANCILLARY_BYTES)
     found: list[int] = []
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

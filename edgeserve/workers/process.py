@@ -226,7 +226,7 @@ class WorkerProcess:
 
 _HINTS: Final = {
     "crash": "it is started again after a pause; when this repeats, update the device's driver",
-    "hang": "it is started again after a pause; --watchdog gives calls more time",
+    "hang": "it is started again after a pause; --watchdog and --open-timeout give it more time",
     "memory": "--worker-memory allows more; a smaller variant or batch needs less",
 }
 

@@ -110,6 +110,42 @@ def test_the_table_says_why_a_candidate_does_not_serve(folder: Path) -> None:
         assert process.stop() == 0
 
 
+def test_injected_faults_are_said_at_start_and_survived(folder: Path) -> None:
+    faults = ("--inject", "gpu:stand-in", "--inject", "gpu:kill@40", "--reopen", "100")
+    with serving("linear.edge", "--http-port", "0", *faults, cwd=folder) as process:
+        printed = " ".join(process.printed.split())
+        assert "warning: faults are injected, this is a test: gpu:stand-in, gpu:kill@40" in printed
+        assert "gpu (own process)" in printed
+        devices = []
+        with RawClient(process.url) as client:
+            for _ in range(40):
+                client.send(post(infer_body([[1, 2, 3, 4]])))
+                status, headers, _ = client.response()
+                assert status == 200
+                devices.append(headers["x-edgeserve-device"])
+        assert (devices[0], devices[-1]) == ("gpu", "cpu")
+        status, document = get(process.url, "/v2/health/ready")
+        assert status == 200
+        text = json.dumps(document)
+        assert '"instead_of": {"candidate": "onnxruntime/gpu/onnx-fp32"' in text
+        assert "died of SIGKILL" in text
+        assert process.stop() == 0
+
+
+def test_a_required_device_that_does_not_serve_exits_3(folder: Path) -> None:
+    done = run("npu.edge", "--http-port", "0", "--require", "npu", cwd=folder)
+    assert done.returncode == 3
+    assert "error: 'npu' is required, and onnxruntime/cpu/onnx-fp32 would serve" in done.stderr
+    assert "onnxruntime cannot open 'npu'" in done.stderr
+
+
+def test_a_fault_that_is_none_exits_2(folder: Path) -> None:
+    done = run("linear.edge", "--http-port", "0", "--inject", "gpu:crsh@1", cwd=folder)
+    assert done.returncode == 2
+    assert "unknown fault 'crsh'" in done.stderr
+    assert "did you mean 'crash'?" in done.stderr
+
+
 def test_a_config_file_serves_and_flags_win(folder: Path, tmp_path: Path) -> None:
     config = folder / "serve.toml"
     config.write_text('bundle = "linear.edge"\nhttp_port = 1\nname = "filed"\n')

@@ -114,6 +114,14 @@ BETTER = [
     Case("text for floats", request(tensor(data=["a"] * 8)), triton=500, ours=400, why=CLIENT),
     Case("negative shape", request(tensor(shape=[-2, 4])), triton=500, ours=400, why=CLIENT),
     Case("id that is a number", request(id=7), triton=500, ours=400, why=CLIENT),
+    Case(
+        "unknown coding",
+        request(),
+        headers={"Content-Encoding": "br"},
+        triton=501,
+        ours=415,
+        why="unknown content codings are 415",
+    ),
 ]
 
 
@@ -186,7 +194,8 @@ def test_binary_answers_have_the_same_bytes(
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_answers_are_compressed_alike(oracle: str, linear_server: Served, coding: str) -> None:
-    case = Case("compressed", request(), headers={"Accept-Encoding": coding})
+    rows = tensor(shape=[64, 4], data=np.linspace(-1, 1, 256).tolist())
+    case = Case("compressed", request(rows), headers={"Accept-Encoding": coding})
     for address in (oracle, linear_server.http):
         assert ask(address, case)[1].get("content-encoding") == coding
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+import tritonclient.utils.shared_memory as shm
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from tests.bundles import linear
-from tests.conformance.models import LABELS
+from tests.conformance.models import LABELS, SHARED
 from tests.conformance.process import Served
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -204,3 +206,36 @@ def test_grpc_health(linear_server: Served, service: str) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_shared_memory(client: triton.InferenceServerClient) -> None:
+    size, key = X.nbytes, f"{SHARED}grpc-{os.getpid()}"
+    region = shm.create_shared_memory_region("ours", key, size + 36)
+    try:
+        shm.set_shared_memory_region(region, [X])
+        client.register_system_shared_memory("ours", key, size + 36)
+        status = client.get_system_shared_memory_status(as_json=True)["regions"]
+        assert int(status["ours"]["byte_size"]) == size + 36
+        value = triton.InferInput("x", list(X.shape), "FP32")
+        value.set_shared_memory("ours", size)
+        wanted = triton.InferRequestedOutput("y")
+        wanted.set_shared_memory("ours", 36, offset=size)
+        client.infer("linear", [value], outputs=[wanted])
+        got = shm.get_contents_as_numpy(region, np.float32, [3, 3], offset=size)
+        np.testing.assert_allclose(got, linear(X), rtol=1e-5)
+        client.unregister_system_shared_memory("ours")
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("linear", [value])
+        assert caught.value.status() in ("StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT")
+    finally:
+        shm.destroy_shared_memory_region(region)
+
+
+def test_models_unload_and_load(controlled_server: Served) -> None:
+    with triton.InferenceServerClient(controlled_server.grpc) as client:
+        client.unload_model("linear")
+        assert not client.is_model_ready("linear")
+        client.load_model("linear")
+        assert client.is_model_ready("linear")
+        answer = client.infer("linear", [tensor(X)])
+        np.testing.assert_allclose(answer.as_numpy("y"), linear(X), rtol=1e-5)

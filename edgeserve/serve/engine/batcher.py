@@ -38,6 +38,11 @@ log = logging.getLogger(__name__)
 INLINE_S: Final = 50e-6
 _WARM_UP_RUNS: Final = 10
 
+# What a request is that was answered before `submit` returned.
+ANSWERED: Final = Pending({}, 0, lambda result: None, 0.0)
+ANSWERED.settled = True
+_NOT_QUEUED: Final = [0.0]
+
 OnFull = Literal["reject", "displace"]
 
 
@@ -140,15 +145,16 @@ class Engine:
 
         Raises QueueFull, ShuttingDown.
         """
+        if self.inline and not self._closing:
+            self._run_inline(inputs, rows, done)
+            return ANSWERED
         request = Pending(inputs, rows, done, time.perf_counter())
-        if not self.inline:
-            limit = time_limit(self.settings, timeout_s)
-            if limit < 0:
-                done(DeadlineExceeded("the request's time was over before it came"))
-                request.settled = True
-                return request
-            if limit > 0:
-                request.expire_in(limit, self._loop)
+        limit = time_limit(self.settings, timeout_s)
+        if limit < 0:
+            request.settle(DeadlineExceeded("the request's time was over before it came"))
+            return request
+        if limit > 0:
+            request.expire_in(limit, self._loop)
         try:
             self.take(request, priority)
         except EdgeServeError:
@@ -162,7 +168,7 @@ class Engine:
         if self._closing:
             raise ShuttingDown("the server is shutting down", hint="send it to another server")
         if self.inline:
-            self._run_inline(request)
+            self._run_inline(request.inputs, request.rows, request.settle)
             return
         settings = self.settings
         if settings.priorities > 1:
@@ -220,16 +226,16 @@ class Engine:
         if self.pending == 0:
             self._idle.set()
 
-    def _run_inline(self, request: Pending) -> None:
+    def _run_inline(self, inputs: Tensors, rows: int, done: Callable[..., object]) -> None:
         began = time.perf_counter()
         try:
-            outputs, candidate = self.chain.run(request.inputs)
+            outputs, candidate = self.chain.run(inputs)
         except Exception as error:  # noqa: BLE001 - the request is told
-            request.settle(_failure(error))
+            done(_failure(error))
             return
         elapsed = time.perf_counter() - began
-        self._on_batch(BatchTimes(request.rows, [0.0], 0.0, elapsed, 0.0))
-        request.settle(Outcome(outputs, candidate, request.rows, 0.0, elapsed))
+        self._on_batch(BatchTimes(rows, _NOT_QUEUED, 0.0, elapsed, 0.0))
+        done(Outcome(outputs, candidate, rows, 0.0, elapsed))
 
     # Everything below runs on worker threads, except _finish.
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
 from edgeserve.serve.http.head import END, Head, Refused, parse_head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 
 if TYPE_CHECKING:
@@ -23,25 +23,6 @@ _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
 _KEPT_HEAD_BYTES: Final = 2_048
 INCOMING_BYTES: Final = 16_384
-
-
-class Request:
-    """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that."""
-
-    __slots__ = ("_connection", "body", "gone", "head")
-
-    def __init__(self, connection: Connection, head: Head, body: bytes | memoryview) -> None:
-        self._connection = connection
-        self.head = head
-        self.body = body
-        self.gone: Callable[[], None] | None = None
-
-    @property
-    def address(self) -> str:
-        return self._connection.address
-
-    def respond(self, response: Response) -> None:
-        self._connection.respond(self, response)
 
 
 class Owner(Protocol):
@@ -273,6 +254,9 @@ class Connection(asyncio.BufferedProtocol):
         self._owner.handle(request)
 
     # answering
+
+    def waits_for(self, request: Request) -> bool:
+        return request is self._current and self._transport is not None
 
     def respond(self, request: Request, response: Response) -> None:
         if request is not self._current:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
@@ -17,6 +19,8 @@ from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import v2
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
+
+log = logging.getLogger(__name__)
 
 _BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
@@ -46,10 +50,11 @@ class InferRoute:
         self._version = version
         self._header_length = header_length(headers)
         self._coding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
+        self._plain = self._coding in ("identity", "")
         self._accepts = accepted_coding(headers.get(b"accept-encoding"))
         self._model: ServedModel | None = None
         self._codec: v2.Codec | None = None
-        self._device: str | None = None
+        self._candidate: Candidate | None = None
         self._json: Form
         self._binary: Form
 
@@ -65,7 +70,7 @@ class InferRoute:
             self._codec = v2.Codec(
                 model.name, model.version, model.interface, model.labels, self._limits, self._shm
             )
-        if self._coding in ("identity", ""):
+        if self._plain:
             self._run(model, self._codec, request, request.body)
         elif self._coding in CODINGS:
             self._inflate(model, self._codec, request)
@@ -117,12 +122,14 @@ class InferRoute:
         except (InvalidInput, UnknownRegion, SharedMemoryOff) as error:
             request.respond(failure(error))
             return
-        device = result.candidate.device
-        if device != self._device:
-            self._device = device
-            self._json, self._binary = (
-                form(200, kind, (("x-edgeserve-device", device),)) for kind in (JSON, _BINARY)
-            )
+        except Exception:  # nobody else would answer: the engine calls this, not the router
+            log.exception("an answer could not be encoded")
+            request.respond(Response.error(500, "the server failed; its log says why"))
+            return
+        if self._candidate is not result.candidate:
+            self._candidate = result.candidate
+            where = (("x-edgeserve-device", result.candidate.device),)
+            self._json, self._binary = (form(200, kind, where) for kind in (JSON, _BINARY))
         length = encoded.header_length
         response = Response(self._json if length is None else self._binary, encoded.parts, length)
         if self._accepts is None or response.size < self._limits.compress_bytes:
@@ -145,14 +152,17 @@ class InferRoute:
         """Do `work`, on a thread where it takes long; `then` gets its result on the loop."""
 
         def finish(get: Callable[[], bytes]) -> None:
+            if not request.waits:
+                return  # its client has left meanwhile
             try:
-                result = get()
+                then(get())
             except InvalidInput as error:
                 request.respond(failure(error))
             except BodyTooLarge as error:
                 request.respond(Response.error(413, str(error)))
-            else:
-                then(result)
+            except Exception:  # on a thread nobody else would answer
+                log.exception("a request could not be handled")
+                request.respond(Response.error(500, "the server failed; its log says why"))
 
         if size <= _INLINE_BYTES:
             finish(work)

@@ -17,8 +17,8 @@ import msgspec
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
 from edgeserve.serve.access import Forbidden, Role
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure

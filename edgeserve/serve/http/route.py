@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.status import failure
 

@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
-from edgeserve.serve.http.connection import Request
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure

@@ -12,7 +12,8 @@ from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.http.buffers import BodyBuffers
-from edgeserve.serve.http.connection import INCOMING_BYTES, Connection, Request
+from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
+from edgeserve.serve.http.request import Request
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.tls import Tls

@@ -1,0 +1,17 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# No test depends on how quick the machine is. CI tries the same cases every time: new ones are found by
+# people who run the tests, not by a change that has nothing to do with them.
+settings.register_profile(
+    "edgeserve",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("edgeserve")
