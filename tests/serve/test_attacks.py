@@ -255,6 +255,21 @@ def test_bodies_of_all_clients_together_are_bounded(target: Background) -> None:
     pytest.fail("the server still counts bodies that are gone")
 
 
+def test_the_memory_of_large_requests_is_given_back(target: Background) -> None:
+    def ask() -> None:
+        with RawClient(target.url) as client:
+            client.send(post(document() + b" " * 7 * MIB))
+            assert client.response()[0] == 200
+            client.send(post(document(entry={"data": [0.25] * 1_000_000})))
+            assert client.response()[0] == 400
+
+    ask()
+    before = memory()
+    for _ in range(10):
+        ask()
+    assert memory() - before < 24 * MIB
+
+
 def test_connections_of_one_address_are_bounded(target: Background) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(RawClient(target.url)) for _ in range(35)]
