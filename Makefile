@@ -83,7 +83,7 @@ define gpu_env
 		|| { echo "error: Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 3; }
 	@$(PYTHON) -c 'import tomllib; print(*(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if not d.startswith("onnxruntime")), sep="\n")' \
 		> $(@D)/requirements.txt
-	$(@D)/bin/python $(PIP) -r $(@D)/requirements.txt pytest $(1)
+	$(@D)/bin/python $(PIP) -r $(@D)/requirements.txt pytest hypothesis $(1)
 	$(@D)/bin/python $(PIP) --no-deps -e .
 	@touch $@
 endef

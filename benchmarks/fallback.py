@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.bundles import linear_bundle  # noqa: E402
-from tests.fallback.matrix import Cell, Moment, Protocol, cells, run_cell  # noqa: E402
+from tests.fallback.matrix import FAULTS, Cell, Moment, Protocol, cells, run_cell  # noqa: E402
 
 
 def main() -> int:
@@ -57,7 +57,8 @@ def summary(
     bundle: Path, fault: str, moment: Moment, protocol: Protocol, repeats: int
 ) -> dict[str, Any]:
     done = [run_cell(bundle, fault, moment, protocol) for _ in range(repeats)]
-    added = [ms for cell in done for ms in added_ms(cell)] if moment in ("run", "reload") else []
+    while_serving = moment in ("run", "reload") and "run" in FAULTS[fault]
+    added = [ms for cell in done for ms in added_ms(cell)] if while_serving else []
     back = [cell.recover_s for cell in done if cell.recover_s is not None]
     return {
         "fault": fault,

@@ -95,6 +95,10 @@ def test_engine_words_are_without_the_stack() -> None:
     assert (
         engine_words(RuntimeError(text)) == "Failed to get a WebGPU adapter: No supported adapters"
     )
+    text = (
+        "/src/state.cc:729 void ns::Register(Options&, const ns::Options&) Please install TensorRT"
+    )
+    assert engine_words(RuntimeError(text)) == "Please install TensorRT"
     assert engine_words(RuntimeError("plain\nwords")) == "plain words"
     assert engine_words(RuntimeError()) == "RuntimeError()"
 
