@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
-from edgeserve.bundle import Precision, Variant
+from edgeserve.bundle import Measured, Precision, Variant
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.prove import Proof, Subject, prove, race
+from edgeserve.conversion.prove import Pace, Proof, Subject, prove, race
 from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
@@ -216,7 +217,8 @@ class Search:
 
     def _play_off(self) -> None:
         """Time once more, in one run, what was measured in different ones and could be chosen; else what
-        came close to the fastest."""
+        came close to the fastest, whose order among each other that tells: the level stays that of
+        the first run, which all others were measured in."""
         if not self._bounds.speed_counts:
             return
         fit = [t for t in self._trials.values() if t.measured and acceptable(t, self._bounds)]
@@ -230,13 +232,20 @@ class Search:
             seconds=SECONDS_PER_FINALIST,
             say=self._say,
         )
-        for trial, pace in zip(finalists, paces, strict=True):
-            if pace is not None and trial.measured is not None:
-                measured = msgspec.structs.replace(
-                    trial.measured, latency_ms=pace.latency_ms, speedup=pace.speedup
-                )
-                key = trial.entry, trial.variant
-                self._trials[key] = msgspec.structs.replace(trial, measured=measured)
+        raced = [
+            (t, m, p)
+            for t, p in zip(finalists, paces, strict=True)
+            if (m := t.measured) is not None and p is not None
+        ]
+        if self._rounds == 1 and raced:
+            level = float(np.median([m.speedup / p.speedup for _, m, p in raced]))
+            raced = [(t, m, _at_level(m, p.speedup * level)) for t, m, p in raced]
+        for trial, found, pace in raced:
+            measured = msgspec.structs.replace(
+                found, latency_ms=pace.latency_ms, speedup=pace.speedup
+            )
+            key = trial.entry, trial.variant
+            self._trials[key] = msgspec.structs.replace(trial, measured=measured)
 
     def _close(self, fit: list[Trial]) -> list[Trial]:
         """Those nearly as fast as the fastest of their device."""
@@ -369,6 +378,11 @@ class Search:
             return trial.entry, precisions.index(trial.precision) if known else -1
 
         return sorted(self._trials.values(), key=place)
+
+
+def _at_level(measured: Measured, speedup: float) -> Pace:
+    """The pace that is so many times the source's, in the run that `measured` is of."""
+    return Pace(measured.latency_ms * measured.speedup / speedup, speedup)
 
 
 def check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:

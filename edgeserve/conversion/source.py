@@ -94,6 +94,8 @@ def save_onnx(proto: Any, destination: Path) -> list[Path]:
     onnx.save_model(
         proto, str(destination), save_as_external_data=True, location=data.name, size_threshold=1024
     )
+    # Saving took the tensors out of the model, which is saved more than once.
+    onnx.load_external_data_for_model(proto, str(destination.parent))
     return [destination, data]
 
 

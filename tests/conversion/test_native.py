@@ -43,7 +43,7 @@ def test_a_tflite_file_gets_litert_at_the_end_of_the_chain(tmp_path: Path, targe
     assert {("litert", "fp32"), ("litert", "int8"), ("openvino", "fp32")} <= tried
     assert {"litert", "openvino"} == {c.runtime for c in report.chain}
     onnx = next(r for r in report.rows if r.runtime == "onnxruntime")
-    assert onnx.reason == "no installed converter leads from tflite to onnx"
+    assert onnx.reason == "onnxruntime reads onnx, and no installed converter makes that of tflite"
     manifest = Bundle.open(tmp_path / "m.edge").manifest
     assert manifest.source.format == "tflite"
     with edgeserve.load(tmp_path / "m.edge") as model:

@@ -83,6 +83,25 @@ def test_a_loaded_bundle_answers_like_the_source(
         assert model.run({"image": images[:1].tolist()})["logits"].shape == (1, 10)
 
 
+def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
+    monkeypatch.setattr("edgeserve.conversion.search._QUICK_MS", 0.0)
+    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_FINALIST", 0.1)
+    said: list[str] = []
+    report = api.convert(
+        digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,
+        progress=lambda what, share: said.append(what),
+    )  # fmt: skip
+    assert "timing what comes close" in said
+    measured = [r.measured for r in report.rows if r.measured is not None]
+    assert len(measured) == 2
+    for m in measured:
+        assert m.latency_ms * m.speedup == pytest.approx(report.reference_latency_ms, rel=1e-6)
+
+
 def test_without_calibration_data_int8_is_not_tried_and_the_report_says_so(
     digits: Path, onnxruntime_target: str, tmp_path: Path
 ) -> None:
