@@ -53,9 +53,9 @@ class Inferences:
         """
         call = Inference(self)
         try:
-            parsed = codec.parse(message)
+            parsed, blobs = codec.parse(message)
             call.id = parsed.id
-            decoded = codec.decode(parsed, self.limits.elements)
+            decoded = codec.decode(parsed, blobs, self.limits.elements)
         except InvalidInput as error:
             call.finish(error)
         except Exception as error:  # noqa: BLE001 - the client is told
