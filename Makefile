@@ -49,7 +49,8 @@ gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for t
 	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
 		echo "gpu-driver: needs apt-get and root; without it the tests in tests/gpu are skipped" >&2; \
 	else \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium libvulkan1 >/dev/null \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-common libvulkan1 >/dev/null \
+		&& { test -f /usr/lib/chromium/vk_swiftshader_icd.json || apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| echo "gpu-driver: apt-get failed; without chromium and libvulkan1 the tests in tests/gpu are skipped" >&2; \
 	fi
 

@@ -227,6 +227,27 @@ def provider_options(provider: str, device: str, options: Mapping[str, Option]) 
     return chosen | plug_in_options(options)
 
 
+# Options that make a provider compute elsewhere: by provider, the option, and words of values that are no GPU
+# or NPU of this kind.
+_ELSEWHERE: Final = {
+    "OpenVINOExecutionProvider": ("device_type", ("CPU", "AUTO", "HETERO", "MULTI")),
+    "CoreMLExecutionProvider": ("MLComputeUnits", ("CPUOnly",)),
+    "QNNExecutionProvider": ("backend_type", ("cpu", "saver", "ir")),
+}
+
+
+def refuse_elsewhere(provider: str, device: str, options: Mapping[str, Option]) -> None:
+    """Raise DeviceUnavailable where the options take the work away from the device that is asked for."""
+    name, words = _ELSEWHERE.get(provider, ("", ()))
+    value = str(options.get(name, ""))
+    if any(value.lower().startswith(word.lower()) for word in words):
+        raise DeviceUnavailable(
+            f"onnxruntime cannot open '{device}' by {provider}",
+            cause=f"the option {name} = '{value}' asks for something else",
+            hint=f"leave {name} out: '{device}' says where to run",
+        )
+
+
 def plug_in_options(options: Mapping[str, Option]) -> dict[str, str]:
     """What of a candidate's options goes to the provider, as the text it takes."""
     return {

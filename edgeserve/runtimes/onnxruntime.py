@@ -55,6 +55,7 @@ from edgeserve.runtimes.onnx_providers import (
     plug_in_options,
     provider_name,
     provider_options,
+    refuse_elsewhere,
     session_entries,
     takes_plug_in,
 )
@@ -297,6 +298,7 @@ def _open(
     try:
         with _silenced(), _caught(provider) as log:
             if provider != CPU:
+                refuse_elsewhere(provider, device, options.options)
                 profile = profile or profile_file()
                 entries.setdefault(_RECORD_ASSIGNMENT, "1")
                 if options.options.get("allow_cpu") is False:

@@ -20,6 +20,7 @@ from edgeserve.runtimes.onnx_providers import (
     plug_in_options,
     provider_name,
     provider_options,
+    refuse_elsewhere,
     session_entries,
 )
 
@@ -66,6 +67,29 @@ def test_options_reach_the_provider_with_the_device(
 def test_a_second_device_is_never_quietly_the_first() -> None:
     with pytest.raises(DeviceUnavailable, match=r"gpu\.1"):
         provider_options("WebGpuExecutionProvider", "gpu.1", {})
+
+
+@pytest.mark.parametrize(
+    ("provider", "option", "value", "refused"),
+    [
+        ("OpenVINOExecutionProvider", "device_type", "CPU", True),
+        ("OpenVINOExecutionProvider", "device_type", "AUTO:GPU,CPU", True),
+        ("OpenVINOExecutionProvider", "device_type", "GPU.1", False),
+        ("CoreMLExecutionProvider", "MLComputeUnits", "CPUOnly", True),
+        ("CoreMLExecutionProvider", "MLComputeUnits", "CPUAndGPU", False),
+        ("QNNExecutionProvider", "backend_type", "cpu", True),
+        ("QNNExecutionProvider", "backend_type", "htp", False),
+        ("WebGpuExecutionProvider", "device_type", "CPU", False),
+    ],
+)
+def test_options_do_not_turn_an_accelerator_into_a_cpu(
+    provider: str, option: str, value: str, refused: bool
+) -> None:
+    if not refused:
+        refuse_elsewhere(provider, "gpu", {option: value})
+        return
+    with pytest.raises(DeviceUnavailable, match=f"{option} = '{value}'"):
+        refuse_elsewhere(provider, "gpu", {option: value})
 
 
 def test_session_entries_are_told_from_the_provider_s_options() -> None:
