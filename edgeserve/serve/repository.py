@@ -20,6 +20,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.serve.engine import Engine
+from edgeserve.serve.heap import trim
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.sources import ModelSource
 
@@ -440,6 +441,7 @@ class ModelRepository:
         if engine is not None:
             await self._finish(engine)
             model.detach(reason)
+            await asyncio.to_thread(trim)
 
     def _note_newest(self, name: str) -> None:
         there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
@@ -21,6 +23,8 @@ from edgeserve.serve.protocols.request import InferRequest, OutputRegion
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
+
+log = logging.getLogger(__name__)
 
 _CHECK_S: Final = 5.0
 
@@ -39,6 +43,8 @@ class Inferences:
         self.shm = shm
         self.loop = loop
         self.limits = limits
+        self._posted: deque[Callable[[], None]] = deque()
+        self._woken = False
 
     def start(self, message: bytes, remaining_s: float | None) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
@@ -52,6 +58,8 @@ class Inferences:
             decoded = codec.decode(parsed, self.limits.elements)
         except InvalidInput as error:
             call.finish(error)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            call.finish(_unforeseen(error))
         else:
             call.decoded = decoded
             if remaining_s is not None:
@@ -60,11 +68,24 @@ class Inferences:
         return call
 
     def post(self, work: Callable[[], None], call: Inference) -> None:
-        """Run `work` on the loop; a loop that has ended answers for itself."""
+        """Run `work` on the loop; a loop that has ended answers for itself.
+
+        Calls that come together wake the loop once.
+        """
+        self._posted.append(work)
+        if self._woken:
+            return
+        self._woken = True
         try:
-            self.loop.call_soon_threadsafe(work)
+            self.loop.call_soon_threadsafe(self._run_posted)
         except RuntimeError:
+            self._woken = False
             call.finish(ShuttingDown("the server is shutting down"))
+
+    def _run_posted(self) -> None:
+        self._woken = False  # before looking: what comes later wakes again
+        while self._posted:
+            self._posted.popleft()()
 
 
 class Inference:
@@ -95,7 +116,15 @@ class Inference:
         self.result: Outcome | EdgeServeError | None = None
 
     def run(self) -> None:
-        """Find the model and hand it the request."""
+        """Find the model and hand it the request. Never raises."""
+        try:
+            self._run()
+        except EdgeServeError as error:
+            self.finish(error)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            self.finish(_unforeseen(error))
+
+    def _run(self) -> None:
         decoded = self.decoded
         if self.result is not None or decoded is None:
             return
@@ -105,18 +134,15 @@ class Inference:
             if remaining_s <= 0:
                 self.finish(DeadlineExceeded("the deadline passed before the request was run"))
                 return
+        self.model = model = self._owner.repository.find(decoded.model, decoded.version)
         try:
-            self.model = model = self._owner.repository.find(decoded.model, decoded.version)
-            try:
-                self.request = request = codec.bind(
-                    decoded, model.interface, self._read_regions(decoded), remaining_s
-                )
-            except (InvalidInput, UnknownRegion, SharedMemoryOff):
-                model.metrics.failed("invalid")
-                raise
-            self._pending = model.infer(request, self._ran)
-        except EdgeServeError as error:
-            self.finish(error)
+            self.request = request = codec.bind(
+                decoded, model.interface, self._read_regions(decoded), remaining_s
+            )
+        except (InvalidInput, UnknownRegion, SharedMemoryOff):
+            model.metrics.failed("invalid")
+            raise
+        self._pending = model.infer(request, self._ran)
 
     def finish(self, result: Outcome | EdgeServeError) -> None:
         """Wake the caller; only the first result counts."""
@@ -195,3 +221,8 @@ class Inference:
                     f"output '{name}' has {len(data)} bytes, its shared memory {region.byte_size}"
                 )
             self._owner.shm.write(region.region, region.offset, data)
+
+
+def _unforeseen(error: Exception) -> EdgeServeError:
+    log.error("a call failed", exc_info=error)
+    return InferenceFailed("the server failed", cause=type(error).__name__)
