@@ -49,7 +49,8 @@ gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for t
 	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
 		echo "gpu-driver: needs apt-get and root; without it the tests in tests/gpu are skipped" >&2; \
 	else \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium libvulkan1 >/dev/null \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-common libvulkan1 >/dev/null \
+		&& { test -f /usr/lib/chromium/vk_swiftshader_icd.json || apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| echo "gpu-driver: apt-get failed; without chromium and libvulkan1 the tests in tests/gpu are skipped" >&2; \
 	fi
 
@@ -83,7 +84,7 @@ define gpu_env
 		|| { echo "error: Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 3; }
 	@$(PYTHON) -c 'import tomllib; print(*(d for d in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if not d.startswith("onnxruntime")), sep="\n")' \
 		> $(@D)/requirements.txt
-	$(@D)/bin/python $(PIP) -r $(@D)/requirements.txt pytest $(1)
+	$(@D)/bin/python $(PIP) -r $(@D)/requirements.txt pytest hypothesis $(1)
 	$(@D)/bin/python $(PIP) --no-deps -e .
 	@touch $@
 endef

@@ -3,8 +3,8 @@
     python benchmarks/fallback.py [--repeats 5] [--fault segv ...] [--json FILE]
 
 Each cell is a server process of its own with three clients; the GPU is played by the CPU engine in a worker
-process, and fails on order (docs/fallback.md). Added latency is that of the requests in flight at the
-fault, less the median before it; cells of the moment `run` are repeated.
+process, and fails on order (docs/fallback.md). Added latency is that of the requests that the fault
+touched, less the median before it; cells of the moment `run` are repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.bundles import linear_bundle  # noqa: E402
-from tests.fallback.matrix import Cell, Moment, Protocol, cells, run_cell  # noqa: E402
+from tests.fallback.matrix import FAULTS, Cell, Moment, Protocol, cells, run_cell  # noqa: E402
 
 
 def main() -> int:
@@ -57,7 +57,8 @@ def summary(
     bundle: Path, fault: str, moment: Moment, protocol: Protocol, repeats: int
 ) -> dict[str, Any]:
     done = [run_cell(bundle, fault, moment, protocol) for _ in range(repeats)]
-    added = [ms for cell in done for ms in added_ms(cell)] if moment in ("run", "reload") else []
+    while_serving = moment in ("run", "reload") and "run" in FAULTS[fault]
+    added = [ms for cell in done for ms in added_ms(cell)] if while_serving else []
     back = [cell.recover_s for cell in done if cell.recover_s is not None]
     return {
         "fault": fault,
@@ -73,8 +74,8 @@ def summary(
 
 
 def added_ms(cell: Cell) -> list[float]:
-    """Of the requests in flight when the device failed: those that overlap the first one that another
-    device answered."""
+    """Of the requests that the fault touched: those sent before the first one that another device
+    answered was answered, and answered by that as well."""
     away = [r for r in cell.replies if r.device != "gpu"]
     if not away:
         return []
@@ -82,7 +83,7 @@ def added_ms(cell: Cell) -> list[float]:
     before = [r.seconds for r in cell.replies if r.sent + r.seconds < first.sent]
     usual = median(before) if before else 0.0
     end = first.sent + first.seconds
-    touched = [r for r in cell.replies if r.sent < end and r.sent + r.seconds > first.sent]
+    touched = [r for r in away if r.sent < end]
     return [1000.0 * (r.seconds - usual) for r in touched]
 
 

@@ -31,6 +31,7 @@ class Question:
     expected: np.ndarray
     numbers: Callable[[Any], Any]  # where they are in the answer: its JSON, or a message's bytes
     marker: bytes = b""  # what precedes it (an id) may differ from answer to answer
+    tolerance: float = 1e-5  # absolute
     checked: bytes | None = None
 
     def is_answered_by(self, body: bytes) -> bool:
@@ -42,7 +43,7 @@ class Question:
         except (ValueError, KeyError, TypeError, IndexError):
             return False
         if got.shape != self.expected.shape or not np.allclose(
-            got, self.expected, rtol=1e-3, atol=1e-5
+            got, self.expected, rtol=1e-3, atol=self.tolerance
         ):
             return False
         self.checked = tail

@@ -161,6 +161,8 @@ class Candidates:
 
     def note_failure(self, link: Link, error: EdgeServeError, *, at_start: bool) -> None:
         """A candidate did not open."""
+        if self.closed:
+            return  # nobody waited for it any more: that tells nothing of the device
         now = _now()
         self._record(link, error)
         link.error = error.with_traceback(None)

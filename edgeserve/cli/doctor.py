@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command("doctor", epilog="Example: edgeserve doctor --require gpu")(doctor)
+    app.command(
+        "doctor",
+        short_help="Say what is installed here, and which devices open.",
+        epilog="Example: edgeserve doctor --require gpu",
+    )(doctor)
 
 
 def doctor(

@@ -24,6 +24,7 @@ _TOP = 5
 def register(app: typer.Typer) -> None:
     app.command(
         "infer",
+        short_help="Ask a server, or a bundle on this device.",
         help="Run a model on a server or in a bundle, on .npz, .npy, JSON, images or stdin.\n\n"
         "Example: edgeserve infer http://localhost:8000 cat.jpg --top 3",
     )(command)

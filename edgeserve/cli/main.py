@@ -5,6 +5,7 @@ Command files import nothing heavy at module level: `edgeserve --help` answers w
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -117,6 +118,9 @@ def _as_ours(error: Any) -> UsageError:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1, 2, 3 or 130 (see docs/cli.md)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without "…" is no reason to fail
     debug = "--debug" in arguments or os.environ.get("EDGESERVE_DEBUG") not in (None, "", "0")
     try:
         result: Any = typer.main.get_command(app)(

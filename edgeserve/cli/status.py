@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "status",
+        short_help="Say whether a server is ready, and what it has done.",
         help="Show a server's readiness, models and counters; exit 0 ready, 1 not, 3 unreachable.\n\n"
         "Example: edgeserve status http://localhost:8000",
     )(command)

@@ -121,7 +121,7 @@ class GrpcClient:
         if code is grpc.StatusCode.UNAVAILABLE:
             if "refused" in cause:
                 return problems.nobody(url)
-            if "onnect" in cause or "handshak" in cause or "address" in cause:
+            if "onnect" in cause or "andshak" in cause or "address" in cause:
                 return problems.broken(url, cause)
             return problems.busy(url, cause)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:

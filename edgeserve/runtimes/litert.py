@@ -84,9 +84,7 @@ class LiteRt:
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
         if device.partition(".")[0] != "cpu" and "delegate" not in options.options:
-            engine, _ = _engine()
-            with _without_greeting():
-                return CompiledSession(engine, model, device, options)
+            return CompiledSession(_engine()[0], model, device, options)
         return LiteRtSession(model, device, options)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.bundle.manifest import Option
-from edgeserve.errors import DeviceUnavailable, InferenceFailed, UnsupportedModel
+from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UnsupportedModel
 from edgeserve.runtimes.base import LoadOptions, Placement
 from edgeserve.runtimes.litert_placement import operators_of, placement_fully_on
 from edgeserve.runtimes.litert_ports import ports_of
@@ -51,7 +51,8 @@ class CompiledSession:
         self._lock = threading.Lock()
         self._first = True
         # The compiled model tells neither scales nor operators: an interpreter that never runs does.
-        interpreter = engine.Interpreter(model_path=str(model.path), num_threads=1)
+        with caught_output(passes=_is_not_litert_s):
+            interpreter = _interpreter(engine, model.path)
         self._inputs, self._outputs = ports_of(interpreter, model)
         self._operators = operators_of(interpreter)
         del interpreter
@@ -138,6 +139,15 @@ class CompiledSession:
         with self._lock, caught_output(passes=_is_not_litert_s):
             self._buffers_in, self._buffers_out, self._spare = [], [], {}
             self._compiled = None
+
+
+def _interpreter(engine: Any, path: Path) -> Any:
+    try:
+        return engine.Interpreter(model_path=str(path), num_threads=1)
+    except ValueError as error:
+        raise SourceError(
+            f"litert cannot read {path}", cause=" ".join(str(error).split())
+        ) from error
 
 
 def _precision(model: VariantFiles, kind: str, options: dict[str, Option]) -> str:

@@ -22,6 +22,8 @@ _PREFIX: Final = re.compile(
     r"|(?P<glog>[IWEF])\d{4} [\d:.]+ +\d+ [\w./]+:\d+\] "
     r"|\d{4}-\d\d-\d\d [\d:.]+ \[(?P<ort>[VIWEF]):onnxruntime:[^\]]*\] )"
 )
+_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SIGNATURE: Final = re.compile(r"^/\S+\.\w+:\d+ [^()]*\(.*?\) ")
 _TRACE: Final = re.compile(r"^(\s+at |=== |third_party/|└ ERROR: \[[\w./]+:\d+\]$)")
 _LIMIT: Final = 600
 
@@ -56,7 +58,15 @@ def _telling(line: str) -> str | None:
     level = prefix["level"] or prefix["glog"] or prefix["ort"]
     if level in ("INFO", "VERBOSE", "I", "V") or "before InitGoogle() is written" in line:
         return None
-    return line[prefix.end() :].strip() or None
+    return plain_words(line[prefix.end() :]) or None
+
+
+def plain_words(text: str) -> str:
+    """onnxruntime's message without its stack: codes, source files and signatures."""
+    last = _CODE.split(" ".join(text.split()))[-1]
+    if last.startswith("/") and " was false. " in last:
+        last = last.rpartition(" was false. ")[2]
+    return _SIGNATURE.sub("", last)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -20,6 +19,7 @@ import msgspec
 
 from edgeserve.bundle.manifest import Option
 from edgeserve.errors import DeviceUnavailable
+from edgeserve.runtimes.native import plain_words
 
 CPU: Final = "CPUExecutionProvider"
 # Providers by device, in order of preference where the candidate's options name none.
@@ -84,16 +84,9 @@ _LOCK: Final = threading.Lock()
 _registered: dict[str, str] = {}
 
 
-_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-
-
 def engine_words(error: Exception) -> str:
     """onnxruntime's message on one line, without its stack: codes, source files and signatures."""
-    text = " ".join(str(error).split()) or repr(error)
-    last = _CODE.split(text)[-1]
-    if last.startswith("/") and " was false. " in last:
-        last = last.rpartition(" was false. ")[2]
-    return last or text
+    return plain_words(str(error)) or repr(error)
 
 
 class PlugIn(msgspec.Struct, frozen=True):
@@ -232,6 +225,27 @@ def provider_options(provider: str, device: str, options: Mapping[str, Option]) 
             f"onnxruntime cannot open '{device}'", cause=f"{provider} is not told which of several"
         )
     return chosen | plug_in_options(options)
+
+
+# Options that make a provider compute elsewhere: by provider, the option, and words of values that are no GPU
+# or NPU of this kind.
+_ELSEWHERE: Final = {
+    "OpenVINOExecutionProvider": ("device_type", ("CPU", "AUTO", "HETERO", "MULTI")),
+    "CoreMLExecutionProvider": ("MLComputeUnits", ("CPUOnly",)),
+    "QNNExecutionProvider": ("backend_type", ("cpu", "saver", "ir")),
+}
+
+
+def refuse_elsewhere(provider: str, device: str, options: Mapping[str, Option]) -> None:
+    """Raise DeviceUnavailable where the options take the work away from the device that is asked for."""
+    name, words = _ELSEWHERE.get(provider, ("", ()))
+    value = str(options.get(name, ""))
+    if any(value.lower().startswith(word.lower()) for word in words):
+        raise DeviceUnavailable(
+            f"onnxruntime cannot open '{device}' by {provider}",
+            cause=f"the option {name} = '{value}' asks for something else",
+            hint=f"leave {name} out: '{device}' says where to run",
+        )
 
 
 def plug_in_options(options: Mapping[str, Option]) -> dict[str, str]:

@@ -55,6 +55,7 @@ from edgeserve.runtimes.onnx_providers import (
     plug_in_options,
     provider_name,
     provider_options,
+    refuse_elsewhere,
     session_entries,
     takes_plug_in,
 )
@@ -112,22 +113,34 @@ class OnnxRuntime:
             import onnxruntime as ort
         except ImportError:
             raise DependencyMissing("onnxruntime", needed_for="the runtime onnxruntime") from None
-        provider = _provider(ort, device, options)
-        opening = _open(ort, model.path, provider, device, options)
-        return OnnxRuntimeSession(model, opening, device, provider, options)
+        refused: list[DeviceUnavailable] = []
+        for provider in _providers(ort, device, options):
+            try:
+                opening = _open(ort, model.path, provider, device, options)
+            except DeviceUnavailable as error:
+                refused.append(error)
+            else:
+                return OnnxRuntimeSession(model, opening, device, provider, options)
+        if len(refused) == 1:
+            raise refused[0]
+        raise DeviceUnavailable(
+            f"onnxruntime cannot open '{device}'",
+            cause="; ".join(str(error) for error in refused),
+            hint=refused[0].hint,
+        )
 
 
-def _provider(ort: Any, device: str, options: LoadOptions) -> str:
+def _providers(ort: Any, device: str, options: LoadOptions) -> list[str]:
+    """The provider that is asked for; else all there are for this kind of device, best first."""
     kind = device.partition(".")[0]
     if kind == "cpu":
-        return CPU
+        return [CPU]
     asked = options.options.get("provider")
     wanted = (provider_name(str(asked)),) if asked else PROVIDERS.get(kind, ())
     available: list[str] = ort.get_available_providers()
     plugged = {p.provider for p in installed_plug_ins()}
-    for provider in wanted:
-        if provider in available or provider in plugged:
-            return provider
+    if found := [p for p in wanted if p in available or p in plugged]:
+        return found
     raise missing_provider(device, wanted, available)
 
 
@@ -167,6 +180,7 @@ class OnnxRuntimeSession:
         self._lock = threading.Lock()
         self._profile = opening.profile
         self._kernels: list[Kernel] = []
+        self._takes_nothing = False
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.device = device
         self.hardware: str | None = opening.hardware
@@ -191,6 +205,11 @@ class OnnxRuntimeSession:
             ) from error
         if self._profile is not None:
             self._read_profile({name: array.shape for name, array in inputs.items()})
+        if self._takes_nothing:
+            raise InferenceFailed(
+                f"onnxruntime opened {self._provider}, which ran nothing of the model",
+                cause="every operation was left to the CPU",
+            )
         return dict(zip(self._names, values, strict=True))
 
     def _read_profile(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -199,6 +218,9 @@ class OnnxRuntimeSession:
             if profile is not None:
                 self._shapes = shapes
                 self._kernels = profile.finish(self._session)
+                # Versions that do not tell at load what a provider takes tell it here.
+                owners = {kernel.provider for kernel in self._kernels}
+                self._takes_nothing = owners == {CPU}
 
     def placement(self) -> Placement:
         """Read from a profile. On the CPU that takes a second session and an inference there: onnxruntime
@@ -276,6 +298,7 @@ def _open(
     try:
         with _silenced(), _caught(provider) as log:
             if provider != CPU:
+                refuse_elsewhere(provider, device, options.options)
                 profile = profile or profile_file()
                 entries.setdefault(_RECORD_ASSIGNMENT, "1")
                 if options.options.get("allow_cpu") is False:

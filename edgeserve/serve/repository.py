@@ -20,6 +20,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.serve.engine import Engine
+from edgeserve.serve.heap import trim
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.sources import ModelSource
 
@@ -82,10 +83,17 @@ class _Entry:
         path = self.source.path
         return str(self.error or "").replace(path, path.rpartition("/")[2])
 
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests. One that is loaded when asked for does if that worked last time."""
+        if self.model is None or not self.model.ready:
+            return False
+        return self.in_memory or self.error is None
+
     def index(self) -> IndexEntry:
         state, reason = self.state, self.off or self.problem
         if self.model is not None and state != "LOADING":
-            state = "READY" if self.model.ready else "UNAVAILABLE"
+            state = "READY" if self.ready else "UNAVAILABLE"
             reason = reason or self.model.reason
         elif not reason and state != "READY":
             reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
@@ -171,7 +179,7 @@ class ModelRepository:
         if not self._serving:
             return False
         wanted = [e for e in self._all() if e.off is None]
-        states = [e.model is not None and e.model.ready for e in wanted]
+        states = [e.ready for e in wanted]
         return any(states) if self._readiness == "any" and states else all(states)
 
     def _all(self) -> list[_Entry]:
@@ -433,6 +441,7 @@ class ModelRepository:
         if engine is not None:
             await self._finish(engine)
             model.detach(reason)
+            await asyncio.to_thread(trim)
 
     def _note_newest(self, name: str) -> None:
         there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}

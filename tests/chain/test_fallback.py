@@ -238,7 +238,7 @@ def bring_back(chain: Chain) -> None:
     assert chain.candidates.fault_state is not None
     for file in Path(chain.candidates.fault_state.name).iterdir():
         os.utime(file, (0, 0))
-    chain.found(device_key(chain.links[0].candidate))
+    chain.board.opened(device_key(chain.links[0].candidate))
 
 
 def test_a_required_device_must_serve_and_keeps_the_chain_from_being_ready(bundle: Bundle) -> None:

@@ -128,6 +128,17 @@ def test_without_a_command_the_help_is_shown_and_exits_2() -> None:
         assert (done.stdout + done.stderr).startswith("Usage: edgeserve")
 
 
+def test_a_terminal_without_unicode_is_no_reason_to_fail() -> None:
+    demo = Path(edgeserve.__file__).parent / "demo" / "files" / "digits.onnx"
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeserve", "inspect", str(demo)],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"???" in done.stdout  # the line below the heads
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("--debug", "convert", "absent.onnx", cwd=tmp_path)
     assert "Traceback" in done.stderr

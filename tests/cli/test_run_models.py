@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -49,7 +50,7 @@ class Asking(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with RawClient(self._url) as client:
+        with contextlib.suppress(ConnectionError), RawClient(self._url) as client:
             while not self._ending.is_set():
                 client.send(post(body(0), f"/v2/models/{self._model}/infer"))
                 status, _, answer = client.response()
@@ -58,6 +59,7 @@ class Asking(threading.Thread):
                     self.wrong.append(answer)
 
     def stop(self) -> None:
+        assert self.is_alive(), "the server ended the connection"
         self._ending.set()
         self.join(30)
 
@@ -241,3 +243,37 @@ def test_models_are_loaded_where_they_are_named(tmp_path: Path) -> None:
         assert process.stop() == 0
     done = run("models", "--load", "m3", "--http-port", "0", cwd=tmp_path)
     assert (done.returncode, "there is no model 'm3'" in done.stderr) == (2, True)
+
+
+def test_eviction_under_load_loses_nothing_and_answers_right(tmp_path: Path) -> None:
+    """Three models take turns in memory that holds two, while each is asked without a pause."""
+    for number in range(1, 4):
+        shifted_bundle(tmp_path / "models", f"m{number}", number, pad_kb=400)
+    arguments = ("models", "--memory-budget", "2MB", "--http-port", "0")
+    with serving(*arguments, cwd=tmp_path) as process:
+        clients = [Asking(process.url, f"m{n}", {float(n)}) for n in (1, 2, 3, 1, 2, 3)]
+        wait_for(lambda: all(c.answers > 20 for c in clients))
+        for client in clients:
+            client.stop()
+        assert [c.wrong for c in clients] == [[]] * 6
+        assert process.stop() == 0
+
+
+def test_unloading_under_load_refuses_and_never_answers_wrong(tmp_path: Path) -> None:
+    shifted_bundle(tmp_path / "models", "m", 1)
+    with serving("models", "--model-control", "--http-port", "0", cwd=tmp_path) as process:
+        clients = [Asking(process.url, "m", {1.0}) for _ in range(4)]
+        for number in range(10):
+            action = "unload" if number % 2 == 0 else "load"
+            with RawClient(process.url) as client:
+                asked = post(b"", f"/v2/repository/models/m/{action}")
+                client.send(asked.replace(b"Host: test", b"Host: localhost"))
+                assert client.response()[0] == 200
+            time.sleep(0.05)
+        wait_for(lambda: all(c.answers > 20 for c in clients))
+        for client in clients:
+            client.stop()
+        refused = [answer for c in clients for answer in c.wrong]
+        assert all(b"is not ready" in answer for answer in refused), refused[:3]
+        assert sum(c.answers for c in clients) > len(refused)
+        assert process.stop() == 0

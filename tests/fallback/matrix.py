@@ -106,7 +106,8 @@ def run_cell(bundle: Path, fault: str, moment: Moment, protocol: Protocol) -> Ce
     cell = Cell(fault, moment, protocol)
     arguments = ["--grpc-port", "0", "--model-control", "--reopen", "0.02", "--threads", "1"]
     arguments += ["--inject", "gpu:stand-in", "--watchdog", "0.5" if fault == "hang" else "20"]
-    arguments += ["--open-timeout", "3" if fault == "hang" else "60"]
+    opens_late = fault == "hang" and moment in ("load", "warm-up")
+    arguments += ["--open-timeout", "8" if opens_late else "60"]
     arguments += ["--verify"] if fault == "wrong" else []
     for text in faults_of(fault, moment):
         arguments += ["--inject", text]
@@ -119,9 +120,22 @@ def run_cell(bundle: Path, fault: str, moment: Moment, protocol: Protocol) -> Ce
             clients.wait_for(lambda: _is_over(server, cell))
             seen = len(cell.replies)
             clients.wait_for(lambda: len(cell.replies) >= seen + 20)
-        _read_metrics(server, cell)
+        # After a reload the new model's device may have failed just now.
+        _wait(lambda: _serves_again(server, cell))
     _time_recovery(cell)
     return cell
+
+
+def _serves_again(server: Served, cell: Cell) -> bool:
+    _read_metrics(server, cell)
+    return cell.serving == "gpu"
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
 
 
 def _is_over(server: Served, cell: Cell) -> bool:
@@ -214,12 +228,12 @@ class _Clients:
         self._replies.append(Reply(sent, time.monotonic() - sent, device, problem))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + _PATIENCE_S
-        while not condition():
+        def checked() -> bool:
             failed = [r.problem for r in self._replies if r.problem]
             assert not failed, failed[:3]
-            assert time.monotonic() < end, "it did not come true"
-            time.sleep(0.02)
+            return condition()
+
+        _wait(checked)
 
     def __enter__(self) -> _Clients:
         for thread in self._threads:

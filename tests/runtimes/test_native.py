@@ -47,6 +47,13 @@ def log_of(text: str) -> NativeLog:
             "Failed to load libcublas.so.12",
         ),
         ("the driver's own words\n" * 3, "the driver's own words"),
+        (
+            (
+                "2026-11-25 02:43:00.45 [E:onnxruntime:Default, bridge.cc:2043 Get] "
+                "/src/bridge.cc:2043 Provider& Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library\n"
+            ),
+            "Failed to load library",
+        ),
     ],
 )
 def test_complaints_are_without_chatter_times_and_places(text: str, complaints: str | None) -> None:

@@ -20,6 +20,7 @@ from edgeserve.runtimes.onnx_providers import (
     plug_in_options,
     provider_name,
     provider_options,
+    refuse_elsewhere,
     session_entries,
 )
 
@@ -68,6 +69,29 @@ def test_a_second_device_is_never_quietly_the_first() -> None:
         provider_options("WebGpuExecutionProvider", "gpu.1", {})
 
 
+@pytest.mark.parametrize(
+    ("provider", "option", "value", "refused"),
+    [
+        ("OpenVINOExecutionProvider", "device_type", "CPU", True),
+        ("OpenVINOExecutionProvider", "device_type", "AUTO:GPU,CPU", True),
+        ("OpenVINOExecutionProvider", "device_type", "GPU.1", False),
+        ("CoreMLExecutionProvider", "MLComputeUnits", "CPUOnly", True),
+        ("CoreMLExecutionProvider", "MLComputeUnits", "CPUAndGPU", False),
+        ("QNNExecutionProvider", "backend_type", "cpu", True),
+        ("QNNExecutionProvider", "backend_type", "htp", False),
+        ("WebGpuExecutionProvider", "device_type", "CPU", False),
+    ],
+)
+def test_options_do_not_turn_an_accelerator_into_a_cpu(
+    provider: str, option: str, value: str, refused: bool
+) -> None:
+    if not refused:
+        refuse_elsewhere(provider, "gpu", {option: value})
+        return
+    with pytest.raises(DeviceUnavailable, match=f"{option} = '{value}'"):
+        refuse_elsewhere(provider, "gpu", {option: value})
+
+
 def test_session_entries_are_told_from_the_provider_s_options() -> None:
     options: dict[str, Any] = {"provider": "qnn", "session.load_model_format": "ORT", "vtcm_mb": 8}
     assert session_entries(options) == {"session.load_model_format": "ORT"}
@@ -95,6 +119,10 @@ def test_engine_words_are_without_the_stack() -> None:
     assert (
         engine_words(RuntimeError(text)) == "Failed to get a WebGPU adapter: No supported adapters"
     )
+    text = (
+        "/src/state.cc:729 void ns::Register(Options&, const ns::Options&) Please install TensorRT"
+    )
+    assert engine_words(RuntimeError(text)) == "Please install TensorRT"
     assert engine_words(RuntimeError("plain\nwords")) == "plain words"
     assert engine_words(RuntimeError()) == "RuntimeError()"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -19,6 +20,8 @@ from edgeserve.errors import (
     UnsupportedModel,
 )
 from edgeserve.runtimes import LoadOptions, runtime
+from edgeserve.runtimes import onnxruntime as adapter
+from edgeserve.runtimes.onnx_placement import profile_file
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import LINEAR, linear, linear_model
 
@@ -112,6 +115,32 @@ def test_a_failing_run_carries_the_engine_s_words(files: VariantFiles) -> None:
     with pytest.raises(InferenceFailed) as caught:
         session.run({"x": np.zeros((1, 9), np.float32)})
     assert "Expected: 4" in (caught.value.cause or "")
+
+
+def test_without_a_provider_named_the_first_that_opens_is_taken(
+    files: VariantFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are refused here; each says why."""
+    monkeypatch.setattr(adapter, "_providers", lambda *given: ["ACMEProvider", "OtherProvider"])
+    with pytest.raises(DeviceUnavailable, match="cannot open 'gpu'") as caught:
+        runtime("onnxruntime").load(files, "gpu", LoadOptions())
+    assert "ACMEProvider" in (caught.value.cause or "")
+    assert "OtherProvider" in (caught.value.cause or "")
+    monkeypatch.setattr(adapter, "_providers", lambda *given: ["ACMEProvider", adapter.CPU])
+    runtime("onnxruntime").load(files, "gpu", LoadOptions()).close()
+
+
+def test_a_provider_that_ran_nothing_fails_instead_of_being_a_cpu(files: VariantFiles) -> None:
+    """For versions of onnxruntime that do not tell at load what a provider takes: its profile does."""
+    opening = adapter._open(
+        onnxruntime, files.path, adapter.CPU, "gpu", LoadOptions(), profile_file()
+    )
+    session = adapter.OnnxRuntimeSession(files, opening, "gpu", "ACMEProvider", LoadOptions())
+    for _ in range(2):
+        with pytest.raises(InferenceFailed, match="ran nothing of the model"):
+            session.run({"x": np.zeros((1, 4), np.float32)})
+    assert session.placement().shares == {"gpu": 0.0, "cpu": 1.0}
+    session.close()
 
 
 def test_probe_tells_version_and_cpu() -> None:

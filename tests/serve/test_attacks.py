@@ -34,7 +34,7 @@ def target(bundle: Path) -> Iterator[Background]:
     limits = Limits(
         body_bytes=8 * MIB, bodies_bytes=16 * MIB, chunks=1000, inflated_bytes=4 * MIB,
         inflated_ratio=50, elements=1 << 20, connections=40, connections_per_address=30,
-        head_s=0.5, body_s=0.5, body_rate=10_000, send_s=1.0, idle_s=3.0,
+        head_s=1.0, body_s=1.5, body_rate=10_000, send_s=1.0, idle_s=3.0,
     )  # fmt: skip
     settings = Settings(bundle=str(bundle), http_port=0, limits=limits)
     with Background(settings) as running:
@@ -253,6 +253,24 @@ def test_bodies_of_all_clients_together_are_bounded(target: Background) -> None:
             if client.response()[0] == 200:
                 return
     pytest.fail("the server still counts bodies that are gone")
+
+
+def test_the_memory_of_large_requests_is_given_back(target: Background) -> None:
+    padded = post(document() + b" " * 7 * MIB)
+    numbers = post(document(entry={"data": [0.25] * 1_000_000}))
+
+    def ask() -> None:
+        for request, status in ((padded, 200), (numbers, 400)):
+            with RawClient(target.url) as client:
+                client.send(request)
+                assert client.response()[0] == status
+
+    for _ in range(3):
+        ask()
+    before = memory()
+    for _ in range(10):
+        ask()
+    assert memory() - before < 40 * MIB  # they were 130 MiB
 
 
 def test_connections_of_one_address_are_bounded(target: Background) -> None:

@@ -21,6 +21,7 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.settings import Settings
 from tests.bundles import linear
 from tests.serve.conftest import RawClient, infer_body, post
+from tests.serve.slow import slow_bundle
 
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
@@ -194,6 +195,23 @@ def test_pipelined_requests_are_answered_in_order(client: RawClient) -> None:
     for i in range(50):
         status, _, body = client.response()
         assert (status, json.loads(body)["id"]) == (200, str(i))
+
+
+def test_a_client_that_has_said_all_gets_all_answers(tmp_path: Path, server: Background) -> None:
+    """A half-closed connection, with requests behind the one that runs and an unfinished one at the end."""
+    with Background(Settings(bundle=str(slow_bundle(tmp_path)), http_port=0)) as busy:
+        for running, name in ((busy, "slow"), (server, "linear")):
+            assert running.started.models[0].inline is (name == "linear")
+            path = f"/v2/models/{name}/infer"
+            wanted = [post(infer_body([[i, 0, 0, 0]], id=str(i)), path) for i in range(5)]
+            for rest in (b"", wanted[0][:40], wanted[0][:-3]):
+                with RawClient(running.url) as client:
+                    client.send(b"".join(wanted) + rest)
+                    client.socket.shutdown(socket.SHUT_WR)
+                    for i in range(5):
+                        status, _, body = client.response()
+                        assert (status, json.loads(body)["id"]) == (200, str(i))
+                    assert client.is_closed()
 
 
 def test_a_request_may_arrive_a_byte_at_a_time(client: RawClient) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
-from edgeserve.serve.engine import Outcome, ResponseCache
+from edgeserve.serve.engine import DeadlineExceeded, Outcome, ResponseCache
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.opening import Opener
@@ -280,5 +283,94 @@ def test_answers_are_kept_where_a_cache_is_asked_for(tmp_path: Path) -> None:
             (tmp_path / "new" / "a.edge").rename(tmp_path / "m" / "a.edge")
             await repository.refresh()
             assert await ask(repository.find("a"), 2, 1) == 5  # nothing of the old one
+
+    asyncio.run(story())
+
+
+def test_time_runs_out_while_a_model_is_loaded(tmp_path: Path) -> None:
+    """The lock that loading needs is held, so the request can only wait."""
+
+    async def story() -> None:
+        for number in (1, 2, 3):
+            shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
+        settings = folder_settings(tmp_path / "m")
+        async with repository_of(settings, budget=2_000_000) as repository:
+            model = repository.find("m3")
+            assert model.engine is None
+            answers: list[Outcome | EdgeServeError] = []
+            x = np.zeros((1, 4), np.float32)
+            wanted = (RequestedOutput("y", False),)
+            async with repository._room:
+                late = InferRequest({"x": x}, 1, wanted, timeout_s=0.01)
+                model.infer(late, answers.append)
+                gone = model.infer(InferRequest({"x": x}, 1, wanted), answers.append)
+                assert gone is not None
+                model.cancel(gone)
+                while not answers:  # noqa: ASYNC110 - a timer sets it
+                    await asyncio.sleep(0.01)
+            assert isinstance(answers[0], DeadlineExceeded)
+            assert await ask(model) == 3
+            assert len(answers) == 1
+            assert model.statistics().inference_count == 1
+
+    asyncio.run(story())
+
+
+def test_a_model_that_cannot_be_loaded_when_asked_for_says_why(tmp_path: Path) -> None:
+    async def story() -> None:
+        for number in (1, 2, 3):
+            shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
+        settings = folder_settings(tmp_path / "m")
+        weights = tmp_path / "m" / "m3.edge" / "onnx-fp32" / "model.onnx"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+        async with repository_of(settings, budget=2_000_000) as repository:
+            model = repository.find("m3")
+            errors = await asyncio.gather(*(ask(model, seed=i) for i in range(5)))
+            assert all(isinstance(e, ModelUnavailable) for e in errors)
+            assert "sha256" in str(errors[0])
+            again = await ask(model)  # at once, without another attempt
+            assert isinstance(again, ModelUnavailable)
+            assert not repository.ready
+            assert [e.state for e in repository.index()] == ["READY", "READY", "UNAVAILABLE"]
+            assert await ask(repository.find("m1")) == 1
+
+    asyncio.run(story())
+
+
+def test_files_that_do_not_load_leave_what_serves(tmp_path: Path) -> None:
+    async def story() -> None:
+        version(tmp_path / "m", "a", 1, 1)
+        async with repository_of(folder_settings(tmp_path / "m")) as repository:
+            (tmp_path / "m" / "a" / "1" / "a.edge" / "manifest.json").write_text("{")
+            await repository.refresh()
+            assert await ask(repository.find("a")) == 1
+            assert repository.ready
+            (entry,) = repository.index()
+            assert (entry.state, "truncated" in entry.reason) == ("READY", True)
+
+    asyncio.run(story())
+
+
+@pytest.mark.slow
+def test_reloads_leak_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        shifted_bundle(tmp_path / "m", "a", 1, work=20)
+        process = psutil.Process()
+        seen: list[tuple[int, int]] = []
+        resident: list[int] = []
+        async with repository_of(folder_settings(tmp_path / "m")) as repository:
+            for turn in range(150):
+                await repository.load("a")
+                assert await ask(repository.find("a"), seed=turn) == 1
+                if turn % 50 == 49:
+                    while repository._tasks:  # noqa: ASYNC110 - the old ones' grace
+                        await asyncio.sleep(0.1)
+                    # The event loop's own executor may still grow to its few threads.
+                    own = [t for t in threading.enumerate() if not t.name.startswith("asyncio")]
+                    seen.append((len(own), process.num_fds()))
+                    gc.collect()
+                    resident.append(process.memory_info().rss)
+        assert seen[1:] == seen[:1] * 2
+        assert resident[-1] - resident[0] < 20_000_000
 
     asyncio.run(story())

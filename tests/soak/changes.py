@@ -20,7 +20,6 @@ from edgeserve.errors import EdgeServeError
 from tests.bundles import linear
 from tests.conformance.process import Served
 
-RELOAD_S: Final = 1.0
 CALL_S: Final = 0.02
 
 
@@ -57,10 +56,10 @@ class _Thread(ABC):
 
 class Reloads(_Thread):
     """In turns: the model that is being asked is loaded again; the spare one is unloaded and loaded; its
-    bundle leaves the folder and comes back, with SIGHUP. Ends as it began."""
+    bundle leaves the folder and comes back, with SIGHUP."""
 
-    def __init__(self, served: Served, spare: Path) -> None:
-        super().__init__(RELOAD_S)
+    def __init__(self, served: Served, spare: Path, pause_s: float) -> None:
+        super().__init__(pause_s)
         self.failed = 0
         self._served = served
         self._spare, self._aside = spare, spare.with_name("aside")
@@ -77,6 +76,16 @@ class Reloads(_Thread):
 
     def _once(self) -> None:
         next(self._steps)()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._aside.exists():
+            self._returns()
 
     def _posts(self, model: str, what: str) -> Callable[[], None]:
         url = f"{self._served.url}/v2/repository/models/{model}/{what}"

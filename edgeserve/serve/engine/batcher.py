@@ -145,7 +145,7 @@ class Engine:
 
         Raises QueueFull, ShuttingDown.
         """
-        if self.inline and not self._closing:
+        if self.inline and not self._closing and (timeout_s is None or timeout_s >= 0):
             self._run_inline(inputs, rows, done)
             return ANSWERED
         request = Pending(inputs, rows, done, time.perf_counter())

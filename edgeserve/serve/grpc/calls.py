@@ -5,24 +5,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import binary
-from edgeserve.serve.protocols.request import InferRequest, OutputRegion
+from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
 
+log = logging.getLogger(__name__)
+
 _CHECK_S: Final = 5.0
+# Bytes of a message: up to that it takes less time than it takes to change threads.
+_SMALL: Final = 16_384
+_INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 
 
 class Inferences:
@@ -39,84 +46,126 @@ class Inferences:
         self.shm = shm
         self.loop = loop
         self.limits = limits
+        self._posted: deque[Callable[[], None]] = deque()
+        self._woken = False
 
-    def start(self, message: bytes, remaining_s: float | None) -> Inference:
+    def start(self, message: bytes, remaining_s: float | None, *, streamed: bool) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
 
         Never raises: what is wrong comes with the answer.
         """
-        call = Inference(self)
-        try:
-            parsed = codec.parse(message)
-            call.id = parsed.id
-            decoded = codec.decode(parsed, self.limits.elements)
-        except InvalidInput as error:
-            call.finish(error)
-        else:
-            call.decoded = decoded
-            if remaining_s is not None:
-                call.deadline = time.monotonic() + remaining_s
-            self.post(call.run, call)
+        call = Inference(self, message, streamed=streamed)
+        if remaining_s is not None:
+            call.deadline = time.monotonic() + remaining_s
+        if len(message) >= _SMALL:
+            call.decode()
+        self.post(call.run, call)
         return call
 
     def post(self, work: Callable[[], None], call: Inference) -> None:
-        """Run `work` on the loop; a loop that has ended answers for itself."""
+        """Run `work` on the loop; a loop that has ended answers for itself.
+
+        Calls that come together wake the loop once.
+        """
+        self._posted.append(work)
+        if self._woken:
+            return
+        self._woken = True
         try:
-            self.loop.call_soon_threadsafe(work)
+            self.loop.call_soon_threadsafe(self._run_posted)
         except RuntimeError:
+            self._woken = False
             call.finish(ShuttingDown("the server is shutting down"))
+
+    def _run_posted(self) -> None:
+        self._woken = False  # before looking: what comes later wakes again
+        while self._posted:
+            self._posted.popleft()()
 
 
 class Inference:
-    """One call. `run` and `finish` happen on the loop, `wait` and `answer` on the caller's thread."""
+    """One call. `run` and `finish` happen on the loop, `wait` and `answer` on the caller's thread.
+
+    What is small is decoded and encoded on the loop, too: two threads that take turns with Python's lock
+    cost more than the work. What is large is left to the caller's thread.
+    """
 
     __slots__ = (
+        "_answer",
+        "_decoded",
         "_lock",
+        "_message",
+        "_model",
+        "_name",
         "_owner",
         "_pending",
+        "_refusal",
+        "_request",
+        "_streamed",
         "deadline",
-        "decoded",
         "id",
-        "model",
-        "request",
         "result",
     )
 
-    def __init__(self, owner: Inferences) -> None:
+    def __init__(self, owner: Inferences, message: bytes, *, streamed: bool) -> None:
         self._owner = owner
+        self._message = message
+        self._streamed = streamed
         self._lock = threading.Lock()
         self._lock.acquire()
+        self._decoded: codec.Decoded | None = None
+        self._refusal: EdgeServeError | None = None
+        self._name = ""
+        self._model: ServedModel | None = None
+        self._request: InferRequest | None = None
         self._pending: Pending | None = None
-        self.decoded: codec.Decoded | None = None
-        self.id = ""
-        self.model: ServedModel | None = None
+        self._answer: bytes | None = None
         self.deadline: float | None = None
-        self.request: InferRequest | None = None
+        self.id = ""
         self.result: Outcome | EdgeServeError | None = None
 
+    def decode(self) -> None:
+        """Never raises: a message that does not fit is refused by `run`."""
+        try:
+            parsed, blobs = codec.parse(self._message)
+            self.id, self._name = parsed.id, parsed.model_name
+            self._decoded = codec.decode(parsed, blobs, self._owner.limits.elements)
+        except EdgeServeError as error:
+            self._refusal = error
+        except Exception as error:  # noqa: BLE001 - the client is told
+            self._refusal = _unforeseen(error)
+
     def run(self) -> None:
-        """Find the model and hand it the request."""
-        decoded = self.decoded
-        if self.result is not None or decoded is None:
+        """Find the model and hand it the request. Never raises."""
+        try:
+            self._run()
+        except EdgeServeError as error:
+            if isinstance(error, _INVALID):
+                with contextlib.suppress(EdgeServeError):
+                    self._owner.repository.find(self._name).metrics.failed("invalid")
+            self.finish(error)
+        except Exception as error:  # noqa: BLE001 - the client is told
+            self.finish(_unforeseen(error))
+
+    def _run(self) -> None:
+        if self.result is not None:
             return
         remaining_s = None
         if self.deadline is not None:
             remaining_s = self.deadline - time.monotonic()
             if remaining_s <= 0:
-                self.finish(DeadlineExceeded("the deadline passed before the request was run"))
-                return
-        try:
-            self.model = model = self._owner.repository.find(decoded.model, decoded.version)
-            try:
-                self.request = request = codec.bind(
-                    decoded, model.interface, self._read_regions(decoded), remaining_s
-                )
-            except (InvalidInput, UnknownRegion, SharedMemoryOff):
-                model.metrics.failed("invalid")
-                raise
-            self._pending = model.infer(request, self._ran)
-        except EdgeServeError as error:
-            self.finish(error)
+                raise DeadlineExceeded("the deadline passed before the request was run")
+        if self._decoded is None and self._refusal is None:
+            self.decode()
+        if self._refusal is not None:
+            raise self._refusal
+        decoded = self._decoded
+        assert decoded is not None
+        self._model = model = self._owner.repository.find(decoded.model, decoded.version)
+        self._request = codec.bind(
+            decoded, model.interface, self._read_regions(decoded), remaining_s
+        )
+        self._pending = model.infer(self._request, self._ran)
 
     def finish(self, result: Outcome | EdgeServeError) -> None:
         """Wake the caller; only the first result counts."""
@@ -135,42 +184,54 @@ class Inference:
             with contextlib.suppress(RuntimeError):
                 self._owner.loop.call_soon_threadsafe(self._cancel)
 
-    def answer(self, *, final: bool) -> bytes:
+    def answer(self) -> bytes:
         """The serialized ModelInferResponse. Raises the error that it failed with."""
-        result, model, request = self.result, self.model, self.request
+        if self._answer is not None:
+            return self._answer
+        result = self.result
         if isinstance(result, EdgeServeError):
             raise result
         assert result is not None
+        return self._encode(result)
+
+    def _encode(self, result: Outcome) -> bytes:
+        model, request = self._model, self._request
         assert model is not None
         assert request is not None
-        size = sum(result.outputs[w.name].nbytes for w in request.outputs)
-        if size > self._owner.limits.send_bytes:
-            limit = self._owner.limits.send_bytes
-            raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
-        head = codec.response_head(model.name, model.version, result.candidate, final=final)
+        head = codec.response_head(
+            model.name, model.version, result.candidate, final=self._streamed
+        )
         return codec.encode(head, request, result.outputs, model.interface, model.labels)
 
     def _ran(self, result: Outcome | EdgeServeError) -> None:
-        if isinstance(result, Outcome) and self._regions():
+        if isinstance(result, Outcome):
             try:
                 self._write_regions(result)
+                size = sum([result.outputs[w.name].nbytes for w in self._wanted()])
+                limit = self._owner.limits.send_bytes
+                if size > limit:
+                    raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
+                if size < _SMALL:
+                    self._answer = self._encode(result)
             except EdgeServeError as error:
                 result = error
+            except Exception as error:  # noqa: BLE001 - the client is told
+                result = _unforeseen(error)
         self.finish(result)
 
     def _cancel(self) -> None:
         if self.result is not None:
             return
-        pending, model = self._pending, self.model
+        pending, model = self._pending, self._model
         if pending is not None and model is not None and not pending.settled:
             model.cancel(pending)
         self.finish(Canceled("the client has left"))
 
+    def _wanted(self) -> tuple[RequestedOutput, ...]:
+        return () if self._request is None else self._request.outputs
+
     def _regions(self) -> dict[str, OutputRegion]:
-        decoded = self.decoded
-        if decoded is None:
-            return {}
-        return {w.name: w.region for w in decoded.outputs if w.region is not None}
+        return {w.name: w.region for w in self._wanted() if w.region is not None}
 
     def _read_regions(self, decoded: codec.Decoded) -> dict[str, Array]:
         """The inputs that lie in shared memory; outputs that go there must find room."""
@@ -195,3 +256,8 @@ class Inference:
                     f"output '{name}' has {len(data)} bytes, its shared memory {region.byte_size}"
                 )
             self._owner.shm.write(region.region, region.offset, data)
+
+
+def _unforeseen(error: Exception) -> EdgeServeError:
+    log.error("a call failed", exc_info=error)
+    return InferenceFailed("the server failed", cause=type(error).__name__)

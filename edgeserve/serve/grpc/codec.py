@@ -11,7 +11,7 @@ protocol/extension_{classification,parameters,shared_memory}.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.grpc import messages
+from edgeserve.serve.grpc.large import split
 from edgeserve.serve.protocols import binary
 from edgeserve.serve.protocols.answers import classify
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
@@ -59,6 +60,8 @@ _FIELD_DTYPES: Final = {
 _ID: Final = b"\x1a"
 _RAW_OUTPUT: Final = b"\x32"
 _STREAM_RESPONSE: Final = b"\x12"
+# Messages of this many bytes are worth looking into before protobuf does.
+_LARGE: Final = 65_536
 
 Parameters = Mapping[str, "bool | int | float | str"]
 
@@ -84,17 +87,20 @@ class Decoded(msgspec.Struct, frozen=True):
     priority: int
 
 
-def parse(data: bytes) -> ModelInferRequest:
-    """Raises InvalidInput for bytes that are no ModelInferRequest."""
+def parse(data: bytes) -> tuple[ModelInferRequest, Sequence[memoryview]]:
+    """A message, and its raw tensors. Raises InvalidInput for bytes that are no ModelInferRequest."""
+    parts = split(data) if len(data) >= _LARGE else None
     try:
-        message: ModelInferRequest = messages.ModelInferRequest.FromString(data)
+        message: ModelInferRequest = messages.ModelInferRequest.FromString(
+            data if parts is None else parts[0]
+        )
     except DecodeError:
         raise InvalidInput("the message is no inference.ModelInferRequest") from None
-    return message
+    return message, parts[1] if parts else [memoryview(b) for b in message.raw_input_contents]
 
 
-def decode(message: ModelInferRequest, max_elements: int) -> Decoded:
-    """What a message says, its tensors as arrays on its own bytes; none may have more than
+def decode(message: ModelInferRequest, blobs: Sequence[memoryview], max_elements: int) -> Decoded:
+    """What a message and its raw tensors say, as arrays on their bytes; none may have more than
     `max_elements`. Raises InvalidInput."""
     parameters = read_parameters(message.parameters, "parameter") if message.parameters else {}
     if parameters:
@@ -105,7 +111,7 @@ def decode(message: ModelInferRequest, max_elements: int) -> Decoded:
         message.model_name,
         version_of(message.model_version),
         message.id,
-        _inputs(message, max_elements),
+        _inputs(message, blobs, max_elements),
         _outputs(message),
         None if timeout is None else timeout / 1e6,
         _count(parameters, "priority", "a level") or 0,
@@ -222,8 +228,9 @@ def read_parameters(given: Mapping[str, InferParameter], what: str) -> dict[str,
     return values
 
 
-def _inputs(message: ModelInferRequest, max_elements: int) -> tuple[Input, ...]:
-    blobs = message.raw_input_contents
+def _inputs(
+    message: ModelInferRequest, blobs: Sequence[memoryview], max_elements: int
+) -> tuple[Input, ...]:
     raw = len(blobs) > 0
     used = 0
     inputs: dict[str, Input] = {}
@@ -256,9 +263,7 @@ def _inputs(message: ModelInferRequest, max_elements: int) -> tuple[Input, ...]:
         elif raw or dtype not in _CONTENTS:
             if used >= len(blobs):
                 raise InvalidInput(f"input '{name}': unable to find its data in raw_input_contents")
-            inputs[name] = Input(
-                spec, shape, binary.from_bytes(spec, shape, memoryview(blobs[used]))
-            )
+            inputs[name] = Input(spec, shape, binary.from_bytes(spec, shape, blobs[used]))
             used += 1
         else:
             inputs[name] = Input(spec, shape, _typed(spec, shape, given.contents))

@@ -74,11 +74,11 @@ class Service:
             stream.drain()
 
     def _infer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        call = self._inferences.start(message, remaining_s(context))
+        call = self._inferences.start(message, remaining_s(context), streamed=False)
         if self._opened(context, call.left):
             call.wait()
         try:
-            return call.answer(final=False)
+            return call.answer()
         except EdgeServeError as error:
             return _abort(context, error)
         except Exception as error:  # noqa: BLE001 - the client is told

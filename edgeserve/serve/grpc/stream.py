@@ -49,7 +49,7 @@ class Stream:
             if self._gone:
                 return
             try:
-                answer = codec.in_stream(call.answer(final=True))
+                answer = codec.in_stream(call.answer())
             except EdgeServeError as error:
                 answer = codec.stream_error(str(error), call.id)
             yield answer
@@ -83,5 +83,7 @@ class Stream:
                 with self._lock:
                     if self._gone or self.draining:
                         return
-                    self._started.put(self._inferences.start(message, self._remaining_s()))
+                    self._started.put(
+                        self._inferences.start(message, self._remaining_s(), streamed=True)
+                    )
         self._started.put(None)

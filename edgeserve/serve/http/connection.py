@@ -67,6 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._blocked = False  # the client does not read its answers
         self._lingering = False
+        self._eof = False
         self._arrived = 0
         self._drain_at: int | None = None  # requests that begin behind this byte are not answered
         self.address = ""
@@ -116,9 +117,9 @@ class Connection(asyncio.BufferedProtocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # A client that closes its writing half may still wait for the answer to what it sent.
-        self._close_after = True
-        return self._current is not None or self._blocked
+        # A client that closes its writing half may still wait for the answers to what it sent.
+        self._eof = True
+        return self.owes_later
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -273,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
             self._buffer.clear()  # nothing behind the last answer is run
             self._transport.close()
             return
-        if self._paused or self._buffer:
+        if self._paused or self._buffer or self._eof:
             self._resume()
 
     def _resume(self) -> None:
@@ -281,9 +282,14 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
-        if self._buffer and not self._parsing:
+            if not self._eof:
+                self._transport.resume_reading()
+        if self._parsing:
+            return
+        if self._buffer:
             self._advance()
+        if self._eof and not self.owes_later:
+            self.close()
 
     def _hold(self, count: int) -> bool:
         self._held += count
@@ -384,6 +390,15 @@ class Connection(asyncio.BufferedProtocol):
             return False
         arriving = self._head is not None or bool(self._buffer)
         return self._current is not None or arriving or self._transport.get_write_buffer_size() > 0
+
+    @property
+    def owes_later(self) -> bool:
+        """Whether something has to happen before what was sent can be answered."""
+        return self._current is not None or self._blocked
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
 
     def abort(self) -> None:
         if self._transport is not None:

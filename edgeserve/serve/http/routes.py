@@ -125,12 +125,14 @@ class Router:
         ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            models: dict[str, object] = {
-                e.name: {"ready": False, "version": e.version, "reason": e.reason}
-                for e in self._repository.index()
-                if e.state != "READY"
+            models: dict[str, dict[str, object]] = {
+                m.name: _condition(m) for m in self._repository.loaded()
             }
-            models |= {m.name: _condition(m) for m in self._repository.loaded()}
+            for entry in self._repository.index():
+                if entry.state != "READY":
+                    models.setdefault(entry.name, {"version": entry.version})["ready"] = False
+                if entry.reason:
+                    models[entry.name]["reason"] = entry.reason
             document["models"] = models
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
@@ -17,7 +18,6 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (Forbidden, 403, ()),
     (SharedMemoryOff, 403, ()),
     (ModelNotFound, 404, ()),
-    (ModelUnavailable, 503, RETRY),
     (UnknownRegion, 404, ()),
     (ModelUnavailable, 503, RETRY),
     (QueueFull, 503, RETRY),
@@ -30,5 +30,7 @@ def failure(error: EdgeServeError) -> Response:
     """The answer that tells of an error."""
     for kind, status, headers in _TABLE:
         if isinstance(error, kind):
+            if isinstance(error, QueueFull):
+                headers = (("Retry-After", str(max(1, math.ceil(error.retry_s)))),)
             return Response.error(status, str(error), headers)
     return Response.error(500, str(error))

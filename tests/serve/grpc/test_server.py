@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
-from edgeserve.errors import EnvironmentProblem
+from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve.app import Background
 from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.grpc.stream import READER
@@ -432,3 +433,14 @@ def test_too_many_streams(bundle: Path) -> None:
         assert method(channel, "ServerReady")(b"")
         done.set()
         assert {c.code() for c in calls} == refused | {grpc.StatusCode.OK}
+
+
+def test_without_the_extra_the_error_names_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("edgeserve.serve.grpc.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(DependencyMissing, match="--grpc-port needs grpc") as caught:
+        Background(settings(bundle))
+    assert caught.value.hint == "pip install 'edgeserve[grpc]'"
