@@ -65,7 +65,8 @@ NOT_RUN = {
     r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
     r"http://": "needs a server: tests/client",
-    r"--device npu": "needs a bundle for an NPU",
+    r"--device npu|--require gpu": "needs a bundle for that device: tests/fallback",
+    r"faces.edge": "several bundles: tests/cli/test_run_models.py",
     r"efficientnet_lite0": "test_the_imagenet_example",
     r"(infer|status) http": "tests/cli/test_infer.py",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.tensors import DTYPES
 from tests.bundles import linear
+from tests.conformance.process import serve
 from tests.serve.grpc.conftest import method, request, samples
 
 METHODS = [
@@ -190,5 +192,9 @@ def test_fuzz(channel: grpc.Channel, check: Callable[..., None], cases: Any) -> 
 
 @pytest.mark.slow
 @KINDS
-def test_a_hundred_thousand(channel: grpc.Channel, check: Callable[..., None], cases: Any) -> None:
-    fuzz(channel, check, cases, 20_000)
+def test_many_cases(bundle: Path, check: Callable[..., None], cases: Any) -> None:
+    """Against a process of its own, which must end cleanly, too."""
+    with serve(bundle, "--max-body", "1000000") as served:
+        with grpc.insecure_channel(served.grpc) as channel:
+            fuzz(channel, check, cases, 8_000)
+        assert served.popen.poll() is None
