@@ -235,7 +235,7 @@ def _without_data(folder: Path) -> Path:
     ("make", "error", "hint"),
     [
         (_tampered, "is not the file the bundle was written with", "copy the bundle again"),
-        (_newer, "has schema version 2.0, this edgeserve reads 1.0", "upgrade edgeserve"),
+        (_newer, "has schema version 2.0, this edgeserve reads 1.0", "install a newer edgeserve"),
         (_escaping, "names a file outside the bundle", "do not use this bundle"),
         (lambda folder: folder, "is not a bundle", "a bundle is the folder"),
         (_truncated, "is not a whole ONNX model", "it may be truncated"),

@@ -199,6 +199,7 @@ def test_a_device_that_does_not_open_in_time_is_given_up(
 
 
 def test_opening_stops_when_nobody_waits_any_more(bundle: Bundle, tmp_path: Path) -> None:
+    before = {p.pid for p in psutil.Process().children()}
     began = time.monotonic()
     with pytest.raises(DeviceUnavailable):
         open_worker(
@@ -206,7 +207,7 @@ def test_opening_stops_when_nobody_waits_any_more(bundle: Bundle, tmp_path: Path
             limits=Limits(), faults=("cpu:hang@load",), fault_state=str(tmp_path),
             cancelled=lambda: time.monotonic() > began + 0.3,
         )  # fmt: skip
-    assert psutil.Process().children() == []
+    assert {p.pid for p in psutil.Process().children()} <= before
 
 
 def test_a_stopped_process_is_noticed_while_nobody_calls(
@@ -227,12 +228,12 @@ def test_a_stopped_process_is_noticed_while_nobody_calls(
 def test_allocations_beyond_the_cap_fail_with_the_engine_s_message(
     start: Start, wide: Bundle
 ) -> None:
-    worker = start(wide, memory_bytes=400e6)
+    worker = start(wide, memory_bytes=400e6, call_s=60.0)
     width = wide.manifest.interface.inputs[0].shape[1]
     assert isinstance(width, int)
     with pytest.raises(InferenceFailed) as caught:
         worker.run({"x": np.ones((900, width), np.float32)})  # 542 MB more for the output
-    assert not isinstance(caught.value, DeviceLost)
+    assert not isinstance(caught.value, DeviceLost), caught.value
     assert is_out_of_memory(caught.value)
     worker.close()
 
