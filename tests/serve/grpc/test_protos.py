@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
-from google.protobuf import descriptor_pb2
+from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 
 from edgeserve.serve.grpc import messages
@@ -35,6 +37,14 @@ def their_message(full_name: str) -> Descriptor:
 
 def enum_values(found: EnumDescriptor) -> dict[str, int]:
     return {v.name: v.number for v in found.values}
+
+
+@pytest.mark.parametrize("ours", OURS, ids=lambda m: m.full_name)
+def test_classes_outlive_the_garbage_collector(ours: Descriptor) -> None:
+    """protobuf alone lets go of nested ones, and crashes when one is asked for at that moment."""
+    kept = weakref.ref(message_factory.GetMessageClass(ours))
+    gc.collect()
+    assert kept() is not None
 
 
 @pytest.mark.parametrize("ours", OURS, ids=lambda m: m.full_name)
