@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 GRPC := edgeserve/serve/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-slow check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
+.PHONY: help demo test test-slow test-packages check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
 
 help:  ## Show these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,14 @@ gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for t
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-common libvulkan1 >/dev/null \
 		&& { test -f /usr/lib/chromium/vk_swiftshader_icd.json || apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 		|| echo "gpu-driver: apt-get failed; without chromium and libvulkan1 the tests in tests/gpu are skipped" >&2; \
+	fi
+
+test-packages:  ## What tests need of Debian: perf_analyzer's library, openssl for certificates
+	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
+		echo "test-packages: needs apt-get and root; without libb64-0d and openssl some tests are skipped" >&2; \
+	else \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends libb64-0d openssl >/dev/null \
+		|| echo "test-packages: apt-get failed; without libb64-0d and openssl some tests are skipped" >&2; \
 	fi
 
 gpu-envs: $(WEBGPU_VENV)/.installed $(PLUGINS_VENV)/.installed  ## onnxruntime with WebGPU built in, and with plug-ins
