@@ -9,7 +9,7 @@ import grpc
 import msgspec
 
 from edgeserve.serve.access import AccessDenied, Role, key_of
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 
 # Raises AccessDenied for a key, or the lack of one, that does not give the role.
@@ -61,7 +61,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             try:
                 self._admit(method.role, _key(details.invocation_metadata))
             except AccessDenied as error:
-                return self._refusal(status_of(error), str(error))
+                return self._refusal(status_of(error), text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
             return self._full
         return method.handler

@@ -1,4 +1,4 @@
-"""Which gRPC status an error is. The text is the error's own, or nothing for one that nobody foresaw."""
+"""Which gRPC status an error is, and its text: the error's own, cut to what fits beside a status."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (UnknownRegion, grpc.StatusCode.NOT_FOUND),
     (NotSupported, grpc.StatusCode.UNIMPLEMENTED),
 )
+
+
+# A status travels in trailing metadata, which peers bound at a few kilobytes.
+_TEXT: Final = 1_000
+
+
+def text_of(error: EdgeServeError) -> str:
+    return str(error)[:_TEXT]
 
 
 def status_of(error: EdgeServeError) -> grpc.StatusCode:

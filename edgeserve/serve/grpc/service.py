@@ -19,7 +19,7 @@ from edgeserve.serve.engine import ShuttingDown
 from edgeserve.serve.grpc import messages
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.stream import Stream
 
@@ -149,7 +149,7 @@ def remaining_s(context: grpc.ServicerContext) -> float | None:
 
 
 def _abort(context: grpc.ServicerContext, error: EdgeServeError) -> bytes:
-    context.abort(status_of(error), str(error))
+    context.abort(status_of(error), text_of(error))
     raise AssertionError("abort raises")
 
 

@@ -13,6 +13,7 @@ import grpc
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.calls import Inference, Inferences
+from edgeserve.serve.grpc.errors import text_of
 
 # Requests of one stream that may wait or run; the next is read when one is answered.
 WINDOW: Final = 64
@@ -51,7 +52,7 @@ class Stream:
             try:
                 answer = codec.in_stream(call.answer())
             except EdgeServeError as error:
-                answer = codec.stream_error(str(error), call.id)
+                answer = codec.stream_error(text_of(error), call.id)
             yield answer
             self._room.release()
 
