@@ -21,6 +21,7 @@ from edgeserve.chain import Attempt, Chain
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -178,8 +179,12 @@ class Service:
             self._shared = SharedMetrics(metrics.registry, Path(place.metrics))
             metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
-        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
-        self._grpc = open_grpc(settings, self._repository, self._shm)
+        flight = InFlight(settings.limits.in_flight)
+        metrics.watch_flight(flight)
+        self._http = HttpFront(
+            settings, self._repository, metrics, self._shm, flight, settings.open_tls()
+        )
+        self._grpc = open_grpc(settings, self._repository, self._shm, flight)
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -368,7 +373,7 @@ def resident_bytes() -> int:
 
 
 def open_grpc(
-    settings: Settings, repository: ModelRepository, shm: SharedMemory
+    settings: Settings, repository: ModelRepository, shm: SharedMemory, flight: InFlight
 ) -> GrpcFront | None:
     """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
@@ -379,7 +384,7 @@ def open_grpc(
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcFront(settings, repository, shm)
+    return GrpcFront(settings, repository, shm, flight)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

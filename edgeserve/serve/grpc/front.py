@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeserve.serve.access import Authoriser, Caller, Role
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
@@ -17,7 +18,9 @@ class GrpcFront:
     It has the control plane, too, unless `control_port` gives that an address of its own.
     """
 
-    def __init__(self, settings: Settings, repository: ModelRepository, shm: SharedMemory) -> None:
+    def __init__(
+        self, settings: Settings, repository: ModelRepository, shm: SharedMemory, flight: InFlight
+    ) -> None:
         self._settings = settings
         limits = settings.effective_limits()
         authoriser = Authoriser(
@@ -34,6 +37,7 @@ class GrpcFront:
         self._server = GrpcServer(
             repository,
             shm,
+            flight,
             GrpcLimits(
                 receive_bytes=limits.body_bytes,
                 send_bytes=limits.output_bytes,

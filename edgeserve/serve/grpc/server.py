@@ -10,6 +10,7 @@ import grpc
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
@@ -46,6 +47,7 @@ class GrpcServer:
         self,
         repository: ModelRepository,
         shm: SharedMemory,
+        flight: InFlight,
         limits: GrpcLimits,
         admit: Admit,
         credentials: grpc.ServerCredentials | None = None,
@@ -64,7 +66,7 @@ class GrpcServer:
             changed=self._tell_health,
         )
         self._service = Service(
-            Inferences(repository, shm, self._loop, limits),
+            Inferences(repository, shm, flight, self._loop, limits),
             about,
             self._pools,
         )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from edgeserve.serve.access import Authoriser, is_loopback
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
@@ -27,6 +28,7 @@ class HttpFront:
         repository: ModelRepository,
         metrics: ServerMetrics,
         shm: SharedMemory,
+        flight: InFlight,
         tls: Tls | None,
     ) -> None:
         self._settings = settings
@@ -38,7 +40,7 @@ class HttpFront:
 
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
-            router = Router(repository, metrics, authoriser, limits, shm, management)
+            router = Router(repository, metrics, authoriser, limits, shm, flight, management)
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None

@@ -10,6 +10,7 @@ from typing import Final
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
@@ -39,6 +40,7 @@ class InferRoute:
         repository: ModelRepository,
         shm: SharedMemory,
         limits: Limits,
+        flight: InFlight,
         name: str,
         version: str | None,
         headers: Mapping[bytes, bytes],
@@ -46,6 +48,7 @@ class InferRoute:
         self._repository = repository
         self._shm = shm
         self._limits = limits
+        self._flight = flight
         self._name = name
         self._version = version
         self._header_length = header_length(headers)
@@ -64,6 +67,10 @@ class InferRoute:
             model = self._repository.find(self._name, self._version)
         except EdgeServeError as error:
             request.respond(failure(error))
+            return
+        if self._flight.count >= self._flight.limit:
+            model.metrics.failed("in_flight")
+            request.respond(failure(self._flight.refusal()))
             return
         if model is not self._model or self._codec is None:
             self._model = model
@@ -100,12 +107,20 @@ class InferRoute:
             return
 
         def done(result: Outcome | EdgeServeError) -> None:
-            request.gone = None
+            if request.gone is not None:
+                request.gone = None
+                self._flight.count -= 1
             self._answer(codec, request, decoded, result)
 
         pending = model.infer(decoded, done)
         if pending is not None and not pending.settled:
-            request.gone = lambda: model.cancel(pending)
+
+            def gone() -> None:
+                self._flight.count -= 1
+                model.cancel(pending)
+
+            self._flight.count += 1
+            request.gone = gone
 
     def _answer(
         self,
@@ -167,8 +182,13 @@ class InferRoute:
         if size <= _INLINE_BYTES:
             finish(work)
             return
-        future = asyncio.get_running_loop().run_in_executor(None, work)
-        future.add_done_callback(lambda done: finish(done.result))
+        self._flight.count += 1
+
+        def landed(done: asyncio.Future[bytes]) -> None:
+            self._flight.count -= 1
+            finish(done.result)
+
+        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(landed)
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> int | None:
