@@ -99,14 +99,15 @@ def save_onnx(proto: Any, destination: Path) -> list[Path]:
     return [destination, data]
 
 
-def open_reference(model: SourceModel, file: Path) -> Session:
-    """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less.
+def open_reference(model: SourceModel, file: Path, threads: int = 0) -> Session:
+    """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less, with
+    so many threads a call (0: the engine's choice).
 
     Raises UnsupportedModel naming the node when onnxruntime lacks one of its operators.
     """
     files = VariantFiles("source", file, "onnx", "fp32", model.interface)
     try:
-        return runtime("onnxruntime").load(files, "cpu", LoadOptions())
+        return runtime("onnxruntime").load(files, "cpu", LoadOptions(threads=threads))
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"onnxruntime cannot run {model.path.name}",
