@@ -8,9 +8,9 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.devices import usable_cores
+from edgeserve.devices import Instances, plan_instances, usable_cores
 from edgeserve.errors import ModelUnavailable
-from edgeserve.serve.engine import Engine, EngineSettings, Instances, ResponseCache, Turns, plan
+from edgeserve.serve.engine import Engine, EngineSettings, ResponseCache, Turns
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.settings import Settings
@@ -118,7 +118,8 @@ class Opener:
             if m.runtime == first.runtime and m.device == first.device
         ]
         latency = measured[0] if measured else None
-        return plan(settings.instances, settings.threads, self._cores, latency, first.device)
+        asked = settings.instances, settings.threads
+        return plan_instances(*asked, self._cores, latency, first.device)
 
 
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
