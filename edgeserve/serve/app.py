@@ -20,6 +20,7 @@ import msgspec
 from edgeserve.chain import Attempt, Chain
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
+from edgeserve.serve.access import Keys
 from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.front import HttpFront
@@ -162,6 +163,7 @@ class Service:
         settings.check()
         self._settings = settings
         self._reread = reread or (lambda: settings)
+        self._keys = settings.read_keys()
         metrics = ServerMetrics()
         kept = size_bytes(settings.cache, "cache")
         opener = Opener(metrics, loop, ResponseCache(kept) if kept else None)
@@ -242,6 +244,8 @@ class Service:
             asked = self._following.is_set()
             self._following.clear()
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                self._change_keys(await asyncio.to_thread(self._settings.read_keys))
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
                 log.error("the settings stay as they are: %s", error)  # noqa: TRY400
@@ -250,6 +254,16 @@ class Service:
                 log.warning("settings and models are read again")
             self._adopt(new)
             await self._repository.refresh()
+
+    def _change_keys(self, keys: Keys) -> None:
+        """Only these work from now on."""
+        if keys == self._keys:
+            return
+        self._keys = keys
+        self._http.change_keys(keys)
+        if self._grpc is not None:
+            self._grpc.change_keys(keys)
+        log.warning("the keys have changed: %r", keys)
 
     def _adopt(self, new: Settings) -> None:
         """Take over what is about models; what is about the server needs another start."""

@@ -59,7 +59,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             if not self._open:
                 return self._shut
             try:
-                self._admit(method.role, _key(details.invocation_metadata))
+                self._admit(method.role, key_in(details.invocation_metadata))
             except AccessDenied as error:
                 return self._refusal(status_of(error), text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
@@ -75,7 +75,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.control, refuse))
 
 
-def _key(metadata: Iterable[Any]) -> str | None:
+def key_in(metadata: Iterable[Any]) -> str | None:
     """The key in `authorization: Bearer KEY` or `x-api-key: KEY`."""
     found = {name: value for name, value in metadata if isinstance(value, str)}
     return key_of(found.get("authorization"), found.get("x-api-key"))

@@ -57,6 +57,7 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._repository = repository
         self._credentials = credentials
+        self._admit = admit
         self._pools = Pools(limits.threads, limits.streams)
         self._health = health.Health()
         about = About(
@@ -108,6 +109,10 @@ class GrpcServer:
         await self._quiet(time.monotonic() + _ARRIVING_S)
         await asyncio.to_thread(self._server.stop, None)
         return not busy
+
+    def check_streams(self) -> None:
+        """End streams that would not be let in any more."""
+        self._service.check_streams(lambda key: self._admit(Role.INFER, key))
 
     async def _quiet(self, until: float) -> None:
         """Until no call came for a moment."""
