@@ -88,7 +88,10 @@ def command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name [the bundle's].")] = None,
     host: Annotated[
-        str | None, typer.Option(envvar="EDGESERVE_HOST", help="Address to listen on [127.0.0.1].")
+        str | None,
+        typer.Option(
+            envvar="EDGESERVE_HOST", help="Address to listen on [localhost: 127.0.0.1, ::1]."
+        ),
     ] = None,
     http_port: Annotated[
         int | None,
@@ -249,7 +252,7 @@ def command(
         ),
     ] = None,
     control_host: Annotated[
-        str | None, typer.Option(help="Address of the control plane [127.0.0.1].")
+        str | None, typer.Option(help="Address of the control plane [localhost].")
     ] = None,
     control_port: Annotated[
         int | None, typer.Option(help="A port for it alone [it shares the data plane's].")
@@ -373,5 +376,7 @@ def render(started: Started) -> None:
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
+    if started.also:
+        print_line(console, f"also at {', '.join(started.also)}")
     example = f"/{started.models[0].name}" if started.models else ""
     print_line(console, f"try: curl {started.url}/v2/models{example}")
