@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET
 
 from edgeserve.errors import UsageError, nearest
-from edgeserve.serve.access import CONTROL_VARIABLE, Keys, is_loopback, read_keys
+from edgeserve.serve.access import CONTROL_HINT, Keys, is_loopback, read_keys
 from edgeserve.serve.addresses import LOCALHOST
 from edgeserve.serve.engine import OnFull
 from edgeserve.serve.limits import Limits
@@ -147,8 +147,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if (control or separate) and not is_loopback(address) and not keys.control:
             raise UsageError(
                 f"the control plane on {address} needs a key",
-                hint=f"'control KEY' in the file of --keys, or {CONTROL_VARIABLE}; or --control-port "
-                "moves it to loopback",
+                hint=f"{CONTROL_HINT}; or --control-port moves it to loopback",
             )
 
     def _check_workers(self) -> None:

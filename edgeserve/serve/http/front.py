@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.access import Authoriser, Keys, is_loopback
+from edgeserve.serve.access import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
@@ -37,6 +37,7 @@ class HttpFront:
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
         self._warn(is_loopback(settings.host), bool(keys))
+        self._warn_of_closed(keys)
 
         management = Management(repository, shm, model_control=settings.model_control)
 
@@ -96,8 +97,16 @@ class HttpFront:
         elif keys and self._scheme == "http":
             log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
 
+    def _warn_of_closed(self, keys: Keys) -> None:
+        control = self._settings.model_control or self._settings.shared_memory is not None
+        if control and keys and not keys.control:
+            log.warning(
+                "nobody can use the control plane: no key is a control key (%s)", CONTROL_HINT
+            )
+
     def change_keys(self, keys: Keys) -> None:
         """Requests that are handled already are answered; the next ones need these."""
+        self._warn_of_closed(keys)
         for authoriser in self._authorisers:
             authoriser.change(keys)
         for server in self._servers:
