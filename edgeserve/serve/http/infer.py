@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -28,6 +29,23 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _INLINE_BYTES: Final = 32_768
 
 
+class Codecs:
+    """The codec of each model that is asked for; making one costs more than a small request does."""
+
+    def __init__(self, shm: SharedMemory, limits: Limits) -> None:
+        self._shm = shm
+        self._limits = limits
+        self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
+
+    def of(self, model: ServedModel) -> v2.Codec:
+        codec = self._known.get(model)
+        if codec is None:
+            codec = self._known[model] = v2.Codec(
+                model.name, model.version, model.interface, model.labels, self._limits, self._shm
+            )
+        return codec
+
+
 class InferRoute:
     """What a head asks for: inference by one model, in one form. Heads that repeat share it.
 
@@ -37,14 +55,14 @@ class InferRoute:
     def __init__(
         self,
         repository: ModelRepository,
-        shm: SharedMemory,
+        codecs: Codecs,
         limits: Limits,
         name: str,
         version: str | None,
         headers: Mapping[bytes, bytes],
     ) -> None:
         self._repository = repository
-        self._shm = shm
+        self._codecs = codecs
         self._limits = limits
         self._name = name
         self._version = version
@@ -67,9 +85,7 @@ class InferRoute:
             return
         if model is not self._model or self._codec is None:
             self._model = model
-            self._codec = v2.Codec(
-                model.name, model.version, model.interface, model.labels, self._limits, self._shm
-            )
+            self._codec = self._codecs.of(model)
         if self._plain:
             self._run(model, self._codec, request, request.body)
         elif self._coding in CODINGS:

@@ -15,7 +15,7 @@ import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
 from edgeserve.serve.http.head import Head
-from edgeserve.serve.http.infer import InferRoute
+from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
@@ -52,7 +52,7 @@ class Router:
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
-        self._shm = shm
+        self._codecs = Codecs(shm, limits)
         self._management = management
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
@@ -109,7 +109,7 @@ class Router:
             if head.method != "POST":
                 raise not_allowed("POST")
             return InferRoute(
-                self._repository, self._shm, self._limits, name, version, head.headers
+                self._repository, self._codecs, self._limits, name, version, head.headers
             )
         what = match[3]
         return reading(head, lambda: self._about(name, version, what))
