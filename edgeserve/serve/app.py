@@ -20,7 +20,9 @@ import msgspec
 from edgeserve.chain import Attempt, Chain
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
+from edgeserve.serve.access import Keys
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -161,6 +163,7 @@ class Service:
         settings.check()
         self._settings = settings
         self._reread = reread or (lambda: settings)
+        self._keys = settings.read_keys()
         metrics = ServerMetrics()
         kept = size_bytes(settings.cache, "cache")
         opener = Opener(metrics, loop, ResponseCache(kept) if kept else None)
@@ -178,8 +181,12 @@ class Service:
             self._shared = SharedMetrics(metrics.registry, Path(place.metrics))
             metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
-        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
-        self._grpc = open_grpc(settings, self._repository, self._shm)
+        flight = InFlight(settings.limits.in_flight)
+        metrics.watch_flight(flight)
+        self._http = HttpFront(
+            settings, self._repository, metrics, self._shm, flight, settings.open_tls()
+        )
+        self._grpc = open_grpc(settings, self._repository, self._shm, flight)
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -237,6 +244,8 @@ class Service:
             asked = self._following.is_set()
             self._following.clear()
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                self._change_keys(await asyncio.to_thread(self._settings.read_keys))
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
                 log.error("the settings stay as they are: %s", error)  # noqa: TRY400
@@ -245,6 +254,16 @@ class Service:
                 log.warning("settings and models are read again")
             self._adopt(new)
             await self._repository.refresh()
+
+    def _change_keys(self, keys: Keys) -> None:
+        """Only these work from now on."""
+        if keys == self._keys:
+            return
+        self._keys = keys
+        self._http.change_keys(keys)
+        if self._grpc is not None:
+            self._grpc.change_keys(keys)
+        log.warning("the keys have changed: %r", keys)
 
     def _adopt(self, new: Settings) -> None:
         """Take over what is about models; what is about the server needs another start."""
@@ -368,7 +387,7 @@ def resident_bytes() -> int:
 
 
 def open_grpc(
-    settings: Settings, repository: ModelRepository, shm: SharedMemory
+    settings: Settings, repository: ModelRepository, shm: SharedMemory, flight: InFlight
 ) -> GrpcFront | None:
     """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
@@ -379,7 +398,7 @@ def open_grpc(
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcFront(settings, repository, shm)
+    return GrpcFront(settings, repository, shm, flight)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

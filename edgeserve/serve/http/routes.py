@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
@@ -46,6 +47,7 @@ class Router:
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
+        flight: InFlight,
         management: Management,
     ) -> None:
         self._repository = repository
@@ -53,6 +55,7 @@ class Router:
         self._authoriser = authoriser
         self._limits = limits
         self._codecs = Codecs(shm, limits)
+        self._flight = flight
         self._management = management
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
@@ -109,7 +112,13 @@ class Router:
             if head.method != "POST":
                 raise not_allowed("POST")
             return InferRoute(
-                self._repository, self._codecs, self._limits, name, version, head.headers
+                self._repository,
+                self._codecs,
+                self._limits,
+                self._flight,
+                name,
+                version,
+                head.headers,
             )
         what = match[3]
         return reading(head, lambda: self._about(name, version, what))
