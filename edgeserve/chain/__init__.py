@@ -3,7 +3,7 @@
 from edgeserve.chain.board import BOARD, DeviceBoard
 from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
-from edgeserve.chain.links import ChainStatus, Fallback, Promotion
+from edgeserve.chain.links import ChainStatus, Fallback, LinkStatus, Promotion
 from edgeserve.chain.opening import Attempt, open_candidate
 from edgeserve.chain.options import ChainOptions
 
@@ -15,6 +15,7 @@ __all__ = [
     "ChainStatus",
     "DeviceBoard",
     "Fallback",
+    "LinkStatus",
     "Promotion",
     "check_golden",
     "golden_batches",

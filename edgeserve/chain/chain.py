@@ -20,7 +20,7 @@ from edgeserve.chain.failures import (
 )
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
-from edgeserve.chain.links import ChainStatus, Fallback, Link, Promotion
+from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion
 from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.running import Runner
@@ -77,8 +77,17 @@ class Chain:
             raise
         self._since = time.time()
         for link in self.links[: self.candidates.link_of(self._serving).index]:
-            reason = link.attempt.reason or "unavailable"
-            self.fallbacks.append(Fallback(link.candidate, self.candidate, reason))
+            attempt = link.attempt
+            self.fallbacks.append(
+                Fallback(
+                    link.candidate,
+                    self.candidate,
+                    attempt.reason or "unavailable",
+                    attempt.error or "",
+                    attempt.hint,
+                    self._since,
+                )
+            )
         board.watch(self)
         self.candidates.report_losses(self.lost)
         self.keeper.wake()
@@ -124,6 +133,18 @@ class Chain:
             hint=first.attempt.hint if away else None,
             retry_s=max(0.0, due - _now()) if away and due is not None else None,
         )
+
+    def link_statuses(self) -> list[LinkStatus]:
+        """One entry per candidate, in order."""
+        return [self._status_of(link) for link in self.links]
+
+    def _status_of(self, link: Link) -> LinkStatus:
+        opened, due = link.opened, link.breaker.due
+        if opened is not None:
+            return LinkStatus(link.attempt, "serving" if opened is self._serving else "standby")
+        if due is not None:
+            return LinkStatus(link.attempt, "waiting", max(0.0, due - _now()))
+        return LinkStatus(link.attempt, "out" if link.attempt.reason == "unsupported" else "closed")
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, from any thread, after each step down or up."""
@@ -207,7 +228,14 @@ class Chain:
                     raise error
                 with self.candidates.lock:
                     self._serve(target)
-                step = Fallback(failed.candidate, target.candidate, reason_of(error))
+                step = Fallback(
+                    failed.candidate,
+                    target.candidate,
+                    reason_of(error),
+                    str(error),
+                    error.hint,
+                    self._since,
+                )
                 self.fallbacks.append(step)
             else:
                 self._mark_failed(link, failed, error)
@@ -279,7 +307,7 @@ class Chain:
             away = now - (link.failed_at or now)
             source = self._serving.candidate
             self._serve(opened)
-            self.promotions.append(Promotion(source, link.candidate, away))
+            self.promotions.append(Promotion(source, link.candidate, away, self._since))
         if before is not link:
             self.keeper.let_go(before)
         log.warning("%s serves again after %.1f s", link.candidate.label, away)

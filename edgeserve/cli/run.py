@@ -370,6 +370,7 @@ def render(started: Started) -> None:
         print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
         if model.placement is not None:
             print_line(console, f"placement of {model.name}: {model.placement}")
+    print_line(console, f"status page: {started.url}/status")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")

@@ -17,6 +17,7 @@ from edgeserve.serve.access import Authoriser, Caller, Role, key_of
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.page import PATHS, StatusPage
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
@@ -54,6 +55,7 @@ class Router:
         self._limits = limits
         self._shm = shm
         self._management = management
+        self._page = StatusPage(repository)
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
@@ -98,6 +100,8 @@ class Router:
         if managed is not None:
             return managed
         self._authoriser.check(Role.INFER, caller)
+        if path in PATHS:
+            return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
         if fixed is not None:
             return reading(head, fixed)
