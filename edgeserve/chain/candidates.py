@@ -58,7 +58,8 @@ class Candidates:
         if not chosen:
             labels = ", ".join(c.label for c in known)
             raise UsageError("no candidate of the chain matches", hint=f"the chain is {labels}")
-        return chosen
+        # Whoever requires a device wants it to serve, wherever in the chain it stands.
+        return sorted(chosen, key=lambda c: not self.options.is_required(c))
 
     def link_of(self, opened: Opened) -> Link:
         return next(link for link in self.links if link.candidate is opened.candidate)

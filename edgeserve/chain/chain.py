@@ -125,7 +125,7 @@ class Chain:
         return ChainStatus(
             candidate=serving.candidate,
             since=self._since,
-            ready=link.opened is serving and self._has_required(serving.candidate),
+            ready=link.opened is serving and self.options.is_required(serving.candidate),
             first=first.candidate,
             isolated=serving.worker is not None,
             max_rows=serving.max_rows,
@@ -323,13 +323,10 @@ class Chain:
 
     # Helpers
 
-    def _has_required(self, candidate: Candidate) -> bool:
-        return self.options.require in (None, candidate.device, kind_of(candidate))
-
     def _require(self) -> None:
-        if self._has_required(self.candidate):
+        if self.options.is_required(self.candidate):
             return
-        failures = [link.attempt for link in self.links if self._has_required(link.candidate)]
+        failures = [link.attempt for link in self.links if self.options.is_required(link.candidate)]
         cause = "; ".join(f"{a.candidate.label}: {a.error}" for a in failures if a.error)
         raise DeviceUnavailable(
             f"'{self.options.require}' is required, and {self.candidate.label} would serve",

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from edgeserve.bundle import Candidate
 from edgeserve.errors import UsageError
 from edgeserve.runtimes.inject import parse_fault
 
@@ -17,7 +18,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     """How to open a chain.
 
     `fallback=False` fails with the first candidate's own error; `device` keeps only candidates on that
-    device, `require` refuses to start where another serves; `threads`, `instances` and `spin` as in
+    device, `require` has those on that device go first, and refuses to start where another serves; `threads`, `instances` and `spin` as in
     LoadOptions. `isolate` says which candidates run in a process of their own, `standby` whether the one
     behind an accelerator is kept open.
 
@@ -47,6 +48,10 @@ class ChainOptions(msgspec.Struct, frozen=True):
     stable_s: float = 60.0
     worker_memory: int = 0
     inject: tuple[str, ...] = ()
+
+    def is_required(self, candidate: Candidate) -> bool:
+        """Whether it is on the device that is required; every one is where none is."""
+        return self.require in (None, candidate.device, candidate.device.partition(".")[0])
 
     def check(self) -> None:
         """Raise UsageError for faults that are none and combinations that cannot work."""

@@ -109,7 +109,10 @@ def command(
     ] = None,
     require: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="Fail at start, and be not ready, unless it serves."),
+        typer.Option(
+            metavar="DEVICE",
+            help="This device first; fail at start, and be not ready, unless it serves.",
+        ),
     ] = None,
     isolate: Annotated[
         IsolateChoice | None,

@@ -255,6 +255,27 @@ def test_a_required_device_must_serve_and_keeps_the_chain_from_being_ready(bundl
         wait_for(lambda: chain.status().ready)
 
 
+def test_a_required_device_goes_first_wherever_it_stands(tmp_path: Path) -> None:
+    """What stands before it in the chain is behind it now, and takes over when it is lost."""
+    behind = Bundle.open(linear_bundle(tmp_path, chain=(CPU, GPU)))
+    with Chain(behind, options()) as chain:
+        assert ask(chain) == "cpu"
+    with Chain(behind, options("gpu:kill@8", require="gpu", reopen_s=0.5)) as chain:
+        assert [a.candidate for a in chain.attempts] == [GPU, CPU]
+        assert chain.fallbacks == []
+        devices = [ask(chain) for _ in range(8)]
+        assert (devices[0], devices[-1]) == ("gpu", "cpu")
+        assert not chain.status().ready
+        wait_for(lambda: chain.status().ready)
+        assert ask(chain) == "gpu"
+    with pytest.raises(DeviceUnavailable, match="'gpu' is required") as caught:
+        Chain(behind, options("gpu:open-failure@load", require="gpu"))
+    assert "injected: gpu:open-failure@load" in (caught.value.cause or "")
+    with pytest.raises(DeviceUnavailable, match="'npu' is required") as caught:
+        Chain(behind, options(require="npu"))
+    assert caught.value.cause == "the chain has no candidate on 'npu'"
+
+
 @pytest.mark.parametrize(("standby", "opened"), [("warm", True), ("auto", True), ("cold", False)])
 def test_the_standby_is_open_or_not(bundle: Bundle, standby: str, opened: bool) -> None:
     with Chain(bundle, options("gpu:kill@6", standby=standby, reopen_s=0.2)) as chain:
