@@ -7,6 +7,7 @@ When the serving candidate fails a call, that call is run again on the next one,
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from edgeserve.chain.board import BOARD, DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates, kind_of
 from edgeserve.chain.failures import (
     NonFinite,
+    in_words,
     reason_of,
 )
 from edgeserve.chain.golden import check_golden
@@ -76,6 +78,9 @@ class Chain:
             self.close()
             raise
         self._since = time.time()
+        if sys.platform != "linux" and kind_of(self.candidate) != "cpu":
+            text = "%s runs in this process: on %s a driver that crashes takes the server with it"
+            log.warning(text, self.candidate.label, sys.platform)
         for link in self.links[: self.candidates.link_of(self._serving).index]:
             attempt = link.attempt
             self.fallbacks.append(
@@ -241,8 +246,8 @@ class Chain:
                 self._mark_failed(link, failed, error)
                 return
         log.error(
-            "%s failed while serving: %s; %s serves%s",
-            failed.candidate.label, error, target.candidate.label, _hint(error),
+            "%s failed while serving, %s serves: %s",
+            failed.candidate.label, target.candidate.label, in_words(error),
         )  # fmt: skip
         self._tell()
 
@@ -270,8 +275,8 @@ class Chain:
         try:
             self.step_down(opened, error)
         except EdgeServeError:
-            text = "%s failed: %s; nothing takes over"
-            log.error(text, opened.candidate.label, error)  # noqa: TRY400
+            text = "%s failed while serving, nothing takes over: %s"
+            log.error(text, opened.candidate.label, in_words(error))  # noqa: TRY400
             self._tell()
 
     # Stepping up
@@ -376,7 +381,3 @@ class Chain:
 
 def _now() -> float:
     return time.monotonic()
-
-
-def _hint(error: EdgeServeError) -> str:
-    return f" (hint: {error.hint})" if error.hint else ""

@@ -367,6 +367,8 @@ def render(started: Started) -> None:
         add_row(table, f"{entry.name} {entry.version}", "", "", entry.reason, "", "")
     console.print(table)
     print_line(console, "")
+    for hint in _hints(started):
+        print_line(console, hint)
     for model in started.models:
         how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
         batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
@@ -379,3 +381,9 @@ def render(started: Started) -> None:
         print_line(console, f"control plane at {started.control_url}")
     example = f"/{started.models[0].name}" if started.models else ""
     print_line(console, f"try: curl {started.url}/v2/models{example}")
+
+
+def _hints(started: Started) -> list[str]:
+    """What to do about candidates that do not serve, once for each."""
+    failed = (a for model in started.models for a in model.attempts if a.error and a.hint)
+    return list(dict.fromkeys(f"hint: {a.candidate.label}: {a.hint}" for a in failed))
