@@ -369,6 +369,12 @@ async def started(model: ServedModel) -> StartedModel:
     engine = model.engine
     if engine is None:
         return StartedModel(model.name, model.version)
+    label, placement = (
+        engine.chain.candidate.label,
+        await asyncio.to_thread(_placement, engine.chain),
+    )
+    if placement is not None:
+        model.placements[label] = placement
     return StartedModel(
         model.name,
         model.version,
@@ -376,7 +382,7 @@ async def started(model: ServedModel) -> StartedModel:
         engine.inline,
         engine.max_batch,
         engine.settings.instances,
-        await asyncio.to_thread(_placement, engine.chain),
+        placement,
     )
 
 

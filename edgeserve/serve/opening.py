@@ -125,13 +125,14 @@ class Opener:
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
     """The candidate that is tried first, or would be if any matched."""
     chain = bundle.manifest.chain
-    matching = (
+    matching = [
         c
         for c in chain
         if settings.device in (None, c.device, c.device.partition(".")[0])
         and settings.variant in (None, c.variant)
-    )
-    return next(matching, chain[0])
+    ]
+    options = ChainOptions(require=settings.require)
+    return next(filter(options.is_required, matching), (*matching, *chain)[0])
 
 
 def _interface(bundle: Bundle, settings: Settings) -> Interface:

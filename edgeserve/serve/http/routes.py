@@ -18,6 +18,7 @@ from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.page import PATHS, StatusPage
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
@@ -57,6 +58,7 @@ class Router:
         self._codecs = Codecs(shm, limits)
         self._flight = flight
         self._management = management
+        self._page = StatusPage(repository)
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
@@ -101,6 +103,8 @@ class Router:
         if managed is not None:
             return managed
         self._authoriser.check(Role.INFER, caller)
+        if path in PATHS:
+            return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
         if fixed is not None:
             return reading(head, fixed)
