@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from edgeserve.serve.access import Authoriser, Caller, Role
+from edgeserve.serve.control import Control
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 
 
 class GrpcFront:
@@ -17,7 +19,14 @@ class GrpcFront:
     It has the control plane, too, unless `control_port` gives that an address of its own.
     """
 
-    def __init__(self, settings: Settings, repository: ModelRepository, shm: SharedMemory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        control: Control,
+        siblings: Siblings | None = None,
+    ) -> None:
         self._settings = settings
         limits = settings.effective_limits()
         authoriser = Authoriser(
@@ -41,9 +50,12 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                processes=settings.workers,
             ),
             admit,
             server_credentials(settings),
+            control=control,
+            siblings=siblings,
             model_control=settings.model_control,
         )
 
