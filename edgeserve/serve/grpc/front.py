@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeserve.serve.access import Authoriser, Caller, Keys, Role
+from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
@@ -10,6 +11,7 @@ from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 
 
 class GrpcFront:
@@ -19,7 +21,13 @@ class GrpcFront:
     """
 
     def __init__(
-        self, settings: Settings, repository: ModelRepository, shm: SharedMemory, flight: InFlight
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        flight: InFlight,
+        control: Control,
+        siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
         limits = settings.effective_limits()
@@ -45,9 +53,12 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                processes=settings.workers,
             ),
             admit,
             server_credentials(settings),
+            control=control,
+            siblings=siblings,
             model_control=settings.model_control,
         )
 

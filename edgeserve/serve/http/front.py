@@ -6,14 +6,17 @@ import asyncio
 import logging
 
 from edgeserve.serve.access import Authoriser, Keys, is_loopback
+from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.together import Together
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 from edgeserve.serve.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -30,20 +33,25 @@ class HttpFront:
         shm: SharedMemory,
         flight: InFlight,
         tls: Tls | None,
+        control: Control,
+        siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
         self._warn(is_loopback(settings.host), bool(keys))
 
-        management = Management(repository, shm, model_control=settings.model_control)
+        management = Management(repository, shm, control, model_control=settings.model_control)
+        together = None if siblings is None else Together(siblings, repository)
 
         self._authorisers: list[Authoriser] = []
 
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
             self._authorisers.append(authoriser)
-            router = Router(repository, metrics, authoriser, limits, shm, flight, management)
+            router = Router(
+                repository, metrics, authoriser, limits, shm, flight, management, together
+            )
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None
@@ -60,7 +68,7 @@ class HttpFront:
         if self._control is None:
             return url, None
         port = self._settings.control_port or 0
-        return url, self._url(*await self._control.listen(self._control_host, port))
+        return url, self._url(*await self._control.listen(self._control_host, port, shared))
 
     def _warn(self, loopback: bool, keys: bool) -> None:
         """Say what is legal and may not be meant."""
