@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from edgeserve.chain import Attempt, Chain
+from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -115,6 +117,7 @@ def _run(
     reread: Callable[[], Settings] | None,
     place: WorkerPlace | None,
 ) -> bool:
+    few_arenas(max(2, usable_cores()))
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=_loop) as runner:
         return runner.run(_serve(settings, on_start, reread, place))
