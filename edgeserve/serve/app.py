@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from edgeserve.chain import Attempt, Chain
+from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
 from edgeserve.serve.access import Keys
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -91,6 +93,7 @@ def serve(
     SIGHUP and `watch`. Raises UsageError, what opening a model raises when none can be served, and
     EnvironmentProblem when the address cannot be used.
     """
+    few_arenas(max(2, usable_cores()))
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(_serve(settings, on_start, reread))

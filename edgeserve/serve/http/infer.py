@@ -16,6 +16,7 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome, time_limit
 from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
@@ -36,6 +37,8 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _INLINE_BYTES: Final = 32_768
 # Compressed bodies may become hundreds of times as much.
 _INLINE_COMPRESSED: Final = 4_096
+# JSON of such a size leaves tens of megabytes free in the heap of the thread that read it.
+_LARGE_BYTES: Final = 1_048_576
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 _T = TypeVar("_T")
 
@@ -53,6 +56,7 @@ class Codecs:
     def __init__(self, shm: SharedMemory, limits: Limits) -> None:
         self._shm = shm
         self._limits = limits
+        self.trimmer = Trimmer()
         self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
 
     def of(self, model: ServedModel) -> v2.Codec:
@@ -291,7 +295,12 @@ class InferRoute:
 
         def landed(done: asyncio.Future[_T]) -> None:
             self._flight.count -= 1
+            error = done.exception()
             finish(done.result)
+            if error is not None:
+                error.__traceback__ = None  # its frames hold the request, and the future it
+            if len(request.body) > _LARGE_BYTES:
+                self._codecs.trimmer.soon()
 
         asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(landed)
 
