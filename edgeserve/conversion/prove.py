@@ -15,7 +15,8 @@ import numpy as np
 
 from edgeserve.bench.interleave import Timings, interleave
 from edgeserve.bench.statistics import paired_speedup, speedup_interval
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed, Variant, VariantFiles
+from edgeserve.chain import open_apart, settle
 from edgeserve.conversion.choose import AS_FAST, Trial
 from edgeserve.devices import machine, plan_instances, usable_cores
 from edgeserve.errors import (
@@ -101,8 +102,13 @@ def prove(
             opened = _first_look(opened, trials, list(subjects), samples[0])
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
+        for item in alive:
+            settle(item.session)
         say("timing", None)
-        times = _time(alive, list(subjects), reference, samples[0], seconds)
+        times, problems = _time(alive, list(subjects), reference, samples[0], seconds)
+        for index, problem in problems.items():
+            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -162,7 +168,7 @@ def race(
                 opened.append(_Opened(subject, session))
         for lap in range(_LAPS):
             say("timing what comes close" + (", once more" if lap else ""), None)
-            more = _time(opened, list(subjects), reference, samples[0], seconds)
+            more, _ = _time(opened, list(subjects), reference, samples[0], seconds)
             times = {name: _joined(times.get(name), found) for name, found in more.items()}
             if _is_clear({n: t for n, t in times.items() if n != "reference"}):
                 break
@@ -274,7 +280,7 @@ def _open(subject: Subject, threads: int) -> tuple[Trial, Session | None]:
         options=entry.options,
     )
     try:
-        return trial, runtime(entry.runtime).load(subject.files, entry.device, options)
+        return trial, open_apart(entry.runtime, subject.files, entry.device, options)
     except (DeviceUnavailable, DependencyMissing) as error:
         return msgspec.structs.replace(trial, unverified=str(error)), None
     except UsageError as error:
@@ -323,13 +329,40 @@ def _time(
     reference: Session,
     inputs: Tensors,
     seconds: float,
-) -> dict[str, Timings]:
-    def call(session: Session) -> Callable[[], object]:
-        return lambda: session.run(inputs)
+) -> tuple[dict[str, Timings], dict[int, str]]:
+    """Times by the subjects' indices, and the problems of those that failed: the others are timed anew."""
 
-    runs = {"reference": call(reference)}
-    runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
-    return interleave(runs, max_seconds=seconds * len(runs))
+    def call(index: int | None, session: Session) -> Callable[[], object]:
+        def run() -> None:
+            try:
+                session.run(inputs)
+            except InferenceFailed as error:
+                raise _Failed(index, error) from error
+
+        return run
+
+    runs = {"reference": call(None, reference)}
+    for item in alive:
+        index = subjects.index(item.subject)
+        runs[str(index)] = call(index, item.session)
+    problems: dict[int, str] = {}
+    while True:
+        try:
+            return interleave(runs, max_seconds=seconds * len(runs)), problems
+        except _Failed as failed:
+            if failed.index is None:
+                raise failed.error from None
+            problems[failed.index] = str(failed.error)
+            del runs[str(failed.index)]
+
+
+class _Failed(Exception):
+    """Which of the sessions that are timed in turns failed; None: the reference's."""
+
+    def __init__(self, index: int | None, error: InferenceFailed) -> None:
+        super().__init__(str(error))
+        self.index = index
+        self.error = error
 
 
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
@@ -367,6 +400,7 @@ def _measured(
         compute_ops=placed.compute_ops,
         accuracy=accuracy,
         threads=_threads(entry, threads),
+        placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
     return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
 

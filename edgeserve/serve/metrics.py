@@ -90,7 +90,6 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._shown = self.registry
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self.registry.register(_Requests(self._models))
         self._failures = Counter(
@@ -177,13 +176,13 @@ class ServerMetrics:
     def watch_flight(self, flight: InFlight) -> None:
         self._in_flight.set_function(lambda: flight.count)
 
-    def show(self, collector: Collector) -> None:
-        """Render what `collector` makes of the registry, instead of the registry itself."""
-        self._shown = CollectorRegistry()
-        self._shown.register(collector)
-
     def render(self) -> bytes:
-        return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self._shown))
+        return rendered(self.registry)
+
+
+def rendered(content: Collector) -> bytes:
+    """As Prometheus text."""
+    return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(content))
 
 
 class ModelMetrics:

@@ -7,6 +7,7 @@ import logging
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Authoriser, Caller, Keys, Role
 from edgeserve.serve.addresses import addresses_of, joined
+from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
@@ -14,6 +15,7 @@ from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,13 @@ class GrpcFront:
     """
 
     def __init__(
-        self, settings: Settings, repository: ModelRepository, shm: SharedMemory, flight: InFlight
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        flight: InFlight,
+        control: Control,
+        siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
         self.also: list[str] = []
@@ -52,9 +60,12 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                processes=settings.workers,
             ),
             admit,
             server_credentials(settings),
+            control=control,
+            siblings=siblings,
             model_control=settings.model_control,
         )
 

@@ -8,14 +8,17 @@ import logging
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.together import Together
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 from edgeserve.serve.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ class HttpFront:
         shm: SharedMemory,
         flight: InFlight,
         tls: Tls | None,
+        control: Control,
+        siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
         self._scheme = "http" if tls is None else "https"
@@ -39,7 +44,8 @@ class HttpFront:
         self._warn(is_loopback(settings.host), bool(keys))
         self._warn_of_closed(keys)
 
-        management = Management(repository, shm, model_control=settings.model_control)
+        management = Management(repository, shm, control, model_control=settings.model_control)
+        together = None if siblings is None else Together(siblings, repository)
 
         self.also: list[str] = []
         self._authorisers: list[Authoriser] = []
@@ -47,7 +53,9 @@ class HttpFront:
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
             self._authorisers.append(authoriser)
-            router = Router(repository, metrics, authoriser, limits, shm, flight, management)
+            router = Router(
+                repository, metrics, authoriser, limits, shm, flight, management, together
+            )
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None
@@ -65,8 +73,8 @@ class HttpFront:
         if self._control is None:
             return url, None
         port = self._settings.control_port or 0
-        control = await self._listen(self._control, self._control_host, port, of="control plane ")
-        return url, control
+        where = self._control_host
+        return url, await self._listen(self._control, where, port, shared, of="control plane ")
 
     async def _listen(
         self,

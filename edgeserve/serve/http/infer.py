@@ -6,6 +6,7 @@ import asyncio
 import enum
 import logging
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
@@ -15,6 +16,7 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
 from edgeserve.serve.engine import Outcome, time_limit
 from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
@@ -35,6 +37,8 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _INLINE_BYTES: Final = 32_768
 # Compressed bodies may become hundreds of times as much.
 _INLINE_COMPRESSED: Final = 4_096
+# JSON of such a size leaves tens of megabytes free in the heap of the thread that read it.
+_LARGE_BYTES: Final = 1_048_576
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 _T = TypeVar("_T")
 
@@ -46,6 +50,24 @@ class _Where(enum.Enum):
     THREAD = enum.auto()
 
 
+class Codecs:
+    """The codec of each model that is asked for; making one costs more than a small request does."""
+
+    def __init__(self, shm: SharedMemory, limits: Limits) -> None:
+        self._shm = shm
+        self._limits = limits
+        self.trimmer = Trimmer()
+        self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
+
+    def of(self, model: ServedModel) -> v2.Codec:
+        codec = self._known.get(model)
+        if codec is None:
+            codec = self._known[model] = v2.Codec(
+                model.name, model.version, model.interface, model.labels, self._limits, self._shm
+            )
+        return codec
+
+
 class InferRoute:
     """What a head asks for: inference by one model, in one form. Heads that repeat share it.
 
@@ -55,7 +77,7 @@ class InferRoute:
     def __init__(
         self,
         repository: ModelRepository,
-        shm: SharedMemory,
+        codecs: Codecs,
         limits: Limits,
         flight: InFlight,
         name: str,
@@ -63,7 +85,7 @@ class InferRoute:
         headers: Mapping[bytes, bytes],
     ) -> None:
         self._repository = repository
-        self._shm = shm
+        self._codecs = codecs
         self._limits = limits
         self._flight = flight
         self._name = name
@@ -103,9 +125,7 @@ class InferRoute:
     def _codec_of(self, model: ServedModel) -> v2.Codec:
         if model is not self._model or self._codec is None:
             self._model = model
-            self._codec = v2.Codec(
-                model.name, model.version, model.interface, model.labels, self._limits, self._shm
-            )
+            self._codec = self._codecs.of(model)
         return self._codec
 
     def _inflate(self, model: ServedModel, request: Request) -> None:
@@ -275,7 +295,12 @@ class InferRoute:
 
         def landed(done: asyncio.Future[_T]) -> None:
             self._flight.count -= 1
+            error = done.exception()
             finish(done.result)
+            if error is not None:
+                error.__traceback__ = None  # its frames hold the request, and the future it
+            if len(request.body) > _LARGE_BYTES:
+                self._codecs.trimmer.soon()
 
         asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(landed)
 
