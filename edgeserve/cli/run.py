@@ -104,6 +104,10 @@ def command(
             help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
         ),
     ] = None,
+    grpc_compression: Annotated[
+        bool | None,
+        typer.Option("--grpc-compression", help="Compress large answers over gRPC [off]."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     fallback: Annotated[
@@ -275,6 +279,7 @@ def command(
         "host": host,
         "http_port": http_port,
         "grpc_port": grpc_port,
+        "grpc_compression": grpc_compression,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,

@@ -38,7 +38,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `memory_budget` and `cache` are sizes ("2GB"; 0: no bound, no cache). `watch` is the time between looks
     at the files (seconds, 0: none); `load` names the models to load at the start (none: all).
-    `grpc_port` None leaves gRPC off.
+    `grpc_port` None leaves gRPC off; `grpc_compression` has its answers of `limits.compress_bytes` and more
+    compressed for clients that accept it, as all do that were not told otherwise.
 
     `host` localhost, the default, is 127.0.0.1 and ::1. `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
@@ -55,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = LOCALHOST
     http_port: int = 8000
     grpc_port: int | None = None
+    grpc_compression: bool = False
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"

@@ -60,6 +60,7 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
                 processes=settings.workers,
             ),
             admit,

@@ -79,6 +79,7 @@ class GrpcServer:
             Inferences(repository, shm, flight, self._loop, limits),
             about,
             self._pools,
+            limits.compress_bytes,
         )
         self._server = grpc.server(self._pools.infer, options=limits.channel_options())
         self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
