@@ -112,7 +112,9 @@ def _model(model: ModelOverview, now: float) -> str:
 
 def _facts(model: ModelOverview, now: float) -> Iterator[str]:
     if model.reason:
-        yield _fact("why", f'<span class="bad">{_e(model.reason)}</span>')
+        yield _fact(
+            "note" if model.ready else "why", _word(model.reason, good=False, plain=model.ready)
+        )
     serving = next((c for c in model.candidates if c.state == "serving"), None)
     if serving is not None and model.since is not None:
         own = ", in a process of its own" if serving.isolated else ""
