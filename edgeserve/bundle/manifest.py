@@ -134,7 +134,8 @@ class Placed(_Strict, frozen=True):
 
 
 class Measured(_Strict, frozen=True):
-    """What was measured of a variant, with which runtime, where. Times in milliseconds."""
+    """What was measured of a variant, with which runtime, where. Times in milliseconds, of one call with
+    so many `threads` (0: the engine's choice)."""
 
     runtime: str
     runtime_version: str
@@ -147,6 +148,7 @@ class Measured(_Strict, frozen=True):
     int8_compute_ops: int
     compute_ops: int
     accuracy: Accuracy | None = None
+    threads: int = 0
     placed: Placed | None = None
 
 
