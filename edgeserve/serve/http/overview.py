@@ -15,6 +15,7 @@ import edgeserve
 from edgeserve.chain import Fallback, LinkStatus, Promotion
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.siblings.messages import Standing, WorkerState
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -70,7 +71,8 @@ class ModelOverview(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """The whole of it, as of `time` (seconds since 1970)."""
+    """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, `ready` is
+    that of all, and the models are as `process` has them."""
 
     server: str
     version: str
@@ -80,10 +82,14 @@ class Overview(msgspec.Struct, frozen=True):
     ready: bool
     serving: bool
     models: tuple[ModelOverview, ...]
+    workers: tuple[WorkerState, ...] = ()
 
 
-def overview(repository: ModelRepository, began: float) -> Overview:
-    """`began` is when the server started, in seconds since 1970."""
+def overview(
+    repository: ModelRepository, began: float, standing: Standing | None = None
+) -> Overview:
+    """`began` is when the server started, in seconds since 1970; `standing` that of all workers, where
+    this process is one of several."""
     now = time.time()
     loaded = {(m.name, m.version): m for m in repository.loaded()}
     models = []
@@ -100,9 +106,10 @@ def overview(repository: ModelRepository, began: float) -> Overview:
         process=os.getpid(),
         time=now,
         up_s=now - began,
-        ready=repository.ready,
+        ready=repository.ready if standing is None else standing.ready,
         serving=repository.serving,
         models=tuple(models),
+        workers=() if standing is None else tuple(standing.workers),
     )
 
 

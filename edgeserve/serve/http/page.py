@@ -24,6 +24,7 @@ from edgeserve.serve.http.overview import (
 )
 from edgeserve.serve.http.response import JSON, Headers, Response
 from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.siblings.messages import Standing
 
 PATHS: Final = (b"/", b"/status")
 _REFRESH_S: Final = 10
@@ -68,8 +69,9 @@ class StatusPage:
         self._repository = repository
         self._began = time.time()
 
-    def answer(self, head: Head) -> Response:
-        found = overview(self._repository, self._began)
+    def answer(self, head: Head, standing: Standing | None = None) -> Response:
+        """`standing` is that of all workers, where this process is one of several."""
+        found = overview(self._repository, self._began, standing)
         if wants_json(head.headers.get(b"accept", b"")):
             return Response.of(200, [msgspec.json.encode(found)], JSON, _HEADERS[1:])
         return Response.of(200, [render(found).encode()], _HTML, _HEADERS)
@@ -92,6 +94,7 @@ def render(found: Overview) -> str:
     body = [
         f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=found.ready)}</small></h1>",
         about,
+        *_workers(found),
         *(_model(model, found.time) for model in found.models),
     ]
     if not found.models:
@@ -102,6 +105,17 @@ def render(found: Overview) -> str:
         f'content="{_REFRESH_S}"><title>edgeserve: {_e(word)}</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
     )
+
+
+def _workers(found: Overview) -> Iterator[str]:
+    """All worker processes, where there are several; what follows is of the one that answers."""
+    if not found.workers:
+        return
+    states = (
+        f"{w.worker} {_word('ready' if w.ready else 'not ready', good=w.ready)}{w.reason and ': '}{_e(w.reason)}"
+        for w in found.workers
+    )
+    yield f"<p>Workers: {', '.join(states)}. What follows is of process {found.process}.</p>"
 
 
 def _model(model: ModelOverview, now: float) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
@@ -16,7 +17,7 @@ from edgeserve.serve.metrics import rendered
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shared_metrics import Shown
 from edgeserve.serve.siblings import Siblings
-from edgeserve.serve.siblings.messages import Counts
+from edgeserve.serve.siblings.messages import Counts, Standing
 
 _MODEL: Final = re.compile(rb"/v2/models/([^/]+)(?:/versions/([^/]+))?/(ready|stats)/?")
 _TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -53,6 +54,17 @@ class Together:
     def health(self, head: Head, *, detailed: bool) -> Route:
         """Readiness of the server; `detailed` names models and workers. Raises NoRoute."""
         return _asking(head, lambda: self._health(detailed=detailed))
+
+    def page(self, head: Head, answer: Callable[[Standing | None], Response]) -> Route:
+        """What one worker answers, knowing of the others where the supervisor tells. Raises NoRoute."""
+
+        async def asked() -> Response:
+            try:
+                return answer(await self._siblings.standing())
+            except EnvironmentProblem:
+                return answer(None)
+
+        return _asking(head, asked)
 
     async def _health(self, *, detailed: bool) -> Response:
         standing = await self._siblings.standing()
