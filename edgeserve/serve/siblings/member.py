@@ -106,9 +106,10 @@ class Siblings:
         """Be as the others are now, which wait with changes until this worker listens; their settings."""
         now = await self._link.ask(Join(), Journal, _CHANGED_S)
         if now.number != self.journal.number:
-            self.journal = now
+            before, self.journal = self.journal, now
+            on = (*now.on, *(set(before.off) - set(now.off)))
             sources = await asyncio.to_thread(find_sources, now.settings)
-            await self._repository.adopt(sources, now.off, now.on)
+            await self._repository.adopt(sources, now.off, on)
         for region in now.regions:
             try:
                 self._shm.register(region.name, region.key, region.offset, region.byte_size)
