@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 
 from edgeserve.bench.interleave import Timings, interleave
-from edgeserve.bench.statistics import speedup_interval
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
-from edgeserve.conversion.choose import Trial
-from edgeserve.devices import machine
+from edgeserve.bench.statistics import paired_speedup, speedup_interval
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed, Variant, VariantFiles
+from edgeserve.chain import open_apart, settle
+from edgeserve.conversion.choose import AS_FAST, Trial
+from edgeserve.devices import machine, plan_instances, usable_cores
 from edgeserve.errors import (
     DataError,
     DependencyMissing,
@@ -37,6 +38,9 @@ GOLDEN_BYTES: Final = 2_000_000
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
 _FIRST_CALLS: Final = 4
+# A source that takes less, in ms a call, is timed with the threads that it would be served with.
+QUICK_MS: Final = 1.0
+_LAPS: Final = 4
 _FIRST_LOOK_S: Final = 0.05
 
 
@@ -78,18 +82,19 @@ def prove(
     golden_samples: int,
     seconds: float,
     speed_counts: bool,
+    threads: int,
     say: Say,
 ) -> Proof:
     """Open each subject, compare its outputs with the reference's on all samples, time all in turns.
 
-    `seconds` bounds the timing of each subject. Where `speed_counts`, one that is far slower than fp32
+    `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice). Where `speed_counts`, one that is far slower than fp32
     at first sight is dropped before that. Sessions are closed again; `reference` is left open.
     """
     opened: list[_Opened] = []
     trials: dict[int, Trial] = {}
     try:
         for index, subject in enumerate(subjects):
-            trial, session = _open(subject)
+            trial, session = _open(subject, threads)
             trials[index] = trial
             if session is not None:
                 opened.append(_Opened(subject, session))
@@ -97,8 +102,13 @@ def prove(
             opened = _first_look(opened, trials, list(subjects), samples[0])
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
+        for item in alive:
+            settle(item.session)
         say("timing", None)
-        times = _time(alive, list(subjects), reference, samples[0], seconds)
+        times, problems = _time(alive, list(subjects), reference, samples[0], seconds)
+        for index, problem in problems.items():
+            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -107,7 +117,7 @@ def prove(
         for item in alive:
             index = list(subjects).index(item.subject)
             found, accuracy = quality(interface, samples, wanted, item.outputs)
-            trials[index] = _measured(item, found, accuracy, times, index, trials[index])
+            trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
@@ -128,24 +138,40 @@ def prove(
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How fast a variant is: the median of its calls, and its speed in times of the source."""
+    """How fast a variant is: the median of its calls, and its speed in times of the source, compared
+    within rounds."""
 
     latency_ms: float
     speedup: float
 
 
 def race(
-    subjects: Sequence[Subject], reference: Session, samples: Samples, *, seconds: float, say: Say
+    subjects: Sequence[Subject],
+    reference: Session,
+    samples: Samples,
+    *,
+    seconds: float,
+    threads: int,
+    say: Say,
 ) -> list[Pace | None]:
-    """Time subjects that were proven before, and the source, in turns; None for one that fails now."""
-    say("timing what comes close", None)
+    """Time subjects that were proven before, and the source, in turns; None for one that fails now.
+
+    `seconds` for each; up to `_LAPS` times, while it is not clear which come within `AS_FAST` of the
+    fastest.
+    """
     opened: list[_Opened] = []
+    times: dict[str, Timings] = {}
     try:
         for subject in subjects:
-            _, session = _open(subject)
+            _, session = _open(subject, threads)
             if session is not None:
                 opened.append(_Opened(subject, session))
-        times = _time(opened, list(subjects), reference, samples[0], seconds)
+        for lap in range(_LAPS):
+            say("timing what comes close" + (", once more" if lap else ""), None)
+            more, _ = _time(opened, list(subjects), reference, samples[0], seconds)
+            times = {name: _joined(times.get(name), found) for name, found in more.items()}
+            if _is_clear({n: t for n, t in times.items() if n != "reference"}):
+                break
     finally:
         for item in opened:
             item.session.close()
@@ -155,9 +181,44 @@ def race(
         if mine is None:
             paces.append(None)
             continue
-        speedup = speedup_interval(times["reference"], mine).value
+        speedup = paired_speedup(times["reference"], mine).value
         paces.append(Pace(float(np.median(mine.ms)), speedup))
     return paces
+
+
+def _joined(before: Timings | None, after: Timings) -> Timings:
+    """Both, the rounds of `after` numbered on."""
+    if before is None:
+        return after
+    shift = int(before.rounds.max()) + 1
+    return Timings(
+        np.concatenate([before.ms, after.ms]),
+        np.concatenate([before.rounds, after.rounds + shift]),
+        before.warm_up + after.warm_up,
+        after.settled,
+    )
+
+
+def _is_clear(times: Mapping[str, Timings]) -> bool:
+    """Whether the interval of each one's speed against the fastest leaves no doubt that matters."""
+    if not times:
+        return True
+    best = min(times.values(), key=lambda t: float(np.median(t.ms)))
+    found = [paired_speedup(best, t) for t in times.values() if t is not best]
+    return not any(i.low < 1 / AS_FAST < i.high and i.high - i.low > AS_FAST - 1 for i in found)
+
+
+def threads_served(reference: Session, inputs: Tensors) -> int:
+    """The threads of one call to time a model with: those it is served with, for one so quick that they
+    decide its speed; else 0, the engine's choice.
+
+    Several threads that meet again every few microseconds are as fast as they are near each other, which
+    changes with where the system, or the host of a virtual machine, puts them.
+    """
+    latency_ms = 1000 * _once(reference, inputs)
+    if latency_ms >= QUICK_MS:
+        return 0
+    return plan_instances(0, 0, usable_cores(), latency_ms, "cpu").threads
 
 
 def quality(
@@ -210,16 +271,25 @@ def _once(session: Session, inputs: Tensors) -> float:
     return best
 
 
-def _open(subject: Subject) -> tuple[Trial, Session | None]:
+def _open(subject: Subject, threads: int) -> tuple[Trial, Session | None]:
     entry, variant = subject.chain_entry, subject.variant
     trial = Trial(subject.entry, variant.id, variant.precision, variant.size_bytes)
-    options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
+    options = LoadOptions(
+        threads=_threads(entry, threads),
+        static_shapes=entry.static_shapes,
+        options=entry.options,
+    )
     try:
-        return trial, runtime(entry.runtime).load(subject.files, entry.device, options)
+        return trial, open_apart(entry.runtime, subject.files, entry.device, options)
     except (DeviceUnavailable, DependencyMissing) as error:
         return msgspec.structs.replace(trial, unverified=str(error)), None
     except UsageError as error:
         return msgspec.structs.replace(trial, problem=str(error)), None
+
+
+def _threads(entry: ChainEntry, threads: int) -> int:
+    """Those of a call: what is said of the CPU's holds for no other device."""
+    return threads if entry.device == "cpu" else 0
 
 
 def _run_all(
@@ -259,13 +329,40 @@ def _time(
     reference: Session,
     inputs: Tensors,
     seconds: float,
-) -> dict[str, Timings]:
-    def call(session: Session) -> Callable[[], object]:
-        return lambda: session.run(inputs)
+) -> tuple[dict[str, Timings], dict[int, str]]:
+    """Times by the subjects' indices, and the problems of those that failed: the others are timed anew."""
 
-    runs = {"reference": call(reference)}
-    runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
-    return interleave(runs, max_seconds=seconds * len(runs))
+    def call(index: int | None, session: Session) -> Callable[[], object]:
+        def run() -> None:
+            try:
+                session.run(inputs)
+            except InferenceFailed as error:
+                raise _Failed(index, error) from error
+
+        return run
+
+    runs = {"reference": call(None, reference)}
+    for item in alive:
+        index = subjects.index(item.subject)
+        runs[str(index)] = call(index, item.session)
+    problems: dict[int, str] = {}
+    while True:
+        try:
+            return interleave(runs, max_seconds=seconds * len(runs)), problems
+        except _Failed as failed:
+            if failed.index is None:
+                raise failed.error from None
+            problems[failed.index] = str(failed.error)
+            del runs[str(failed.index)]
+
+
+class _Failed(Exception):
+    """Which of the sessions that are timed in turns failed; None: the reference's."""
+
+    def __init__(self, index: int | None, error: InferenceFailed) -> None:
+        super().__init__(str(error))
+        self.index = index
+        self.error = error
 
 
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
@@ -284,6 +381,7 @@ def _measured(
     times: Mapping[str, Timings],
     index: int,
     trial: Trial,
+    threads: int,
 ) -> Trial:
     entry = item.subject.chain_entry
     mine = times[str(index)]
@@ -301,6 +399,8 @@ def _measured(
         int8_compute_ops=placed.int8_compute_ops,
         compute_ops=placed.compute_ops,
         accuracy=accuracy,
+        threads=_threads(entry, threads),
+        placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
     return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
 

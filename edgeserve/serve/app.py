@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from edgeserve.chain import Attempt, Chain
+from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
+from edgeserve.serve.access import Keys
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -89,6 +93,7 @@ def serve(
     SIGHUP and `watch`. Raises UsageError, what opening a model raises when none can be served, and
     EnvironmentProblem when the address cannot be used.
     """
+    few_arenas(max(2, usable_cores()))
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(_serve(settings, on_start, reread))
@@ -133,6 +138,7 @@ class Service:
         settings.check()
         self._settings = settings
         self._reread = reread or (lambda: settings)
+        self._keys = settings.read_keys()
         metrics = ServerMetrics()
         # Workers share what the server as a whole may have.
         kept = size_bytes(settings.cache, "cache") // settings.workers
@@ -147,15 +153,19 @@ class Service:
         if settings.metrics_compat == "triton":
             metrics.registry.register(TritonMetrics(self._repository.loaded))
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
+        flight = InFlight(settings.limits.in_flight)
+        metrics.watch_flight(flight)
         self._siblings: Siblings | None = None
         if link is not None and journal is not None:
             self._siblings = Siblings(link, journal, self._repository, self._shm, metrics)
         control = self._siblings or OwnControl(self._repository, self._shm)
         self._http = HttpFront(
-            settings, self._repository, metrics, self._shm, settings.open_tls(), control,
+            settings, self._repository, metrics, self._shm, flight, settings.open_tls(), control,
             self._siblings,
         )  # fmt: skip
-        self._grpc = open_grpc(settings, self._repository, self._shm, control, self._siblings)
+        self._grpc = open_grpc(
+            settings, self._repository, self._shm, flight, control, self._siblings
+        )
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -227,6 +237,8 @@ class Service:
             asked = self._following.is_set()
             self._following.clear()
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                self._change_keys(await asyncio.to_thread(self._settings.read_keys))
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
                 log.error("the settings stay as they are: %s", error)  # noqa: TRY400
@@ -235,6 +247,16 @@ class Service:
                 log.warning("settings and models are read again")
             self._settings = followed(self._settings, new)
             await self._repository.refresh()
+
+    def _change_keys(self, keys: Keys) -> None:
+        """Only these work from now on."""
+        if keys == self._keys:
+            return
+        self._keys = keys
+        self._http.change_keys(keys)
+        if self._grpc is not None:
+            self._grpc.change_keys(keys)
+        log.warning("the keys have changed: %r", keys)
 
     async def drain(self) -> bool:
         """Not ready, no new connections; what has begun is answered, within the drain timeout."""
@@ -333,6 +355,12 @@ async def started(model: ServedModel) -> StartedModel:
     engine = model.engine
     if engine is None:
         return StartedModel(model.name, model.version)
+    label, placement = (
+        engine.chain.candidate.label,
+        await asyncio.to_thread(_placement, engine.chain),
+    )
+    if placement is not None:
+        model.placements[label] = placement
     return StartedModel(
         model.name,
         model.version,
@@ -340,7 +368,7 @@ async def started(model: ServedModel) -> StartedModel:
         engine.inline,
         engine.max_batch,
         engine.settings.instances,
-        await asyncio.to_thread(_placement, engine.chain),
+        placement,
     )
 
 
@@ -354,6 +382,7 @@ def open_grpc(
     settings: Settings,
     repository: ModelRepository,
     shm: SharedMemory,
+    flight: InFlight,
     control: Control,
     siblings: Siblings | None = None,
 ) -> GrpcFront | None:
@@ -366,7 +395,7 @@ def open_grpc(
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcFront(settings, repository, shm, control, siblings)
+    return GrpcFront(settings, repository, shm, flight, control, siblings)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

@@ -9,9 +9,9 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.devices import usable_cores
+from edgeserve.devices import Instances, plan_instances, usable_cores
 from edgeserve.errors import ModelUnavailable, UsageError
-from edgeserve.serve.engine import Engine, EngineSettings, Instances, ResponseCache, Turns, plan
+from edgeserve.serve.engine import Engine, EngineSettings, ResponseCache, Turns
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.settings import Settings
@@ -124,7 +124,8 @@ class Opener:
             if m.runtime == first.runtime and m.device == first.device
         ]
         latency = measured[0] if measured else None
-        chosen = plan(settings.instances, settings.threads, self._cores, latency, first.device)
+        asked = settings.instances, settings.threads
+        chosen = plan_instances(*asked, self._cores, latency, first.device)
         if self._processes > 1 and not chosen.threads:
             # An engine's own choice is all cores, which are not this process's alone.
             threads = max(1, self._cores // chosen.count)
@@ -144,7 +145,9 @@ class Opener:
 
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
     """The candidate that is tried first, or would be if any matched."""
-    return next(_matching(bundle, settings), bundle.manifest.chain[0])
+    matching = list(_matching(bundle, settings))
+    options = ChainOptions(require=settings.require)
+    return next(filter(options.is_required, matching), (*matching, *bundle.manifest.chain)[0])
 
 
 def _matching(bundle: Bundle, settings: Settings) -> Iterator[Candidate]:

@@ -18,6 +18,7 @@ from edgeserve.errors import (
     ModelNotFound,
     ModelUnavailable,
     UsageError,
+    quoted,
 )
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.heap import trim
@@ -153,13 +154,14 @@ class ModelRepository:
         versions = self._entries.get(name)
         if not versions:
             known = ", ".join(self._newest) or "none"
-            raise ModelNotFound(f"unknown model; loaded: {known}")
+            raise ModelNotFound(f"unknown model {quoted(name)}; loaded: {known}")
         if version is None:
             entry = versions[max(versions, key=int)]
         elif version in versions:
             entry = versions[version]
         else:
-            raise ModelNotFound(f"'{name}' has only version {', '.join(sorted(versions, key=int))}")
+            there = ", ".join(sorted(versions, key=int))
+            raise ModelNotFound(f"no version {quoted(version)} of '{name}': it has {there}")
         if entry.model is None:
             raise ModelUnavailable(f"model '{name}' is not ready", cause=entry.index().reason)
         return entry.model
@@ -274,7 +276,7 @@ class ModelRepository:
             )
         sources = [s for s in await asyncio.to_thread(self._scan) if s.name == name]
         if not sources:
-            raise ModelNotFound(f"no model '{name}' in this server's repository")
+            raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
         async with self._changing:
             failed: EdgeServeError | None = None
             for source in sources:
@@ -291,7 +293,7 @@ class ModelRepository:
         async with self._changing:
             entries = self._entries.get(name)
             if not entries:
-                raise ModelNotFound(f"no model '{name}' in this server's repository")
+                raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
             closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
             for entry in entries.values():
                 entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
+from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     BatchTimes,
@@ -102,6 +103,7 @@ class Engine:
             settings.delay_s if self.max_batch > 1 else 0.0,
         )
         self._queue = RequestQueue(policy, settings.priorities)
+        self._mailbox = None if self.inline else Mailbox(loop)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
             for i in range(0 if self.inline else settings.instances)
@@ -219,6 +221,8 @@ class Engine:
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join(timeout=10)
+        if self._mailbox is not None:
+            self._mailbox.close()
         self.chain.close()
 
     def _less(self, count: int) -> None:
@@ -271,7 +275,8 @@ class Engine:
                         self._run([request])
                     return
                 result = _failure(error)
-        self._loop.call_soon_threadsafe(self._finish, batch, result, times)
+        assert self._mailbox is not None
+        self._mailbox.post(self._finish, batch, result, times)
 
     def _answers(self, alive: list[Pending]) -> tuple[list[tuple[Pending, Outcome]], BatchTimes]:
         began = time.perf_counter()

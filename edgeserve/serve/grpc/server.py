@@ -11,6 +11,7 @@ import grpc
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
 from edgeserve.serve.control import Control
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
@@ -48,6 +49,7 @@ class GrpcServer:
         self,
         repository: ModelRepository,
         shm: SharedMemory,
+        flight: InFlight,
         limits: GrpcLimits,
         admit: Admit,
         credentials: grpc.ServerCredentials | None = None,
@@ -59,6 +61,7 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._repository = repository
         self._credentials = credentials
+        self._admit = admit
         self._pools = Pools(limits.threads, limits.streams)
         self._health = health.Health()
         self._siblings = siblings
@@ -72,7 +75,7 @@ class GrpcServer:
             changed=self._tell_health,
         )
         self._service = Service(
-            Inferences(repository, shm, self._loop, limits),
+            Inferences(repository, shm, flight, self._loop, limits),
             about,
             self._pools,
         )
@@ -114,6 +117,10 @@ class GrpcServer:
         await self._quiet(time.monotonic() + _ARRIVING_S)
         await asyncio.to_thread(self._server.stop, None)
         return not busy
+
+    def check_streams(self) -> None:
+        """End streams that would not be let in any more."""
+        self._service.check_streams(lambda key: self._admit(Role.INFER, key))
 
     async def _quiet(self, until: float) -> None:
         """Until no call came for a moment."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from edgeserve.serve.access import Authoriser, is_loopback
+from edgeserve.serve.access import Authoriser, Keys, is_loopback
 from edgeserve.serve.control import Control
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
@@ -30,6 +31,7 @@ class HttpFront:
         repository: ModelRepository,
         metrics: ServerMetrics,
         shm: SharedMemory,
+        flight: InFlight,
         tls: Tls | None,
         control: Control,
         siblings: Siblings | None = None,
@@ -42,15 +44,21 @@ class HttpFront:
         management = Management(repository, shm, control, model_control=settings.model_control)
         together = None if siblings is None else Together(siblings, repository)
 
+        self._authorisers: list[Authoriser] = []
+
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
-            router = Router(repository, metrics, authoriser, limits, shm, management, together)
+            self._authorisers.append(authoriser)
+            router = Router(
+                repository, metrics, authoriser, limits, shm, flight, management, together
+            )
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None
         self._data = listener(settings.host, control=not separate)
         self._control_host = settings.control_host or "127.0.0.1"
         self._control = listener(self._control_host, control=True) if separate else None
+        self._servers = [self._data] if self._control is None else [self._data, self._control]
 
     async def listen(self) -> tuple[str, str | None]:
         """The URLs of the data and the control listener. Raises EnvironmentProblem."""
@@ -71,15 +79,20 @@ class HttpFront:
         elif keys and self._scheme == "http":
             log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
 
+    def change_keys(self, keys: Keys) -> None:
+        """Requests that are handled already are answered; the next ones need these."""
+        for authoriser in self._authorisers:
+            authoriser.change(keys)
+        for server in self._servers:
+            server.forget_routes()
+
     async def drain(self, timeout_s: float) -> bool:
         """As HttpServer.drain, of both."""
-        servers = [self._data] if self._control is None else [self._data, self._control]
-        return all(await asyncio.gather(*(s.drain(timeout_s) for s in servers)))
+        return all(await asyncio.gather(*(s.drain(timeout_s) for s in self._servers)))
 
     async def close(self) -> None:
-        await self._data.close()
-        if self._control is not None:
-            await self._control.close()
+        for server in self._servers:
+            await server.close()
 
     def _url(self, host: str, port: int) -> str:
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -15,9 +15,11 @@ import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
 from edgeserve.serve.condition import conditions, where
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.head import Head
-from edgeserve.serve.http.infer import InferRoute
+from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.page import PATHS, StatusPage
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
@@ -48,6 +50,7 @@ class Router:
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
+        flight: InFlight,
         management: Management,
         together: Together | None = None,
     ) -> None:
@@ -55,8 +58,10 @@ class Router:
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
-        self._shm = shm
+        self._codecs = Codecs(shm, limits)
+        self._flight = flight
         self._management = management
+        self._page = StatusPage(repository)
         self._together = together
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
@@ -108,6 +113,8 @@ class Router:
         if managed is not None:
             return managed
         self._authoriser.check(Role.INFER, caller)
+        if path in PATHS:
+            return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
         if fixed is not None:
             return reading(head, fixed)
@@ -119,7 +126,13 @@ class Router:
             if head.method != "POST":
                 raise not_allowed("POST")
             return InferRoute(
-                self._repository, self._shm, self._limits, name, version, head.headers
+                self._repository,
+                self._codecs,
+                self._limits,
+                self._flight,
+                name,
+                version,
+                head.headers,
             )
         what = match[3]
         return reading(head, lambda: self._about(name, version, what))

@@ -16,9 +16,11 @@ import sys
 
 import msgspec
 
+from edgeserve.devices import usable_cores
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve import logs
 from edgeserve.serve.app import Service, event_loop, settle
+from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.siblings import Link
 from edgeserve.serve.siblings.link import receive_order
 from edgeserve.serve.siblings.messages import Failed, Failure, Order, Request, Serving
@@ -31,6 +33,7 @@ def main() -> int:
     logging.basicConfig(
         level=order.verbosity, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
+    few_arenas(max(2, usable_cores()))
     settings = order.journal.settings
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
