@@ -530,3 +530,43 @@ def _shared(client: RawClient) -> list[float]:
     status, document = ask_on(client, "POST", "/v2/models/m/infer", data)
     assert status == 200, document
     return [float(v) for v in document["outputs"][0]["data"]]
+
+
+def test_keys_that_go_stop_working_in_all(tmp_path: Path) -> None:
+    shifted_bundle(tmp_path, "m", 1)
+    old, new = "old-key-0123456789", "new-key-0123456789"
+    (tmp_path / "keys").write_text(f"infer {old}\n")
+    with serving("m.edge", *TWO, "--keys", "keys", cwd=tmp_path) as process:
+
+        def statuses(key: str) -> list[int]:
+            asked = f"GET /v2 HTTP/1.1\r\nHost: t\r\nX-Api-Key: {key}\r\n\r\n".encode()
+            found = []
+            for client in each.values():
+                client.send(asked)
+                found.append(client.response()[0])
+            return found
+
+        with client_of_each(process) as each:
+            assert (statuses(old), statuses(new)) == ([200, 200], [401, 401])
+            (tmp_path / "keys").write_text(f"infer {new}\n")
+            process.popen.send_signal(signal.SIGHUP)
+            wait_for(lambda: statuses(new) == [200, 200])
+            assert statuses(old) == [401, 401]
+        assert process.stop() == 0
+
+
+def test_the_status_page_is_of_all(tmp_path: Path) -> None:
+    shifted_bundle(tmp_path, "m", 1)
+    with serving("m.edge", *TWO, cwd=tmp_path) as process:
+        with client_of_each(process) as each:
+            for client in each.values():
+                assert _add(client, "m") == 1
+            for client in each.values():
+                client.send(b"GET /status HTTP/1.1\r\nHost: t\r\nAccept: application/json\r\n\r\n")
+                document = json.loads(client.response()[2])
+                (model,) = document["models"]
+                assert (model["answered"], model["ready"], model["queue"]) == (2, True, 2 * 1024)
+                assert [w["worker"] for w in document["workers"]] == [1, 2]
+            client.send(b"GET /status HTTP/1.1\r\nHost: t\r\nAccept: text/html\r\n\r\n")
+            assert "Worker 2: " in client.response()[2].decode()
+        assert process.stop() == 0

@@ -10,7 +10,6 @@ import pytest
 from tests.conformance.models import SHARED, echo_bundle, labelled_bundle
 from tests.conformance.process import Served, serve
 
-
 # Clients must not notice that several processes answer.
 PROCESSES = ["1", "2"]
 AS_PROCESSES = ["one process", "two workers"]

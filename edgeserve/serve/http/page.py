@@ -20,6 +20,7 @@ from edgeserve.serve.http.overview import (
     ModelOverview,
     Overview,
     Step,
+    WorkerOverview,
     overview,
 )
 from edgeserve.serve.http.response import JSON, Headers, Response
@@ -69,7 +70,14 @@ class StatusPage:
         self._began = time.time()
 
     def answer(self, head: Head) -> Response:
-        found = overview(self._repository, self._began)
+        return self.shown(head, self.overview())
+
+    def overview(self) -> Overview:
+        """What there is to show, as of now."""
+        return overview(self._repository, self._began)
+
+    def shown(self, head: Head, found: Overview) -> Response:
+        """As the client likes it."""
         if wants_json(head.headers.get(b"accept", b"")):
             return Response.of(200, [msgspec.json.encode(found)], JSON, _HEADERS[1:])
         return Response.of(200, [render(found).encode()], _HTML, _HEADERS)
@@ -92,6 +100,7 @@ def render(found: Overview) -> str:
     body = [
         f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=found.ready)}</small></h1>",
         about,
+        *(_worker(worker) for worker in found.workers),
         *(_model(model, found.time) for model in found.models),
     ]
     if not found.models:
@@ -102,6 +111,12 @@ def render(found: Overview) -> str:
         f'content="{_REFRESH_S}"><title>edgeserve: {_e(word)}</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
     )
+
+
+def _worker(worker: WorkerOverview) -> str:
+    word = "ready" if worker.ready else "not ready"
+    why = f": {_e(worker.reason)}" if worker.reason else ""
+    return f"<p>Worker {worker.worker}: {_word(word, good=worker.ready)}{why}</p>"
 
 
 def _model(model: ModelOverview, now: float) -> str:

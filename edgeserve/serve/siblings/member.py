@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edgeserve.errors import EdgeServeError, InvalidInput
@@ -27,6 +28,7 @@ from edgeserve.serve.siblings.messages import (
     Plan,
     Prepare,
     Push,
+    ReadKeys,
     Refresh,
     Register,
     Report,
@@ -59,8 +61,11 @@ class Siblings:
         repository: SteppingRepository,
         shm: SharedMemory,
         metrics: ServerMetrics,
+        read_keys: Callable[[], Awaitable[None]],
     ) -> None:
+        """`read_keys` takes over the keys as they are now; it raises UsageError."""
         self.journal = journal
+        self._read_keys = read_keys
         self._link = link
         self._repository = repository
         self._shm = shm
@@ -105,6 +110,7 @@ class Siblings:
     async def join(self) -> Settings:
         """Be as the others are now, which wait with changes until this worker listens; their settings."""
         now = await self._link.ask(Join(), Journal, _CHANGED_S)
+        await self._read_keys()
         if now.number != self.journal.number:
             before, self.journal = self.journal, now
             on = (*now.on, *(set(before.off) - set(now.off)))
@@ -149,6 +155,8 @@ class Siblings:
                 self._repository.commit(key)
             case Abort(key, failure):
                 await self._repository.abort(key, failure.error())
+            case ReadKeys():
+                await self._read_keys()
             case Finish(keys, name):
                 self._repository.finish(keys, name)
             case Unload(name):

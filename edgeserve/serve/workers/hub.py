@@ -35,6 +35,7 @@ from edgeserve.serve.siblings.messages import (
     Plan,
     Prepare,
     Push,
+    ReadKeys,
     Refresh,
     Register,
     Report,
@@ -243,6 +244,11 @@ class Hub:
         """Follow the settings and the files, as ModelRepository.refresh does. Never raises."""
         async with self._changing:
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                await asyncio.to_thread(self.journal.settings.read_keys)
+                _, failures = await self._ask_all(ReadKeys(), type(None), _STEP_S)
+                for number, error in failures.items():
+                    log.error("worker %d may still have the keys of before: %s", number, error)
                 new = await asyncio.to_thread(self._source.read)
                 if asked:
                     log.warning("settings and models are read again")
