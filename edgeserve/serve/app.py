@@ -68,6 +68,7 @@ class Started(msgspec.Struct, frozen=True):
     failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
     injected: tuple[str, ...] = ()
+    workers: int = 1
 
 
 def _placement(chain: Chain) -> str | None:
@@ -209,6 +210,7 @@ class Service:
             models=tuple([await started(model) for model in self._repository.loaded()]),
             failed=tuple(e for e in self._repository.index() if e.state != "READY"),
             injected=settings.inject,
+            workers=settings.workers,
         )
 
     async def _load(self) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,7 @@ def test_whoever_is_asked_tells_of_all(tmp_path: Path) -> None:
         )  # fmt: skip
         assert "2 of 2 workers are ready" in shown.stdout
         assert str(total) in shown.stdout
+        assert "2 worker processes share these ports" in process.printed
         there = workers(process)
         assert process.stop() == 0
         assert not any(w.is_running() for w in there)
@@ -180,6 +182,21 @@ def test_a_killed_worker_takes_only_what_it_has_and_another_comes(tmp_path: Path
         assert "edgeserve_workers 2.0" in text
         assert process.stop() == 0
         assert re.search(r"worker \d ended with -9; another one is started", process.printed)
+
+
+@pytest.mark.slow  # a worker may be busy for half a minute
+def test_one_that_hangs_is_replaced(tmp_path: Path) -> None:
+    shifted_bundle(tmp_path, "m", 1)
+    with serving("m.edge", *TWO, cwd=tmp_path) as process:
+        hung = workers(process)[0]
+        hung.suspend()
+        end = time.monotonic() + 60
+        while hung.is_running():
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        wait_for(lambda: len(workers(process)) == 2 and ready(process))
+        assert process.stop() == 0
+        assert re.search(r"worker \d has not answered for 30 s and is ended", process.printed)
 
 
 @pytest.mark.parametrize("model", ["linear", "slow"])
@@ -403,7 +420,7 @@ def test_a_model_that_ends_a_worker_ends_no_other(tmp_path: Path) -> None:
     models = tmp_path / "models"
     shifted_bundle(models, "m", 1)
     with serving("models", *TWO, "--model-control", cwd=tmp_path) as process:
-        version(models, "slow", 1, 7, work=3_000)
+        version(models, "slow", 1, 7, work=1_500)
         first = min(workers(process), key=lambda w: w.create_time())
         told: list[tuple[int, Any]] = []
         with client_of_each(process) as each, client_of_each(process) as more:
