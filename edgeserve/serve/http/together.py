@@ -126,7 +126,7 @@ def together(own: Overview, standing: Standing, counts: Counts) -> Overview:
                 if count
             },
             pending=numbers.get(("edgeserve_pending_requests", *key), {}).get("", 0),
-            queue=model.queue * len(standing.workers),
+            queue=model.queue * max(1, len(standing.workers)),
         )
 
     return msgspec.structs.replace(

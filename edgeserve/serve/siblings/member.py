@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.errors import EdgeServeError, EnvironmentProblem, InvalidInput
 from edgeserve.serve.condition import conditions
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import IndexEntry, Parameters
@@ -76,15 +76,20 @@ class Siblings:
     # Asked by protocols
 
     async def standing(self) -> Standing:
-        """The state of all workers. Raises EnvironmentProblem when the supervisor does not answer."""
-        return await self._link.ask(AskStanding(), Standing, _TOLD_S)
+        """The state of all workers; while the supervisor does not answer, none of them is ready."""
+        try:
+            return await self._link.ask(AskStanding(), Standing, _TOLD_S)
+        except EnvironmentProblem as error:
+            log.warning("the other workers could not be asked: %s", error)
+            own = self._state()
+            return Standing(ready=False, index=own.index, models=own.models, serves=[], workers=[])
 
     async def counts(self) -> Counts:
         """What all workers have counted up to now. Raises EnvironmentProblem."""
         return await self._link.ask(AskCounts(), Counts, _TOLD_S)
 
     async def index(self) -> list[IndexEntry]:
-        """Every version, in the worst state that it has in a worker. Raises EnvironmentProblem."""
+        """Every version, in one state for all workers."""
         return (await self.standing()).index
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
