@@ -117,12 +117,12 @@ class Hub:
             case AskCounts():
                 return await self._counts.next()
             case Push(report):
-                if member.number in self.members:
+                if self._has(member):
                     member.report = report
             case Join():
                 await self._changing.acquire()
                 member.joining = True
-                if member.number not in self.members:
+                if not self._has(member):  # it ended while it waited
                     self._joined(member)
                 return self.journal
             case Serving(started):
@@ -147,6 +147,10 @@ class Hub:
             case _:
                 raise EdgeServeError(f"{type(request).__name__} is not for the supervisor")
         return None
+
+    def _has(self, member: Member) -> bool:
+        """Whether it is there, and no other in its place."""
+        return self.members.get(member.number) is member
 
     def _joined(self, member: Member) -> None:
         if member.joining:
