@@ -15,7 +15,6 @@ import edgeserve
 from edgeserve.chain import Fallback, LinkStatus, Promotion
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.siblings.messages import Standing, WorkerState
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -70,9 +69,17 @@ class ModelOverview(msgspec.Struct, frozen=True):
     queue: int = 0
 
 
+class WorkerOverview(msgspec.Struct, frozen=True):
+    """One of several processes, by its number. `reason` says why it is not ready."""
+
+    worker: int
+    ready: bool
+    reason: str = ""
+
+
 class Overview(msgspec.Struct, frozen=True):
-    """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, `ready` is
-    that of all, and the models are as `process` has them."""
+    """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, states
+    and numbers are those of all, candidates as `process` has them."""
 
     server: str
     version: str
@@ -82,14 +89,11 @@ class Overview(msgspec.Struct, frozen=True):
     ready: bool
     serving: bool
     models: tuple[ModelOverview, ...]
-    workers: tuple[WorkerState, ...] = ()
+    workers: tuple[WorkerOverview, ...] = ()
 
 
-def overview(
-    repository: ModelRepository, began: float, standing: Standing | None = None
-) -> Overview:
-    """`began` is when the server started, in seconds since 1970; `standing` that of all workers, where
-    this process is one of several."""
+def overview(repository: ModelRepository, began: float) -> Overview:
+    """`began` is when the server started, in seconds since 1970."""
     now = time.time()
     loaded = {(m.name, m.version): m for m in repository.loaded()}
     models = []
@@ -106,10 +110,9 @@ def overview(
         process=os.getpid(),
         time=now,
         up_s=now - began,
-        ready=repository.ready if standing is None else standing.ready,
+        ready=repository.ready,
         serving=repository.serving,
         models=tuple(models),
-        workers=() if standing is None else tuple(standing.workers),
     )
 
 

@@ -20,11 +20,11 @@ from edgeserve.serve.http.overview import (
     ModelOverview,
     Overview,
     Step,
+    WorkerOverview,
     overview,
 )
 from edgeserve.serve.http.response import JSON, Headers, Response
 from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.siblings.messages import Standing
 
 PATHS: Final = (b"/", b"/status")
 _REFRESH_S: Final = 10
@@ -69,9 +69,15 @@ class StatusPage:
         self._repository = repository
         self._began = time.time()
 
-    def answer(self, head: Head, standing: Standing | None = None) -> Response:
-        """`standing` is that of all workers, where this process is one of several."""
-        found = overview(self._repository, self._began, standing)
+    def answer(self, head: Head) -> Response:
+        return self.shown(head, self.overview())
+
+    def overview(self) -> Overview:
+        """What there is to show, as of now."""
+        return overview(self._repository, self._began)
+
+    def shown(self, head: Head, found: Overview) -> Response:
+        """As the client likes it."""
         if wants_json(head.headers.get(b"accept", b"")):
             return Response.of(200, [msgspec.json.encode(found)], JSON, _HEADERS[1:])
         return Response.of(200, [render(found).encode()], _HTML, _HEADERS)
@@ -94,7 +100,7 @@ def render(found: Overview) -> str:
     body = [
         f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=found.ready)}</small></h1>",
         about,
-        *_workers(found),
+        *(_worker(worker) for worker in found.workers),
         *(_model(model, found.time) for model in found.models),
     ]
     if not found.models:
@@ -107,15 +113,10 @@ def render(found: Overview) -> str:
     )
 
 
-def _workers(found: Overview) -> Iterator[str]:
-    """All worker processes, where there are several; what follows is of the one that answers."""
-    if not found.workers:
-        return
-    states = (
-        f"{w.worker} {_word('ready' if w.ready else 'not ready', good=w.ready)}{w.reason and ': '}{_e(w.reason)}"
-        for w in found.workers
-    )
-    yield f"<p>Workers: {', '.join(states)}. What follows is of process {found.process}.</p>"
+def _worker(worker: WorkerOverview) -> str:
+    word = "ready" if worker.ready else "not ready"
+    why = f": {_e(worker.reason)}" if worker.reason else ""
+    return f"<p>Worker {worker.worker}: {_word(word, good=worker.ready)}{why}</p>"
 
 
 def _model(model: ModelOverview, now: float) -> str:

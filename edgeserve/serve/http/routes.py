@@ -113,8 +113,6 @@ class Router:
         if managed is not None:
             return managed
         self._authoriser.check(Role.INFER, caller)
-        if path in PATHS and self._together is not None:
-            return self._together.page(head, lambda standing: self._page.answer(head, standing))
         if path in PATHS:
             return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
