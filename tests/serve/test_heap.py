@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import psutil
 import pytest
@@ -75,3 +76,15 @@ def test_holes_in_the_heap_go_back() -> None:
 def test_it_may_be_called_when_there_is_nothing_to_give() -> None:
     trim()
     trim()
+
+
+def test_what_refers_to_itself_goes() -> None:
+    class Node:
+        """Refers to itself."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    gone = weakref.ref(Node())
+    trim()
+    assert gone() is None
