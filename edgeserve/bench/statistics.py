@@ -111,6 +111,24 @@ def speedup_interval(baseline: Timings, timings: Timings) -> Interval:
     return _around(float(np.median(baseline.ms) / np.median(timings.ms)), ratios)
 
 
+def paired_speedup(baseline: Timings, timings: Timings) -> Interval:
+    """How many times faster `timings` are than `baseline`, as the median over the rounds of one
+    `interleave` of the ratio of a round's medians; the bootstrap resamples rounds.
+
+    Where the machine is fast for some seconds and slow for others, a ratio of medians of everything
+    compares the seconds that either series happened to get most of; this compares within each round.
+    """
+    ratios = _round_medians(baseline) / _round_medians(timings)
+    draws = np.random.default_rng(0).integers(len(ratios), size=(_RESAMPLES, len(ratios)))
+    return _around(float(np.median(ratios)), np.median(ratios[draws], axis=1))
+
+
+def _round_medians(timings: Timings) -> Milliseconds:
+    return np.array(
+        [np.median(timings.ms[timings.rounds == r]) for r in range(int(timings.rounds.max()) + 1)]
+    )
+
+
 def ratio_interval(baseline: Milliseconds, values: Milliseconds) -> Interval:
     """`speedup_interval` for series whose values are independent of each other."""
     return speedup_interval(_independent(baseline), _independent(values))

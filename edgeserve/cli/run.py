@@ -109,7 +109,10 @@ def command(
     ] = None,
     require: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="Fail at start, and be not ready, unless it serves."),
+        typer.Option(
+            metavar="DEVICE",
+            help="This device first; fail at start, and be not ready, unless it serves.",
+        ),
     ] = None,
     isolate: Annotated[
         IsolateChoice | None,
@@ -364,14 +367,23 @@ def render(started: Started) -> None:
         add_row(table, f"{entry.name} {entry.version}", "", "", entry.reason, "", "")
     console.print(table)
     print_line(console, "")
+    for hint in _hints(started):
+        print_line(console, hint)
     for model in started.models:
         how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
         batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
         print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
         if model.placement is not None:
             print_line(console, f"placement of {model.name}: {model.placement}")
+    print_line(console, f"status page: {started.url}/status")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
     example = f"/{started.models[0].name}" if started.models else ""
     print_line(console, f"try: curl {started.url}/v2/models{example}")
+
+
+def _hints(started: Started) -> list[str]:
+    """What to do about candidates that do not serve, once for each."""
+    failed = (a for model in started.models for a in model.attempts if a.error and a.hint)
+    return list(dict.fromkeys(f"hint: {a.candidate.label}: {a.hint}" for a in failed))

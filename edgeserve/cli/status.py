@@ -9,7 +9,9 @@ import typer
 from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeout, access_from
 
 if TYPE_CHECKING:
-    from edgeserve.client import Client, ModelState, ServerStatus
+    from rich.console import Console
+
+    from edgeserve.client import Client, ModelState, ServerStatus, WorkerState
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +53,7 @@ def read_status(url: str, client: Client) -> ServerStatus:
         server=f"{server.name} {server.version}",
         ready=client.ready(),
         models=tuple(client.models()),
+        workers=tuple(client.workers()),
     )
 
 
@@ -66,6 +69,20 @@ def render(status: ServerStatus) -> None:
     for model in status.models:
         add_row(table, model.name, model.version, _state(model), _where(model), *_numbers(model))
     console.print(table if status.models else "no models")
+    _render_workers(console, status.workers)
+
+
+def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
+    if not workers:
+        return
+    from edgeserve.cli.output import print_line
+
+    ready = sum(w.ready for w in workers)
+    print_line(console, f"\n{ready} of {len(workers)} workers are ready")
+    for worker in workers:
+        if not worker.ready:
+            why = f": {worker.reason}" if worker.reason else ""
+            print_line(console, f"worker {worker.worker} is not ready{why}")
 
 
 def _state(model: ModelState) -> str:

@@ -14,6 +14,7 @@ from edgeserve.client.model import (
     ServerStatus,
     Statistics,
     Where,
+    WorkerState,
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ServerStatus",
     "Statistics",
     "Where",
+    "WorkerState",
     "connect",
     "is_url",
 ]

@@ -25,6 +25,7 @@ from edgeserve.client.model import (
     ServerInfo,
     Statistics,
     Where,
+    WorkerState,
     model_info,
     where_from,
 )
@@ -112,6 +113,10 @@ class _AllStats(msgspec.Struct, frozen=True):
     model_stats: list[_Stats] = []
 
 
+class _Health(msgspec.Struct, frozen=True):
+    workers: list[WorkerState] = []
+
+
 class _Indexed(msgspec.Struct, frozen=True):
     name: str
     version: str = ""
@@ -174,6 +179,14 @@ class HttpClient:
         if reply.status in (401, 403, 404):
             raise self._refused(reply)
         return reply.status == 200
+
+    def workers(self) -> list[WorkerState]:
+        """The server's processes, where it is edgeserve with several."""
+        reply = self._ask("GET", "/v2/health/ready")
+        try:
+            return msgspec.json.decode(reply.body, type=_Health).workers
+        except msgspec.MsgspecError:
+            return []  # another server's answer, or none
 
     def models(self) -> list[ModelState]:
         statistics = {(s.name, s.version): s.read() for s in self._statistics()}

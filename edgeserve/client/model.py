@@ -65,6 +65,14 @@ class ModelState(msgspec.Struct, frozen=True):
     statistics: Statistics | None = None
 
 
+class WorkerState(msgspec.Struct, frozen=True):
+    """One of the processes of `edgeserve run --workers`, by its number. `reason` says why it is not ready."""
+
+    worker: int
+    ready: bool
+    reason: str = ""
+
+
 class ServerStatus(msgspec.Struct, frozen=True):
     """A server as `edgeserve status` shows it."""
 
@@ -72,6 +80,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     server: str
     ready: bool
     models: tuple[ModelState, ...]
+    workers: tuple[WorkerState, ...] = ()
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

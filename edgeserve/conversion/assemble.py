@@ -234,9 +234,22 @@ def report(
         proof_source=data.proof.source,
         chain=manifest.chain,
         rows=with_pareto(rows),
-        remarks=(*data.remarks, *_repairs(found, manifest.chain), *_unverified(target)),
+        remarks=(
+            *data.remarks,
+            *_repairs(found, manifest.chain),
+            *_unverified(target),
+            *_few_threads(rows),
+        ),
         layers=layers,
     )
+
+
+def _few_threads(rows: Sequence[Row]) -> list[str]:
+    threads = max((r.measured.threads for r in rows if r.measured is not None), default=0)
+    if not threads:
+        return []
+    many = "1 thread" if threads == 1 else f"{threads} threads"
+    return [f"timed with {many} a call, as `edgeserve run` serves a model this quick"]
 
 
 def with_pareto(rows: Sequence[Row]) -> tuple[Row, ...]:

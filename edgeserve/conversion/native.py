@@ -53,10 +53,11 @@ def read_native(path: Path, format_name: str) -> SourceModel:
     )
 
 
-def open_native(model: SourceModel) -> Session:
-    """The source on its own runtime's CPU, computing in f32. Raises what the runtime's `load` raises."""
+def open_native(model: SourceModel, threads: int = 0) -> Session:
+    """The source on its own runtime's CPU, computing in f32, with so many threads a call (0: the
+    engine's choice). Raises what the runtime's `load` raises."""
     files = VariantFiles("source", model.path, model.format, model.precision, model.interface)
-    return runtime(NATIVE[model.format]).load(files, "cpu", LoadOptions())
+    return runtime(NATIVE[model.format]).load(files, "cpu", LoadOptions(threads=threads))
 
 
 def _named(spec: TensorSpec, path: Path) -> TensorSpec:

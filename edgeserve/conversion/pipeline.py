@@ -33,6 +33,7 @@ from edgeserve.conversion.source import (
     save_onnx,
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
+from edgeserve.conversion.timing import threads_served
 from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session
 from edgeserve.runtimes.detect import resolve_target
@@ -67,6 +68,10 @@ def convert(
         if data.calibration is not None:
             check_runs(reference, data.calibration)
         interface = proven_batching(model, reference, data.proof)
+        threads = threads_served(reference, data.proof[0])
+        if threads:
+            reference.close()
+            reference = _open(model, writer.work, threads)
         builder = Builder(
             model,
             interface,
@@ -85,7 +90,9 @@ def convert(
             # A source that is quantized has no fp32 to be faster than.
             speed_counts=is_here(target) and model.precision == "fp32",
         )
-        search = Search(builder, model, target, interface, options, data, reference, bounds, say)
+        search = Search(
+            builder, model, target, interface, options, data, reference, bounds, threads, say
+        )
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
         verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
@@ -154,10 +161,10 @@ def _simplified(model: SourceModel, options: Options, work: Path, say: Say) -> S
     return msgspec.structs.replace(smaller, path=model.path, source=model.source)
 
 
-def _open(model: SourceModel, work: Path) -> Session:
+def _open(model: SourceModel, work: Path, threads: int = 0) -> Session:
     if model.format in NATIVE:
-        return open_native(model)
-    return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0])
+        return open_native(model, threads)
+    return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0], threads)
 
 
 def _that_runs(data: Data, reference: Session, model: SourceModel, options: Options) -> Data:

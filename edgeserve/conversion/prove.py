@@ -6,47 +6,36 @@ them alike.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from edgeserve.bench.interleave import Timings, interleave
+from edgeserve.bench.interleave import Timings
 from edgeserve.bench.statistics import speedup_interval
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed
+from edgeserve.chain import settle
 from edgeserve.conversion.choose import Trial
-from edgeserve.devices import machine
-from edgeserve.errors import (
-    DataError,
-    DependencyMissing,
-    DeviceUnavailable,
-    InferenceFailed,
-    UsageError,
+from edgeserve.conversion.timing import (
+    Opened,
+    Say,
+    Subject,
+    open_subject,
+    quickest,
+    threads_for,
+    time_in_turns,
 )
+from edgeserve.devices import machine
+from edgeserve.errors import DataError, InferenceFailed
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
-from edgeserve.runtimes import LoadOptions, Session, engine_version, runtime
-from edgeserve.targets import ChainEntry
+from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.tensors import Interface, Tensors
-
-Say = Callable[[str, float | None], None]
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
 GOLDEN_BYTES: Final = 2_000_000
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
-_FIRST_CALLS: Final = 4
-_FIRST_LOOK_S: Final = 0.05
-
-
-class Subject(msgspec.Struct, frozen=True):
-    """One variant to be proven for one entry of the chain."""
-
-    entry: int
-    chain_entry: ChainEntry
-    variant: Variant
-    files: VariantFiles
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -63,12 +52,6 @@ class Proof(msgspec.Struct, frozen=True):
     golden_outputs: Tensors
 
 
-class _Opened(msgspec.Struct):
-    subject: Subject
-    session: Session
-    outputs: list[Tensors] = []
-
-
 def prove(
     subjects: Sequence[Subject],
     reference: Session,
@@ -78,27 +61,33 @@ def prove(
     golden_samples: int,
     seconds: float,
     speed_counts: bool,
+    threads: int,
     say: Say,
 ) -> Proof:
     """Open each subject, compare its outputs with the reference's on all samples, time all in turns.
 
-    `seconds` bounds the timing of each subject. Where `speed_counts`, one that is far slower than fp32
+    `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice). Where `speed_counts`, one that is far slower than fp32
     at first sight is dropped before that. Sessions are closed again; `reference` is left open.
     """
-    opened: list[_Opened] = []
+    opened: list[Opened] = []
     trials: dict[int, Trial] = {}
     try:
         for index, subject in enumerate(subjects):
-            trial, session = _open(subject)
+            trial, session = open_subject(subject, threads)
             trials[index] = trial
             if session is not None:
-                opened.append(_Opened(subject, session))
+                opened.append(Opened(subject, session))
         if speed_counts:
             opened = _first_look(opened, trials, list(subjects), samples[0])
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
+        for item in alive:
+            settle(item.session)
         say("timing", None)
-        times = _time(alive, list(subjects), reference, samples[0], seconds)
+        times, problems = time_in_turns(alive, list(subjects), reference, samples[0], seconds)
+        for index, problem in problems.items():
+            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -107,7 +96,7 @@ def prove(
         for item in alive:
             index = list(subjects).index(item.subject)
             found, accuracy = quality(interface, samples, wanted, item.outputs)
-            trials[index] = _measured(item, found, accuracy, times, index, trials[index])
+            trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
@@ -125,39 +114,6 @@ def prove(
     finally:
         for item in opened:
             item.session.close()
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """How fast a variant is: the median of its calls, and its speed in times of the source."""
-
-    latency_ms: float
-    speedup: float
-
-
-def race(
-    subjects: Sequence[Subject], reference: Session, samples: Samples, *, seconds: float, say: Say
-) -> list[Pace | None]:
-    """Time subjects that were proven before, and the source, in turns; None for one that fails now."""
-    say("timing what comes close", None)
-    opened: list[_Opened] = []
-    try:
-        for subject in subjects:
-            _, session = _open(subject)
-            if session is not None:
-                opened.append(_Opened(subject, session))
-        times = _time(opened, list(subjects), reference, samples[0], seconds)
-    finally:
-        for item in opened:
-            item.session.close()
-    paces: list[Pace | None] = []
-    for index in range(len(subjects)):
-        mine = times.get(str(index))
-        if mine is None:
-            paces.append(None)
-            continue
-        speedup = speedup_interval(times["reference"], mine).value
-        paces.append(Pace(float(np.median(mine.ms)), speedup))
-    return paces
 
 
 def quality(
@@ -178,13 +134,13 @@ def quality(
 
 
 def _first_look(
-    opened: list[_Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
-) -> list[_Opened]:
+    opened: list[Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
+) -> list[Opened]:
     """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
     kept = []
     for item in opened:
         beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
-        ratio = _once(item.session, inputs) / _once(beside.session, inputs) if beside else 0.0
+        ratio = quickest(item.session, inputs) / quickest(beside.session, inputs) if beside else 0.0
         if ratio <= _HOPELESS:
             kept.append(item)
             continue
@@ -195,35 +151,8 @@ def _first_look(
     return kept
 
 
-def _once(session: Session, inputs: Tensors) -> float:
-    """The quickest of a few calls, of short ones of many, in seconds; 0 for a session that fails."""
-    best = float("inf")
-    calls, end = 0, time.perf_counter() + _FIRST_LOOK_S
-    while calls < _FIRST_CALLS or time.perf_counter() < end:
-        calls += 1
-        began = time.perf_counter()
-        try:
-            session.run(inputs)
-        except InferenceFailed:
-            return 0.0  # dropped later, with its own message
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def _open(subject: Subject) -> tuple[Trial, Session | None]:
-    entry, variant = subject.chain_entry, subject.variant
-    trial = Trial(subject.entry, variant.id, variant.precision, variant.size_bytes)
-    options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
-    try:
-        return trial, runtime(entry.runtime).load(subject.files, entry.device, options)
-    except (DeviceUnavailable, DependencyMissing) as error:
-        return msgspec.structs.replace(trial, unverified=str(error)), None
-    except UsageError as error:
-        return msgspec.structs.replace(trial, problem=str(error)), None
-
-
 def _run_all(
-    opened: list[_Opened],
+    opened: list[Opened],
     trials: dict[int, Trial],
     subjects: list[Subject],
     reference: Session,
@@ -253,21 +182,6 @@ def _run_all(
     return wanted
 
 
-def _time(
-    alive: list[_Opened],
-    subjects: list[Subject],
-    reference: Session,
-    inputs: Tensors,
-    seconds: float,
-) -> dict[str, Timings]:
-    def call(session: Session) -> Callable[[], object]:
-        return lambda: session.run(inputs)
-
-    runs = {"reference": call(reference)}
-    runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
-    return interleave(runs, max_seconds=seconds * len(runs))
-
-
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
     """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `subject`."""
     return (
@@ -278,12 +192,13 @@ def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
 
 
 def _measured(
-    item: _Opened,
+    item: Opened,
     found: Fidelity,
     accuracy: Accuracy | None,
     times: Mapping[str, Timings],
     index: int,
     trial: Trial,
+    threads: int,
 ) -> Trial:
     entry = item.subject.chain_entry
     mine = times[str(index)]
@@ -301,6 +216,8 @@ def _measured(
         int8_compute_ops=placed.int8_compute_ops,
         compute_ops=placed.compute_ops,
         accuracy=accuracy,
+        threads=threads_for(entry, threads),
+        placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
     return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
 

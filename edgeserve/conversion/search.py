@@ -18,10 +18,11 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.prove import Pace, Proof, Subject, prove, race
+from edgeserve.conversion.prove import Proof, prove
 from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
+from edgeserve.conversion.timing import Pace, Subject, race
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
 from edgeserve.runtimes import Session, runtime
@@ -35,8 +36,8 @@ SECONDS_ELSEWHERE: Final = 0.2
 # What comes so close to the fastest is timed once more, for so long each.
 CLOSE: Final = 1.15
 SECONDS_PER_FINALIST: Final = 3.0
-# Calls shorter than this, in ms, are not timed once more: nobody tells them apart.
-_QUICK_MS: Final = 1.0
+# Quick ones give enough calls in that.
+SECONDS_PER_QUICK_FINALIST: Final = 0.3
 # Parameters below which another runtime saves microseconds at best.
 _SMALL: Final = 1_000_000
 _QUANTIZED: Final = ("int8", "int4")
@@ -66,6 +67,7 @@ class Search:
         data: Data,
         reference: Session,
         bounds: Bounds,
+        threads: int,
         say: Say,
     ) -> None:
         check_names(options.recipes)
@@ -77,6 +79,7 @@ class Search:
         self._data = data
         self._reference = reference
         self._bounds = bounds
+        self._threads = threads
         self._say = say
         self._began = time.monotonic()
         self._trials: dict[tuple[int, str], Trial] = {}
@@ -208,6 +211,7 @@ class Search:
             golden_samples=GOLDEN_SAMPLES,
             seconds=SECONDS_PER_VARIANT if self._bounds.speed_counts else SECONDS_ELSEWHERE,
             speed_counts=self._bounds.speed_counts,
+            threads=self._threads,
             say=self._say,
         )
         self._rounds += 1
@@ -229,7 +233,8 @@ class Search:
             [self._subject(t) for t in finalists],
             self._reference,
             self._data.proof,
-            seconds=SECONDS_PER_FINALIST,
+            seconds=SECONDS_PER_QUICK_FINALIST if self._threads else SECONDS_PER_FINALIST,
+            threads=self._threads,
             say=self._say,
         )
         raced = [
@@ -257,9 +262,7 @@ class Search:
                 if t.measured is not None and self._target.chain[t.entry].device == device
             ]
             best = max((m.speedup for _, m in mine), default=0.0)
-            close = [(t, m) for t, m in mine if m.speedup * CLOSE >= best]
-            if min((m.latency_ms for _, m in close), default=0.0) >= _QUICK_MS:
-                found += [t for t, _ in close]
+            found += [t for t, m in mine if m.speedup * CLOSE >= best]
         return found
 
     def _subject(self, trial: Trial) -> Subject:

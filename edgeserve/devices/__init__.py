@@ -5,6 +5,7 @@ Which accelerators can be opened is not told here: only a runtime that opens one
 """
 
 from edgeserve.devices.cgroup import usable_cores
+from edgeserve.devices.instances import Instances, plan_instances
 from edgeserve.devices.machine import Machine, machine
 
-__all__ = ["Machine", "machine", "usable_cores"]
+__all__ = ["Instances", "Machine", "machine", "plan_instances", "usable_cores"]

@@ -94,6 +94,11 @@ class Authoriser:
         everywhere = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to listen on, no names
         self._hosts = {h.lower().strip("[]") for h in named if h not in everywhere}
 
+    def change(self, keys: Keys) -> None:
+        """From now on these keys are known, and no others. What was let in before is not asked again: its
+        listener has to."""
+        self._keys = keys
+
     def check(self, role: Role, caller: Caller) -> None:
         """Raises Unauthenticated or Forbidden."""
         if role is Role.CONTROL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import os
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any, Final
 
 _M_ARENA_MAX: Final = -8  # malloc.h
+_SOON_S: Final = 1.0
 _SAID: Final = ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 
 
@@ -24,6 +26,23 @@ def few_arenas(most: int) -> bool:
     if set_option is None or any(name in os.environ for name in _SAID):
         return False
     return bool(set_option(_M_ARENA_MAX, most))
+
+
+class Trimmer:
+    """Trims the heap a while after what left holes in it, on a thread; lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._timer: asyncio.TimerHandle | None = None
+
+    def soon(self) -> None:
+        """Once, however often this is called within a second."""
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(_SOON_S, self._trim, loop)
+
+    def _trim(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        loop.run_in_executor(None, trim)
 
 
 def trim() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from edgeserve.bundle import Bundle, Candidate
-from edgeserve.chain import Attempt, Chain, ChainStatus
+from edgeserve.chain import Attempt, Chain, ChainStatus, Fallback, LinkStatus, Promotion
 from edgeserve.errors import EdgeServeError, ModelUnavailable
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
@@ -73,6 +73,7 @@ class ServedModel:
         self.engine: Engine | None = None
         self.wanted: Callable[[ServedModel], None] | None = None
         self.last_used = time.perf_counter()
+        self.placements: dict[str, str] = {}  # what of it a candidate's device runs, by label
         self._loop = loop
         self._policy = policy or VersionPolicy(latest=Latest())
         self._cache = cache
@@ -150,6 +151,21 @@ class ServedModel:
     @property
     def attempts(self) -> list[Attempt]:
         return self._chain.attempts if self._chain else []
+
+    @property
+    def links(self) -> list[LinkStatus]:
+        """What each candidate of the chain is doing."""
+        return self._chain.link_statuses() if self._chain else []
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """Steps down since it was loaded."""
+        return self._chain.fallbacks if self._chain else []
+
+    @property
+    def promotions(self) -> list[Promotion]:
+        """Steps up since it was loaded."""
+        return self._chain.promotions if self._chain else []
 
     @property
     def ready(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -18,6 +19,8 @@ from edgeserve.serve.engine import OnFull
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model_settings import NAME, ModelSettings, size_bytes
 from edgeserve.serve.tls import Tls
+
+log = logging.getLogger(__name__)
 
 _VERSIONS: Final = re.compile(r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*")
 _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something else protects it"
@@ -125,7 +128,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         problem = self.limits.problem()
         if problem is not None:
             raise UsageError(problem)
-        self._check_workers()
         self._check_access()
 
     def _check_access(self) -> None:
@@ -149,23 +151,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint=f"'control KEY' in the file of --keys, or {CONTROL_VARIABLE}; or --control-port "
                 "moves it to loopback",
             )
-
-    def _check_workers(self) -> None:
-        """What reaches one process only cannot go with several."""
-        if self.workers == 1:
-            return
-        for key, given in (
-            ("grpc_port", self.grpc_port is not None),
-            ("model_control", self.model_control),
-            ("control_port", self.control_port is not None),
-            ("shared_memory", self.shared_memory is not None),
-        ):
-            if given:
-                raise UsageError(
-                    f"workers {self.workers} and {key} do not go together",
-                    cause="a call would reach one of the processes only",
-                    hint="leave out one of them",
-                )
 
     def _check_models(self) -> None:
         """Raise UsageError for what no model can be served with."""
@@ -289,6 +274,16 @@ class SettingsSource(msgspec.Struct, frozen=True):
         if self.file is not None:
             return read_settings(Path(self.file), self.flags)
         return settings_from({k: v for k, v in self.flags.items() if v is not None})
+
+
+def followed(old: Settings, new: Settings) -> Settings:
+    """What a running server takes over of new settings: what is about models. The rest needs another start,
+    and the log says so."""
+    own = {f: getattr(old, f) for f in SERVER_FIELDS}
+    ignored = [f for f, value in own.items() if value != getattr(new, f)]
+    if ignored:
+        log.warning("needs a restart to take effect: %s", ", ".join(ignored))
+    return msgspec.structs.replace(new, **own)
 
 
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:

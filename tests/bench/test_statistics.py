@@ -12,6 +12,7 @@ from edgeserve.bench.interleave import Timings
 from edgeserve.bench.statistics import (
     MIN_SAMPLES,
     drift,
+    paired_speedup,
     percentile,
     percentile_interval,
     ratio_interval,
@@ -97,6 +98,20 @@ def test_what_slows_both_cancels_out_of_a_speed_up() -> None:
     alone = percentile_interval(timings(moods, 30), 50)
     assert alone is not None
     assert alone.high / alone.low > 1.2
+
+
+def test_a_paired_speed_up_compares_what_was_measured_in_the_same_round() -> None:
+    # One call costs more than twice as much while the machine is slow, the other nearly as much; of the
+    # quick rounds one got many calls, of the slow ones the other.
+    slow = np.arange(30) % 3 == 0
+    a = np.concatenate([np.full(10 if s else 1000, 2.2 if s else 1.0) for s in slow])
+    b = np.concatenate([np.full(1000 if s else 10, 1.1 if s else 0.5) for s in slow])
+    rounds_a = np.concatenate([np.full(10 if s else 1000, i) for i, s in enumerate(slow)])
+    rounds_b = np.concatenate([np.full(1000 if s else 10, i) for i, s in enumerate(slow)])
+    mine, other = Timings(a, rounds_a, 0, True), Timings(b, rounds_b, 0, True)
+    found = paired_speedup(mine, other)
+    assert (found.low, found.value, found.high) == pytest.approx((2, 2, 2))
+    assert speedup_interval(mine, other).value == pytest.approx(1 / 1.1)
 
 
 @given(times, times)

@@ -261,7 +261,7 @@ def test_an_address_without_a_scheme_is_explained(run: Run, folder: Path) -> Non
 def test_an_unknown_model_and_an_unset_key(run: Run, url: str, folder: Path) -> None:
     code, _, err = run("infer", url, str(folder / "x.npz"), "--model", "nobody")
     assert code == 2
-    assert "cause: unknown model; loaded: linear" in err
+    assert "cause: unknown model 'nobody'; loaded: linear" in err
     code, _, err = run("infer", url, str(folder / "x.npz"), "--key-env", "NOT_SET_HERE")
     assert code == 2
     assert "the variable NOT_SET_HERE holds no key" in err

@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     linear_bundle(folder)
     linear_bundle(folder, "npu", NPU_THEN_CPU)
+    linear_bundle(folder, "behind", (CPU, Candidate("onnx-fp32", "onnxruntime", "gpu")))
     slow_bundle(folder)
     return folder
 
@@ -137,6 +138,24 @@ def test_a_required_device_that_does_not_serve_exits_3(folder: Path) -> None:
     assert done.returncode == 3
     assert "error: 'npu' is required, and onnxruntime/cpu/onnx-fp32 would serve" in done.stderr
     assert "onnxruntime cannot open 'npu'" in done.stderr
+
+
+def test_a_required_device_serves_though_another_stands_before_it(folder: Path) -> None:
+    """Where several calls run side by side is planned for it as well."""
+    arguments = ("--require", "gpu", "--inject", "gpu:stand-in")
+    with serving("behind.edge", "--http-port", "0", *arguments, cwd=folder) as process:
+        table = process.printed.splitlines()
+        first = next(line for line in table if line.startswith("onnxruntime/"))
+        assert first.split()[:2] == ["onnxruntime/gpu/onnx-fp32", "gpu"]
+        assert "serving" in first
+        with RawClient(process.url) as client:
+            client.send(post(infer_body([[1, 2, 3, 4]]), "/v2/models/behind/infer"))
+            status, headers, _ = client.response()
+        assert (status, headers["x-edgeserve-device"]) == (200, "gpu")
+        assert process.stop() == 0
+    done = run("behind.edge", "--http-port", "0", "--require", "gpu", cwd=folder)
+    assert done.returncode == 3
+    assert "onnxruntime cannot open 'gpu'" in done.stderr
 
 
 def test_a_fault_that_is_none_exits_2(folder: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve import api
+from edgeserve.bench.interleave import Timings
 from edgeserve.bundle import Bundle
+from edgeserve.conversion.timing import is_clear
 from edgeserve.errors import (
     CheckFailed,
     DataError,
@@ -88,8 +90,7 @@ def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
-    monkeypatch.setattr("edgeserve.conversion.search._QUICK_MS", 0.0)
-    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_FINALIST", 0.1)
+    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_QUICK_FINALIST", 0.1)
     said: list[str] = []
     report = api.convert(
         digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,
@@ -100,6 +101,48 @@ def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
     assert len(measured) == 2
     for m in measured:
         assert m.latency_ms * m.speedup == pytest.approx(report.reference_latency_ms, rel=1e-6)
+
+
+def test_a_quick_model_is_timed_with_the_threads_it_is_served_with(
+    digits: Path, onnxruntime_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeserve.conversion.timing.usable_cores", lambda: 4)
+    report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
+    assert {r.measured.threads for r in report.rows if r.measured} == {1}
+    assert any("1 thread a call" in note for note in report.remarks)
+    monkeypatch.setattr("edgeserve.conversion.timing.QUICK_MS", 0.0)
+    report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target, force=True)
+    assert {r.measured.threads for r in report.rows if r.measured} == {0}
+    assert not any("a call" in note for note in report.remarks)
+
+
+def test_the_race_goes_on_while_it_is_unclear_what_is_as_fast(
+    digits: Path, onnxruntime_target: str, tmp_path: Path, calibration: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
+    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_QUICK_FINALIST", 0.05)
+    verdicts = iter([False, False, True])
+    monkeypatch.setattr("edgeserve.conversion.timing.is_clear", lambda times: next(verdicts))
+    said: list[str] = []
+    api.convert(
+        digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,
+        progress=lambda what, share: said.append(what),
+    )  # fmt: skip
+    assert [s.removeprefix("timing what comes close") for s in said if "close" in s] == [
+        "", ", once more", ", once more",
+    ]  # fmt: skip
+
+
+def test_whether_a_raceis_clear() -> None:
+    def timings(*medians: float) -> Timings:
+        return Timings(np.array(medians), np.arange(len(medians)), 0, True)
+
+    steady = timings(*[1.0] * 20)
+    assert is_clear({"a": steady})
+    assert is_clear({"a": steady, "b": timings(*[1.2] * 20)})
+    assert is_clear({"a": steady, "b": timings(*[1.01] * 20)})
+    assert not is_clear({"a": steady, "b": timings(*[0.8, 1.3] * 10)})
 
 
 def test_without_calibration_data_int8_is_not_tried_and_the_report_says_so(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeserve.serve.engine import BatchPolicy, Pending, RequestQueue, Turns, plan
+from edgeserve.serve.engine import BatchPolicy, Pending, RequestQueue, Turns
 from edgeserve.tensors import join_batches, split_batches
 
 
@@ -199,30 +199,3 @@ def test_turns_are_shared_by_weight() -> None:
     assert turns.running == 0
     assert 0.4 < had["long"] / had["one"] < 2.5
     assert had["double"] > 1.1 * had["one"]
-
-
-@pytest.mark.parametrize(
-    ("asked", "cores", "latency_ms", "device", "wanted"),
-    [
-        ((0, 0), 4, 2.0, "cpu", (4, 1)),
-        ((0, 0), 16, 2.0, "cpu", (8, 2)),
-        ((0, 0), 4, 20.0, "cpu", (1, 0)),
-        ((0, 0), 4, None, "cpu", (1, 0)),
-        ((0, 0), 1, 2.0, "cpu", (1, 0)),
-        ((2, 0), 4, 20.0, "cpu", (2, 2)),
-        ((1, 0), 4, 2.0, "cpu", (1, 0)),
-        ((0, 2), 4, 20.0, "cpu", (2, 2)),
-        ((3, 5), 4, 2.0, "cpu", (3, 5)),
-        ((0, 0), 4, 2.0, "gpu", (1, 0)),
-        ((2, 1), 4, 2.0, "npu.1", (2, 1)),
-    ],
-)
-def test_instances_and_threads(
-    asked: tuple[int, int],
-    cores: int,
-    latency_ms: float | None,
-    device: str,
-    wanted: tuple[int, int],
-) -> None:
-    chosen = plan(*asked, cores, latency_ms, device)
-    assert (chosen.count, chosen.threads) == wanted

@@ -90,14 +90,28 @@ def test_the_device_is_in_every_response(client: RawClient) -> None:
             415,
             "expected gzip or deflate",
         ),
-        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/nope/infer"), 404, "unknown model"),
-        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/versions/2/infer"), 404, "version 1"),
+        (
+            post(infer_body([[1, 2, 3, 4]]), "/v2/models/nope/infer"),
+            404,
+            "unknown model 'nope'; loaded",
+        ),
+        (
+            post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/versions/2/infer"),
+            404,
+            "no version '2' of 'linear': it has 1",
+        ),
         (post(b"{}", "/v2/models/linear/explode"), 404, "no such route"),
         (post(b"{}", "/v2/models/linear"), 405, "use GET"),
         (post(b"{}", "/v2/health/live"), 405, "use GET"),
         (b"GET /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\n\r\n", 405, "use POST"),
         (b"GET /nothing HTTP/1.1\r\nHost: t\r\n\r\n", 404, "no such route"),
-        (b"GET /v2/models/%2e%2e%2f%2e%2e HTTP/1.1\r\nHost: t\r\n\r\n", 404, "unknown model"),
+        (b"GET /v2/models/%2e%2e%2f%2e%2e HTTP/1.1\r\nHost: t\r\n\r\n", 404, "'../..'"),
+        (b"GET /v2/models/%0d%0a%1b%5b2J HTTP/1.1\r\nHost: t\r\n\r\n", 404, r"'\r\n\x1b[2J'"),
+        (
+            b"GET /v2/models/" + b"n" * 4000 + b" HTTP/1.1\r\nHost: t\r\n\r\n",
+            404,
+            f"unknown model '{'n' * 60}'…; loaded",
+        ),
     ],
 )
 def test_refusals_keep_the_connection_and_say_why(

@@ -2,7 +2,6 @@
 
 from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
 from edgeserve.serve.engine.cache import ResponseCache
-from edgeserve.serve.engine.plan import Instances, plan
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     BatchTimes,
@@ -22,7 +21,6 @@ __all__ = [
     "Done",
     "Engine",
     "EngineSettings",
-    "Instances",
     "OnFull",
     "Outcome",
     "Pending",
@@ -31,6 +29,5 @@ __all__ = [
     "ResponseCache",
     "ShuttingDown",
     "Turns",
-    "plan",
     "time_limit",
 ]

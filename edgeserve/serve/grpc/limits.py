@@ -7,7 +7,7 @@ import msgspec
 
 class GrpcLimits(msgspec.Struct, frozen=True):
     """Sizes in bytes, times in seconds. `threads` calls are inferred side by side, `queue` wait for a
-    thread; each stream has threads of its own."""
+    thread; each stream has threads of its own. `processes` like this one share the port."""
 
     receive_bytes: int = 64 << 20
     send_bytes: int = 1 << 30
@@ -19,6 +19,7 @@ class GrpcLimits(msgspec.Struct, frozen=True):
     streams_per_connection: int = 1024
     idle_s: float = 300.0
     keepalive_s: float = 60.0
+    processes: int = 1
 
     def channel_options(self) -> list[tuple[str, int]]:
         return [
@@ -31,5 +32,6 @@ class GrpcLimits(msgspec.Struct, frozen=True):
             ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.max_ping_strikes", 5),
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half the calls
+            # Unless it is a worker, a second server on the port is an error, not half the calls.
+            ("grpc.so_reuseport", int(self.processes > 1)),
         ]

@@ -15,11 +15,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgeserve.errors import EdgeServeError
+from edgeserve.serve.access import AccessDenied
 from edgeserve.serve.engine import ShuttingDown
 from edgeserve.serve.grpc import messages
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.door import key_in
+from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.stream import Stream
 
@@ -71,7 +73,17 @@ class Service:
             self._draining = True
             streams = list(self._streams)
         for stream in streams:
-            stream.drain()
+            stream.end(ShuttingDown("the server is shutting down"))
+
+    def check_streams(self, admit: Callable[[str | None], None]) -> None:
+        """End those whose key `admit` raises AccessDenied for; what they asked for is answered."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            try:
+                admit(stream.key)
+            except AccessDenied as error:
+                stream.end(error)
 
     def _infer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         call = self._inferences.start(message, remaining_s(context), streamed=False)
@@ -85,7 +97,8 @@ class Service:
             return _abort(context, _unforeseen(error))
 
     def _stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = Stream(self._inferences, requests, lambda: remaining_s(context))
+        key = key_in(context.invocation_metadata())
+        stream = Stream(self._inferences, requests, lambda: remaining_s(context), key)
         with self._lock:
             draining = self._draining
             if not draining:
@@ -95,8 +108,8 @@ class Service:
         try:
             if self._opened(context, stream.left):
                 yield from stream.answers()
-            if stream.draining:
-                _abort(context, ShuttingDown("the server is shutting down"))
+            if stream.ended_by is not None:
+                _abort(context, stream.ended_by)
         finally:
             with self._lock:
                 self._streams.discard(stream)
@@ -149,7 +162,7 @@ def remaining_s(context: grpc.ServicerContext) -> float | None:
 
 
 def _abort(context: grpc.ServicerContext, error: EdgeServeError) -> bytes:
-    context.abort(status_of(error), str(error))
+    context.abort(status_of(error), text_of(error))
     raise AssertionError("abort raises")
 
 

@@ -368,6 +368,12 @@ class Connection(asyncio.BufferedProtocol):
         elif waited > limits.idle_s:
             self._transport.close()
 
+    def forget(self) -> None:
+        """Heads that come again are routed again: the leave to ask for that may have ended."""
+        self._last = None
+        if self._head is not None:
+            self._head.route = None
+
     def finish(self) -> None:
         """The server drains: close once every request that has begun to arrive is answered."""
         self._drain_at = self._arrived

@@ -98,6 +98,11 @@ class HttpServer:
     def refused(self, status: int) -> None:
         self._metrics.refused.labels(str(status)).inc()
 
+    def forget_routes(self) -> None:
+        """Have every connection's next request routed, and its caller checked, anew."""
+        for connection in self._connections:
+            connection.forget()
+
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing new, answer every request that has begun to arrive, close the connections.
 

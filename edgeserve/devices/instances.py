@@ -19,7 +19,9 @@ class Instances(msgspec.Struct, frozen=True):
     threads: int
 
 
-def plan(count: int, threads: int, cores: int, latency_ms: float | None, device: str) -> Instances:
+def plan_instances(
+    count: int, threads: int, cores: int, latency_ms: float | None, device: str
+) -> Instances:
     """Fill in what is 0: `count` and `threads` from the cores and the latency measured when the bundle
     was made (None: not measured)."""
     if device.partition(".")[0] != "cpu":
