@@ -46,16 +46,21 @@ class Trimmer:
 
 
 def trim() -> None:
-    """Collect cycles, and have the C library return what is free inside its heap (the latter with glibc).
+    """Have the C library return what is free inside its heap (glibc; elsewhere nothing happens).
 
-    A model that is closed leaves cycles, which Python would look for after some hundred more, and holes
-    between what is still used: after a hundred reloads a fifth of the resident memory was such. Half a
-    millisecond with Python's lock where start-up's objects are frozen, and milliseconds without it.
+    A model that is closed leaves holes between what is still used: after a hundred reloads a fifth of
+    the resident memory was such. Takes milliseconds; the GIL is released meanwhile.
     """
-    gc.collect()
     give_back = _function("malloc_trim")
     if give_back is not None:
         give_back(0)
+
+
+def collect() -> None:
+    """Collect cycles, then trim: for what a closed model leaves, of which Python itself would wait for
+    hundreds. Half a millisecond with the GIL where start-up's objects are frozen."""
+    gc.collect()
+    trim()
 
 
 @cache

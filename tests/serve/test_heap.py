@@ -12,7 +12,7 @@ import weakref
 import psutil
 import pytest
 
-from edgeserve.serve.heap import trim
+from edgeserve.serve.heap import collect, trim
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's"
@@ -86,5 +86,5 @@ def test_what_refers_to_itself_goes() -> None:
             self.me = self
 
     gone = weakref.ref(Node())
-    trim()
+    collect()
     assert gone() is None
