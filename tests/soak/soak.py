@@ -31,7 +31,7 @@ CONNECTIONS: Final = 16
 SEGMENT_S: Final = 1.0
 WARM_UP_S: Final = 20.0
 WARM_UP_PAUSE_S: Final = 0.2
-RELOAD_S: Final = 1.0
+RELOAD_S: Final = 0.3
 DRIFT_LIMIT: Final = 0.02
 
 
