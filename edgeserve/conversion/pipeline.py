@@ -11,6 +11,7 @@ from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import (
     is_here,
+    left_out,
     optional_entries,
     ordered_chain,
     report,
@@ -22,7 +23,7 @@ from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.prove import threads_served
-from edgeserve.conversion.registry import converter_called, run_converter
+from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
@@ -35,7 +36,7 @@ from edgeserve.conversion.source import (
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
 from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
-from edgeserve.runtimes import Session
+from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
 
@@ -62,6 +63,7 @@ def convert(
             options = msgspec.structs.replace(options, labels=str(model.labels))
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
+        _check_explain(model, options)
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
         data = _that_runs(data, reference, model, options)
@@ -101,7 +103,14 @@ def convert(
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)
-            layers = explain(builder, data, writer.work / "explain")
+            problem: object = "static int8 quantizes none"
+            try:
+                layers = explain(builder, data, writer.work / "explain")
+            except UnsupportedModel as error:
+                problem = error
+            if not layers:
+                remark = f"layers could not be ranked: {problem}"
+                data = msgspec.structs.replace(data, remarks=(*data.remarks, remark))
         say("writing the bundle", None)
         manifest = write_bundle(
             writer, model, interface, target, options, found, verdicts, chain, builder
@@ -192,6 +201,22 @@ def _check_calibration(model: SourceModel, options: Options) -> None:
         )
 
 
+def _check_explain(model: SourceModel, options: Options) -> None:
+    """Raise UsageError where no layers can be ranked, before anything else is done."""
+    if not options.explain:
+        return
+    if model.proto is None:
+        raise UsageError(
+            f"--explain ranks layers of ONNX models, and {model.path} is {model.format}"
+        )
+    if options.calibrate is None:
+        raise UsageError(
+            "--explain needs calibration data",
+            cause="it compares the layers of static int8 with those of fp32",
+            hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",
+        )
+
+
 def _enforce(
     chain: tuple[Candidate, ...],
     verdicts: list[Verdict],
@@ -210,6 +235,13 @@ def _enforce(
             f"no quantized variant was good enough on {where}, and --strict was given",
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
+        )
+    if strict and (missing := left_out(verdicts, target).get(0)) and _has_way(model, target):
+        raise CheckFailed(
+            f"{target.chain[0].label}, the first choice of {target.name}, got no variant, and "
+            "--strict was given",
+            cause=missing,
+            hint="leave out --strict to get the bundle with what serves instead",
         )
     # A target is about its first device: one that only its CPU fallback could serve is a failure.
     device = target.chain[0].device
@@ -235,3 +267,12 @@ def _enforce(
             f"has it; edgeserve check {model.path.name} --target {target.name} lists what each runtime supports"
         )
     raise failure
+
+
+def _has_way(model: SourceModel, target: Target) -> bool:
+    """Whether converters lead from the model to what the target's first runtime reads."""
+    wanted = runtime(target.chain[0].runtime).formats[0]
+    try:
+        return wanted == model.format or bool(shortest_path(model.format, wanted))
+    except UnsupportedModel:
+        return False

@@ -88,3 +88,10 @@ def test_a_target_without_bundle_is_named_and_the_others_are_made(tmp_path: Path
     assert done.returncode == 1
     assert "no variant for the cpu of target coral-edgetpu" in done.stderr
     assert [p.name for p in (tmp_path / "all").iterdir()] == ["digits-cpu-arm64.edge"]
+
+
+def test_a_type_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    done = convert(str(DATA / "digits.onnx"), "--input-type", "image=float31", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--input-type image=float31 is not INPUT=TYPE" in done.stderr
+    assert "float32" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,26 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(tmp_path:
     reason = next(r.reason for r in report.rows if r.runtime == "openvino")
     assert "CDist" in reason
     assert "distances" in reason
+    assert f"openvino/cpu, the first choice of both, got no variant: {reason}" in report.remarks
+    with pytest.raises(CheckFailed, match="the first choice of both, got no variant") as caught:
+        api.convert(source, tmp_path / "s.edge", target=str(target), strict=True)
+    assert "CDist" in str(caught.value.cause)
+    assert not (tmp_path / "s.edge").exists()
+
+
+def test_strict_asks_for_nothing_that_no_converter_makes(tmp_path: Path) -> None:
+    """A TFLite file is never made into ONNX: a target that prefers onnxruntime has LiteRT all the same."""
+    source = tmp_path / "model.tflite"
+    shutil.copy(Path(__file__).parents[1] / "data" / "digits-fp32.tflite", source)
+    target = tmp_path / "board.toml"
+    target.write_text(
+        'name = "board"\ntitle = "board"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+        '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+    )
+    report = api.convert(source, tmp_path / "x.edge", target=str(target), strict=True)
+    assert [c.runtime for c in report.chain] == ["litert"]
+    assert any("first choice of board, got no variant" in remark for remark in report.remarks)
 
 
 def test_an_operator_that_the_target_lacks_is_named_with_a_runtime_that_has_it(
