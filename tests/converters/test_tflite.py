@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgeserve.conversion.registry import (
 )
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.tensors import Interface, Tensors, TensorSpec
+from edgeserve_converters._calibration import Requests
 from tests.bundles import LINEAR, linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
 
@@ -99,6 +101,44 @@ def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
     got = run(main, "int8", SMALL_CNN, inputs)["logits"]
     wanted = reference(small_cnn(), inputs)["logits"]
     assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_calibrating_in_parts_gives_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(
+        tmp_path / "calibration.npz",
+        **{f"{i}/image": image[None] for i, image in enumerate(images(12, seed=2))},
+    )
+    written = []
+    for at_once in (100, 5):
+        monkeypatch.setattr("edgeserve_converters.tflite_to_tflite._AT_ONCE", at_once)
+        main = convert(
+            DATA / "small-cnn-fp32.tflite",
+            tmp_path / f"out{at_once}",
+            "tflite-to-tflite",
+            precision="int8",
+            calibration=str(tmp_path / "calibration.npz"),
+        )
+        written.append(main.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_calibration_requests_are_read_one_at_a_time(tmp_path: Path) -> None:
+    large = np.ones((1, 250_000), np.float32)
+    np.savez(tmp_path / "r.npz", **{f"{i}/x": large * i for i in range(30)})
+    requests = Requests(tmp_path / "r.npz")
+    tracemalloc.start()
+    for _ in range(2):
+        assert [float(r["x"][0, 0]) for r in requests] == list(range(30))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(requests) == 30
+    assert peak < 6 * large.nbytes
 
 
 POOLED = Interface(
