@@ -78,6 +78,9 @@ def test_several_targets_get_a_bundle_each(tmp_path: Path) -> None:
     assert "2 of 2 bundles are in all" in done.stdout
     names = sorted(p.name for p in (tmp_path / "all").iterdir())
     assert names == ["digits-jetson-orin.edge", "digits-webgpu.edge"]
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    assert any(note.startswith("note: jetson-orin: Nothing was run on") for note in notes)
+    assert len(notes) == len(set(notes))
 
 
 def test_a_target_without_bundle_is_named_and_the_others_are_made(tmp_path: Path) -> None:
