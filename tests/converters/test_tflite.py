@@ -81,6 +81,28 @@ def test_an_operator_tflite_lacks_is_named_with_its_node(tmp_path: Path) -> None
     assert "node 'weird'" in str(raised.value.cause)
 
 
+@pytest.mark.slow
+def test_an_operator_of_onnxruntime_s_own_domain_is_translated(tmp_path: Path) -> None:
+    """onnx2tf writes over its input, without domains: nothing could be compared with that."""
+    graph = helper.make_graph(
+        [helper.make_node("Inverse", ["x"], ["y"], name="invert", domain="com.microsoft")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 4])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    main = convert(tmp_path / "model.onnx", tmp_path / "out", "onnx-to-tflite")
+    interface = Interface(
+        (TensorSpec("x", "FP32", (1, 4, 4)),), (TensorSpec("y", "FP32", (1, 4, 4)),)
+    )
+    noise = np.random.default_rng(0).normal(size=(1, 4, 4), scale=0.1)
+    inputs = {"x": (np.eye(4)[None] + noise).astype(np.float32)}
+    got = run(main, "fp32", interface, inputs)
+    np.testing.assert_allclose(got["y"], np.linalg.inv(inputs["x"]), atol=1e-4)
+
+
 @pytest.mark.skipif(
     not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
 )
