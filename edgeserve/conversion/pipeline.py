@@ -18,7 +18,7 @@ from edgeserve.conversion.assemble import (
     write_bundle,
 )
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import Bounds, Verdict, choose
+from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
@@ -99,7 +99,7 @@ def convert(
         asked = None if options.precision == "auto" else options.precision
         verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
-        _enforce(chain, verdicts, target, model, strict=options.strict)
+        _enforce(chain, verdicts, target, model, bounds, strict=options.strict)
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)
@@ -222,6 +222,7 @@ def _enforce(
     verdicts: list[Verdict],
     target: Target,
     model: SourceModel,
+    bounds: Bounds,
     *,
     strict: bool,
 ) -> None:
@@ -247,6 +248,7 @@ def _enforce(
     device = target.chain[0].device
     if any(c.device == device for c in chain):
         return
+    _blame_limits(verdicts, target, bounds)
     variants: dict[str, list[str]] = {}
     for verdict in verdicts:
         entry = target.chain[verdict.trial.entry]
@@ -267,6 +269,36 @@ def _enforce(
             f"has it; edgeserve check {model.path.name} --target {target.name} lists what each runtime supports"
         )
     raise failure
+
+
+def _blame_limits(verdicts: list[Verdict], target: Target, bounds: Bounds) -> None:
+    """Raise CheckFailed where --max-size or --max-latency alone keep variants from the target's device."""
+    free = msgspec.structs.replace(bounds, max_size=None, max_latency=None)
+    entries = [i for i, e in enumerate(target.chain) if e.device == target.chain[0].device]
+    fit = [
+        v.trial
+        for v in verdicts
+        if v.trial.entry in entries
+        and acceptable(v.trial, free)
+        and not acceptable(v.trial, bounds)
+    ]
+    if not fit:
+        return
+    nearest = []
+    if bounds.max_size is not None:
+        size, name = min((t.size_bytes or 0, t.variant) for t in fit)
+        nearest.append(f"{name} has {size} bytes")
+    timed = [(t.measured.latency_ms, t.variant) for t in fit if t.measured is not None]
+    if bounds.max_latency is not None and timed:
+        latency_ms, name = min(timed)
+        nearest.append(f"{name} takes {latency_ms:.3g} ms")
+    raise CheckFailed(
+        f"no variant for the {target.chain[0].device} of target {target.name} is within the limits",
+        cause="; ".join(
+            f"{v.trial.variant}: {v.reason}" for v in verdicts if v.trial in fit and not v.chosen
+        ),
+        hint=f"raise the limit: {', '.join(nearest)}",
+    )
 
 
 def _has_way(model: SourceModel, target: Target) -> bool:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -371,6 +372,24 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(tmp_path:
         api.convert(source, tmp_path / "s.edge", target=str(target), strict=True)
     assert "CDist" in str(caught.value.cause)
     assert not (tmp_path / "s.edge").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "hint"),
+    [({"max_size": 1000}, "onnx-int8 has 10"), ({"max_latency": 0.0}, " takes 0.0")],
+)
+def test_limits_that_nothing_keeps_are_named_with_what_comes_nearest(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
+    limit: dict[str, Any], hint: str,
+) -> None:  # fmt: skip
+    with pytest.raises(CheckFailed, match="is within the limits") as caught:
+        api.convert(
+            digits, tmp_path / "x.edge", target=onnxruntime_target, calibrate=calibration,
+            recipes=["static"], **limit,
+        )  # fmt: skip
+    assert "onnx-fp32: " in (caught.value.cause or "")
+    assert hint in (caught.value.hint or "")
+    assert not (tmp_path / "x.edge").exists()
 
 
 def test_strict_asks_for_nothing_that_no_converter_makes(tmp_path: Path) -> None:
