@@ -110,8 +110,11 @@ def test_it_says_what_serves_and_where_and_ends_with_0(folder: Path, number: int
 
 def test_the_table_says_why_a_candidate_does_not_serve(folder: Path) -> None:
     with serving("npu.edge", "--http-port", "0", "--name", "mine", cwd=folder) as process:
-        assert "onnxruntime cannot open 'npu'" in " ".join(process.printed.split())
+        printed = " ".join(process.printed.split())
+        assert "onnxruntime cannot open 'npu'" in printed
+        assert "hint: onnxruntime/npu/onnx-fp32: edgeserve doctor names the package" in printed
         assert "serving mine at" in process.printed
+        assert f"status page: {process.url}/status\n" in process.printed
         assert process.stop() == 0
 
 

@@ -155,12 +155,8 @@ class GrpcServer:
             self._telling = asyncio.ensure_future(self._tell_of_all(self._siblings))
 
     async def _tell_of_all(self, siblings: Siblings) -> None:
-        try:
-            standing = await siblings.standing()
-        except EnvironmentProblem:
-            self._tell(False, self._repository.index())
-        else:
-            self._tell(standing.ready, standing.index)
+        standing = await siblings.standing()
+        self._tell(standing.ready, standing.index)
 
     def _tell(self, ready: bool, index: list[IndexEntry]) -> None:
         models: dict[str, bool] = {}

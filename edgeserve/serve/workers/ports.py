@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -39,10 +40,11 @@ class ReservedPorts:
                 got = self._reserve(host, port)
             except OSError as error:
                 self.close()
+                in_use = error.errno == errno.EADDRINUSE
                 raise EnvironmentProblem(
                     f"cannot listen on {joined(host, port)}",
-                    cause=str(error),
-                    hint=f"{flag} 0 picks a free one",
+                    cause="the port is in use" if in_use else str(error),
+                    hint=f"{flag} 0 picks a free one" if in_use else None,
                 ) from None
             self.settings = msgspec.structs.replace(self.settings, **{field: got})
 
