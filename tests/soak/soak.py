@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ SEGMENT_S: Final = 1.0
 WARM_UP_S: Final = 20.0
 WARM_UP_PAUSE_S: Final = 0.2
 RELOAD_S: Final = 0.3
+SETTLING_S: Final = 20.0
 DRIFT_LIMIT: Final = 0.02
 
 
@@ -163,8 +165,17 @@ def soak(requests: int, *, verbose: bool = False) -> Soak:
             result.rude, result.reloads = sum(rude.done.values()), reloads.done
             result.calls = calls.done
             result.load.wrong += calls.wrong + reloads.failed
-            result.samples.append(_sample(served, result.load.requests))
+            _settle(served, result)
     return result
+
+
+def _settle(served: Served, result: Soak) -> None:
+    """The last sample: once the models that were being replaced are closed, or that has taken too long."""
+    until = time.monotonic() + SETTLING_S
+    result.samples.append(_sample(served, result.load.requests))
+    while result.leaks() and time.monotonic() < until:
+        time.sleep(0.2)
+        result.samples[-1] = _sample(served, result.load.requests)
 
 
 def _sample(served: Served, requests: int) -> Sample:
