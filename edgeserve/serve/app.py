@@ -19,7 +19,6 @@ from edgeserve.chain import Attempt, Chain
 from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
-from edgeserve.serve.access import Keys
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.flight import InFlight
@@ -61,14 +60,17 @@ class StartedModel(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What serves, and where; for the start-up table. `failed` are the models that do not."""
+    """What serves, and where; for the start-up table. `failed` are the models that do not, `also` further
+    addresses of the same listeners."""
 
     url: str
     grpc: str | None
     models: tuple[StartedModel, ...]
     failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
+    also: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()
+    workers: int = 1
 
 
 def _placement(chain: Chain) -> str | None:
@@ -157,7 +159,9 @@ class Service:
         metrics.watch_flight(flight)
         self._siblings: Siblings | None = None
         if link is not None and journal is not None:
-            self._siblings = Siblings(link, journal, self._repository, self._shm, metrics)
+            self._siblings = Siblings(
+                link, journal, self._repository, self._shm, metrics, self._read_keys
+            )
         control = self._siblings or OwnControl(self._repository, self._shm)
         self._http = HttpFront(
             settings, self._repository, metrics, self._shm, flight, settings.open_tls(), control,
@@ -205,9 +209,11 @@ class Service:
             url=url,
             control_url=control_url,
             grpc=grpc,
+            also=(*self._http.also, *(self._grpc.also if self._grpc is not None else ())),
             models=tuple([await started(model) for model in self._repository.loaded()]),
             failed=tuple(e for e in self._repository.index() if e.state != "READY"),
             injected=settings.inject,
+            workers=settings.workers,
         )
 
     async def _load(self) -> None:
@@ -238,7 +244,7 @@ class Service:
             self._following.clear()
             try:
                 # First: a key that was taken away must not work on because of another mistake.
-                self._change_keys(await asyncio.to_thread(self._settings.read_keys))
+                await self._read_keys()
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
                 log.error("the settings stay as they are: %s", error)  # noqa: TRY400
@@ -248,8 +254,9 @@ class Service:
             self._settings = followed(self._settings, new)
             await self._repository.refresh()
 
-    def _change_keys(self, keys: Keys) -> None:
-        """Only these work from now on."""
+    async def _read_keys(self) -> None:
+        """Only the keys that there are now work from now on. Raises UsageError."""
+        keys = await asyncio.to_thread(self._settings.read_keys)
         if keys == self._keys:
             return
         self._keys = keys

@@ -69,8 +69,17 @@ class ModelOverview(msgspec.Struct, frozen=True):
     queue: int = 0
 
 
+class WorkerOverview(msgspec.Struct, frozen=True):
+    """One of several processes, by its number. `reason` says why it is not ready."""
+
+    worker: int
+    ready: bool
+    reason: str = ""
+
+
 class Overview(msgspec.Struct, frozen=True):
-    """The whole of it, as of `time` (seconds since 1970)."""
+    """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, states
+    and numbers are those of all, candidates as `process` has them."""
 
     server: str
     version: str
@@ -80,6 +89,7 @@ class Overview(msgspec.Struct, frozen=True):
     ready: bool
     serving: bool
     models: tuple[ModelOverview, ...]
+    workers: tuple[WorkerOverview, ...] = ()
 
 
 def overview(repository: ModelRepository, began: float) -> Overview:

@@ -20,6 +20,7 @@ from edgeserve.serve.http.overview import (
     ModelOverview,
     Overview,
     Step,
+    WorkerOverview,
     overview,
 )
 from edgeserve.serve.http.response import JSON, Headers, Response
@@ -37,7 +38,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 dt { float: left; clear: left; min-width: 9rem; font-weight: 600; } dd { margin: 0 0 .2rem 9.5rem; }
-code { overflow-wrap: anywhere; } .good { color: var(--good); } .bad { color: var(--bad); }
+code { overflow-wrap: anywhere; } td code { white-space: nowrap; } .good { color: var(--good); } .bad { color: var(--bad); }
 """
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HTML: Final = "text/html; charset=utf-8"
@@ -69,7 +70,14 @@ class StatusPage:
         self._began = time.time()
 
     def answer(self, head: Head) -> Response:
-        found = overview(self._repository, self._began)
+        return self.shown(head, self.overview())
+
+    def overview(self) -> Overview:
+        """What there is to show, as of now."""
+        return overview(self._repository, self._began)
+
+    def shown(self, head: Head, found: Overview) -> Response:
+        """As the client likes it."""
         if wants_json(head.headers.get(b"accept", b"")):
             return Response.of(200, [msgspec.json.encode(found)], JSON, _HEADERS[1:])
         return Response.of(200, [render(found).encode()], _HTML, _HEADERS)
@@ -92,6 +100,7 @@ def render(found: Overview) -> str:
     body = [
         f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=found.ready)}</small></h1>",
         about,
+        *(_worker(worker) for worker in found.workers),
         *(_model(model, found.time) for model in found.models),
     ]
     if not found.models:
@@ -104,6 +113,12 @@ def render(found: Overview) -> str:
     )
 
 
+def _worker(worker: WorkerOverview) -> str:
+    word = "ready" if worker.ready else "not ready"
+    why = f": {_e(worker.reason)}" if worker.reason else ""
+    return f"<p>Worker {worker.worker}: {_word(word, good=worker.ready)}{why}</p>"
+
+
 def _model(model: ModelOverview, now: float) -> str:
     word = "ready" if model.ready else "not ready"
     title = f"{_e(model.name)} <small>version {_e(model.version)}, {_word(word, good=model.ready)}</small>"
@@ -112,7 +127,9 @@ def _model(model: ModelOverview, now: float) -> str:
 
 def _facts(model: ModelOverview, now: float) -> Iterator[str]:
     if model.reason:
-        yield _fact("why", f'<span class="bad">{_e(model.reason)}</span>')
+        yield _fact(
+            "note" if model.ready else "why", _word(model.reason, good=False, plain=model.ready)
+        )
     serving = next((c for c in model.candidates if c.state == "serving"), None)
     if serving is not None and model.since is not None:
         own = ", in a process of its own" if serving.isolated else ""

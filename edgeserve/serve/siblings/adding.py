@@ -18,7 +18,8 @@ from edgeserve.serve.statistics import (
     ModelStatistics,
 )
 
-_WORST: Final = ("UNAVAILABLE", "UNLOADING", "LOADING", "READY")
+# Of the states that a version has in several workers, which one it has in all: the first of these.
+_WORST: Final = ("LOADING", "UNAVAILABLE", "UNLOADING", "READY")
 
 
 def standing(
@@ -62,7 +63,7 @@ def _why(state: State) -> str:
 
 
 def _index(states: Mapping[int, State]) -> list[IndexEntry]:
-    """Every version in the worst state that it has in a worker."""
+    """Every version, in one state for all workers."""
     worst: dict[Key, IndexEntry] = {}
     seen: dict[Key, int] = {}
     for number, state in states.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput
+from edgeserve.errors import EdgeServeError, EnvironmentProblem, InvalidInput
 from edgeserve.serve.condition import conditions
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import IndexEntry, Parameters
@@ -27,6 +28,7 @@ from edgeserve.serve.siblings.messages import (
     Plan,
     Prepare,
     Push,
+    ReadKeys,
     Refresh,
     Register,
     Report,
@@ -59,8 +61,11 @@ class Siblings:
         repository: SteppingRepository,
         shm: SharedMemory,
         metrics: ServerMetrics,
+        read_keys: Callable[[], Awaitable[None]],
     ) -> None:
+        """`read_keys` takes over the keys as they are now; it raises UsageError."""
         self.journal = journal
+        self._read_keys = read_keys
         self._link = link
         self._repository = repository
         self._shm = shm
@@ -71,15 +76,20 @@ class Siblings:
     # Asked by protocols
 
     async def standing(self) -> Standing:
-        """The state of all workers. Raises EnvironmentProblem when the supervisor does not answer."""
-        return await self._link.ask(AskStanding(), Standing, _TOLD_S)
+        """The state of all workers; while the supervisor does not answer, none of them is ready."""
+        try:
+            return await self._link.ask(AskStanding(), Standing, _TOLD_S)
+        except EnvironmentProblem as error:
+            log.warning("the other workers could not be asked: %s", error)
+            own = self._state()
+            return Standing(ready=False, index=own.index, models=own.models, serves=[], workers=[])
 
     async def counts(self) -> Counts:
         """What all workers have counted up to now. Raises EnvironmentProblem."""
         return await self._link.ask(AskCounts(), Counts, _TOLD_S)
 
     async def index(self) -> list[IndexEntry]:
-        """Every version, in the worst state that it has in a worker. Raises EnvironmentProblem."""
+        """Every version, in one state for all workers."""
         return (await self.standing()).index
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
@@ -105,10 +115,12 @@ class Siblings:
     async def join(self) -> Settings:
         """Be as the others are now, which wait with changes until this worker listens; their settings."""
         now = await self._link.ask(Join(), Journal, _CHANGED_S)
+        await self._read_keys()
         if now.number != self.journal.number:
-            self.journal = now
+            before, self.journal = self.journal, now
+            on = (*now.on, *(set(before.off) - set(now.off)))
             sources = await asyncio.to_thread(find_sources, now.settings)
-            await self._repository.adopt(sources, now.off, now.on)
+            await self._repository.adopt(sources, now.off, on)
         for region in now.regions:
             try:
                 self._shm.register(region.name, region.key, region.offset, region.byte_size)
@@ -148,6 +160,8 @@ class Siblings:
                 self._repository.commit(key)
             case Abort(key, failure):
                 await self._repository.abort(key, failure.error())
+            case ReadKeys():
+                await self._read_keys()
             case Finish(keys, name):
                 self._repository.finish(keys, name)
             case Unload(name):

@@ -151,6 +151,10 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
     name: str | None = None
 
 
+class ReadKeys(msgspec.Struct, frozen=True, tag=True):
+    """Read the keys again: those that are gone work no more."""
+
+
 # Workers ask the supervisor
 
 
@@ -223,6 +227,7 @@ Request = (
     | Commit
     | Abort
     | Finish
+    | ReadKeys
     | AskStanding
     | AskCounts
     | Join

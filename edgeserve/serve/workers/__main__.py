@@ -35,6 +35,7 @@ def main() -> int:
     )
     few_arenas(max(2, usable_cores()))
     settings = order.journal.settings
+    few_arenas(max(2, usable_cores() // settings.workers))
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(_serve(order, end))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Generic, TypeVar
 
@@ -35,6 +36,7 @@ from edgeserve.serve.siblings.messages import (
     Plan,
     Prepare,
     Push,
+    ReadKeys,
     Refresh,
     Register,
     Report,
@@ -68,6 +70,7 @@ class Member:
         self.report: Report | None = None
         self.started: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.joining = False
+        self.heard = 0.0  # monotonic, when it last said how it is
 
 
 class Hub:
@@ -114,16 +117,16 @@ class Hub:
             case AskCounts():
                 return await self._counts.next()
             case Push(report):
-                if member.number in self.members:
+                if self._has(member):
                     member.report = report
             case Join():
                 await self._changing.acquire()
                 member.joining = True
-                if member.number not in self.members:
+                if not self._has(member):  # it ended while it waited
                     self._joined(member)
                 return self.journal
             case Serving(started):
-                member.serves = True
+                member.serves, member.heard = True, time.monotonic()
                 self._joined(member)
                 if not member.started.done():
                     member.started.set_result(started)
@@ -145,10 +148,23 @@ class Hub:
                 raise EdgeServeError(f"{type(request).__name__} is not for the supervisor")
         return None
 
+    def _has(self, member: Member) -> bool:
+        """Whether it is there, and no other in its place."""
+        return self.members.get(member.number) is member
+
     def _joined(self, member: Member) -> None:
         if member.joining:
             member.joining = False
             self._changing.release()
+
+    async def hung(self, limit_s: float) -> list[Member]:
+        """Those that serve, and have not said how they are for so long. To be called now and then."""
+        answers, _ = await self._ask_all(TellState(), State, _TELL_S)
+        now = time.monotonic()
+        for number in answers:
+            if number in self.members:
+                self.members[number].heard = now
+        return [m for m in self.members.values() if m.serves and now - m.heard > limit_s]
 
     # What they say, as one
 
@@ -243,6 +259,11 @@ class Hub:
         """Follow the settings and the files, as ModelRepository.refresh does. Never raises."""
         async with self._changing:
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                await asyncio.to_thread(self.journal.settings.read_keys)
+                _, failures = await self._ask_all(ReadKeys(), type(None), _STEP_S)
+                for number, error in failures.items():
+                    log.error("worker %d may still have the keys of before: %s", number, error)
                 new = await asyncio.to_thread(self._source.read)
                 if asked:
                     log.warning("settings and models are read again")
@@ -291,6 +312,7 @@ class Hub:
                 return error
         self._departed.forget(key)
         _, failures = await self._ask_all(Commit(key), type(None), _STEP_S, numbers)
+        failures = _of_living(failures)
         if not failures:
             return None
         log.error("'%s' version %s is not loaded everywhere", *key)
@@ -378,9 +400,13 @@ def _partly(failures: Mapping[int, EdgeServeError], what: str) -> EdgeServeError
     return EnvironmentProblem(what, cause=which)
 
 
-def _raise_for(failures: Mapping[int, EdgeServeError], what: str) -> None:
+def _of_living(failures: Mapping[int, EdgeServeError]) -> dict[int, EdgeServeError]:
     """A worker that has ended does not count: the one in its place does as the journal says."""
-    left = {n: e for n, e in failures.items() if not isinstance(e, LinkLost)}
+    return {n: e for n, e in failures.items() if not isinstance(e, LinkLost)}
+
+
+def _raise_for(failures: Mapping[int, EdgeServeError], what: str) -> None:
+    left = _of_living(failures)
     silent = {n: e for n, e in left.items() if isinstance(e, NoAnswer)}
     if silent:
         raise _partly(silent, what)

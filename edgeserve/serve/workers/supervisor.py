@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 _SOON_S: Final = 10.0
 _PAUSE_S: Final = 1.0
 _PAUSE_LONGEST_S: Final = 30.0
+# A worker whose event loop does not run for so long hangs, and its clients with it.
+_HUNG_S: Final = 30.0
+_CHECK_S: Final = 5.0
 # What a worker gets beyond --drain-timeout to end.
 _LAST_S: Final = 10.0
 
@@ -69,6 +72,8 @@ class Supervisor:
             if started is not None:
                 self._serving = True
                 on_start(started)
+                checking = asyncio.ensure_future(self._end_hung())
+                self._tasks.add(checking)
                 await self._until_stopped()
         finally:
             await self._end()
@@ -103,6 +108,17 @@ class Supervisor:
                     await self._stop.wait()
             if not self._stop.is_set():
                 await self._hub.refresh()
+
+    async def _end_hung(self) -> None:
+        """Kill workers that hang; others are started in their place."""
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            for member in await self._hub.hung(_HUNG_S):
+                log.error(
+                    "worker %d has not answered for %g s and is ended", member.number, _HUNG_S
+                )
+                with contextlib.suppress(ProcessLookupError):
+                    self._processes[member.number].kill()
 
     def _refresh(self, asked: bool) -> None:
         task = asyncio.ensure_future(self._hub.refresh(asked=asked))
@@ -163,6 +179,8 @@ class Supervisor:
     async def _end(self) -> None:
         """Have every worker drain; end those that take too long over it."""
         self._stop.set()
+        for task in self._tasks:
+            task.cancel()
         for process in self._processes.values():
             _terminate(process)
         if self._keepers:
@@ -174,8 +192,6 @@ class Supervisor:
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
                 await asyncio.wait(late)
-        for task in self._tasks:
-            task.cancel()
 
 
 def _terminate(process: Process) -> None:
