@@ -285,7 +285,8 @@ class Calling(threading.Thread):
             infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
             while not self._ending.is_set() and len(self.lost) < 10:
                 try:
-                    data = infer(infer_request(2).SerializeToString(), timeout=20)
+                    sent = infer_request(2).SerializeToString()
+                    data = infer(sent, timeout=20, wait_for_ready=True)
                 except grpc.RpcError as error:
                     self.lost.append(error.code())
                     continue
