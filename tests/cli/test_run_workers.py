@@ -575,6 +575,8 @@ def test_keys_that_go_stop_working_in_all(tmp_path: Path) -> None:
             wait_for(lambda: statuses(new) == [200, 200])
             assert statuses(old) == [401, 401]
         assert process.stop() == 0
+        assert "settings and models are read again" in process.printed
+        assert "needs a restart" not in process.printed
 
 
 def test_the_status_page_is_of_all(tmp_path: Path) -> None:

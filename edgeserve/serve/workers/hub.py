@@ -50,6 +50,7 @@ from edgeserve.serve.siblings.messages import (
     Unregister,
 )
 from edgeserve.serve.sources import ModelSource, find_sources
+from edgeserve.serve.workers.ports import with_ports
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +123,13 @@ class Hub:
             case Join():
                 await self._changing.acquire()
                 member.joining = True
+                # Before it listens: who asks it must hear of it, too.
+                member.serves, member.heard = True, time.monotonic()
                 if not self._has(member):  # it ended while it waited
+                    member.serves = False
                     self._joined(member)
                 return self.journal
             case Serving(started):
-                member.serves, member.heard = True, time.monotonic()
                 self._joined(member)
                 if not member.started.done():
                     member.started.set_result(started)
@@ -267,7 +270,7 @@ class Hub:
                 new = await asyncio.to_thread(self._source.read)
                 if asked:
                     log.warning("settings and models are read again")
-                settings = followed(self.journal.settings, new)
+                settings = followed(self.journal.settings, with_ports(new, self.journal.settings))
                 sources = await asyncio.to_thread(find_sources, settings)
             except EdgeServeError as error:
                 log.error("settings and models stay as they are: %s", error)  # noqa: TRY400

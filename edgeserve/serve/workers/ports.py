@@ -19,6 +19,12 @@ _FLAGS: Final = {
 }
 
 
+def with_ports(settings: Settings, reserved: Settings) -> Settings:
+    """The settings, with the ports that were picked for them where they leave that open."""
+    picked = {f: getattr(reserved, f) for f in _FLAGS if getattr(settings, f) == 0}
+    return msgspec.structs.replace(settings, **picked)
+
+
 class ReservedPorts:
     """Owns a bound socket for each port that was asked for as 0, so that nobody else gets it; nothing is
     listened for on it. `settings` are the settings with the ports that were picked."""
