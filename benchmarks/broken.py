@@ -1,6 +1,6 @@
 """A model that plain int8 breaks, and what `convert` does about it.
 
-    python benchmarks/broken.py efficientnet_lite0.onnx data
+    python benchmarks/broken.py efficientnet_lite0.onnx data [--case 1|2|3]
 
 Channels of linear bottlenecks (convolutions without an activation, joined by residual additions) are multiplied
 by random factors from 1/64 to 64, and the convolutions that read them divided by the same: the function
@@ -80,9 +80,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
+    parser.add_argument("--case", type=int, choices=range(1, len(CASES) + 1), help="only this one")
     arguments = parser.parse_args()
+    cases = CASES if arguments.case is None else [CASES[arguments.case - 1]]
     with tempfile.TemporaryDirectory() as name:
-        for title, stage, recipes in CASES:
+        for title, stage, recipes in cases:
             source = rescaled(arguments.model, Path(name) / "rescaled.onnx", stage)
             report = convert(
                 source, Path(name) / "out.edge", target="cpu-x86", force=True, recipes=recipes,

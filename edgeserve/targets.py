@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -30,7 +30,7 @@ Networks = Literal["any", "convolutional", "matmul"]
 # One feature, or several of which one is enough: `avx512_vnni|avx_vnni`.
 CpuFeature = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]+(\|[a-z0-9_]+)*$")]
 # Words of `edgeserve targets` and `--target`.
-RESERVED_NAMES: Final = ("auto", "check")
+RESERVED_NAMES: Final = ("auto", "check", "list")
 _T = TypeVar("_T", bound=Hashable)
 
 
@@ -171,7 +171,8 @@ def target_of(document: dict[str, Any], where: str) -> Target:
         target = msgspec.convert(document, Target)
     except msgspec.ValidationError as error:
         raise _invalid(where, str(error), _hint(str(error))) from None
-    _check(target, where)
+    for cause, hint in mistakes(target):
+        raise _invalid(where, cause, hint)
     return target
 
 
@@ -191,25 +192,61 @@ def take_unknown_fields(document: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
-def _check(target: Target, where: str) -> None:
-    """What types alone cannot say."""
+def misfits(document: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Everything that does not fit the schema, what is missing included; each with a hint, if there is one."""
+    chain = document.get("chain")
+    entries = chain if isinstance(chain, list) else []
+    tables: list[tuple[str, type, Any]] = [("", Target, document)]
+    tables += [(f".chain[{i}]", ChainEntry, table) for i, table in enumerate(entries)]
+    tables += [
+        (f".{key}", kind, document[key])
+        for key, kind in (("quantization", Quantization), ("limits", Limits))
+        if key in document
+    ]
+    found: list[tuple[str, str | None]] = []
+    for path, kind, table in tables:
+        if not isinstance(table, dict):
+            found.append((f"Expected a table - at `${path}`", None))
+            continue
+        for field in msgspec.structs.fields(kind):
+            at = f"{path}.{field.name}"
+            if field.name not in table:
+                if field.required:
+                    found.append((f"missing required field - at `${at}`", None))
+            elif at in (".quantization", ".limits") or (at == ".chain" and entries):
+                continue  # tables of their own
+            else:
+                found += _misfit(table[field.name], field.type, at)
+    return found
+
+
+def _misfit(value: Any, kind: Any, at: str) -> list[tuple[str, str | None]]:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        said, _, inside = str(error).partition(" - at `$")
+        text = f"{said} - at `${at}{inside.removesuffix('`')}`"
+        return [(text, _hint(text))]
+    return []
+
+
+def mistakes(target: Target) -> Iterator[tuple[str, str | None]]:
+    """What types alone cannot say, each with a hint, if there is one."""
     if target.name in RESERVED_NAMES:
-        raise _invalid(where, f"'{target.name}' is a word of the command line", "rename the target")
+        yield f"'{target.name}' is a word of the command line", "rename the target"
     if target.convert_only and target.unverified is None:
-        raise _invalid(
-            where,
+        yield (
             "a convert_only target says in `unverified` what could not be verified",
             'unverified = "Nothing was run on the device."',
         )
     if target.chain[0].optional:
-        raise _invalid(where, "the first chain entry is what the target is about, not optional")
+        yield "the first chain entry is what the target is about, not optional", None
     for entry in target.chain:
         if repeated := _repeated(entry.precisions):
-            raise _invalid(where, f"precisions of {entry.label} list {repeated} twice")
+            yield f"precisions of {entry.label} list {repeated} twice", None
     pairs = [(e.runtime, e.device, str(e.options.get("provider", ""))) for e in target.chain]
     if repeated_pair := _repeated(pairs):
-        raise _invalid(
-            where,
+        yield (
             f"the chain lists {'/'.join(filter(None, repeated_pair))} twice",
             "put all precisions of a device into one entry",
         )

@@ -57,6 +57,21 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
             assert word.partition("=")[0] in known, f"{page}: {word} in: {line}"
 
 
+# pip's own, named in the text.
+OTHERS_FLAGS = {"--no-deps", "--no-index"}
+
+
+def known_flags(command: Any) -> set[str]:
+    found = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+    return found.union(*(known_flags(c) for c in getattr(command, "commands", {}).values()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_named_in_the_text_exists(page: Path) -> None:
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", page.read_text("utf-8")))
+    assert named - known_flags(typer.main.get_command(app)) <= OTHERS_FLAGS
+
+
 # What is not run here, and why: patterns of lines.
 NOT_RUN = {
     r"\[|MODEL|BUNDLE": "shows which words there are",

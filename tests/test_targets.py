@@ -24,7 +24,10 @@ from edgeserve.targets import (
     Target,
     all_targets,
     load_target,
+    misfits,
+    parse_document,
     parse_target,
+    take_unknown_fields,
     target_names,
 )
 from tests.distributions import write_distribution
@@ -326,6 +329,56 @@ def test_any_bytes_raise_nothing_but_target_error(data: bytes) -> None:
 def test_any_toml_raises_nothing_but_target_error(values: dict[str, Any]) -> None:
     with contextlib.suppress(TargetError):
         parse_target(document(values), "any.toml")
+
+
+@given(st.dictionaries(schema_words | toml_keys, toml_values, max_size=9))
+def test_misfits_are_found_exactly_where_the_schema_refuses(values: dict[str, Any]) -> None:
+    parsed = parse_document(document(values), "any.toml")
+    take_unknown_fields(parsed)
+    found = misfits(parsed)
+    try:
+        msgspec.convert(parsed, Target)
+    except msgspec.ValidationError:
+        assert found
+    else:
+        assert not found
+
+
+table = st.fixed_dictionaries(
+    {},
+    optional={
+        "runtime": st.sampled_from(["litert", "", 3]),
+        "device": st.sampled_from(["cpu", "tpu", True]),
+        "precisions": st.sampled_from([["int8"], [], ["int9"], "int8", [1]]),
+        "options": st.sampled_from([{"a": 1}, {"a": [1]}, 2]),
+    },
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "name": st.sampled_from(["board", "Board", 1]),
+            "title": st.sampled_from(["A board", "", 1]),
+            "arch": st.sampled_from([["x86_64"], [], "x86_64", [2]]),
+            "chain": st.lists(table | st.integers(), max_size=2) | table,
+            "quantization": st.sampled_from([{}, {"weight_type": "int4"}, 3, []]),
+            "limits": st.sampled_from([{"memory_mb": 1}, {"memory_mb": 0}, "none"]),
+            "cpu_features": st.sampled_from([["avx2"], ["AVX2"], "avx2"]),
+        },
+    )
+)
+def test_misfits_near_a_target_are_found_exactly_where_the_schema_refuses(
+    parsed: dict[str, Any],
+) -> None:
+    found = misfits(parsed)
+    try:
+        msgspec.convert(parsed, Target)
+    except msgspec.ValidationError:
+        assert found
+    else:
+        assert not found
 
 
 def test_deep_nesting_is_refused() -> None:

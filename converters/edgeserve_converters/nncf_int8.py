@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeserve_converters._calibration import requests
+from edgeserve_converters._calibration import Requests
 from edgeserve_converters._onnx import save
 
 _REQUIRES = ("nncf==3.4.0", "openvino==2026.4.1", "onnx==1.23.2", "onnxruntime==1.32.0")
@@ -71,7 +71,7 @@ def _static(model: Any, options: Mapping[str, object]) -> Any:
         import nncf
 
         fix = nncf.OverflowFix.ENABLE if options.get("reduce_range") else nncf.OverflowFix.DISABLE
-        samples = list(requests(Path(str(options["calibration"]))))
+        samples = Requests(Path(str(options["calibration"])))
         ignored = options.get("ignored") or []
         assert isinstance(ignored, list)
         return nncf.quantize(

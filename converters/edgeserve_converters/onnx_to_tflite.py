@@ -53,8 +53,11 @@ class OnnxToTflite:
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch) / "model.onnx"
             onnx.save_model(model, str(prepared))
+            # It writes over what it is given, and forgets the domains of operators there.
+            given = Path(scratch) / "given.onnx"
+            shutil.copyfile(prepared, given)
             onnx2tf.convert(
-                input_onnx_file_path=str(prepared),
+                input_onnx_file_path=str(given),
                 output_folder_path=scratch,
                 keep_ncw_or_nchw_or_ncdhw_input_names=[
                     value.name
@@ -65,7 +68,7 @@ class OnnxToTflite:
                 non_verbose=True,
                 verbosity="error",
             )
-            written = Path(scratch) / "model_float32.tflite"
+            written = Path(scratch) / "given_float32.tflite"
             if not written.is_file():
                 raise RuntimeError("onnx2tf wrote no file")
             bindings = _check(model, prepared, written)
@@ -128,12 +131,19 @@ def _refuse_custom_ops(model: Any, interpreter: Any) -> None:
     }
     if not custom:
         return
-    ops = {
+    raise UnsupportedOps(
+        model, _full_names(model, custom) or custom, "onnx2tf and LiteRT have no such operator"
+    )
+
+
+def _full_names(model: Any, ops: set[str]) -> set[str]:
+    """The operator types of the model that are called so, with their domains."""
+    wanted = {op.upper() for op in ops}
+    return {
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         for node in all_nodes(model.graph)
-        if node.op_type.upper() in custom
+        if node.op_type.upper() in wanted
     }
-    raise UnsupportedOps(model, ops or custom, "onnx2tf and LiteRT have no such operator")
 
 
 def _sample(value: Any) -> Any:

@@ -9,10 +9,11 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeserve_converters._calibration import requests
+from edgeserve_converters._calibration import Requests
 
 # (method, precision of the weights) -> the quantizer's recipe
 _RECIPES = {
@@ -23,6 +24,10 @@ _RECIPES = {
     ("weights", "int8"): "weight_only_wi8_afp32",
     ("weights", "int4"): "weight_only_wi4_afp32",
 }
+
+
+# So many requests are in memory while it calibrates.
+_AT_ONCE = 128
 
 
 class TfliteToTflite:
@@ -70,8 +75,12 @@ class TfliteToTflite:
                 if not options.get("calibration"):
                     raise ValueError(f"{name} needs calibration data")
                 data = Path(str(options["calibration"]))
-                samples = list(_samples(data, bindings["inputs"]))
-                measured = tool.calibrate({signature: samples}, num_threads=os.cpu_count() or 1)
+                samples = _samples(data, bindings["inputs"])
+                # The quantizer makes a list of what it is given, and goes on where it was.
+                while part := list(islice(samples, _AT_ONCE)):
+                    measured = tool.calibrate(
+                        {signature: part}, measured, num_threads=os.cpu_count() or 1
+                    )
             result = tool.quantize(measured, enable_progress_report=False)
         destination = out_dir / "model.tflite"
         result.export_model(str(destination), overwrite=True)
@@ -162,7 +171,7 @@ def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str,
     """The requests, called and laid out as the file wants them."""
     import numpy as np
 
-    for request in requests(calibration):
+    for request in Requests(calibration):
         laid_out = {}
         for name, array in request.items():
             binding = inputs.get(name) or {"name": name, "permutation": None}

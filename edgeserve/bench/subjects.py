@@ -24,7 +24,14 @@ from edgeserve.chain import (
     settle,
     with_stand_ins,
 )
-from edgeserve.errors import BundleError, CheckFailed, EdgeServeError, UsageError, nearest
+from edgeserve.errors import (
+    BundleError,
+    CheckFailed,
+    DeviceLost,
+    EdgeServeError,
+    UsageError,
+    nearest,
+)
 from edgeserve.runtimes import LoadOptions, Placement, Session, runtime
 from edgeserve.tensors import Tensors
 
@@ -217,4 +224,6 @@ def skipped_because(
     subject: Subject, stage: Literal["open", "golden", "run"], error: Exception
 ) -> Skipped:
     hint = error.hint if isinstance(error, EdgeServeError) else None
+    if isinstance(error, DeviceLost):  # a server would start it again
+        hint = f"update the device's driver: it {'hangs' if error.reason == 'hang' else 'crashes'}"
     return Skipped(subject.label, subject.candidate.device, stage, str(error), hint)

@@ -89,6 +89,7 @@ def folder_writer(
             root.mkdir()
             work.mkdir()
             yield root, work
+            _share(root)
             _sync_tree(root)
             _replace(root, destination)
         finally:
@@ -144,6 +145,14 @@ def _remove_stale(destination: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _share(root: Path) -> None:
+    """Let whoever may read the folder read its files: some tools write theirs for the owner alone."""
+    readable = root.stat().st_mode & 0o666
+    for file in root.rglob("*"):
+        if file.is_file():
+            file.chmod(file.stat().st_mode | readable)
 
 
 def _sync_tree(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,12 +25,15 @@ from edgeserve.checking.report import (
 )
 from edgeserve.checking.rules import about_nodes, dynamic_dims, issue_message, model_findings
 from edgeserve.checking.support import Judge, versions
+from edgeserve.conversion.sources import detect_format
 from edgeserve.errors import SourceError, UsageError
 from edgeserve.inspecting import ModelReport, inspect_model
 from edgeserve.targets import ChainEntry, Target
 
 _ORDER: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
 _MB = 1_000_000
+# Formats whose files the engines read.
+_ASKED = ("onnx", "tflite", "openvino-ir")
 
 
 def check(
@@ -42,10 +46,7 @@ def check(
     `shapes` fixes dimensions of inputs by name, as convert does. Raises SourceError (not a model,
     truncated, external data absent), UsageError (`shapes` do not fit), DependencyMissing.
     """
-    if path.is_dir():
-        raise SourceError(
-            f"{path} is a folder", hint="check takes a model file; edgeserve inspect shows bundles"
-        )
+    _refuse_other_sources(path)
     facts = inspect_model(path)
     model = open_onnx(path, shapes) if facts.format == "onnx" else None
     if shapes and model is None:
@@ -75,6 +76,25 @@ def check(
         operators=_operators(facts, judge.verdicts),
         findings=tuple(sorted(findings, key=lambda f: _ORDER[f.level])),
         estimates=sizes,
+    )
+
+
+def _refuse_other_sources(path: Path) -> None:
+    """Raise SourceError for sources whose operators show when they are ONNX."""
+    format_name = None
+    with contextlib.suppress(SourceError):
+        format_name = detect_format(path)
+    if format_name in (None, *_ASKED):
+        if path.is_dir():
+            raise SourceError(
+                f"{path} is a folder",
+                hint="check takes a model file; edgeserve inspect shows bundles",
+            )
+        return
+    raise SourceError(
+        f"{path} is {format_name}, and engines are asked about {', '.join(_ASKED)}",
+        hint=f"edgeserve convert {path} --precision fp32 -o NAME.edge, then check its "
+        "variants/onnx-fp32/model.onnx",
     )
 
 

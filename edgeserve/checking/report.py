@@ -67,6 +67,11 @@ class Issue(msgspec.Struct, frozen=True):
     why: str
 
 
+def unnamed(op: str, operators: dict[str, int]) -> tuple[str, ...]:
+    """The nodes of an operator in a format that names none: the first is `Op[0]`."""
+    return tuple(f"{op}[{i}]" for i in range(operators.get(op, 1)))
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What one runtime says of the model on one device.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -146,6 +146,12 @@ def command(
         list[str] | None,
         typer.Option(metavar="FOLDER", help="Where to import that class from [.]."),
     ] = None,
+    input_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=TYPE", help="Type of its input, where not float32. May be repeated."
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="What a Hugging Face model does [what its config says].")
     ] = None,
@@ -193,6 +199,7 @@ def command(
             model_class=model_class,
             model_args=_arguments(model_arg or []),
             python_path=tuple(python_path or ()),
+            input_types=_input_types(input_type or []),
             trust_source=trust_source,
             task=task,
             signature=signature,
@@ -319,6 +326,25 @@ def _limit(budget: str, flag: str, text: str | None, kind: type[_Number]) -> _Nu
     from edgeserve.gate.limits import BUDGETS, parse_limit
 
     return None if text is None else kind(parse_limit(BUDGETS[budget], text, flag))
+
+
+_INPUT_TYPES: Final = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8",
+                       "bool")  # fmt: skip
+
+
+def _input_types(texts: list[str]) -> dict[str, str]:
+    """INPUT=TYPE, a type as numpy and PyTorch call it."""
+    types: dict[str, str] = {}
+    for text in texts:
+        name, _, kind = text.rpartition("=")
+        if not name or kind not in _INPUT_TYPES:
+            raise UsageError(
+                f"--input-type {text} is not INPUT=TYPE",
+                cause=f"types are {', '.join(_INPUT_TYPES)}",
+                hint="--input-type ids=int64",
+            )
+        types[name] = kind
+    return types
 
 
 def _arguments(texts: list[str]) -> dict[str, object]:

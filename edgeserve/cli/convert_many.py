@@ -88,5 +88,10 @@ def _render(outcomes: list[Outcome], folder: Path) -> None:
         )
     console = stdout_console()
     console.print(table)
+    remarks = dict.fromkeys(r for o in outcomes if o.report for r in o.report.remarks)
+    if remarks:
+        console.print()
+    for remark in remarks:
+        print_line(console, f"note: {remark}")
     made = sum(o.report is not None for o in outcomes)
     print_line(console, f"\n{made} of {len(outcomes)} bundles are in {folder}")

@@ -88,7 +88,10 @@ def command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name [the bundle's].")] = None,
     host: Annotated[
-        str | None, typer.Option(envvar="EDGESERVE_HOST", help="Address to listen on [127.0.0.1].")
+        str | None,
+        typer.Option(
+            envvar="EDGESERVE_HOST", help="Address to listen on [localhost: 127.0.0.1, ::1]."
+        ),
     ] = None,
     http_port: Annotated[
         int | None,
@@ -100,6 +103,10 @@ def command(
             envvar="EDGESERVE_GRPC_PORT",
             help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
         ),
+    ] = None,
+    grpc_compression: Annotated[
+        bool | None,
+        typer.Option("--grpc-compression", help="Compress large answers over gRPC [off]."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
@@ -252,7 +259,7 @@ def command(
         ),
     ] = None,
     control_host: Annotated[
-        str | None, typer.Option(help="Address of the control plane [127.0.0.1].")
+        str | None, typer.Option(help="Address of the control plane [localhost].")
     ] = None,
     control_port: Annotated[
         int | None, typer.Option(help="A port for it alone [it shares the data plane's].")
@@ -272,6 +279,7 @@ def command(
         "host": host,
         "http_port": http_port,
         "grpc_port": grpc_port,
+        "grpc_compression": grpc_compression,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -381,6 +389,8 @@ def render(started: Started) -> None:
         print_line(console, f"{started.workers} worker processes share these ports")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
+    if started.also:
+        print_line(console, f"also at {', '.join(started.also)}")
     example = f"/{started.models[0].name}" if started.models else ""
     print_line(console, f"try: curl {started.url}/v2/models{example}")
 

@@ -11,7 +11,7 @@ from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeou
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeserve.client import Client, ModelState, ServerStatus, WorkerState
+    from edgeserve.client import Client, InsteadOf, ModelState, ServerStatus, WorkerState
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +58,7 @@ def read_status(url: str, client: Client) -> ServerStatus:
 
 
 def render(status: ServerStatus) -> None:
-    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.output import print_line, stdout_console
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
@@ -69,6 +69,9 @@ def render(status: ServerStatus) -> None:
     for model in status.models:
         add_row(table, model.name, model.version, _state(model), _where(model), *_numbers(model))
     console.print(table if status.models else "no models")
+    lost = (f"{m.name}: {_instead(m.instead_of)}" for m in status.models if m.instead_of)
+    for line in dict.fromkeys(lost):
+        print_line(console, f"\n{line}")
     _render_workers(console, status.workers)
 
 
@@ -88,6 +91,12 @@ def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
 def _state(model: ModelState) -> str:
     word = "ready" if model.ready else "not ready"
     return f"{word}: {model.reason}" if model.reason else word
+
+
+def _instead(first: InsteadOf) -> str:
+    hint = f" (hint: {first.hint})" if first.hint else ""
+    again = "" if first.retry_s is None else f"; it is tried again in {first.retry_s:.0f} s"
+    return f"{first.candidate} does not serve: {first.reason}{hint}{again}"
 
 
 def _where(model: ModelState) -> str:

@@ -23,6 +23,8 @@ class _NameOrCommand(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = [word for word in args if not word.startswith("-")]
+        if words == ["list"]:  # as `env list`
+            args.remove("list")
         if words[:1] != ["check"] and "--help" not in args:
             args = [_EXPLAIN, *args]
         return super().parse_args(ctx, args)
@@ -33,7 +35,7 @@ def register(app: typer.Typer) -> None:
         cls=_NameOrCommand,
         rich_markup_mode=None,
         help="List the targets, or explain one, and say whether this machine satisfies it.\n\n"
-        "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file.",
+        "edgeserve targets [list|NAME] [--json], NAME being a target, 'auto' or a .toml file.",
         epilog="Example: edgeserve targets intel-npu",
     )
     group.command(_EXPLAIN, hidden=True, epilog="Example: edgeserve targets intel-npu")(targets)

@@ -7,6 +7,7 @@ from edgeserve.client.connect import Client, connect, is_url
 from edgeserve.client.model import (
     Access,
     Answer,
+    InsteadOf,
     ModelInfo,
     ModelState,
     Question,
@@ -21,6 +22,7 @@ __all__ = [
     "Access",
     "Answer",
     "Client",
+    "InsteadOf",
     "ModelInfo",
     "ModelState",
     "Question",

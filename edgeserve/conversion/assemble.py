@@ -236,12 +236,34 @@ def report(
         rows=with_pareto(rows),
         remarks=(
             *data.remarks,
+            *_missing(verdicts, target),
             *_repairs(found, manifest.chain),
             *_unverified(target),
             *_few_threads(rows),
         ),
         layers=layers,
     )
+
+
+def left_out(verdicts: Sequence[Verdict], target: Target) -> dict[int, str]:
+    """The chain's entries that got no variant, optional ones aside, and why."""
+    found = {}
+    for index, entry in enumerate(target.chain):
+        mine = [v for v in verdicts if v.trial.entry == index]
+        if entry.optional or any(v.chosen for v in mine):
+            continue
+        # What was not worth trying explains less than what failed.
+        reasons = sorted((v.reason for v in mine), key=lambda r: r.startswith("cannot win"))
+        found[index] = reasons[0] if reasons else "it takes int8 only, which needs calibration data"
+    return found
+
+
+def _missing(verdicts: Sequence[Verdict], target: Target) -> list[str]:
+    return [
+        f"{target.chain[index].label}{', the first choice of ' + target.name + ',' if not index else ''} "
+        f"got no variant: {reason}"
+        for index, reason in left_out(verdicts, target).items()
+    ]
 
 
 def _few_threads(rows: Sequence[Row]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
@@ -336,15 +337,16 @@ class Builder:
 
     @cached_property
     def _requests(self) -> Path:
-        """The calibration data as converters read them (`converters/…/_calibration.py`)."""
+        """The calibration data as converters read them (`converters/…/_calibration.py`), written one by
+        one: thousands of images would fill the memory."""
         arrays = self._work / "requests.npz"
         samples = self._need_calibration()
-        self._say(f"preparing {len(samples)} calibration samples", None)
-        np.savez(
-            arrays,
-            allow_pickle=False,
-            **{f"{i}/{n}": a for i, request in enumerate(samples) for n, a in request.items()},
-        )
+        with zipfile.ZipFile(arrays, "w") as archive:
+            for index, request in enumerate(samples):
+                self._say(f"preparing {len(samples)} calibration samples", index / len(samples))
+                for name, array in request.items():
+                    with archive.open(f"{index}/{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
         return arrays
 
     def _need_calibration(self) -> Samples:

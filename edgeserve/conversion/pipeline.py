@@ -11,17 +11,18 @@ from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import (
     is_here,
+    left_out,
     optional_entries,
     ordered_chain,
     report,
     write_bundle,
 )
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import Bounds, Verdict, choose
+from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
-from edgeserve.conversion.registry import converter_called, run_converter
+from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
@@ -35,7 +36,7 @@ from edgeserve.conversion.source import (
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
 from edgeserve.conversion.timing import threads_served
 from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
-from edgeserve.runtimes import Session
+from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
 
@@ -62,6 +63,7 @@ def convert(
             options = msgspec.structs.replace(options, labels=str(model.labels))
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
+        _check_explain(model, options)
         data = Data.load(model.interface, options)
         reference = _open(model, writer.work)
         data = _that_runs(data, reference, model, options)
@@ -97,11 +99,18 @@ def convert(
         asked = None if options.precision == "auto" else options.precision
         verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
-        _enforce(chain, verdicts, target, model, strict=options.strict)
+        _enforce(chain, verdicts, target, model, bounds, strict=options.strict)
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)
-            layers = explain(builder, data, writer.work / "explain")
+            problem: object = "static int8 quantizes none"
+            try:
+                layers = explain(builder, data, writer.work / "explain")
+            except UnsupportedModel as error:
+                problem = error
+            if not layers:
+                remark = f"layers could not be ranked: {problem}"
+                data = msgspec.structs.replace(data, remarks=(*data.remarks, remark))
         say("writing the bundle", None)
         manifest = write_bundle(
             writer, model, interface, target, options, found, verdicts, chain, builder
@@ -192,11 +201,28 @@ def _check_calibration(model: SourceModel, options: Options) -> None:
         )
 
 
+def _check_explain(model: SourceModel, options: Options) -> None:
+    """Raise UsageError where no layers can be ranked, before anything else is done."""
+    if not options.explain:
+        return
+    if model.proto is None:
+        raise UsageError(
+            f"--explain ranks layers of ONNX models, and {model.path} is {model.format}"
+        )
+    if options.calibrate is None:
+        raise UsageError(
+            "--explain needs calibration data",
+            cause="it compares the layers of static int8 with those of fp32",
+            hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",
+        )
+
+
 def _enforce(
     chain: tuple[Candidate, ...],
     verdicts: list[Verdict],
     target: Target,
     model: SourceModel,
+    bounds: Bounds,
     *,
     strict: bool,
 ) -> None:
@@ -211,10 +237,18 @@ def _enforce(
             cause="; ".join(failed),
             hint="leave out --strict to get the bundle without it, or raise --max-drop",
         )
+    if strict and (missing := left_out(verdicts, target).get(0)) and _has_way(model, target):
+        raise CheckFailed(
+            f"{target.chain[0].label}, the first choice of {target.name}, got no variant, and "
+            "--strict was given",
+            cause=missing,
+            hint="leave out --strict to get the bundle with what serves instead",
+        )
     # A target is about its first device: one that only its CPU fallback could serve is a failure.
     device = target.chain[0].device
     if any(c.device == device for c in chain):
         return
+    _blame_limits(verdicts, target, bounds)
     variants: dict[str, list[str]] = {}
     for verdict in verdicts:
         entry = target.chain[verdict.trial.entry]
@@ -235,3 +269,42 @@ def _enforce(
             f"has it; edgeserve check {model.path.name} --target {target.name} lists what each runtime supports"
         )
     raise failure
+
+
+def _blame_limits(verdicts: list[Verdict], target: Target, bounds: Bounds) -> None:
+    """Raise CheckFailed where --max-size or --max-latency alone keep variants from the target's device."""
+    free = msgspec.structs.replace(bounds, max_size=None, max_latency=None)
+    entries = [i for i, e in enumerate(target.chain) if e.device == target.chain[0].device]
+    fit = [
+        v.trial
+        for v in verdicts
+        if v.trial.entry in entries
+        and acceptable(v.trial, free)
+        and not acceptable(v.trial, bounds)
+    ]
+    if not fit:
+        return
+    nearest = []
+    if bounds.max_size is not None:
+        size, name = min((t.size_bytes or 0, t.variant) for t in fit)
+        nearest.append(f"{name} has {size} bytes")
+    timed = [(t.measured.latency_ms, t.variant) for t in fit if t.measured is not None]
+    if bounds.max_latency is not None and timed:
+        latency_ms, name = min(timed)
+        nearest.append(f"{name} takes {latency_ms:.3g} ms")
+    raise CheckFailed(
+        f"no variant for the {target.chain[0].device} of target {target.name} is within the limits",
+        cause="; ".join(
+            f"{v.trial.variant}: {v.reason}" for v in verdicts if v.trial in fit and not v.chosen
+        ),
+        hint=f"raise the limit: {', '.join(nearest)}",
+    )
+
+
+def _has_way(model: SourceModel, target: Target) -> bool:
+    """Whether converters lead from the model to what the target's first runtime reads."""
+    wanted = runtime(target.chain[0].runtime).formats[0]
+    try:
+        return wanted == model.format or bool(shortest_path(model.format, wanted))
+    except UnsupportedModel:
+        return False

@@ -12,9 +12,12 @@ _SHOWN_DB = (0.0, 60.0)  # beyond, one cannot tell variants apart by colour, and
 
 
 def check_plot(path: Path) -> None:
-    """Raise UsageError for a suffix that cannot be drawn, DependencyMissing without matplotlib."""
+    """Raise UsageError for a suffix that cannot be drawn, WriteFailed without a folder to draw into,
+    DependencyMissing without matplotlib."""
     if path.suffix not in _SUFFIXES:
         raise UsageError(f"--plot {path}: cannot draw this", hint=f"use {', '.join(_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise WriteFailed(f"{path} cannot be written", cause=f"there is no folder {path.parent}")
     try:
         import matplotlib as mpl  # noqa: F401 - only whether it is there
     except ImportError:
@@ -55,7 +58,7 @@ def plot(report: Conversion, path: Path) -> None:
         axes.step(*zip(*front, strict=True), where="post", linestyle=":", color="gray", zorder=0)
     axes.axhline(1.0, color="gray", linewidth=0.5)
     axes.set_xlabel("size, MB")
-    axes.set_ylabel("speed, times the fp32 source on onnxruntime")
+    axes.set_ylabel(f"speed, times the source on {report.reference}")
     axes.set_title(
         f"{Path(report.bundle).name}: {report.target} (red: chosen; dotted: smaller and faster)"
     )
@@ -77,6 +80,8 @@ def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _label_lines(points: list[tuple[float, float]]) -> list[int]:
     """How many lines each label must move down so that it covers none of its neighbours'."""
+    if not points:
+        return []
     width = max(p[0] for p in points) - min(p[0] for p in points) or 1.0
     height = max(p[1] for p in points) - min(p[1] for p in points) or 1.0
     lines: list[int] = []

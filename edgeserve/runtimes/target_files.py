@@ -17,11 +17,12 @@ from edgeserve.devices.cpu import ARM_FEATURES, X86_FEATURES
 from edgeserve.errors import TargetError, nearest
 from edgeserve.targets import (
     Target,
+    misfits,
+    mistakes,
     parse_document,
     read_bytes,
     take_unknown_fields,
     target_file,
-    target_of,
 )
 
 # Values of platform.machine() on systems that have a runtime: Linux, Windows and macOS.
@@ -72,15 +73,14 @@ def _load(data: bytes, where: str) -> tuple[Target | None, list[Finding]]:
         Finding("error", f"unknown field `{field}`", hint)
         for field, hint in take_unknown_fields(document)
     ]
-    try:
-        target = target_of(document, where)
-    except TargetError as error:
-        return None, [*errors, _error(error)]
-    if where != f"{target.name}.toml":
-        hint = f"call the file {target.name}.toml: targets are found by their file's name"
-        errors.append(
-            Finding("error", f"the target is called '{target.name}', the file {where}", hint)
-        )
+    name = document.get("name")
+    if isinstance(name, str) and where != f"{name}.toml":
+        hint = f"call the file {name}.toml: targets are found by their file's name"
+        errors.append(Finding("error", f"the target is called '{name}', the file {where}", hint))
+    if misfitting := misfits(document):
+        return None, [*errors, *(Finding("error", *found) for found in misfitting)]
+    target = msgspec.convert(document, Target)
+    errors += [Finding("error", *found) for found in mistakes(target)]
     return target, errors
 
 

@@ -60,13 +60,15 @@ class StartedModel(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What serves, and where; for the start-up table. `failed` are the models that do not."""
+    """What serves, and where; for the start-up table. `failed` are the models that do not, `also` further
+    addresses of the same listeners."""
 
     url: str
     grpc: str | None
     models: tuple[StartedModel, ...]
     failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
+    also: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()
     workers: int = 1
 
@@ -207,6 +209,7 @@ class Service:
             url=url,
             control_url=control_url,
             grpc=grpc,
+            also=(*self._http.also, *(self._grpc.also if self._grpc is not None else ())),
             models=tuple([await started(model) for model in self._repository.loaded()]),
             failed=tuple(e for e in self._repository.index() if e.state != "READY"),
             injected=settings.inject,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Attempt, Chain, ChainStatus, Fallback, LinkStatus, Promotion
-from edgeserve.errors import EdgeServeError, ModelUnavailable
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelUnavailable
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -350,7 +350,8 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
 
 
 def _reason(error: EdgeServeError) -> str:
-    kinds = {
+    kinds: dict[type[EdgeServeError], str] = {
+        InvalidInput: "invalid",  # what only the engine could find
         QueueFull: "queue_full",
         ShuttingDown: "draining",
         DeadlineExceeded: "timeout",

@@ -21,7 +21,7 @@ from edgeserve.errors import (
     quoted,
 )
 from edgeserve.serve.engine import Engine
-from edgeserve.serve.heap import trim
+from edgeserve.serve.heap import collect
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.sources import ModelSource
 
@@ -467,7 +467,7 @@ class ModelRepository:
         if engine is not None:
             await self._finish(engine)
             model.detach(reason)
-            await asyncio.to_thread(trim)
+            await asyncio.to_thread(collect)
 
     def _note_newest(self, name: str) -> None:
         there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}

@@ -56,6 +56,7 @@ def test_a_fault_is_that_candidate_s_alone(
     assert measured == {CPU.label}
     assert [(s.label, s.stage) for s in report.skipped] == [(GPU_LABEL, stage)]
     assert words in report.skipped[0].reason
+    assert "started again" not in (report.skipped[0].hint or "")
 
 
 def test_wrong_numbers_are_not_timed(plain: Bundle) -> None:

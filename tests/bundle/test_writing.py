@@ -40,6 +40,19 @@ def test_a_relative_destination_is_written_at_absolute_paths(
     assert [p.name for p in tmp_path.iterdir()] == ["m.edge"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    """onnxruntime's quantizer writes weights beside a large model for the owner alone."""
+    with bundle_writer(tmp_path / "m.edge") as writer:
+        for name, mode in (("manifest.json", 0o600), ("install.sh", 0o700)):
+            (writer.root / name).write_text("{}")
+            (writer.root / name).chmod(mode)
+    readable = (tmp_path / "m.edge").stat().st_mode & 0o666
+    for name, executable in (("manifest.json", 0), ("install.sh", 0o100)):
+        mode = (tmp_path / "m.edge" / name).stat().st_mode & 0o777
+        assert mode == readable | 0o600 | executable
+
+
 def test_an_existing_bundle_needs_force(tmp_path: Path) -> None:
     path = linear_bundle(tmp_path)
     with pytest.raises(OutputExists) as caught, bundle_writer(path):

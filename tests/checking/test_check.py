@@ -300,10 +300,35 @@ def test_a_tflite_custom_operator_is_named(tmp_path: Path) -> None:
     builder.Finish(model.Pack(builder), b"TFL3")
     file = tmp_path / "custom.tflite"
     file.write_bytes(builder.Output())
-    report = check(file, [target("litert")])
-    assert not report.ok
-    (found,) = only(report, "unsupported-op")
-    assert (found.op, found.level) == ("Sparkle", "error")
+    for runtime in ("litert", "openvino"):
+        report = check(file, [target(runtime)])
+        assert not report.ok
+        (found,) = only(report, "unsupported-op")
+        assert (found.op, found.level) == ("Sparkle", "error")
+        assert found.nodes == ("Sparkle[0]", "Sparkle[1]")
+        assert report.targets[0].entries[0].unsupported_nodes == 2
+
+
+@pytest.mark.parametrize("name", ["digits-fp32.tflite", "small-cnn-int8.tflite"])
+def test_openvino_is_asked_about_a_tflite_file(name: str) -> None:
+    report = check(DATA / name, [load_target("cpu-x86")])
+    assert states(report)[0] == ("openvino/cpu", "runs")
+    assert all(o.support["openvino/cpu"] == "yes" for o in report.operators)
+
+
+@pytest.mark.parametrize(
+    ("make", "format_name"),
+    [
+        (lambda p: (p / "net.pt2").write_bytes(b"PK\x03\x04") and p / "net.pt2", "torch-export"),
+        (lambda p: (p / "config.json").write_text("{}") and p, "huggingface"),
+    ],
+)
+def test_a_source_that_no_engine_reads_says_how_it_becomes_one(
+    tmp_path: Path, make: Callable[[Path], Path], format_name: str
+) -> None:
+    with pytest.raises(SourceError, match=f"is {format_name}, and engines are asked") as caught:
+        check(make(tmp_path), [target()])
+    assert "--precision fp32" in (caught.value.hint or "")
 
 
 def test_a_format_that_no_converter_reads() -> None:

@@ -78,6 +78,9 @@ def test_several_targets_get_a_bundle_each(tmp_path: Path) -> None:
     assert "2 of 2 bundles are in all" in done.stdout
     names = sorted(p.name for p in (tmp_path / "all").iterdir())
     assert names == ["digits-jetson-orin.edge", "digits-webgpu.edge"]
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+    assert any(note.startswith("note: jetson-orin: Nothing was run on") for note in notes)
+    assert len(notes) == len(set(notes))
 
 
 def test_a_target_without_bundle_is_named_and_the_others_are_made(tmp_path: Path) -> None:
@@ -88,3 +91,10 @@ def test_a_target_without_bundle_is_named_and_the_others_are_made(tmp_path: Path
     assert done.returncode == 1
     assert "no variant for the cpu of target coral-edgetpu" in done.stderr
     assert [p.name for p in (tmp_path / "all").iterdir()] == ["digits-cpu-arm64.edge"]
+
+
+def test_a_type_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    done = convert(str(DATA / "digits.onnx"), "--input-type", "image=float31", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--input-type image=float31 is not INPUT=TYPE" in done.stderr
+    assert "float32" in done.stderr

@@ -291,6 +291,26 @@ def test_status_shows_what_serves_where(run: Run, url: str) -> None:
     assert document["models"][0]["where"]["device"] == "cpu"
 
 
+def test_status_says_why_the_first_candidate_does_not_serve(run: Run, folder: Path) -> None:
+    settings = Settings(
+        bundle=str(folder / "linear.edge"),
+        http_port=0,
+        inject=("gpu:stand-in", "gpu:open-failure@load+"),
+    )
+    with Background(settings) as server:
+        code, out, _ = run("status", server.url)
+        document = json.loads(run("status", server.url, "--json")[1])
+    assert code == 0
+    words = " ".join(out.split())
+    assert (
+        "linear: onnxruntime/gpu/onnx-fp32 does not serve: cannot open 'gpu': "
+        "injected: gpu:open-failure@load+; it is tried again in "
+    ) in words
+    instead = document["models"][0]["instead_of"]
+    assert instead["candidate"] == "onnxruntime/gpu/onnx-fp32"
+    assert instead["retry_s"] > 0
+
+
 TRITON = {
     "GET /v2": (200, {"name": "triton", "version": "2.51.0", "extensions": ["statistics"]}),
     "GET /v2/health/ready": (400, None),

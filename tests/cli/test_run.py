@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate
+from edgeserve.serve.addresses import addresses_of
 from edgeserve.tensors import Array, Interface, TensorSpec
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.serve.conftest import RawClient, infer_body, post
@@ -99,6 +100,9 @@ def test_it_says_what_serves_and_where_and_ends_with_0(folder: Path, number: int
         assert re.search(r"\bcpu\b.*\bserving\b.*\d+ ms", row)
         assert f"serving linear at {process.url} (on the event loop" in process.printed
         assert f"try: curl {process.url}/v2/models/linear\n" in process.printed
+        also = [x.removeprefix("also at ") for x in process.printed.splitlines() if "also" in x]
+        assert len(also) == len(addresses_of("localhost")) - 1
+        assert all(get(url, "/v2/models/linear")[0] == 200 for url in also)
         status, document = get(process.url, "/v2/models/linear")
         assert (status, document["name"]) == (200, "linear")
         assert process.stop(number) == 0
@@ -106,8 +110,11 @@ def test_it_says_what_serves_and_where_and_ends_with_0(folder: Path, number: int
 
 def test_the_table_says_why_a_candidate_does_not_serve(folder: Path) -> None:
     with serving("npu.edge", "--http-port", "0", "--name", "mine", cwd=folder) as process:
-        assert "onnxruntime cannot open 'npu'" in " ".join(process.printed.split())
+        printed = " ".join(process.printed.split())
+        assert "onnxruntime cannot open 'npu'" in printed
+        assert "hint: onnxruntime/npu/onnx-fp32: edgeserve doctor names the package" in printed
         assert "serving mine at" in process.printed
+        assert f"status page: {process.url}/status\n" in process.printed
         assert process.stop() == 0
 
 

@@ -97,6 +97,23 @@ def ready(process: Process) -> bool:
         return False
 
 
+def test_the_status_page_knows_of_all_workers(tmp_path: Path) -> None:
+    shifted_bundle(tmp_path, "m", 1)
+    with serving("m.edge", *TWO, cwd=tmp_path) as process:
+        wait_for(lambda: ready(process))
+        pids = {w.pid for w in workers(process)}
+        with RawClient(process.url) as client:
+            client.send(b"GET /status HTTP/1.1\r\nHost: t\r\nAccept: application/json\r\n\r\n")
+            document = json.loads(client.response()[2])
+            client.send(b"GET /status HTTP/1.1\r\nHost: t\r\n\r\n")
+            page = client.response()[2].decode()
+        assert [w["ready"] for w in document["workers"]] == [True, True]
+        assert document["ready"] is True
+        assert document["process"] in pids
+        assert page.count('<span class="good">ready</span>') == 4  # server, both workers, model
+        assert process.stop() == 0
+
+
 def test_whoever_is_asked_tells_of_all(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
     with serving("m.edge", *TWO, "--metrics-compat", "triton", cwd=tmp_path) as process:

@@ -278,6 +278,55 @@ def test_check_of_an_invalid_file_exits_1(
     assert out.splitlines()[-1] == "1 of 1 not valid: docs/targets.md"
 
 
+WORSE = """
+name = "worse"
+title = 3
+arch = ["x86_64"]
+[[chain]]
+runtime = "litert"
+device = "tpu"
+precisions = ["int9"]
+[quantization]
+activation_type = "float8"
+"""
+
+
+def test_check_tells_of_every_value_that_does_not_fit(
+    capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    (in_folder / "worse.toml").write_text(WORSE)
+    code, out, _ = run(capsys, "targets", "check", "worse.toml", "--json")
+    assert code == 1
+    found = json.loads(out)["files"][0]["findings"]
+    assert [f["text"].partition(" - at ")[2] for f in found] == [
+        "`$.title`",
+        "`$.chain[0].device`",
+        "`$.chain[0].precisions[0]`",
+        "`$.quantization.activation_type`",
+    ]
+    assert "cpu, gpu or npu" in found[1]["hint"]
+    assert found[3]["hint"] == "known: uint8, int8, uint16, int16"
+
+
+def test_check_tells_of_every_mistake_in_what_fits(
+    capsys: pytest.CaptureFixture[str], in_folder: Path
+) -> None:
+    twice = GOOD + GOOD[GOOD.index("[[chain]]") :]
+    (in_folder / "list.toml").write_text(twice.replace('"good"', '"list"'))
+    code, out, _ = run(capsys, "targets", "check", "list.toml", "--json")
+    assert code == 1
+    texts = [f["text"] for f in json.loads(out)["files"][0]["findings"] if f["level"] == "error"]
+    assert texts == [
+        "'list' is a word of the command line",
+        "the chain lists onnxruntime/cpu twice",
+    ]
+
+
+def test_list_is_what_stands_there_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = run(capsys, "targets", "--json")
+    assert run(capsys, "targets", "list", "--json") == plain
+
+
 def test_check_of_a_name_that_is_installed_warns(
     capsys: pytest.CaptureFixture[str], in_folder: Path
 ) -> None:
@@ -320,7 +369,7 @@ def test_shipped_targets_pass_the_check_without_a_remark(
 def test_help_tells_of_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "targets", "--help")
     assert code == 0
-    assert "edgeserve targets [NAME] [--json]" in out
+    assert "edgeserve targets [list|NAME] [--json]" in out
     assert "  check " in out
 
 

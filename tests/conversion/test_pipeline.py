@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -365,6 +367,44 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(tmp_path:
     reason = next(r.reason for r in report.rows if r.runtime == "openvino")
     assert "CDist" in reason
     assert "distances" in reason
+    assert f"openvino/cpu, the first choice of both, got no variant: {reason}" in report.remarks
+    with pytest.raises(CheckFailed, match="the first choice of both, got no variant") as caught:
+        api.convert(source, tmp_path / "s.edge", target=str(target), strict=True)
+    assert "CDist" in str(caught.value.cause)
+    assert not (tmp_path / "s.edge").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "hint"),
+    [({"max_size": 1000}, "onnx-int8 has 10"), ({"max_latency": 0.0}, " takes 0.0")],
+)
+def test_limits_that_nothing_keeps_are_named_with_what_comes_nearest(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
+    limit: dict[str, Any], hint: str,
+) -> None:  # fmt: skip
+    with pytest.raises(CheckFailed, match="is within the limits") as caught:
+        api.convert(
+            digits, tmp_path / "x.edge", target=onnxruntime_target, calibrate=calibration,
+            recipes=["static"], **limit,
+        )  # fmt: skip
+    assert "onnx-fp32: " in (caught.value.cause or "")
+    assert hint in (caught.value.hint or "")
+    assert not (tmp_path / "x.edge").exists()
+
+
+def test_strict_asks_for_nothing_that_no_converter_makes(tmp_path: Path) -> None:
+    """A TFLite file is never made into ONNX: a target that prefers onnxruntime has LiteRT all the same."""
+    source = tmp_path / "model.tflite"
+    shutil.copy(Path(__file__).parents[1] / "data" / "digits-fp32.tflite", source)
+    target = tmp_path / "board.toml"
+    target.write_text(
+        'name = "board"\ntitle = "board"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+        '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+    )
+    report = api.convert(source, tmp_path / "x.edge", target=str(target), strict=True)
+    assert [c.runtime for c in report.chain] == ["litert"]
+    assert any("first choice of board, got no variant" in remark for remark in report.remarks)
 
 
 def test_an_operator_that_the_target_lacks_is_named_with_a_runtime_that_has_it(

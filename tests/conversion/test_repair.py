@@ -141,6 +141,34 @@ def test_explain_ranks_layers_of_a_sound_model_too(target: str, data: Path) -> N
     assert [e.sqnr_db for e in report.layers] == sorted(e.sqnr_db for e in report.layers)
 
 
+def test_what_explain_cannot_rank_is_refused_before_the_work(target: str, tmp_path: Path) -> None:
+    onnx.save(network(None), tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match="needs calibration data"):
+        edgeserve.convert(tmp_path / "model.onnx", tmp_path / "m.edge", target=target, explain=True)
+    tflite = Path(__file__).parents[1] / "data" / "digits-fp32.tflite"
+    with pytest.raises(UsageError, match="layers of ONNX models"):
+        edgeserve.convert(
+            tflite, tmp_path / "m.edge", target=target, calibrate="random", explain=True
+        )
+
+
+def test_layers_that_cannot_be_ranked_cost_no_bundle(target: str, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"], name="negate")],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    report = edgeserve.convert(
+        tmp_path / "model.onnx", tmp_path / "m.edge", target=target, calibrate="random",
+        explain=True,
+    )  # fmt: skip
+    assert report.layers == ()
+    assert "layers could not be ranked: static int8 quantizes none" in report.remarks
+
+
 def test_an_unknown_recipe_suggests_the_nearest(target: str, data: Path) -> None:
     with pytest.raises(UsageError, match="no recipe 'statik'") as caught:
         converted(network(None), target, data, "statik")

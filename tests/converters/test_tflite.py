@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgeserve.conversion.registry import (
 )
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.tensors import Interface, Tensors, TensorSpec
+from edgeserve_converters._calibration import Requests
 from tests.bundles import LINEAR, linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
 
@@ -79,6 +81,28 @@ def test_an_operator_tflite_lacks_is_named_with_its_node(tmp_path: Path) -> None
     assert "node 'weird'" in str(raised.value.cause)
 
 
+@pytest.mark.slow
+def test_an_operator_of_onnxruntime_s_own_domain_is_translated(tmp_path: Path) -> None:
+    """onnx2tf writes over its input, without domains: nothing could be compared with that."""
+    graph = helper.make_graph(
+        [helper.make_node("Inverse", ["x"], ["y"], name="invert", domain="com.microsoft")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 4])],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    main = convert(tmp_path / "model.onnx", tmp_path / "out", "onnx-to-tflite")
+    interface = Interface(
+        (TensorSpec("x", "FP32", (1, 4, 4)),), (TensorSpec("y", "FP32", (1, 4, 4)),)
+    )
+    noise = np.random.default_rng(0).normal(size=(1, 4, 4), scale=0.1)
+    inputs = {"x": (np.eye(4)[None] + noise).astype(np.float32)}
+    got = run(main, "fp32", interface, inputs)
+    np.testing.assert_allclose(got["y"], np.linalg.inv(inputs["x"]), atol=1e-4)
+
+
 @pytest.mark.skipif(
     not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
 )
@@ -99,6 +123,44 @@ def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
     got = run(main, "int8", SMALL_CNN, inputs)["logits"]
     wanted = reference(small_cnn(), inputs)["logits"]
     assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_calibrating_in_parts_gives_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(
+        tmp_path / "calibration.npz",
+        **{f"{i}/image": image[None] for i, image in enumerate(images(12, seed=2))},
+    )
+    written = []
+    for at_once in (100, 5):
+        monkeypatch.setattr("edgeserve_converters.tflite_to_tflite._AT_ONCE", at_once)
+        main = convert(
+            DATA / "small-cnn-fp32.tflite",
+            tmp_path / f"out{at_once}",
+            "tflite-to-tflite",
+            precision="int8",
+            calibration=str(tmp_path / "calibration.npz"),
+        )
+        written.append(main.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_calibration_requests_are_read_one_at_a_time(tmp_path: Path) -> None:
+    large = np.ones((1, 250_000), np.float32)
+    np.savez(tmp_path / "r.npz", **{f"{i}/x": large * i for i in range(30)})
+    requests = Requests(tmp_path / "r.npz")
+    tracemalloc.start()
+    for _ in range(2):
+        assert [float(r["x"][0, 0]) for r in requests] == list(range(30))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(requests) == 30
+    assert peak < 6 * large.nbytes
 
 
 POOLED = Interface(

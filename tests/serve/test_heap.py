@@ -7,11 +7,12 @@ import os
 import platform
 import subprocess
 import sys
+import weakref
 
 import psutil
 import pytest
 
-from edgeserve.serve.heap import trim
+from edgeserve.serve.heap import collect, trim
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's"
@@ -75,3 +76,15 @@ def test_holes_in_the_heap_go_back() -> None:
 def test_it_may_be_called_when_there_is_nothing_to_give() -> None:
     trim()
     trim()
+
+
+def test_what_refers_to_itself_goes() -> None:
+    class Node:
+        """Refers to itself."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    gone = weakref.ref(Node())
+    collect()
+    assert gone() is None

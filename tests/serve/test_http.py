@@ -101,6 +101,24 @@ def test_the_device_is_in_every_response(client: RawClient) -> None:
             "no version '2' of 'linear': it has 1",
         ),
         (post(b"{}", "/v2/models/linear/explode"), 404, "no such route"),
+        *(
+            (request, status, words)
+            for path in ("generate", "generate_stream", "versions/1/generate")
+            for request, status, words in (
+                (
+                    post(b'{"text_input": "hi"}', f"/v2/models/linear/{path}"),
+                    501,
+                    "'linear' does not generate text",
+                ),
+                (post(b"{}", f"/v2/models/nope/{path}"), 404, "unknown model 'nope'"),
+                (
+                    f"GET /v2/models/linear/{path} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
+                    405,
+                    "use POST",
+                ),
+            )
+        ),
+        (post(b"{}", "/v2/models/linear/generate/more"), 404, "no such route"),
         (post(b"{}", "/v2/models/linear"), 405, "use GET"),
         (post(b"{}", "/v2/health/live"), 405, "use GET"),
         (b"GET /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\n\r\n", 405, "use POST"),

@@ -19,6 +19,7 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.http.overview import CandidateOverview, ModelOverview, Overview, Step
 from edgeserve.serve.http.page import render, wants_json
 from edgeserve.serve.settings import Settings
+from edgeserve.serve.siblings.messages import WorkerState
 from tests.bundles import linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 
@@ -186,7 +187,8 @@ def page_with(text: str) -> str:
     model = ModelOverview(
         text, text, text, True, text, text, text, 0.0, 4, (candidate, serving), step, step, 1, {text: 1}
     )  # fmt: skip
-    return render(Overview(text, text, 1, 100.0, 1.0, True, True, (model,)))
+    workers = (WorkerState(1, True), WorkerState(2, False, text))
+    return render(Overview(text, text, 1, 100.0, 1.0, True, True, (model,), workers))
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))

@@ -69,8 +69,8 @@ class Judge:
         source = self._report.format
         if source in formats and name == "litert":
             return litert.judge_tflite(path, device, self._report.operators)
-        if source in formats and name == "openvino":
-            return openvino.judge_ir(path, device)
+        if name == "openvino" and source in ("openvino-ir", "tflite"):
+            return openvino.judge_file(path, device, self._report.operators)
         if source in formats:
             return _unknown(name, device)
         why = f"a {source} source is judged when it is converted"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeserve.checking.model import OnnxModel, is_standard
-from edgeserve.checking.report import Issue, Verdict
+from edgeserve.checking.report import Issue, Verdict, unnamed
 
 _NAME: Final = "litert"
 # onnx2tf translates some of onnxruntime's operators.
@@ -47,8 +47,10 @@ def judge_tflite(path: Path, device: str, operators: dict[str, int]) -> Verdict:
     except (ValueError, RuntimeError) as error:
         known = vars(schema.BuiltinOperator)
         issues = tuple(
-            Issue("unsupported-op", op, (f"{count} nodes",), "a custom operator it does not have")
-            for op, count in operators.items()
+            Issue(
+                "unsupported-op", op, unnamed(op, operators), "a custom operator it does not have"
+            )
+            for op in operators
             if op not in known
         )
         return Verdict(_NAME, device, "unsupported", " ".join(str(error).split()), issues)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeserve.checking.model import OnnxModel
-from edgeserve.checking.report import Issue, State, Verdict
+from edgeserve.checking.report import Issue, State, Verdict, unnamed
 
 _NAME = "openvino"
 
@@ -31,12 +31,21 @@ def judge_onnx(model: OnnxModel, device: str) -> Verdict:
     return _ask_device(openvino, network, device, f"the ONNX frontend of {engine}")
 
 
-def judge_ir(path: Path, device: str) -> Verdict:
-    """The device's verdict on an OpenVINO IR."""
+def judge_file(path: Path, device: str, operators: dict[str, int]) -> Verdict:
+    """The verdict on an OpenVINO IR or a TFLite file with these `operators`: that of the frontend, which
+    stops at the first operator it has no rule for, then the device's."""
     openvino = _openvino()
     if openvino is None:
         return Verdict(_NAME, device, "unverified", "openvino is not installed")
-    network = _core().read_model(path)
+    try:
+        network = _core().read_model(path)
+    except RuntimeError as error:
+        unknown = re.findall(r"No translator found for (\S+) node", str(error))
+        issues = tuple(
+            Issue("unsupported-op", op, unnamed(op, operators), "its frontend has no rule for it")
+            for op in dict.fromkeys(unknown)
+        )
+        return Verdict(_NAME, device, "unsupported", _reason(error), issues)
     return _ask_device(openvino, network, device, f"openvino {_version(openvino)}")
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
+from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Authoriser, Caller, Keys, Role
+from edgeserve.serve.addresses import addresses_of, joined
 from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
@@ -12,6 +16,8 @@ from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Siblings
+
+log = logging.getLogger(__name__)
 
 
 class GrpcFront:
@@ -30,6 +36,7 @@ class GrpcFront:
         siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
+        self.also: list[str] = []
         limits = settings.effective_limits()
         self._authoriser = authoriser = Authoriser(
             settings.read_keys(),
@@ -53,6 +60,7 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
                 processes=settings.workers,
             ),
             admit,
@@ -63,8 +71,18 @@ class GrpcFront:
         )
 
     def listen(self) -> str:
-        """HOST:PORT that is listened on. Raises EnvironmentProblem."""
-        return self._server.listen(self._settings.host, self._settings.grpc_port or 0)
+        """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""
+        first, *others = addresses_of(self._settings.host)
+        port = self._server.listen(first, self._settings.grpc_port or 0)
+        for other in others:
+            try:
+                self._server.listen(other, port)
+            except EnvironmentProblem as error:
+                log.warning("only %s is listened on: %s", joined(first, port), error)
+            else:
+                self.also.append(f"gRPC {joined(other, port)}")
+        self._server.start()
+        return joined(first, port)
 
     def change_keys(self, keys: Keys) -> None:
         """Calls that are handled already are answered; the next ones need these, and streams whose key is

@@ -10,6 +10,7 @@ import grpc
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
+from edgeserve.serve.addresses import joined
 from edgeserve.serve.control import Control
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
@@ -78,16 +79,17 @@ class GrpcServer:
             Inferences(repository, shm, flight, self._loop, limits),
             about,
             self._pools,
+            limits.compress_bytes,
         )
         self._server = grpc.server(self._pools.infer, options=limits.channel_options())
         self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
         self._server.add_generic_rpc_handlers((self._door,))
         self._timer: asyncio.TimerHandle | None = None
 
-    def listen(self, host: str, port: int) -> str:
-        """Start answering; the address that is really listened on. Raises EnvironmentProblem."""
-        name = f"[{host}]" if ":" in host else host
-        address = f"{name}:{port}"
+    def listen(self, host: str, port: int) -> int:
+        """Take an address, which is answered from `start` on; the port that it is. Raises
+        EnvironmentProblem."""
+        address = joined(host, port)
         try:
             if self._credentials is None:
                 bound = self._server.add_insecure_port(address)
@@ -99,9 +101,12 @@ class GrpcServer:
                 cause=str(error),
                 hint="--grpc-port 0 picks a free port",
             ) from None
+        return int(bound)
+
+    def start(self) -> None:
+        """Answer, wherever `listen` was called for."""
         self._server.start()
         self._watch_health()
-        return f"{name}:{bound}"
 
     async def drain(self, timeout_s: float) -> bool:
         """Not serving, nothing new, what has begun is answered; False when time ran out."""

@@ -41,10 +41,13 @@ class Service:
         inferences: Inferences,
         about: About,
         pools: Pools,
+        compress_bytes: int | None = None,
     ) -> None:
+        """Answers of less than `compress_bytes` are not compressed; None: grpc compresses none."""
         self._inferences = inferences
         self._about = about
         self._pools = pools
+        self._compress_bytes = compress_bytes
         self._streams: set[Stream] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -90,7 +93,7 @@ class Service:
         if self._opened(context, call.left):
             call.wait()
         try:
-            return call.answer()
+            return self._sized(call.answer(), context)
         except EdgeServeError as error:
             return _abort(context, error)
         except Exception as error:  # noqa: BLE001 - the client is told
@@ -107,7 +110,8 @@ class Service:
             _abort(context, ShuttingDown("the server is shutting down"))
         try:
             if self._opened(context, stream.left):
-                yield from stream.answers()
+                for answer in stream.answers():
+                    yield self._sized(answer, context)
             if stream.ended_by is not None:
                 _abort(context, stream.ended_by)
         finally:
@@ -131,13 +135,19 @@ class Service:
                 work.close()
                 return _abort(context, ShuttingDown("the server is shutting down"))
             try:
-                return bytes(answer.result().SerializeToString())
+                return self._sized(bytes(answer.result().SerializeToString()), context)
             except EdgeServeError as error:
                 return _abort(context, error)
             except Exception as error:  # noqa: BLE001 - the client is told
                 return _abort(context, _unforeseen(error))
 
         return behaviour
+
+    def _sized(self, answer: bytes, context: grpc.ServicerContext) -> bytes:
+        """An answer that is about to be sent: as it is, where it is small."""
+        if self._compress_bytes is not None and len(answer) < self._compress_bytes:
+            context.disable_next_message_compression()
+        return answer
 
     def _opened(self, context: grpc.ServicerContext, left: Callable[[], None]) -> bool:
         """Count the call until it has ended, when `left` is called; False when that was before now."""

@@ -78,7 +78,8 @@ class WorkerOverview(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """The whole of it, as of `time` (seconds since 1970)."""
+    """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, states
+    and numbers are those of all, candidates as `process` has them."""
 
     server: str
     version: str

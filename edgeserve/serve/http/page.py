@@ -38,7 +38,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 dt { float: left; clear: left; min-width: 9rem; font-weight: 600; } dd { margin: 0 0 .2rem 9.5rem; }
-code { overflow-wrap: anywhere; } .good { color: var(--good); } .bad { color: var(--bad); }
+code { overflow-wrap: anywhere; } td code { white-space: nowrap; } .good { color: var(--good); } .bad { color: var(--bad); }
 """
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HTML: Final = "text/html; charset=utf-8"
@@ -127,7 +127,9 @@ def _model(model: ModelOverview, now: float) -> str:
 
 def _facts(model: ModelOverview, now: float) -> Iterator[str]:
     if model.reason:
-        yield _fact("why", f'<span class="bad">{_e(model.reason)}</span>')
+        yield _fact(
+            "note" if model.ready else "why", _word(model.reason, good=False, plain=model.ready)
+        )
     serving = next((c for c in model.candidates if c.state == "serving"), None)
     if serving is not None and model.since is not None:
         own = ", in a process of its own" if serving.isolated else ""

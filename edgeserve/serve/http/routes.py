@@ -36,7 +36,7 @@ from edgeserve.serve.shm import SharedMemory
 log = logging.getLogger(__name__)
 
 _MODEL: Final = re.compile(
-    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats))?/?"
+    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats|generate(?:_stream)?))?/?"
 )
 
 
@@ -134,8 +134,21 @@ class Router:
                 version,
                 head.headers,
             )
+        if match[3] in (b"generate", b"generate_stream"):
+            raise self._no_text(head, name, version)
         what = match[3]
         return reading(head, lambda: self._about(name, version, what))
+
+    def _no_text(self, head: Head, name: str, version: str | None) -> NoRoute:
+        """Triton's routes for language models, which are not served here. Raises as for models that are."""
+        if head.method != "POST":
+            raise not_allowed("POST")
+        known = self._repository.find(name, version).name
+        message = (
+            f"model '{known}' does not generate text: models here compute tensors from tensors, "
+            f"ask /v2/models/{known}/infer"
+        )
+        return NoRoute(Response.error(501, message))
 
     # about the server and its models
 

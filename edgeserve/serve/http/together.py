@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.overview import ModelOverview, Overview, WorkerOverview
@@ -90,9 +91,12 @@ class Together:
         return Response.struct({"model_stats": found}, headers=_missing(counts))
 
     async def _shown(self, head: Head) -> Response:
-        standing, counts = await asyncio.gather(self._siblings.standing(), self._siblings.counts())
-        found = together(self._page.overview(), standing, counts)
-        return self._page.shown(head, found)
+        found = self._page.overview()
+        try:
+            told = await asyncio.gather(self._siblings.standing(), self._siblings.counts())
+        except EnvironmentProblem:
+            return self._page.shown(head, found)  # of this process alone
+        return self._page.shown(head, together(found, *told))
 
     async def _metrics(self) -> Response:
         counts = await self._siblings.counts()

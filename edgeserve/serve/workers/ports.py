@@ -10,6 +10,7 @@ from typing import Final, Self
 import msgspec
 
 from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.settings import Settings
 
 _FLAGS: Final = {
@@ -37,7 +38,8 @@ class ReservedPorts:
             port = getattr(settings, field)
             host = settings.host
             if field == "control_port":
-                host = settings.control_host or "127.0.0.1"
+                host = settings.control_host or LOCALHOST
+            host = addresses_of(host)[0]
             if port is None:
                 continue
             try:
@@ -46,7 +48,7 @@ class ReservedPorts:
                 self.close()
                 in_use = error.errno == errno.EADDRINUSE
                 raise EnvironmentProblem(
-                    f"cannot listen on {host}:{port}",
+                    f"cannot listen on {joined(host, port)}",
                     cause="the port is in use" if in_use else str(error),
                     hint=f"{flag} 0 picks a free one" if in_use else None,
                 ) from None
