@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,11 @@ def register(app: typer.Typer) -> None:
         epilog="Example: edgeserve env list --json",
     )(list_command)
     group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
+    group.command(
+        "download",
+        short_help="Fetch the wheels of an environment, for a machine without a network.",
+        epilog="Example: edgeserve env download onnx-to-tflite -o wheels",
+    )(download)
     group.command(
         "remove",
         short_help="Remove a converter's environments.",
@@ -68,6 +74,28 @@ def create(
     print(f"made {environment.path}")
 
 
+def download(
+    name: Annotated[str, typer.Argument(help="A converter; `edgeserve env list` shows them.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder to put wheels into.")
+    ] = Path("wheels"),
+) -> None:
+    """Fetch the wheels that a converter's environment is made of; EDGESERVE_WHEELHOUSE names them later.
+
+    They fit this Python version and this platform.
+    """
+    from edgeserve.cli.output import size_text, stderr_console
+    from edgeserve.conversion.registry import converter_called, tool_environment
+
+    environment = tool_environment(converter_called(name))
+    with stderr_console().status(f"downloading the wheels of {environment.name}") as status:
+        environment.download(output, lambda what, share: status.update(what))
+    wheels = [file for file in output.iterdir() if file.is_file()]
+    size = size_text(sum(file.stat().st_size for file in wheels))
+    print(f"{output} holds {len(wheels)} files ({size})")
+    print(f"there: EDGESERVE_WHEELHOUSE={output} edgeserve env create {name}")
+
+
 def remove(
     name: Annotated[
         str, typer.Argument(help="The converter, or environment, whose environments go.")
@@ -84,8 +112,6 @@ def remove(
 
 
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
-    from pathlib import Path
-
     from edgeserve.cli.output import print_line, size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
     from edgeserve.conversion.registry import runs_here, tool_environment
