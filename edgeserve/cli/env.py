@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from edgeserve.conversion.protocol import Converter
-    from edgeserve.conversion.toolenv import EnvironmentRecord
+    from edgeserve.conversion.toolenv import EnvironmentRecord, ToolEnvironment
 
 
 def register(app: typer.Typer) -> None:
@@ -59,13 +59,12 @@ def list_command(
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="A converter; `edgeserve env list` shows them.")],
+    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
 ) -> None:
     """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
     from edgeserve.cli.output import stderr_console
-    from edgeserve.conversion.registry import converter_called, tool_environment
 
-    environment = tool_environment(converter_called(name))
+    environment = _environment(name)
     if environment.complete:
         print(f"{name} has its environment: {environment.path}")
         return
@@ -75,7 +74,7 @@ def create(
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="A converter; `edgeserve env list` shows them.")],
+    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The folder to put wheels into.")
     ] = Path("wheels"),
@@ -85,9 +84,8 @@ def download(
     They fit this Python version and this platform.
     """
     from edgeserve.cli.output import size_text, stderr_console
-    from edgeserve.conversion.registry import converter_called, tool_environment
 
-    environment = tool_environment(converter_called(name))
+    environment = _environment(name)
     with stderr_console().status(f"downloading the wheels of {environment.name}") as status:
         environment.download(output, lambda what, share: status.update(what))
     wheels = [file for file in output.iterdir() if file.is_file()]
@@ -106,9 +104,18 @@ def remove(
     from edgeserve.conversion.registry import converters, tool_environment
     from edgeserve.conversion.toolenv import remove_environments
 
+    # Those of converters that are not installed any more can be removed, too.
     shared = {c.name: tool_environment(c).name for c in converters()}
     for record in remove_environments(shared.get(name, name)):
         print(f"removed {record.path} ({size_text(record.size_bytes)})")
+
+
+def _environment(name: str) -> ToolEnvironment:
+    """The environment of a converter, or the one called so that several share. Raises UsageError."""
+    from edgeserve.conversion.registry import converter_called, converters, tool_environment
+
+    known = {tool_environment(c).name: tool_environment(c) for c in converters()}
+    return known.get(name) or tool_environment(converter_called(name))
 
 
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:

@@ -100,3 +100,8 @@ def test_an_unknown_name_is_refused(app: typer.Typer) -> None:
     for command in ("create", "download", "remove"):
         result = CliRunner().invoke(app, ["env", command, "demo-tol"])
         assert isinstance(result.exception, UsageError)
+
+
+def test_either_name_is_taken() -> None:
+    shared = env._environment("scikit-learn")
+    assert shared.path == env._environment("sklearn-skops-to-onnx").path
