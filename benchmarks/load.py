@@ -23,15 +23,21 @@ import uvloop
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 
 
+def document_or_message(body: bytes) -> Any:
+    """The JSON document that it is; the bytes of anything else."""
+    return json.loads(body) if body[:1] in (b"{", b"[") else body
+
+
 @dataclass
 class Question:
     """A request as it goes over the wire, and the numbers that must come back."""
 
     wire: bytes
     expected: np.ndarray
-    numbers: Callable[[Any], Any]  # where they are in the answer: its JSON, or a message's bytes
+    numbers: Callable[[Any], Any]  # where they are in what `parse` makes of the answer
     marker: bytes = b""  # what precedes it (an id) may differ from answer to answer
     tolerance: float = 1e-5  # absolute
+    parse: Callable[[bytes], Any] = document_or_message
     checked: bytes | None = None
 
     def is_answered_by(self, body: bytes) -> bool:
@@ -39,7 +45,7 @@ class Question:
         if tail == self.checked:
             return True
         try:
-            got = np.ravel(self.numbers(json.loads(body) if body[:1] in (b"{", b"[") else body))
+            got = np.ravel(self.numbers(self.parse(body)))
         except (ValueError, KeyError, TypeError, IndexError):
             return False
         if got.shape != self.expected.shape or not np.allclose(

@@ -13,7 +13,9 @@ Three kinds of request: four numbers as JSON, the same over gRPC where a server 
 its mean: what is measured is serving. Binary tensors: ours as the protocol's binary data, FastAPI's as the
 raw body, LitServe's and BentoML's as base64 in JSON, as their guides do; MLServer takes JSON alone.
 
-With --efficientnet: CPU of a served image against the bare engine's, in turns, and an open loop.
+With --efficientnet: CPU of a served image against the bare engine's, in turns, from 2 connections, with
+the same images and one thread each; the answer's 1000 numbers in binary, as the image, or as JSON. And an
+open loop.
 """
 
 from __future__ import annotations
@@ -144,7 +146,15 @@ def v2_numbers(document: dict) -> list[float]:
     return document["outputs"][0]["data"]
 
 
-def ask_edgeserve(kind: str, x: np.ndarray, name: str | None = None) -> Question:
+def v2_binary(answer: bytes) -> np.ndarray:
+    """The numbers behind the JSON of an answer with one output."""
+    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    return np.frombuffer(answer, np.float32, offset=end)
+
+
+def ask_edgeserve(
+    kind: str, x: np.ndarray, name: str | None = None, *, binary_answer: bool = False
+) -> Question:
     path = f"/v2/models/{name or NAMES[kind]}/infer"
     if kind == "tiny":
         body = json.dumps({"inputs": [v2_document(x)]}).encode()
@@ -155,8 +165,13 @@ def ask_edgeserve(kind: str, x: np.ndarray, name: str | None = None) -> Question
         "parameters": {"binary_data_size": x.nbytes},
     }
     del entry["data"]
-    head = json.dumps({"inputs": [entry]}).encode()
+    document = {"inputs": [entry]}
+    if binary_answer:  # tritonclient asks for that unless told otherwise
+        document["parameters"] = {"binary_data_output": True}
+    head = json.dumps(document).encode()
     wire = post(path, head + x.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
+    if binary_answer:
+        return Question(wire, expected(x), v2_binary, parse=bytes)
     return Question(wire, expected(x), v2_numbers)
 
 
@@ -411,36 +426,52 @@ def side_by_side(
     return list(rows.values()), starts
 
 
-def bare_cpu_us(bundle: Path, seconds: float, core: int) -> float:
-    """CPU of one image in the bare engine: the bundle's first candidate, one thread, nothing else."""
-    code = (
-        "import sys, time, numpy as np\n"
-        "from edgeserve.bundle import Bundle\n"
-        "from edgeserve.chain import open_candidate\n"
-        "bundle = Bundle.open(sys.argv[1])\n"
-        "session = open_candidate(bundle, bundle.manifest.chain[0], threads=1, spin=False)\n"
-        "x = {'image': np.random.default_rng(0).random((1, 3, 224, 224), np.float32)}\n"
-        "for _ in range(20): session.run(x)\n"
-        "n, cpu, end = 0, time.process_time(), time.perf_counter() + float(sys.argv[2])\n"
-        "while time.perf_counter() < end:\n"
-        "    session.run(x); n += 1\n"
-        "print(1e6 * (time.process_time() - cpu) / n)\n"
-    )
-    with on_cores({core}):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(bundle), str(seconds)],
-            capture_output=True, text=True, check=True, cwd=ROOT,
-        )  # fmt: skip
-    return float(done.stdout)
+BARE = """
+import sys, time, numpy as np
+from edgeserve.bundle import Bundle
+from edgeserve.chain import open_candidate
+bundle = Bundle.open(sys.argv[1])
+session = open_candidate(bundle, bundle.manifest.chain[0], threads=1, spin=False)
+images = list(np.load(sys.argv[2]))
+for line in sys.stdin:
+    n, cpu, end = 0, time.process_time(), time.perf_counter() + float(line)
+    while time.perf_counter() < end:
+        session.run({"image": images[n % len(images)]}); n += 1
+    print(1e6 * (time.process_time() - cpu) / n, flush=True)
+"""
+
+
+class BareEngine:
+    """A process that runs the bundle's first candidate on the images in turn, one thread, nothing else."""
+
+    def __init__(self, bundle: Path, images: Path, core: int) -> None:
+        with on_cores({core}):
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BARE, str(bundle), str(images)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            )  # fmt: skip
+        self.cpu_us(0.5)  # warm
+
+    def cpu_us(self, seconds: float) -> float:
+        """CPU of an image."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 @dataclass
 class EfficientNet:
-    """CPU of an image (us), and what the open loop saw."""
+    """CPU of an image (us) in the bare engine and served, by the form of the answer; and what the open
+    loop saw. The ratios are medians over pairs."""
 
     bare_us: list[float]
-    served_us: list[float]
-    ratio: float
+    served_us: dict[str, list[float]]
+    ratios: dict[str, float]
     rate: float
     requests: int
     wrong: int
@@ -450,45 +481,72 @@ class EfficientNet:
     memory_mb: float
 
 
-def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> EfficientNet:
+def photographs(bundle: Path, images: Sequence[np.ndarray]) -> dict[str, list[Question]]:
+    """Binary images, answered with 1000 numbers in binary, too, or as JSON."""
     from edgeserve.bundle import Bundle
     from edgeserve.chain import open_candidate
 
     opened = Bundle.open(bundle)
-    images = inputs("image")
     session = open_candidate(opened, opened.manifest.chain[0], threads=1, spin=False)
-    questions = []
+    asked: dict[str, list[Question]] = {"binary": [], "JSON": []}
     for x in images:
-        question = ask_edgeserve("image", x, opened.name)
-        question.expected = session.run({"image": x})["logits"].ravel()
-        # Batches of another size are computed in another order: int8 differs by a step now and then.
-        question.tolerance = 0.02 * float(np.abs(question.expected).max())
-        questions.append(question)
+        expected = session.run({"image": x})["logits"].ravel()
+        for form, questions in asked.items():
+            question = ask_edgeserve("image", x, opened.name, binary_answer=form == "binary")
+            question.expected = expected
+            # Batches of another size are computed in another order: int8 differs by a step now and then.
+            question.tolerance = 0.02 * float(np.abs(expected).max())
+            questions.append(question)
     session.close()
-    bundles = {"image": bundle}
+    return asked
+
+
+def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> EfficientNet:
+    """Engine and server are started once a round and take turns of a second: a neighbour that comes or
+    goes meets both."""
+    images = inputs("image")
+    asked = photographs(bundle, images)
+    file = log.with_name("images.npy")
+    np.save(file, np.stack(images))
+    bundles, core, slices = {"image": bundle}, arguments.cores[0], max(1, round(arguments.seconds))
     bare: list[float] = []
-    served: list[float] = []
+    served: dict[str, list[float]] = {form: [] for form in asked}
+    ratios: dict[str, list[float]] = {form: [] for form in asked}
     for _ in range(arguments.rounds):
-        bare.append(bare_cpu_us(bundle, arguments.seconds, arguments.cores[0]))
-        with started(edgeserve(bundles), "image", bundle, {arguments.cores[0]}, log) as running:
-            closed_loop(running.port, questions, 2, 0.5)
-            cpu = running.cpu_s()
-            load = closed_loop(running.port, questions, 2, arguments.seconds)
-            served.append(1e6 * (running.cpu_s() - cpu) / load.requests)
-            if load.wrong:
-                raise SystemExit(f"{load.wrong} wrong answers of {load.requests}")
-    ratio = statistics.median(s / b for s, b in zip(served, bare, strict=True))
+        engine = BareEngine(bundle, file, core)
+        with started(edgeserve(bundles), "image", bundle, {core}, log) as running:
+            for _ in range(2 * slices):
+                for form, questions in asked.items():
+                    before = engine.cpu_us(0.5)
+                    us = served_cpu_us(running, questions, 1.0)
+                    around = (before + engine.cpu_us(0.5)) / 2
+                    bare.append(around)
+                    served[form].append(us)
+                    ratios[form].append(us / around)
+        engine.close()
     flags = ("--instances", "2")
     cores = set(arguments.cores)
     os.sched_setaffinity(0, cores)
+    questions = asked["JSON"]
     with started(edgeserve(bundles, *flags), "image", bundle, cores, log) as running:
         closed_loop(running.port, questions, 4, 1.0)
         load = open_loop(running.port, questions, arguments.rate, 64, max(5.0, arguments.seconds))
         start = running.start
     return EfficientNet(
-        bare, served, ratio, arguments.rate, load.requests, load.wrong,
+        bare, served, {form: statistics.median(r) for form, r in ratios.items()},
+        arguments.rate, load.requests, load.wrong,
         load.percentile_ms(0.5), load.percentile_ms(0.99), start.ready_ms, start.memory_mb,
     )  # fmt: skip
+
+
+def served_cpu_us(running: Running, questions: Sequence[Question], seconds: float) -> float:
+    closed_loop(running.port, questions, 2, 0.1)
+    cpu = running.cpu_s()
+    load = closed_loop(running.port, questions, 2, seconds)
+    cpu = running.cpu_s() - cpu
+    if load.wrong:
+        raise SystemExit(f"{load.wrong} wrong answers of {load.requests}")
+    return 1e6 * cpu / load.requests
 
 
 # what is printed
@@ -522,11 +580,12 @@ def show(rows: Sequence[Row], starts: Sequence[Start]) -> None:
 
 
 def show_efficientnet(result: EfficientNet) -> None:
-    bare, served = statistics.median(result.bare_us), statistics.median(result.served_us)
-    print(
-        f"\nEfficientNet-Lite0 int8: {bare:.0f} us CPU in the bare engine, {served:.0f} us served"
-    )
-    print(f"served / bare, median of {len(result.bare_us)} pairs: {result.ratio:.3f}")
+    bare = statistics.median(result.bare_us)
+    print(f"\nEfficientNet-Lite0 int8: {bare:.0f} us CPU an image in the bare engine")
+    for form, ratio in result.ratios.items():
+        us = statistics.median(result.served_us[form])
+        count = len(result.served_us[form])
+        print(f"served, {form} answer: {us:.0f} us, {ratio:.3f} times (median of {count} pairs)")
     print(
         f"open loop, {result.rate:.0f} requests/s: p50 {result.p50_ms:.1f} ms, "
         f"p99 {result.p99_ms:.1f} ms, {result.wrong} wrong of {result.requests}"

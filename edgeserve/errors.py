@@ -157,6 +157,11 @@ class WriteFailed(EnvironmentProblem):
     """The output could not be written (disk full, no permission)."""
 
 
+def quoted(text: str, most: int = 60) -> str:
+    """What somebody else wrote, for a message: in quotes, control characters escaped, cut to `most`."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}…"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The entry of `known` that looks most like `word`, or None."""
     hits = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

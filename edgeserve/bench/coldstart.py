@@ -93,6 +93,8 @@ def probe(
     command += ["--threads", str(threads)]
     if subject.source is not None:
         command += ["--against", str(subject.source)]
+    for text in subject.faults.texts:
+        command += ["--inject", text, "--fault-state", subject.faults.state]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

@@ -1,6 +1,6 @@
 """The process behind `coldstart`: opens one subject, runs it, prints what that took as JSON.
 
-    python -m edgeserve.bench.probe BUNDLE INDEX [--threads N] [--against MODEL]
+    python -m edgeserve.bench.probe BUNDLE INDEX [--threads N] [--against MODEL] [--inject FAULT --fault-state DIR]
 
 INDEX counts the chain from 0; -1 is the model given by --against.
 """
@@ -17,7 +17,7 @@ import msgspec
 
 from edgeserve.bench.coldstart import Failure, Run
 from edgeserve.bench.memory import peak_rss_bytes, rss_bytes
-from edgeserve.bench.subjects import SOURCE_INDEX, requests_of, select, source_subject
+from edgeserve.bench.subjects import SOURCE_INDEX, Faults, requests_of, select, source_subject
 from edgeserve.bundle import Bundle
 from edgeserve.errors import EdgeServeError
 from edgeserve.runtimes import engine_version, runtime
@@ -32,13 +32,17 @@ def main() -> None:
     parser.add_argument("index", type=int)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--against", type=Path)
+    parser.add_argument("--inject", action="append", default=[])
+    parser.add_argument("--fault-state", default="")
     arguments = parser.parse_args()
     # Engines print to stdout, which is for the answer alone.
     answer_to = os.dup(1)
     os.dup2(2, 1)
     answer: Run | Failure
     try:
-        answer = measure(arguments.bundle, arguments.index, arguments.threads, arguments.against)
+        faults = Faults(tuple(arguments.inject), arguments.fault_state)
+        bundle, index, against = arguments.bundle, arguments.index, arguments.against
+        answer = measure(bundle, index, arguments.threads, against, faults)
     except EdgeServeError as error:
         answer = Failure(str(error), error.hint)
     except ImportError as error:
@@ -46,18 +50,19 @@ def main() -> None:
     os.write(answer_to, msgspec.json.encode(answer))
 
 
-def measure(root: Path, index: int, threads: int, against: Path | None) -> Run:
+def measure(root: Path, index: int, threads: int, against: Path | None, faults: Faults) -> Run:
     bundle = Bundle.open(root)
     if index == SOURCE_INDEX and against is not None:
         subject = source_subject(against)
     else:
-        subject = select(bundle)[index]
+        subject = select(bundle, faults=faults)[index]
     requests = requests_of(bundle)
-    bundle.variant_files(bundle.manifest.chain[max(index, 0)].variant)  # digests are not load time
+    if subject.source is None:
+        bundle.variant_files(subject.candidate.variant)  # digests are not load time
     adapter = runtime(subject.candidate.runtime)  # ours; the engine is imported when it loads
     bare = rss_bytes()
     began = time.perf_counter()
-    session = subject.open(bundle, threads=threads)
+    session = subject.open_here(bundle, threads=threads)
     loaded = time.perf_counter()
     session.run(requests[0])
     first = time.perf_counter()
@@ -67,7 +72,7 @@ def measure(root: Path, index: int, threads: int, against: Path | None) -> Run:
     session.close()
     del session
     again = time.perf_counter()
-    second = subject.open(bundle, threads=threads)
+    second = subject.open_here(bundle, threads=threads)
     reloaded = time.perf_counter()
     second.close()
     return Run(

@@ -21,7 +21,7 @@ SCHEMA: Final = "edgeserve-bench/1"
 class Settings(msgspec.Struct, frozen=True):
     """What was asked for. `duration_s` of single stream a candidate, half of that for throughput;
     `samples` calls a candidate at least; `processes` fresh ones for load time and memory; `against`
-    the path of the source model to compare with."""
+    the path of the source model to compare with; `inject` faults, for tests."""
 
     device: str | None = None
     variant: str | None = None
@@ -30,6 +30,7 @@ class Settings(msgspec.Struct, frozen=True):
     samples: int = 64
     processes: int = 3
     against: str | None = None
+    inject: tuple[str, ...] = ()
 
 
 class Requested(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from edgeserve.bench.statistics import (
 )
 from edgeserve.bench.subjects import (
     SOURCE_INDEX,
+    Faults,
     Opened,
     Skipped,
     close_all,
@@ -58,11 +60,17 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
     """
     settings, say = settings or Settings(), say or _silent
     bundle.verify()
+    with tempfile.TemporaryDirectory(prefix="edgeserve-faults-") as state:
+        return _bench(bundle, settings, say, Faults(settings.inject, state))
+
+
+def _bench(bundle: Bundle, settings: Settings, say: Say, faults: Faults) -> Report:
     subjects = select(
         bundle,
         device=settings.device,
         variant=settings.variant,
         against=Path(settings.against) if settings.against else None,
+        faults=faults,
     )
     requests = requests_of(bundle)
     before = observe_before()
@@ -86,7 +94,7 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
             samples=settings.samples,
             progress=lambda share: say(f"latency, {len(opened)} in turns", share),
         )
-        rates = offline(
+        rates, lost = offline(
             bundle,
             opened,
             requests,
@@ -98,8 +106,8 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
         )
     finally:
         close_all(opened)
-    skipped += refused + failed
-    alive = [o for o in opened if o.subject.key in timed]
+    skipped += refused + failed + lost
+    alive = [o for o in opened if o.subject.key in rates]
     require_some(bundle, alive, skipped)
     versions = {o.subject.candidate.runtime: cold[o.subject.key].runtime_version for o in alive}
     around = environment(before, {name: v or "unknown" for name, v in versions.items()})

@@ -13,13 +13,37 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import Bundle, Candidate, Precision, VariantFiles
-from edgeserve.chain import check_golden, golden_batches, open_candidate, relative_rms_error
-from edgeserve.errors import BundleError, CheckFailed, EdgeServeError, UsageError, nearest
+from edgeserve.chain import (
+    ChainOptions,
+    check_golden,
+    faults_for,
+    golden_batches,
+    open_candidate,
+    open_session,
+    relative_rms_error,
+    settle,
+    with_stand_ins,
+)
+from edgeserve.errors import (
+    BundleError,
+    CheckFailed,
+    DeviceLost,
+    EdgeServeError,
+    UsageError,
+    nearest,
+)
 from edgeserve.runtimes import LoadOptions, Placement, Session, runtime
 from edgeserve.tensors import Tensors
 
 SOURCE_INDEX: Final = -1
 _SOURCE_TOLERANCE: Final = 1e-3  # fp32 against fp32: only the order of sums may differ
+
+
+class Faults(msgspec.Struct, frozen=True):
+    """Injected faults (edgeserve.runtimes.inject), and the folder where those that were used up are noted."""
+
+    texts: tuple[str, ...] = ()
+    state: str = ""
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -30,6 +54,7 @@ class Subject(msgspec.Struct, frozen=True):
     precision: Precision
     size_bytes: int
     source: Path | None = None
+    faults: Faults = Faults()
 
     @property
     def key(self) -> str:
@@ -39,15 +64,30 @@ class Subject(msgspec.Struct, frozen=True):
     def label(self) -> str:
         return self.candidate.label
 
-    def open(self, bundle: Bundle, *, threads: int = 0, instances: int = 1) -> Session:
-        """Raises what the runtime raises, with the engine's own message."""
+    def open_here(self, bundle: Bundle, *, threads: int = 0, instances: int = 1) -> Session:
+        """In this process, which a driver may take with it. Raises what the runtime raises, with the
+        engine's own message."""
         if self.source is None:
-            return open_candidate(bundle, self.candidate, threads=threads, instances=instances)
+            return open_candidate(
+                bundle,
+                self.candidate,
+                threads=threads,
+                instances=instances,
+                faults=faults_for(self.candidate, self.faults.texts),
+                fault_state=self.faults.state,
+            )
         files = VariantFiles(
             self.candidate.variant, self.source, "onnx", "fp32", bundle.manifest.interface
         )
         options = LoadOptions(threads=threads, instances=instances)
         return runtime(self.candidate.runtime).load(files, self.candidate.device, options)
+
+    def open(self, bundle: Bundle, *, threads: int = 0, instances: int = 1) -> Session:
+        """As it is served: an accelerator in a process of its own. Raises as `open_here`."""
+        if self.source is not None:
+            return self.open_here(bundle, threads=threads, instances=instances)
+        options = ChainOptions(threads=threads, instances=instances, inject=self.faults.texts)
+        return open_session(bundle, self.candidate, options, fault_state=self.faults.state)
 
     def check(self, bundle: Bundle, session: Session) -> float:
         """The worst relative RMS error on the golden samples. Raises CheckFailed beyond tolerance."""
@@ -95,22 +135,26 @@ def select(
     device: str | None = None,
     variant: str | None = None,
     against: Path | None = None,
+    faults: Faults = Faults(),  # noqa: B008 - frozen
 ) -> list[Subject]:
     """The chain's candidates on `device` (`gpu` means any GPU) with `variant`, in order, then the source.
 
-    Raises UsageError when none matches.
+    Raises UsageError when none matches, and for faults that are none.
     """
     manifest = bundle.manifest
+    chain = with_stand_ins(manifest.chain, faults.texts)
     subjects = []
-    for index, candidate in enumerate(manifest.chain):
+    for index, candidate in enumerate(chain):
         if device not in (None, candidate.device, candidate.device.partition(".")[0]):
             continue
         if variant in (None, candidate.variant):
             found = manifest.variant(candidate.variant)
-            subjects.append(Subject(index, candidate, found.precision, found.size_bytes))
+            subjects.append(
+                Subject(index, candidate, found.precision, found.size_bytes, faults=faults)
+            )
     if not subjects:
-        guess = nearest(variant, {c.variant for c in manifest.chain}) if variant else None
-        known = ", ".join(c.label for c in manifest.chain)
+        guess = nearest(variant, {c.variant for c in chain}) if variant else None
+        known = ", ".join(c.label for c in chain)
         raise UsageError(
             f"no candidate of '{bundle.name}' matches",
             cause=", ".join(f"{k} {v}" for k, v in (("device", device), ("variant", variant)) if v),
@@ -166,6 +210,7 @@ def _open(bundle: Bundle, subject: Subject, threads: int) -> Opened | Skipped:
         session = subject.open(bundle, threads=threads)
         stage = "golden"
         error = subject.check(bundle, session)
+        settle(session)
         return Opened(subject, session, session.placement(), error)
     except (EdgeServeError, ImportError) as problem:
         if session is not None:
@@ -179,4 +224,6 @@ def skipped_because(
     subject: Subject, stage: Literal["open", "golden", "run"], error: Exception
 ) -> Skipped:
     hint = error.hint if isinstance(error, EdgeServeError) else None
+    if isinstance(error, DeviceLost):  # a server would start it again
+        hint = f"update the device's driver: it {'hangs' if error.reason == 'hang' else 'crashes'}"
     return Skipped(subject.label, subject.candidate.device, stage, str(error), hint)

@@ -15,14 +15,16 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from edgeserve.bench.subjects import Opened
+from edgeserve.bench.subjects import Opened, Skipped, skipped_because
 from edgeserve.bundle import Bundle
-from edgeserve.errors import EdgeServeError, NotMeasured
+from edgeserve.chain import settle
+from edgeserve.errors import DeviceLost, EdgeServeError, NotMeasured
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Tensors, join_batches
 
 BATCHES: Final = (4, 16)
 ROUNDS: Final = 5
+_FIRST_CALLS: Final = 3  # the first may compile; the others tell how long a call takes
 _ACCELERATOR_CALLERS: Final = 2  # one computes while the other's tensors travel
 
 
@@ -102,8 +104,9 @@ def offline(
     threads: int,
     seconds: float,
     progress: Callable[[float], None] | None = None,
-) -> dict[str, Offline]:
-    """Measure the subjects of `latencies_ms` (p50 by key), `seconds` each in all. Results by key."""
+) -> tuple[dict[str, Offline], list[Skipped]]:
+    """Measure the subjects of `latencies_ms` (p50 by key), `seconds` each in all. Results by key; one
+    whose device was lost meanwhile is skipped."""
     plans = {
         o.subject.key: _Plan(bundle, o, cores, threads, latencies_ms[o.subject.key], seconds)
         for o in opened
@@ -115,7 +118,8 @@ def offline(
                 if progress is not None:
                     progress((turn + done / len(plans)) / ROUNDS)
                 plan.measure_round(requests)
-        return {key: plan.result() for key, plan in plans.items()}
+        lost = [plan.lost for plan in plans.values() if plan.lost is not None]
+        return {key: p.result() for key, p in plans.items() if p.lost is None}, lost
     finally:
         for plan in plans.values():
             plan.close()
@@ -138,6 +142,7 @@ class _Plan:
         self._sessions: dict[tuple[int, int], Session] = {(1, threads): opened.session}
         self._slices: dict[Way, list[float]] = {}
         self._failed: list[NoRate] = []
+        self.lost: Skipped | None = None
         planned = ways(
             device=opened.subject.candidate.device,
             cores=cores,
@@ -156,9 +161,13 @@ class _Plan:
     def measure_round(self, requests: Sequence[Tensors]) -> None:
         for way in list(self._slices):
             try:
-                session = self._session(way)
+                session = self._session(way, requests)
                 batches = batches_of(requests, way.batch)
                 calls = calls_per_second(session.run, batches, way.callers, self._slice_s)
+            except DeviceLost as error:
+                self.lost = skipped_because(self._opened.subject, "run", error)
+                self._slices.clear()
+                return
             except EdgeServeError as error:
                 del self._slices[way]
                 self._failed.append(NoRate(way, "failed", str(error)))
@@ -178,12 +187,16 @@ class _Plan:
             if session is not self._opened.session:
                 session.close()
 
-    def _session(self, way: Way) -> Session:
+    def _session(self, way: Way, requests: Sequence[Tensors]) -> Session:
         wanted = (way.callers, way.threads)
         if wanted not in self._sessions:
-            self._sessions[wanted] = self._opened.subject.open(
+            session = self._opened.subject.open(
                 self._bundle, threads=way.threads, instances=way.callers
             )
+            self._sessions[wanted] = session
+            for _ in range(_FIRST_CALLS):
+                session.run(requests[0])
+            settle(session)
         session = self._sessions[wanted]
         if session.concurrency < way.callers:
             raise NotMeasured(f"the session runs {session.concurrency} at a time")

@@ -124,6 +124,15 @@ class Accuracy(_Strict, frozen=True):
         return 100.0 * (self.reference - self.top1)
 
 
+class Placed(_Strict, frozen=True):
+    """What ran where, by the engine's own word: devices' shares of operations and, where it is known, of
+    multiply-accumulates; operators, with their number, that an accelerator left to the CPU."""
+
+    shares: dict[str, float]
+    mac_shares: dict[str, float] = {}
+    left_on_cpu: dict[str, int] = {}
+
+
 class Measured(_Strict, frozen=True):
     """What was measured of a variant, with which runtime, where. Times in milliseconds, of one call with
     so many `threads` (0: the engine's choice)."""
@@ -140,6 +149,7 @@ class Measured(_Strict, frozen=True):
     compute_ops: int
     accuracy: Accuracy | None = None
     threads: int = 0
+    placed: Placed | None = None
 
 
 class Binding(_Strict, frozen=True):

@@ -3,8 +3,16 @@
 from edgeserve.chain.board import BOARD, DeviceBoard
 from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
-from edgeserve.chain.links import ChainStatus, Fallback, Promotion
-from edgeserve.chain.opening import Attempt, open_candidate
+from edgeserve.chain.links import ChainStatus, Fallback, LinkStatus, Promotion
+from edgeserve.chain.opening import (
+    Attempt,
+    faults_for,
+    open_apart,
+    open_candidate,
+    open_session,
+    settle,
+    with_stand_ins,
+)
 from edgeserve.chain.options import ChainOptions
 
 __all__ = [
@@ -15,9 +23,15 @@ __all__ = [
     "ChainStatus",
     "DeviceBoard",
     "Fallback",
+    "LinkStatus",
     "Promotion",
     "check_golden",
+    "faults_for",
     "golden_batches",
+    "open_apart",
     "open_candidate",
+    "open_session",
     "relative_rms_error",
+    "settle",
+    "with_stand_ins",
 ]

@@ -12,7 +12,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain.board import DeviceBoard, device_key
-from edgeserve.chain.failures import is_permanent, reason_of
+from edgeserve.chain.failures import in_words, is_permanent, reason_of
 from edgeserve.chain.links import Link
 from edgeserve.chain.opening import Attempt, Opened, open_proven, with_stand_ins
 from edgeserve.chain.options import ChainOptions
@@ -58,7 +58,8 @@ class Candidates:
         if not chosen:
             labels = ", ".join(c.label for c in known)
             raise UsageError("no candidate of the chain matches", hint=f"the chain is {labels}")
-        return chosen
+        # Whoever requires a device wants it to serve, wherever in the chain it stands.
+        return sorted(chosen, key=lambda c: not self.options.is_required(c))
 
     def link_of(self, opened: Opened) -> Link:
         return next(link for link in self.links if link.candidate is opened.candidate)
@@ -126,7 +127,7 @@ class Candidates:
             log.warning("%s cannot take over: %s", link.candidate.label, error)
         except EdgeServeError as error:
             self.note_failure(link, error, at_start=at_start)
-            log.warning("%s: %s", link.candidate.label, error)
+            log.warning("%s does not serve: %s", link.candidate.label, in_words(error))
         return None
 
     def open(self, link: Link) -> Opened:

@@ -7,6 +7,7 @@ When the serving candidate fails a call, that call is run again on the next one,
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from edgeserve.chain.board import BOARD, DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates, kind_of
 from edgeserve.chain.failures import (
     NonFinite,
+    in_words,
     reason_of,
 )
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
-from edgeserve.chain.links import ChainStatus, Fallback, Link, Promotion
+from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion
 from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.running import Runner
@@ -76,9 +78,21 @@ class Chain:
             self.close()
             raise
         self._since = time.time()
+        if sys.platform != "linux" and kind_of(self.candidate) != "cpu":
+            text = "%s runs in this process: on %s a driver that crashes takes the server with it"
+            log.warning(text, self.candidate.label, sys.platform)
         for link in self.links[: self.candidates.link_of(self._serving).index]:
-            reason = link.attempt.reason or "unavailable"
-            self.fallbacks.append(Fallback(link.candidate, self.candidate, reason))
+            attempt = link.attempt
+            self.fallbacks.append(
+                Fallback(
+                    link.candidate,
+                    self.candidate,
+                    attempt.reason or "unavailable",
+                    attempt.error or "",
+                    attempt.hint,
+                    self._since,
+                )
+            )
         board.watch(self)
         self.candidates.report_losses(self.lost)
         self.keeper.wake()
@@ -116,7 +130,7 @@ class Chain:
         return ChainStatus(
             candidate=serving.candidate,
             since=self._since,
-            ready=link.opened is serving and self._has_required(serving.candidate),
+            ready=link.opened is serving and self.options.is_required(serving.candidate),
             first=first.candidate,
             isolated=serving.worker is not None,
             max_rows=serving.max_rows,
@@ -124,6 +138,18 @@ class Chain:
             hint=first.attempt.hint if away else None,
             retry_s=max(0.0, due - _now()) if away and due is not None else None,
         )
+
+    def link_statuses(self) -> list[LinkStatus]:
+        """One entry per candidate, in order."""
+        return [self._status_of(link) for link in self.links]
+
+    def _status_of(self, link: Link) -> LinkStatus:
+        opened, due = link.opened, link.breaker.due
+        if opened is not None:
+            return LinkStatus(link.attempt, "serving" if opened is self._serving else "standby")
+        if due is not None:
+            return LinkStatus(link.attempt, "waiting", max(0.0, due - _now()))
+        return LinkStatus(link.attempt, "out" if link.attempt.reason == "unsupported" else "closed")
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, from any thread, after each step down or up."""
@@ -137,7 +163,9 @@ class Chain:
         Raises InferenceFailed when every candidate failed, with fallback off, or when other candidates
         fail as well and this one still reproduces the golden samples: then the request is at fault.
         """
-        last = InferenceFailed("no candidate stays")
+        last: InferenceFailed | None = (
+            None  # an exception made for each call would cost it a microsecond
+        )
         for _ in range(2 * len(self.links) + 2):
             serving = self._serving
             if serving.failure is not None:  # and nothing took over
@@ -150,7 +178,7 @@ class Chain:
                 if answer is not None:
                     return answer
                 last = error
-        raise last
+        raise last or InferenceFailed("no candidate stays")
 
     # Stepping down
 
@@ -207,14 +235,21 @@ class Chain:
                     raise error
                 with self.candidates.lock:
                     self._serve(target)
-                step = Fallback(failed.candidate, target.candidate, reason_of(error))
+                step = Fallback(
+                    failed.candidate,
+                    target.candidate,
+                    reason_of(error),
+                    str(error),
+                    error.hint,
+                    self._since,
+                )
                 self.fallbacks.append(step)
             else:
                 self._mark_failed(link, failed, error)
                 return
         log.error(
-            "%s failed while serving: %s; %s serves%s",
-            failed.candidate.label, error, target.candidate.label, _hint(error),
+            "%s failed while serving, %s serves: %s",
+            failed.candidate.label, target.candidate.label, in_words(error),
         )  # fmt: skip
         self._tell()
 
@@ -242,8 +277,8 @@ class Chain:
         try:
             self.step_down(opened, error)
         except EdgeServeError:
-            text = "%s failed: %s; nothing takes over"
-            log.error(text, opened.candidate.label, error)  # noqa: TRY400
+            text = "%s failed while serving, nothing takes over: %s"
+            log.error(text, opened.candidate.label, in_words(error))  # noqa: TRY400
             self._tell()
 
     # Stepping up
@@ -279,7 +314,7 @@ class Chain:
             away = now - (link.failed_at or now)
             source = self._serving.candidate
             self._serve(opened)
-            self.promotions.append(Promotion(source, link.candidate, away))
+            self.promotions.append(Promotion(source, link.candidate, away, self._since))
         if before is not link:
             self.keeper.let_go(before)
         log.warning("%s serves again after %.1f s", link.candidate.label, away)
@@ -295,13 +330,10 @@ class Chain:
 
     # Helpers
 
-    def _has_required(self, candidate: Candidate) -> bool:
-        return self.options.require in (None, candidate.device, kind_of(candidate))
-
     def _require(self) -> None:
-        if self._has_required(self.candidate):
+        if self.options.is_required(self.candidate):
             return
-        failures = [link.attempt for link in self.links if self._has_required(link.candidate)]
+        failures = [link.attempt for link in self.links if self.options.is_required(link.candidate)]
         cause = "; ".join(f"{a.candidate.label}: {a.error}" for a in failures if a.error)
         raise DeviceUnavailable(
             f"'{self.options.require}' is required, and {self.candidate.label} would serve",
@@ -351,7 +383,3 @@ class Chain:
 
 def _now() -> float:
     return time.monotonic()
-
-
-def _hint(error: EdgeServeError) -> str:
-    return f" (hint: {error.hint})" if error.hint else ""

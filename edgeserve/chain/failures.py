@@ -61,6 +61,12 @@ def reason_of(error: EdgeServeError) -> Reason:
     return "unsupported" if is_permanent(error) else "unavailable"
 
 
+def in_words(error: EdgeServeError) -> str:
+    """What happened, in the device's own words, and what to do, on one line."""
+    text = " ".join(str(error).split())
+    return f"{text} (hint: {error.hint})" if error.hint else text
+
+
 def is_permanent(error: EdgeServeError) -> bool:
     """Whether trying again is in vain as long as nothing is installed."""
     return isinstance(error, UsageError | DependencyMissing)

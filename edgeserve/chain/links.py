@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 import msgspec
 
@@ -15,19 +16,25 @@ from edgeserve.errors import EdgeServeError
 
 class Fallback(msgspec.Struct, frozen=True):
     """One step down the chain, at load or at run time, for logs and metrics. `source` and `destination`
-    are the same where a candidate had to be started again."""
+    are the same where a candidate had to be started again. `message` is the device's own, `at` in seconds
+    since 1970."""
 
     source: Candidate
     destination: Candidate
     reason: str
+    message: str = ""
+    hint: str | None = None
+    at: float = 0.0
 
 
 class Promotion(msgspec.Struct, frozen=True):
-    """One step up: a candidate that had failed serves again. `away_s` is how long it did not."""
+    """One step up: a candidate that had failed serves again. `away_s` is how long it did not, `at` in
+    seconds since 1970."""
 
     source: Candidate
     destination: Candidate
     away_s: float
+    at: float = 0.0
 
 
 class ChainStatus(msgspec.Struct, frozen=True):
@@ -43,6 +50,15 @@ class ChainStatus(msgspec.Struct, frozen=True):
     max_rows: int = 0
     reason: str | None = None
     hint: str | None = None
+    retry_s: float | None = None
+
+
+class LinkStatus(msgspec.Struct, frozen=True):
+    """What one candidate is doing, and what came of it last. `waiting`: it failed, and is tried again in
+    `retry_s` seconds; `out`: it cannot run here; `closed`: it is opened when it is needed."""
+
+    attempt: Attempt
+    state: Literal["serving", "standby", "waiting", "out", "closed"]
     retry_s: float | None = None
 
 

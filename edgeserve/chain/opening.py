@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle import Bundle, Candidate, VariantFiles
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
-from edgeserve.runtimes.inject import STAND_IN, parse_fault
+from edgeserve.runtimes.inject import STAND_IN, Faults, parse_fault
 from edgeserve.workers import Limits, WorkerSession, open_worker
 
 
@@ -46,12 +46,54 @@ def open_candidate(
     threads: int = 0,
     instances: int = 1,
     spin: bool = True,
+    faults: Sequence[str] = (),
+    fault_state: str = "",
 ) -> Session:
     """Open one candidate of a bundle in this process, without any fallback."""
-    options = ChainOptions(threads=threads, instances=instances, spin=spin)
-    return runtime(candidate.runtime).load(
-        bundle.variant_files(candidate.variant), candidate.device, _load_options(candidate, options)
+    options = _load_options(
+        candidate, ChainOptions(threads=threads, instances=instances, spin=spin)
     )
+    files, adapter = bundle.variant_files(candidate.variant), runtime(candidate.runtime)
+    if not faults:
+        return adapter.load(files, candidate.device, options)
+    injected = Faults.parse(faults, fault_state)
+    return injected.load(adapter, files, candidate.device, options, candidate.label)
+
+
+def open_session(
+    bundle: Bundle,
+    candidate: Candidate,
+    options: ChainOptions,
+    *,
+    fault_state: str = "",
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Session:
+    """Open one candidate where `options` say: in this process, or in one of its own."""
+    if is_isolated(candidate, options):
+        return open_isolated(
+            bundle, candidate, options, fault_state=fault_state, cancelled=cancelled
+        )
+    return open_candidate(
+        bundle,
+        candidate,
+        threads=options.threads,
+        instances=options.instances,
+        spin=options.spin,
+    )
+
+
+def open_apart(name: str, files: VariantFiles, device: str, options: LoadOptions) -> Session:
+    """Open a variant: an accelerator in a process of its own, where its driver can do no harm, a CPU here."""
+    if sys.platform != "linux" or device.partition(".")[0] == "cpu":
+        return runtime(name).load(files, device, options)
+    label = f"{name}/{device}/{files.id}"
+    return open_worker(name, files, device, options, label=label, limits=Limits())
+
+
+def settle(session: Session) -> None:
+    """Its first runs are over: from now on calls are held to what those took, where it can be ended."""
+    if isinstance(session, WorkerSession):
+        session.arm()
 
 
 def open_isolated(
@@ -157,19 +199,9 @@ def open_proven(
     """
     began = time.perf_counter()
     try:
-        session: Session
-        if is_isolated(candidate, options):
-            session = open_isolated(
-                bundle, candidate, options, fault_state=fault_state, cancelled=cancelled
-            )
-        else:
-            session = open_candidate(
-                bundle,
-                candidate,
-                threads=options.threads,
-                instances=options.instances,
-                spin=options.spin,
-            )
+        session = open_session(
+            bundle, candidate, options, fault_state=fault_state, cancelled=cancelled
+        )
     except ImportError as error:
         raise DeviceUnavailable(
             f"{candidate.runtime} cannot be imported", cause=str(error)
@@ -179,6 +211,5 @@ def open_proven(
     except BaseException:
         session.close()
         raise
-    if isinstance(session, WorkerSession):
-        session.arm()
+    settle(session)
     return Opened(candidate, session, 1000.0 * (time.perf_counter() - began), golden_error)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import msgspec
 
+from edgeserve.bundle import Candidate
 from edgeserve.errors import UsageError
 from edgeserve.runtimes.inject import parse_fault
 
@@ -17,9 +19,9 @@ class ChainOptions(msgspec.Struct, frozen=True):
     """How to open a chain.
 
     `fallback=False` fails with the first candidate's own error; `device` keeps only candidates on that
-    device, `require` refuses to start where another serves; `threads`, `instances` and `spin` as in
-    LoadOptions. `isolate` says which candidates run in a process of their own, `standby` whether the one
-    behind an accelerator is kept open.
+    device, `require` has those on that device go first, and refuses to start where another serves;
+    `threads`, `instances` and `spin` as in LoadOptions. `isolate` says which candidates run in a process
+    of their own, `standby` whether the one behind an accelerator is kept open.
 
     Seconds: `watchdog_s` is the least a call may take, `open_timeout_s` the most that opening may;
     `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
@@ -48,10 +50,21 @@ class ChainOptions(msgspec.Struct, frozen=True):
     worker_memory: int = 0
     inject: tuple[str, ...] = ()
 
+    def is_required(self, candidate: Candidate) -> bool:
+        """Whether it is on the device that is required; every one is where none is."""
+        return self.require in (None, candidate.device, candidate.device.partition(".")[0])
+
     def check(self) -> None:
-        """Raise UsageError for faults that are none and combinations that cannot work."""
+        """Raise UsageError for faults that are none, combinations that cannot work, and what this system
+        cannot do."""
         for text in self.inject:
             parse_fault(text)
+        if sys.platform != "linux" and (self.inject or self.isolate == "always"):
+            raise UsageError(
+                f"{'injected faults need' if self.inject else '--isolate always needs'} processes of their own",
+                cause=f"they are for Linux, this is {sys.platform}",
+                hint="leave it out: everything runs in the server's own process here",
+            )
         if self.inject and self.isolate == "never":
             raise UsageError(
                 "injected faults need isolated candidates",

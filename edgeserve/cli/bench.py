@@ -48,6 +48,10 @@ def bench(
     samples: Annotated[
         int, typer.Option(min=1, help="At least so many calls per candidate (662 for a p99).")
     ] = 64,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="For tests: have a device fail, like gpu:crash@100."),
+    ] = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", metavar="PATH", help="Write the JSON there too.")
     ] = None,
@@ -66,6 +70,7 @@ def bench(
         duration_s=duration,
         samples=samples,
         against=str(against) if against else None,
+        inject=tuple(inject or ()),
     )
     with progress() as say:
         report = measure(bundle, settings, say)

@@ -125,7 +125,8 @@ def render(report: GateReport) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    judged = f"{report.candidate}, the first candidate of {report.bundle} that opens here"
+    on = next((f" on {r.limit_text}" for r in report.rows if r.budget == "device"), "")
+    judged = f"{report.candidate}, the first candidate of {report.bundle}{on} that opens here"
     print_line(console, f"judged   {judged}")
     print_line(console, f"machine  {report.environment.machine.describe()}\n")
     table = table_of(

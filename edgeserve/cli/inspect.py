@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgeserve.bundle import Measured, Recipe, Source, Task, Variant
     from edgeserve.inspecting import BundleReport, ModelReport
+    from edgeserve.inspecting.placing import PlacedHere
     from edgeserve.tensors import TensorSpec
 
 _SHOWN_DIGITS = 12
@@ -31,13 +32,23 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, or a .onnx, .tflite or OpenVINO .xml.")],
+    placement: Annotated[
+        bool, typer.Option("--placement", help="Open a bundle's candidates: what runs where here?")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show inputs, outputs, operators, size by part, variants, digests (which are checked)."""
     from edgeserve.cli.output import to_json
-    from edgeserve.inspecting import BundleReport, inspect_path
+    from edgeserve.errors import UsageError
+    from edgeserve.inspecting import BundleReport, inspect_path, is_bundle, place_bundle
 
-    report = inspect_path(path)
+    if placement and not is_bundle(path):
+        raise UsageError(
+            f"{path} is no bundle",
+            cause="only a bundle says on which devices it runs",
+            hint="--placement is for what edgeserve convert writes",
+        )
+    report = place_bundle(path) if placement else inspect_path(path)
     if json:
         print(to_json(report))
     elif isinstance(report, BundleReport):
@@ -147,6 +158,17 @@ def _render_bundle(report: BundleReport) -> None:
     )
     _table(
         console,
+        ("placement when measured", "on", "what runs where"),
+        [(v.id, _measured_on(m), _placed(m)) for v in manifest.variants for m in v.measured],
+    )
+    _table(
+        console,
+        ("placement here", "golden error", "what runs where"),
+        [(p.candidate, *_placed_here(p)) for p in report.placements],
+        right=("golden error",),
+    )
+    _table(
+        console,
         ("chain", "runtime", "device", "variant"),
         [(str(i), c.runtime, c.device, c.variant) for i, c in enumerate(manifest.chain, start=1)],
     )
@@ -199,13 +221,40 @@ def _measured(m: Measured) -> tuple[str, ...]:
         else "not measured"
     )
     return (
-        f"{m.runtime} {m.runtime_version} {m.device}, {m.machine}",
+        _measured_on(m),
         f"{m.latency_ms:.3f}",
         f"{m.speedup:.2f}x",
         _fidelity(m),
         accuracy,
         f"{m.int8_compute_ops} of {m.compute_ops}",
     )
+
+
+def _measured_on(m: Measured) -> str:
+    return f"{m.runtime} {m.runtime_version} {m.device}, {m.machine}"
+
+
+def _placed(m: Measured) -> str:
+    from edgeserve.runtimes import Placement
+
+    if m.placed is None:
+        return f"not recorded, {m.inference_precision}"
+    return Placement(
+        m.placed.shares,
+        m.inference_precision,
+        m.compute_ops,
+        m.int8_compute_ops,
+        m.placed.mac_shares,
+        m.placed.left_on_cpu,
+    ).describe()
+
+
+def _placed_here(found: PlacedHere) -> tuple[str, str]:
+    if found.placement is None:
+        hint = f" (hint: {found.hint})" if found.hint else ""
+        return "", f"does not serve here: {found.problem}{hint}"
+    error = "" if found.golden_error is None else f"{found.golden_error:.2g}"
+    return error, found.placement.describe()
 
 
 def _fidelity(m: Measured) -> str:

@@ -45,7 +45,7 @@ def command(
         str | None,
         typer.Option(metavar="DIR", help="Take wheels from here instead of a package index."),
     ] = None,
-    host: Annotated[str, typer.Option(help="For serve.toml.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="For serve.toml.")] = "localhost",
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
     grpc_port: Annotated[
         int | None,

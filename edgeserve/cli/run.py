@@ -88,7 +88,10 @@ def command(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name [the bundle's].")] = None,
     host: Annotated[
-        str | None, typer.Option(envvar="EDGESERVE_HOST", help="Address to listen on [127.0.0.1].")
+        str | None,
+        typer.Option(
+            envvar="EDGESERVE_HOST", help="Address to listen on [localhost: 127.0.0.1, ::1]."
+        ),
     ] = None,
     http_port: Annotated[
         int | None,
@@ -101,6 +104,10 @@ def command(
             help="Serve gRPC, too, on this port; 0 picks a free one [off; Triton's is 8001].",
         ),
     ] = None,
+    grpc_compression: Annotated[
+        bool | None,
+        typer.Option("--grpc-compression", help="Compress large answers over gRPC [off]."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     fallback: Annotated[
@@ -109,7 +116,10 @@ def command(
     ] = None,
     require: Annotated[
         str | None,
-        typer.Option(metavar="DEVICE", help="Fail at start, and be not ready, unless it serves."),
+        typer.Option(
+            metavar="DEVICE",
+            help="This device first; fail at start, and be not ready, unless it serves.",
+        ),
     ] = None,
     isolate: Annotated[
         IsolateChoice | None,
@@ -249,7 +259,7 @@ def command(
         ),
     ] = None,
     control_host: Annotated[
-        str | None, typer.Option(help="Address of the control plane [127.0.0.1].")
+        str | None, typer.Option(help="Address of the control plane [localhost].")
     ] = None,
     control_port: Annotated[
         int | None, typer.Option(help="A port for it alone [it shares the data plane's].")
@@ -269,6 +279,7 @@ def command(
         "host": host,
         "http_port": http_port,
         "grpc_port": grpc_port,
+        "grpc_compression": grpc_compression,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -364,14 +375,27 @@ def render(started: Started) -> None:
         add_row(table, f"{entry.name} {entry.version}", "", "", entry.reason, "", "")
     console.print(table)
     print_line(console, "")
+    for hint in _hints(started):
+        print_line(console, hint)
     for model in started.models:
         how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
         batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
         print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
         if model.placement is not None:
             print_line(console, f"placement of {model.name}: {model.placement}")
+    print_line(console, f"status page: {started.url}/status")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
+    if started.workers > 1:
+        print_line(console, f"{started.workers} worker processes share these ports")
     if started.control_url is not None:
         print_line(console, f"control plane at {started.control_url}")
+    if started.also:
+        print_line(console, f"also at {', '.join(started.also)}")
     example = f"/{started.models[0].name}" if started.models else ""
     print_line(console, f"try: curl {started.url}/v2/models{example}")
+
+
+def _hints(started: Started) -> list[str]:
+    """What to do about candidates that do not serve, once for each."""
+    failed = (a for model in started.models for a in model.attempts if a.error and a.hint)
+    return list(dict.fromkeys(f"hint: {a.candidate.label}: {a.hint}" for a in failed))

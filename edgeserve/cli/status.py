@@ -9,7 +9,9 @@ import typer
 from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeout, access_from
 
 if TYPE_CHECKING:
-    from edgeserve.client import Client, ModelState, ServerStatus
+    from rich.console import Console
+
+    from edgeserve.client import Client, InsteadOf, ModelState, ServerStatus, WorkerState
 
 
 def register(app: typer.Typer) -> None:
@@ -51,11 +53,12 @@ def read_status(url: str, client: Client) -> ServerStatus:
         server=f"{server.name} {server.version}",
         ready=client.ready(),
         models=tuple(client.models()),
+        workers=tuple(client.workers()),
     )
 
 
 def render(status: ServerStatus) -> None:
-    from edgeserve.cli.output import stdout_console
+    from edgeserve.cli.output import print_line, stdout_console
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
@@ -66,11 +69,34 @@ def render(status: ServerStatus) -> None:
     for model in status.models:
         add_row(table, model.name, model.version, _state(model), _where(model), *_numbers(model))
     console.print(table if status.models else "no models")
+    lost = (f"{m.name}: {_instead(m.instead_of)}" for m in status.models if m.instead_of)
+    for line in dict.fromkeys(lost):
+        print_line(console, f"\n{line}")
+    _render_workers(console, status.workers)
+
+
+def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
+    if not workers:
+        return
+    from edgeserve.cli.output import print_line
+
+    ready = sum(w.ready for w in workers)
+    print_line(console, f"\n{ready} of {len(workers)} workers are ready")
+    for worker in workers:
+        if not worker.ready:
+            why = f": {worker.reason}" if worker.reason else ""
+            print_line(console, f"worker {worker.worker} is not ready{why}")
 
 
 def _state(model: ModelState) -> str:
     word = "ready" if model.ready else "not ready"
     return f"{word}: {model.reason}" if model.reason else word
+
+
+def _instead(first: InsteadOf) -> str:
+    hint = f" (hint: {first.hint})" if first.hint else ""
+    again = "" if first.retry_s is None else f"; it is tried again in {first.retry_s:.0f} s"
+    return f"{first.candidate} does not serve: {first.reason}{hint}{again}"
 
 
 def _where(model: ModelState) -> str:

@@ -7,6 +7,7 @@ from edgeserve.client.connect import Client, connect, is_url
 from edgeserve.client.model import (
     Access,
     Answer,
+    InsteadOf,
     ModelInfo,
     ModelState,
     Question,
@@ -14,12 +15,14 @@ from edgeserve.client.model import (
     ServerStatus,
     Statistics,
     Where,
+    WorkerState,
 )
 
 __all__ = [
     "Access",
     "Answer",
     "Client",
+    "InsteadOf",
     "ModelInfo",
     "ModelState",
     "Question",
@@ -27,6 +30,7 @@ __all__ = [
     "ServerStatus",
     "Statistics",
     "Where",
+    "WorkerState",
     "connect",
     "is_url",
 ]

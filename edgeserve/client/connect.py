@@ -13,6 +13,7 @@ from edgeserve.client.model import (
     ModelState,
     Question,
     ServerInfo,
+    WorkerState,
 )
 from edgeserve.errors import DependencyMissing, UsageError
 
@@ -30,6 +31,8 @@ class Client(Protocol):
     def server(self) -> ServerInfo: ...
 
     def ready(self) -> bool: ...
+
+    def workers(self) -> list[WorkerState]: ...
 
     def models(self) -> list[ModelState]: ...
 

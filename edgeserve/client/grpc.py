@@ -18,6 +18,7 @@ from edgeserve.client.model import (
     Question,
     ServerInfo,
     Statistics,
+    WorkerState,
     model_info,
     where_from,
 )
@@ -62,6 +63,10 @@ class GrpcClient:
 
     def ready(self) -> bool:
         return bool(self._call("ServerReady", messages.ServerReadyRequest()).ready)
+
+    def workers(self) -> list[WorkerState]:
+        """None: the protocol does not tell."""
+        return []
 
     def models(self) -> list[ModelState]:
         told = self._call("ModelStatistics", messages.ModelStatisticsRequest())

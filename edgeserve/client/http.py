@@ -19,12 +19,14 @@ from edgeserve.client import problems
 from edgeserve.client.model import (
     Access,
     Answer,
+    InsteadOf,
     ModelInfo,
     ModelState,
     Question,
     ServerInfo,
     Statistics,
     Where,
+    WorkerState,
     model_info,
     where_from,
 )
@@ -112,6 +114,15 @@ class _AllStats(msgspec.Struct, frozen=True):
     model_stats: list[_Stats] = []
 
 
+class _Condition(msgspec.Struct, frozen=True):
+    instead_of: InsteadOf | None = None
+
+
+class _Health(msgspec.Struct, frozen=True):
+    models: dict[str, _Condition] = {}
+    workers: list[WorkerState] = []
+
+
 class _Indexed(msgspec.Struct, frozen=True):
     name: str
     version: str = ""
@@ -175,9 +186,20 @@ class HttpClient:
             raise self._refused(reply)
         return reply.status == 200
 
+    def workers(self) -> list[WorkerState]:
+        """The server's processes, where it is edgeserve with several."""
+        return self._health().workers
+
+    def _health(self) -> _Health:
+        """What edgeserve tells with its readiness; nothing where another server answers."""
+        try:
+            return msgspec.json.decode(self._ask("GET", "/v2/health/ready").body, type=_Health)
+        except msgspec.MsgspecError:
+            return _Health()
+
     def models(self) -> list[ModelState]:
         statistics = {(s.name, s.version): s.read() for s in self._statistics()}
-        where = self._where()
+        where, told = self._where(), self._health().models
         index = self._index()
         if index is None:
             index = [_Indexed(name, v, "READY") for name, v in where]
@@ -189,6 +211,7 @@ class HttpClient:
                 reason=m.reason,
                 where=where.get((m.name, m.version), Where()),
                 statistics=statistics.get((m.name, m.version)),
+                instead_of=told.get(m.name, _Condition()).instead_of,
             )
             for m in index
         ]

@@ -54,6 +54,16 @@ class Statistics(msgspec.Struct, frozen=True):
     total_ms: float
 
 
+class InsteadOf(msgspec.Struct, frozen=True):
+    """The candidate that should serve a model and does not: why, in its own words, and in how many seconds it
+    is tried again (None: when something changes)."""
+
+    candidate: str
+    reason: str = ""
+    hint: str | None = None
+    retry_s: float | None = None
+
+
 class ModelState(msgspec.Struct, frozen=True):
     """One version of a model on a server. `reason` says why it is not ready."""
 
@@ -63,6 +73,15 @@ class ModelState(msgspec.Struct, frozen=True):
     reason: str = ""
     where: Where = Where()
     statistics: Statistics | None = None
+    instead_of: InsteadOf | None = None
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """One of the processes of `edgeserve run --workers`, by its number. `reason` says why it is not ready."""
+
+    worker: int
+    ready: bool
+    reason: str = ""
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -72,6 +91,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     server: str
     ready: bool
     models: tuple[ModelState, ...]
+    workers: tuple[WorkerState, ...] = ()
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

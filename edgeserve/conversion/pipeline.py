@@ -22,7 +22,6 @@ from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
-from edgeserve.conversion.prove import threads_served
 from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
@@ -35,6 +34,7 @@ from edgeserve.conversion.source import (
     save_onnx,
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
+from edgeserve.conversion.timing import threads_served
 from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target

@@ -6,50 +6,36 @@ them alike.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from edgeserve.bench.interleave import Timings, interleave
-from edgeserve.bench.statistics import paired_speedup, speedup_interval
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Variant, VariantFiles
-from edgeserve.conversion.choose import AS_FAST, Trial
-from edgeserve.devices import machine, plan_instances, usable_cores
-from edgeserve.errors import (
-    DataError,
-    DependencyMissing,
-    DeviceUnavailable,
-    InferenceFailed,
-    UsageError,
+from edgeserve.bench.interleave import Timings
+from edgeserve.bench.statistics import speedup_interval
+from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed
+from edgeserve.chain import settle
+from edgeserve.conversion.choose import Trial
+from edgeserve.conversion.timing import (
+    Opened,
+    Say,
+    Subject,
+    open_subject,
+    quickest,
+    threads_for,
+    time_in_turns,
 )
+from edgeserve.devices import machine
+from edgeserve.errors import DataError, InferenceFailed
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
-from edgeserve.runtimes import LoadOptions, Session, engine_version, runtime
-from edgeserve.targets import ChainEntry
+from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.tensors import Interface, Tensors
-
-Say = Callable[[str, float | None], None]
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
 GOLDEN_BYTES: Final = 2_000_000
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
-_FIRST_CALLS: Final = 4
-# A source that takes less, in ms a call, is timed with the threads that it would be served with.
-QUICK_MS: Final = 1.0
-_LAPS: Final = 4
-_FIRST_LOOK_S: Final = 0.05
-
-
-class Subject(msgspec.Struct, frozen=True):
-    """One variant to be proven for one entry of the chain."""
-
-    entry: int
-    chain_entry: ChainEntry
-    variant: Variant
-    files: VariantFiles
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -64,12 +50,6 @@ class Proof(msgspec.Struct, frozen=True):
     reference_accuracy: float | None
     golden_inputs: Tensors
     golden_outputs: Tensors
-
-
-class _Opened(msgspec.Struct):
-    subject: Subject
-    session: Session
-    outputs: list[Tensors] = []
 
 
 def prove(
@@ -89,20 +69,25 @@ def prove(
     `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice). Where `speed_counts`, one that is far slower than fp32
     at first sight is dropped before that. Sessions are closed again; `reference` is left open.
     """
-    opened: list[_Opened] = []
+    opened: list[Opened] = []
     trials: dict[int, Trial] = {}
     try:
         for index, subject in enumerate(subjects):
-            trial, session = _open(subject, threads)
+            trial, session = open_subject(subject, threads)
             trials[index] = trial
             if session is not None:
-                opened.append(_Opened(subject, session))
+                opened.append(Opened(subject, session))
         if speed_counts:
             opened = _first_look(opened, trials, list(subjects), samples[0])
         wanted = _run_all(opened, trials, list(subjects), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
+        for item in alive:
+            settle(item.session)
         say("timing", None)
-        times = _time(alive, list(subjects), reference, samples[0], seconds)
+        times, problems = time_in_turns(alive, list(subjects), reference, samples[0], seconds)
+        for index, problem in problems.items():
+            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
         scores = class_scores(interface)
         labels = samples.labels if scores is not None else None
         reference_top1 = (
@@ -131,90 +116,6 @@ def prove(
             item.session.close()
 
 
-class Pace(msgspec.Struct, frozen=True):
-    """How fast a variant is: the median of its calls, and its speed in times of the source, compared
-    within rounds."""
-
-    latency_ms: float
-    speedup: float
-
-
-def race(
-    subjects: Sequence[Subject],
-    reference: Session,
-    samples: Samples,
-    *,
-    seconds: float,
-    threads: int,
-    say: Say,
-) -> list[Pace | None]:
-    """Time subjects that were proven before, and the source, in turns; None for one that fails now.
-
-    `seconds` for each; up to `_LAPS` times, while it is not clear which come within `AS_FAST` of the
-    fastest.
-    """
-    opened: list[_Opened] = []
-    times: dict[str, Timings] = {}
-    try:
-        for subject in subjects:
-            _, session = _open(subject, threads)
-            if session is not None:
-                opened.append(_Opened(subject, session))
-        for lap in range(_LAPS):
-            say("timing what comes close" + (", once more" if lap else ""), None)
-            more = _time(opened, list(subjects), reference, samples[0], seconds)
-            times = {name: _joined(times.get(name), found) for name, found in more.items()}
-            if _is_clear({n: t for n, t in times.items() if n != "reference"}):
-                break
-    finally:
-        for item in opened:
-            item.session.close()
-    paces: list[Pace | None] = []
-    for index in range(len(subjects)):
-        mine = times.get(str(index))
-        if mine is None:
-            paces.append(None)
-            continue
-        speedup = paired_speedup(times["reference"], mine).value
-        paces.append(Pace(float(np.median(mine.ms)), speedup))
-    return paces
-
-
-def _joined(before: Timings | None, after: Timings) -> Timings:
-    """Both, the rounds of `after` numbered on."""
-    if before is None:
-        return after
-    shift = int(before.rounds.max()) + 1
-    return Timings(
-        np.concatenate([before.ms, after.ms]),
-        np.concatenate([before.rounds, after.rounds + shift]),
-        before.warm_up + after.warm_up,
-        after.settled,
-    )
-
-
-def _is_clear(times: Mapping[str, Timings]) -> bool:
-    """Whether the interval of each one's speed against the fastest leaves no doubt that matters."""
-    if not times:
-        return True
-    best = min(times.values(), key=lambda t: float(np.median(t.ms)))
-    found = [paired_speedup(best, t) for t in times.values() if t is not best]
-    return not any(i.low < 1 / AS_FAST < i.high and i.high - i.low > AS_FAST - 1 for i in found)
-
-
-def threads_served(reference: Session, inputs: Tensors) -> int:
-    """The threads of one call to time a model with: those it is served with, for one so quick that they
-    decide its speed; else 0, the engine's choice.
-
-    Several threads that meet again every few microseconds are as fast as they are near each other, which
-    changes with where the system, or the host of a virtual machine, puts them.
-    """
-    latency_ms = 1000 * _once(reference, inputs)
-    if latency_ms >= QUICK_MS:
-        return 0
-    return plan_instances(0, 0, usable_cores(), latency_ms, "cpu").threads
-
-
 def quality(
     interface: Interface, samples: Samples, wanted: list[Tensors], outputs: list[Tensors]
 ) -> tuple[Fidelity, Accuracy | None]:
@@ -233,13 +134,13 @@ def quality(
 
 
 def _first_look(
-    opened: list[_Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
-) -> list[_Opened]:
+    opened: list[Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
+) -> list[Opened]:
     """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
     kept = []
     for item in opened:
         beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
-        ratio = _once(item.session, inputs) / _once(beside.session, inputs) if beside else 0.0
+        ratio = quickest(item.session, inputs) / quickest(beside.session, inputs) if beside else 0.0
         if ratio <= _HOPELESS:
             kept.append(item)
             continue
@@ -250,44 +151,8 @@ def _first_look(
     return kept
 
 
-def _once(session: Session, inputs: Tensors) -> float:
-    """The quickest of a few calls, of short ones of many, in seconds; 0 for a session that fails."""
-    best = float("inf")
-    calls, end = 0, time.perf_counter() + _FIRST_LOOK_S
-    while calls < _FIRST_CALLS or time.perf_counter() < end:
-        calls += 1
-        began = time.perf_counter()
-        try:
-            session.run(inputs)
-        except InferenceFailed:
-            return 0.0  # dropped later, with its own message
-        best = min(best, time.perf_counter() - began)
-    return best
-
-
-def _open(subject: Subject, threads: int) -> tuple[Trial, Session | None]:
-    entry, variant = subject.chain_entry, subject.variant
-    trial = Trial(subject.entry, variant.id, variant.precision, variant.size_bytes)
-    options = LoadOptions(
-        threads=_threads(entry, threads),
-        static_shapes=entry.static_shapes,
-        options=entry.options,
-    )
-    try:
-        return trial, runtime(entry.runtime).load(subject.files, entry.device, options)
-    except (DeviceUnavailable, DependencyMissing) as error:
-        return msgspec.structs.replace(trial, unverified=str(error)), None
-    except UsageError as error:
-        return msgspec.structs.replace(trial, problem=str(error)), None
-
-
-def _threads(entry: ChainEntry, threads: int) -> int:
-    """Those of a call: what is said of the CPU's holds for no other device."""
-    return threads if entry.device == "cpu" else 0
-
-
 def _run_all(
-    opened: list[_Opened],
+    opened: list[Opened],
     trials: dict[int, Trial],
     subjects: list[Subject],
     reference: Session,
@@ -317,21 +182,6 @@ def _run_all(
     return wanted
 
 
-def _time(
-    alive: list[_Opened],
-    subjects: list[Subject],
-    reference: Session,
-    inputs: Tensors,
-    seconds: float,
-) -> dict[str, Timings]:
-    def call(session: Session) -> Callable[[], object]:
-        return lambda: session.run(inputs)
-
-    runs = {"reference": call(reference)}
-    runs |= {str(subjects.index(o.subject)): call(o.session) for o in alive}
-    return interleave(runs, max_seconds=seconds * len(runs))
-
-
 def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
     """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `subject`."""
     return (
@@ -342,7 +192,7 @@ def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
 
 
 def _measured(
-    item: _Opened,
+    item: Opened,
     found: Fidelity,
     accuracy: Accuracy | None,
     times: Mapping[str, Timings],
@@ -366,7 +216,8 @@ def _measured(
         int8_compute_ops=placed.int8_compute_ops,
         compute_ops=placed.compute_ops,
         accuracy=accuracy,
-        threads=_threads(entry, threads),
+        threads=threads_for(entry, threads),
+        placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
     return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
 

@@ -13,11 +13,12 @@ from typing import Final
 
 import msgspec
 
+from edgeserve.chain import open_apart
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.prove import quality
-from edgeserve.errors import UnsupportedModel
+from edgeserve.errors import DeviceUnavailable, InferenceFailed, UnsupportedModel
 from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets import ChainEntry
@@ -78,7 +79,7 @@ def restore(
     def problem(keep: Sequence[str]) -> str | None:
         files = builder.restore(quantizer, keep, format_name)
         options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
-        session = runtime(entry.runtime).load(files, entry.device, options)
+        session = open_apart(entry.runtime, files, entry.device, options)
         try:
             outputs = [session.run(inputs) for inputs in data.proof]
         finally:
@@ -109,7 +110,7 @@ def restore(
                 low = middle
         kept = _joined(units[:high])
         problem(kept)  # what the builder keeps is the last file that was made
-    except UnsupportedModel as error:
+    except (UnsupportedModel, DeviceUnavailable, InferenceFailed) as error:
         return Restoration(entry.label, (), (), False, str(error))
     return Restoration(entry.label, tuple(ranking), tuple(kept), True, "")
 

@@ -18,10 +18,11 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.prove import Pace, Proof, Subject, prove, race
+from edgeserve.conversion.prove import Proof, prove
 from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
+from edgeserve.conversion.timing import Pace, Subject, race
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
 from edgeserve.runtimes import Session, runtime

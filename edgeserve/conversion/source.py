@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples
+from edgeserve.inspecting.onnx import external_files
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
@@ -67,7 +68,7 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     if path.is_dir():
         raise SourceError(f"{path} is a folder, not an ONNX file")
     proto = _parse(onnx, path)
-    external = _external_files(onnx, proto, path)
+    external = external_files(path, onnx.external_data_helper._get_all_tensors(proto))
     onnx.load_external_data_for_model(proto, str(path.parent))
     if shapes:
         fix_shapes(proto, shapes)
@@ -205,38 +206,6 @@ def _parse(onnx: Any, path: Path) -> Any:
             hint="edgeserve convert takes .onnx files",
         )
     return proto
-
-
-def _external_files(onnx: Any, proto: Any, path: Path) -> list[Path]:
-    """The external data files, all of them present, large enough and beside the model."""
-    needed: dict[str, int] = {}
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
-        info = {e.key: e.value for e in tensor.external_data}
-        location = info.get("location", "")
-        pure = PurePosixPath(location)
-        if not location or pure.is_absolute() or ".." in pure.parts:
-            raise SourceError(
-                f"{path} keeps tensor '{tensor.name}' outside its folder", cause=repr(location)
-            )
-        end = int(info.get("offset", 0)) + int(info.get("length", 0))
-        needed[location] = max(needed.get(location, 0), end)
-    for location, size in needed.items():
-        file = path.parent / location
-        if not file.is_file():
-            raise SourceError(
-                f"{path} lacks its external data",
-                cause=f"{file.name} is not beside it",
-                hint=f"copy {location} into {path.parent}",
-            )
-        if file.stat().st_size < size:
-            raise SourceError(
-                f"{file} is truncated",
-                cause=f"expected at least {size} bytes, got {file.stat().st_size}",
-                hint="copy or export the model again",
-            )
-    return [path.parent / location for location in sorted(needed)]
 
 
 def _check(onnx: Any, proto: Any, path: Path) -> None:

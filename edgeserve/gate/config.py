@@ -53,10 +53,11 @@ class Limit(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
-    """All that was configured; limits in the order of `BUDGETS`."""
+    """All that was configured; limits in the order of `BUDGETS`. `device_where` is where `device` is set."""
 
     limits: tuple[Limit, ...]
     device: str | None = None
+    device_where: str | None = None
     against: Path | None = None
     file: Path | None = None
 
@@ -101,9 +102,10 @@ def load_config(
     device, against = found.get("device"), found.get("against")
     return Config(
         limits,
-        str(device.value) if device else None,
-        against.folder / str(against.value) if against else None,
-        written.path if written else None,
+        device=str(device.value) if device else None,
+        device_where=device.where if device else None,
+        against=against.folder / str(against.value) if against else None,
+        file=written.path if written else None,
     )
 
 

@@ -20,7 +20,7 @@ from edgeserve.bench.statistics import (
     speedup_interval,
 )
 from edgeserve.bundle import Fidelity
-from edgeserve.gate.config import Limit
+from edgeserve.gate.config import Config, Limit
 from edgeserve.gate.limits import limit_text
 from edgeserve.gate.measure import Facts
 from edgeserve.gate.report import Row, Verdict
@@ -30,10 +30,13 @@ _HERE: Final = "measured here"
 _ROUNDING: Final = 1e-9
 
 
-def judge(limits: tuple[Limit, ...], facts: Facts) -> tuple[Row, ...]:
-    """The golden samples first, then the limits in their order; fidelity may take two rows."""
+def judge(config: Config, facts: Facts) -> tuple[Row, ...]:
+    """The golden samples first, then a required device, then the limits in their order; fidelity may
+    take two rows."""
     rows = [_golden(facts)]
-    for limit in limits:
+    if facts.required is not None:
+        rows.append(_device(facts.required, config.device_where, facts))
+    for limit in config.limits:
         if facts.wrong is not None and limit.budget.key not in _WITHOUT_SESSION:
             rows.append(_unmeasured(limit, "it computes wrong numbers"))
         else:
@@ -53,6 +56,25 @@ def _golden(facts: Facts) -> Row:
         source=f"{_HERE}, {facts.golden_samples} samples",
         note=facts.wrong.reason if facts.wrong else None,
         remedy=facts.wrong.hint if facts.wrong else None,
+    )
+
+
+def _device(required: str, where: str | None, facts: Facts) -> Row:
+    met = facts.instead is None
+    kind = required.partition(".")[0]
+    return Row(
+        budget="device",
+        limit=1.0,
+        limit_text=required,
+        measured=float(met),
+        measured_text=facts.subject.candidate.device if met else f"{facts.instead}",
+        verdict="pass" if met else "fail",
+        source="what of the chain would serve here",
+        where=where,
+        note=None if met else f"it opens here and stands before {facts.subject.label} in the chain",
+        remedy=None
+        if met
+        else f"edgeserve run --require {kind} has it go first; or convert for a target that begins with it",
     )
 
 

@@ -41,7 +41,9 @@ class Facts(msgspec.Struct, frozen=True):
 
     `wrong` says why it does not reproduce the golden samples: then nothing else was measured of it.
     `recorded` is what convert measured of this variant on this runtime and device, `live` the
-    fidelity on the golden samples here. `baseline` names what `baseline_timings` are of.
+    fidelity on the golden samples here. `baseline` names what `baseline_timings` are of. `required` is
+    the accelerator that was asked for, `instead` the candidate on another device that would serve, since it
+    opens here and stands before it in the chain.
     """
 
     subject: Subject
@@ -58,6 +60,8 @@ class Facts(msgspec.Struct, frozen=True):
     baseline: str | None = None
     baseline_timings: Timings | None = None
     failed: Skipped | None = None
+    required: str | None = None
+    instead: str | None = None
 
 
 def measure(
@@ -81,8 +85,13 @@ def measure(
         if not opened and refused[0].stage == "open":
             continue
         facts = _known(bundle, subject, cold[subject.key])
+        if config.device is not None and config.device.partition(".")[0] != "cpu":
+            instead, others = _before(bundle, subject, config.device)
+            skipped += others
+            facts = msgspec.structs.replace(facts, required=config.device, instead=instead)
         if not opened:
-            return msgspec.structs.replace(facts, wrong=skipped.pop()), skipped
+            skipped.remove(refused[0])
+            return msgspec.structs.replace(facts, wrong=refused[0]), skipped
         try:
             facts = msgspec.structs.replace(
                 facts, golden_error=opened[0].golden_error, placement=opened[0].placement
@@ -100,6 +109,22 @@ def measure(
         cause="; ".join(f"{s.label}: {s.reason}" for s in skipped),
         hint=next((s.hint for s in skipped if s.hint), None),
     )
+
+
+def _before(bundle: Bundle, subject: Subject, device: str) -> tuple[str | None, list[Skipped]]:
+    """The candidate on another device that would serve in the place of `subject`: the first before it
+    that opens; and those that do not."""
+    elsewhere = {s.index for s in select(bundle)} - {s.index for s in select(bundle, device=device)}
+    skipped: list[Skipped] = []
+    for other in select(bundle):
+        if other.index > subject.index:
+            break
+        if other.index in elsewhere:
+            cold, refused = cold_starts(bundle, [other], processes=1)
+            skipped += refused
+            if cold:
+                return other.label, skipped
+    return None, skipped
 
 
 def _known(bundle: Bundle, subject: Subject, cold: ColdStart) -> Facts:

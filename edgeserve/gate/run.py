@@ -34,7 +34,7 @@ def gate(
         threads=threads,
         say=say or _silent,
     )
-    rows = judge(config.limits, facts)
+    rows = judge(config, facts)
     runtime = facts.subject.candidate.runtime
     around = environment(before, {runtime: facts.cold_start.runtime_version or "unknown"})
     timed = config.has(*LATENCY, "min_speedup")

@@ -1,22 +1,35 @@
-"""What is in a model file or a bundle: tensors, operators, size by part, digests. Runs nothing."""
+"""What is in a model file or a bundle: tensors, operators, size by part, digests. Runs nothing,
+unless it is asked what of a bundle runs where."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from edgeserve.errors import SourceError
-from edgeserve.inspecting.bundles import BundleReport, inspect_bundle
+from edgeserve.inspecting.bundles import BundleReport, inspect_bundle, place_bundle
 from edgeserve.inspecting.report import ModelReport
 
-__all__ = ["BundleReport", "ModelReport", "inspect_bundle", "inspect_model", "inspect_path"]
+__all__ = [
+    "BundleReport",
+    "ModelReport",
+    "inspect_bundle",
+    "inspect_model",
+    "inspect_path",
+    "is_bundle",
+    "place_bundle",
+]
 
 _READS = "edgeserve inspect reads .onnx, .tflite, OpenVINO .xml and bundles"
 
 
 def inspect_path(path: Path) -> ModelReport | BundleReport:
     """Report on a bundle folder or a model file. Raises BundleError, SourceError, DependencyMissing."""
-    is_bundle = path.is_dir() or (path.suffix == ".edge" and path.is_file())
-    return inspect_bundle(path) if is_bundle else inspect_model(path)
+    return inspect_bundle(path) if is_bundle(path) else inspect_model(path)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is meant as a bundle: a folder, or an archive of one."""
+    return path.is_dir() or (path.suffix == ".edge" and path.is_file())
 
 
 def inspect_model(path: Path) -> ModelReport:

@@ -8,6 +8,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Manifest
 from edgeserve.bundle.manifest import MANIFEST_NAME
+from edgeserve.inspecting.placing import PlacedHere, placements_here
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -21,6 +22,7 @@ class BundleReport(msgspec.Struct, frozen=True):
     """A bundle whose files are all as they were written: `verified_files` of them were read.
 
     `unlisted` are files in the folder that the manifest does not name; nothing vouches for them.
+    `placements` is empty unless candidates were opened.
     """
 
     path: str
@@ -29,6 +31,13 @@ class BundleReport(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     unlisted: tuple[str, ...]
     manifest: Manifest
+    placements: tuple[PlacedHere, ...] = ()
+
+
+def place_bundle(path: Path) -> BundleReport:
+    """As `inspect_bundle`, and with every candidate opened here: what of it runs where."""
+    report = inspect_bundle(path)
+    return msgspec.structs.replace(report, placements=placements_here(Bundle.open(path)))
 
 
 def inspect_bundle(path: Path) -> BundleReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
     given = {t.name for t in proto.graph.initializer}
     opsets = {_text(o.domain) or "ai.onnx": o.version for o in proto.opset_import}
     return model_report(
-        [path, *_external_files(path, constants)],
+        [path, *external_files(path, constants)],
         "onnx",
         f"IR {proto.ir_version}, "
         + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
@@ -78,8 +78,9 @@ def _nodes(proto: Any) -> Iterator[Any]:
                 pending.extend(graph.node)
 
 
-def _external_files(path: Path, tensors: list[Any]) -> list[Path]:
-    """The files external tensors lie in. Raises SourceError for one that is absent or too short."""
+def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
+    """The files that external ones of a model's tensors lie in. Raises SourceError for one that is absent,
+    too short or not below the model's folder."""
     needed: dict[str, int] = {}
     for tensor in tensors:
         if tensor.data_location != tensor.EXTERNAL:

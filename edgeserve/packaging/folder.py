@@ -43,7 +43,7 @@ class Options(msgspec.Struct, frozen=True):
     variants: tuple[str, ...] = ()
     keep_all: bool = False
     wheelhouse: str | None = None
-    host: str = "127.0.0.1"
+    host: str = "localhost"
     http_port: int = 8000
     grpc_port: int | None = None
     insecure: bool = False
@@ -230,7 +230,7 @@ def _check_host(options: Options) -> None:
     if not loopback and not options.insecure:
         raise UsageError(
             f"--host {options.host} is open to the network, and nothing protects the server",
-            hint="leave it at 127.0.0.1 behind a proxy, or add --insecure",
+            hint="leave it at localhost behind a proxy, or add --insecure",
         )
 
 

@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from edgeserve.bundle import VariantFiles
 from edgeserve.devices import usable_cores
 from edgeserve.errors import (
@@ -39,7 +37,7 @@ from edgeserve.runtimes.litert_placement import (
     placement_on,
     placement_on_cpu,
 )
-from edgeserve.runtimes.litert_ports import ports_of
+from edgeserve.runtimes.litert_ports import in_rows, ports_of
 from edgeserve.runtimes.native import caught_output, environment_key
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
@@ -173,24 +171,11 @@ class LiteRtSession:
         try:
             if not self._rows:
                 return instance.run(inputs)
-            return self._run_rows(instance, inputs)
+            return in_rows(instance.run, inputs, self._rows)
         except (ValueError, RuntimeError, MemoryError) as error:
             raise InferenceFailed(f"litert failed on {self.device}", cause=_text(error)) from error
         finally:
             self._idle.put(instance)
-
-    def _run_rows(self, instance: _Instance, inputs: Tensors) -> Tensors:
-        size, step = len(next(iter(inputs.values()))), self._rows
-        parts: list[Tensors] = []
-        for start in range(0, size, step):
-            part = {name: array[start : start + step] for name, array in inputs.items()}
-            missing = step - len(next(iter(part.values())))
-            if missing:
-                part = {n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in part.items()}
-            parts.append(instance.run(part))
-        if len(parts) == 1 and size == step:
-            return parts[0]
-        return {s.name: np.concatenate([p[s.name] for p in parts])[:size] for s in self.outputs}
 
     def placement(self) -> Placement:
         """Read from the file's operators. With a delegate that takes another interpreter, where nothing

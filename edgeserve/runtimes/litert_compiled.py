@@ -19,7 +19,7 @@ from edgeserve.bundle.manifest import Option
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UnsupportedModel
 from edgeserve.runtimes.base import LoadOptions, Placement
 from edgeserve.runtimes.litert_placement import operators_of, placement_fully_on
-from edgeserve.runtimes.litert_ports import ports_of
+from edgeserve.runtimes.litert_ports import in_rows, ports_of
 from edgeserve.runtimes.native import NativeLog, caught_output
 from edgeserve.tensors import Tensors, TensorSpec
 
@@ -100,20 +100,7 @@ class CompiledSession:
                 ) from error
 
     def _run_all(self, inputs: Tensors) -> Tensors:
-        return self._run_rows(inputs) if self._rows else self._run_one(inputs)
-
-    def _run_rows(self, inputs: Tensors) -> Tensors:
-        size, step = len(next(iter(inputs.values()))), self._rows
-        parts: list[Tensors] = []
-        for start in range(0, size, step):
-            part = {name: array[start : start + step] for name, array in inputs.items()}
-            missing = step - len(next(iter(part.values())))
-            if missing:
-                part = {n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in part.items()}
-            parts.append(self._run_one(part))
-        if len(parts) == 1 and size == step:
-            return parts[0]
-        return {s.name: np.concatenate([p[s.name] for p in parts])[:size] for s in self.outputs}
+        return in_rows(self._run_one, inputs, self._rows) if self._rows else self._run_one(inputs)
 
     def _run_one(self, inputs: Tensors) -> Tensors:
         for port, buffer in zip(self._inputs, self._buffers_in, strict=True):

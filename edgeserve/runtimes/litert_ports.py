@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import UnsupportedModel
-from edgeserve.tensors import Array, TensorSpec
+from edgeserve.tensors import Array, Tensors, TensorSpec
 
 
 def ports_of(interpreter: Any, model: VariantFiles) -> tuple[list[Port], list[Port]]:
@@ -21,6 +21,21 @@ def ports_of(interpreter: Any, model: VariantFiles) -> tuple[list[Port], list[Po
         [Port(s, model, inputs, "input") for s in model.interface.inputs],
         [Port(s, model, outputs, "output") for s in model.interface.outputs],
     )
+
+
+def in_rows(run: Callable[[Tensors], Tensors], inputs: Tensors, step: int) -> Tensors:
+    """A batch of any size in calls of `step` rows each; the last one is filled up with its last row."""
+    size = len(next(iter(inputs.values())))
+    parts: list[Tensors] = []
+    for start in range(0, size, step):
+        part = {name: array[start : start + step] for name, array in inputs.items()}
+        missing = step - len(next(iter(part.values())))
+        if missing:
+            part = {n: np.concatenate([a, a[-1:].repeat(missing, 0)]) for n, a in part.items()}
+        parts.append(run(part))
+    if size == step:
+        return parts[0]
+    return {name: np.concatenate([p[name] for p in parts])[:size] for name in parts[0]}
 
 
 class Port:

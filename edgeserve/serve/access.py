@@ -21,6 +21,7 @@ from edgeserve.errors import EdgeServeError, UsageError
 
 INFER_VARIABLE: Final = "EDGESERVE_API_KEY"
 CONTROL_VARIABLE: Final = "EDGESERVE_CONTROL_KEY"
+CONTROL_HINT: Final = f"'control KEY' in the file of --keys, or {CONTROL_VARIABLE}"
 _MIN_KEY: Final = 16
 _KEY: Final = re.compile(r"[\x21-\x7e]+")
 
@@ -94,6 +95,11 @@ class Authoriser:
         everywhere = ("", "0.0.0.0", "::")  # noqa: S104 - addresses to listen on, no names
         self._hosts = {h.lower().strip("[]") for h in named if h not in everywhere}
 
+    def change(self, keys: Keys) -> None:
+        """From now on these keys are known, and no others. What was let in before is not asked again: its
+        listener has to."""
+        self._keys = keys
+
     def check(self, role: Role, caller: Caller) -> None:
         """Raises Unauthenticated or Forbidden."""
         if role is Role.CONTROL:
@@ -130,7 +136,9 @@ class Authoriser:
             raise Forbidden("the control plane does not answer to pages of other sites")
         if self._keys:
             if self._role_of(caller) is not Role.CONTROL:
-                raise Forbidden("this key may infer, not control")
+                # Open to whoever is on this machine, it would be open to those who may not even infer.
+                closed = "" if self._keys.control else "; there is no control key: nobody may"
+                raise Forbidden(f"this key may infer, not control{closed}", hint=CONTROL_HINT)
         elif not (self._loopback and is_loopback(caller.address)):
             raise Forbidden("the control plane needs a key when it is reached from elsewhere")
 

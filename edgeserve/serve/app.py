@@ -6,31 +6,35 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from edgeserve.chain import Attempt, Chain
+from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
+from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.model_settings import size_bytes
 from edgeserve.serve.opening import Opener
 from edgeserve.serve.repository import IndexEntry, ModelRepository
-from edgeserve.serve.settings import SERVER_FIELDS, Settings
-from edgeserve.serve.shared_metrics import SharedMetrics
+from edgeserve.serve.settings import Settings, followed
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Link, Siblings
+from edgeserve.serve.siblings.messages import Journal
 from edgeserve.serve.sources import find_sources
+from edgeserve.serve.stepping import SteppingRepository
 from edgeserve.serve.triton_metrics import TritonMetrics
 
 if TYPE_CHECKING:
@@ -38,8 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How old what a worker process knows of its siblings' metrics may be.
-_METRICS_S: Final = 1.0
+# How much of what a worker counted is lost at most when it is killed.
+_PUSH_S: Final = 1.0
 
 
 class StartedModel(msgspec.Struct, frozen=True):
@@ -56,14 +60,17 @@ class StartedModel(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What serves, and where; for the start-up table. `failed` are the models that do not."""
+    """What serves, and where; for the start-up table. `failed` are the models that do not, `also` further
+    addresses of the same listeners."""
 
     url: str
     grpc: str | None
     models: tuple[StartedModel, ...]
     failed: tuple[IndexEntry, ...] = ()
     control_url: str | None = None
+    also: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()
+    workers: int = 1
 
 
 def _placement(chain: Chain) -> str | None:
@@ -88,98 +95,81 @@ def serve(
     SIGHUP and `watch`. Raises UsageError, what opening a model raises when none can be served, and
     EnvironmentProblem when the address cannot be used.
     """
-    return _run(settings, on_start, reread, None)
-
-
-def run_worker(
-    settings: Settings,
-    on_start: Callable[[Started], None],
-    reread: Callable[[], Settings],
-    place: WorkerPlace,
-) -> bool:
-    """As `serve`, as one of several processes on the same port."""
-    return _run(settings, on_start, reread, place)
-
-
-class WorkerPlace(msgspec.Struct, frozen=True):
-    """One of several worker processes: where their metrics meet, and a file descriptor that is at its end
-    once the process that supervises them is gone."""
-
-    metrics: str
-    supervisor: int
-
-
-def _run(
-    settings: Settings,
-    on_start: Callable[[Started], None],
-    reread: Callable[[], Settings] | None,
-    place: WorkerPlace | None,
-) -> bool:
+    few_arenas(max(2, usable_cores()))
     logs.set_up(settings.log_format, access=settings.access_log)
-    with asyncio.Runner(loop_factory=_loop) as runner:
-        return runner.run(_serve(settings, on_start, reread, place))
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        return runner.run(_serve(settings, on_start, reread))
 
 
 async def _serve(
     settings: Settings,
     on_start: Callable[[Started], None],
     reread: Callable[[], Settings] | None,
-    place: WorkerPlace | None,
 ) -> bool:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if place is not None:
-        loop.add_reader(place.supervisor, _stop_at_end, place.supervisor, stop)
-    async with Service(settings, loop, reread, place) as service:
+    async with Service(settings, loop, reread) as service:
         loop.add_signal_handler(signal.SIGHUP, service.hang_up)
         on_start(await service.start())
-        # What start-up left behind is not worth a pause while serving.
-        gc.collect()
-        gc.freeze()
+        settle()
         await stop.wait()
         return await service.drain()
 
 
-def _stop_at_end(descriptor: int, stop: asyncio.Event) -> None:
-    if not os.read(descriptor, 1):
-        asyncio.get_running_loop().remove_reader(descriptor)
-        stop.set()
+def settle() -> None:
+    """What start-up left behind is not worth a pause while serving."""
+    gc.collect()
+    gc.freeze()
 
 
 class Service:
-    """The parts of one running server, on one event loop."""
+    """The parts of one running server, on one event loop. With a `link` it is one of several workers that
+    serve as one, and `journal` says what became of them before this one came."""
 
     def __init__(
         self,
         settings: Settings,
         loop: asyncio.AbstractEventLoop,
         reread: Callable[[], Settings] | None = None,
-        place: WorkerPlace | None = None,
+        *,
+        link: Link | None = None,
+        journal: Journal | None = None,
     ) -> None:
         settings.check()
         self._settings = settings
         self._reread = reread or (lambda: settings)
+        self._keys = settings.read_keys()
         metrics = ServerMetrics()
-        kept = size_bytes(settings.cache, "cache")
-        opener = Opener(metrics, loop, ResponseCache(kept) if kept else None)
-        self._repository = ModelRepository(
+        # Workers share what the server as a whole may have.
+        kept = size_bytes(settings.cache, "cache") // settings.workers
+        opener = Opener(metrics, loop, ResponseCache(kept) if kept else None, settings.workers)
+        self._repository = SteppingRepository(
             opener,
             lambda: find_sources(self._settings),
-            budget=size_bytes(settings.memory_budget, "memory_budget"),
+            budget=size_bytes(settings.memory_budget, "memory_budget") // settings.workers,
             readiness=settings.readiness,
             resident=resident_bytes,
         )
         if settings.metrics_compat == "triton":
             metrics.registry.register(TritonMetrics(self._repository.loaded))
-        self._shared: SharedMetrics | None = None
-        if place is not None:
-            self._shared = SharedMetrics(metrics.registry, Path(place.metrics))
-            metrics.show(self._shared)
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
-        self._http = HttpFront(settings, self._repository, metrics, self._shm, settings.open_tls())
-        self._grpc = open_grpc(settings, self._repository, self._shm)
+        flight = InFlight(settings.limits.in_flight)
+        metrics.watch_flight(flight)
+        self._siblings: Siblings | None = None
+        if link is not None and journal is not None:
+            self._siblings = Siblings(
+                link, journal, self._repository, self._shm, metrics, self._read_keys
+            )
+        control = self._siblings or OwnControl(self._repository, self._shm)
+        self._http = HttpFront(
+            settings, self._repository, metrics, self._shm, flight, settings.open_tls(), control,
+            self._siblings,
+        )  # fmt: skip
+        self._grpc = open_grpc(
+            settings, self._repository, self._shm, flight, control, self._siblings
+        )
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -203,28 +193,44 @@ class Service:
     async def start(self) -> Started:
         """Load the models, listen, say what serves. Raises the first model's error when none serves."""
         settings = self._settings
-        await self._repository.start(settings.load)
+        await self._load()
         failures = self._repository.failures()
         may_come = settings.watch > 0 or settings.model_control
         if failures and not self._repository.loaded() and not may_come:
             raise failures[0]
+        if self._siblings is not None:
+            self._settings = await self._siblings.join()
         url, control_url = await self._http.listen()
         self._repository.serve()
         grpc = self._grpc.listen() if self._grpc is not None else None
-        self._tasks.append(asyncio.ensure_future(self._follow()))
-        if self._shared is not None:
-            self._tasks.append(asyncio.ensure_future(_write_often(self._shared)))
+        keep = self._follow() if self._siblings is None else _push_often(self._siblings)
+        self._tasks.append(asyncio.ensure_future(keep))
         return Started(
             url=url,
             control_url=control_url,
             grpc=grpc,
+            also=(*self._http.also, *(self._grpc.also if self._grpc is not None else ())),
             models=tuple([await started(model) for model in self._repository.loaded()]),
             failed=tuple(e for e in self._repository.index() if e.state != "READY"),
             injected=settings.inject,
+            workers=settings.workers,
         )
+
+    async def _load(self) -> None:
+        """What serves from the start on: as the settings say, or as it is with the other workers."""
+        names = self._settings.load
+        if self._siblings is None:
+            await self._repository.start(names)
+            return
+        journal = self._siblings.journal
+        if names is not None:
+            names = tuple(n for n in (*names, *journal.on) if n not in journal.off)
+        await self._repository.start(names, journal.off)
 
     def hang_up(self) -> None:
         """Follow settings and files now."""
+        if self._siblings is not None:
+            self._siblings.refresh()
         self._following.set()
 
     async def _follow(self) -> None:
@@ -237,23 +243,27 @@ class Service:
             asked = self._following.is_set()
             self._following.clear()
             try:
+                # First: a key that was taken away must not work on because of another mistake.
+                await self._read_keys()
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
                 log.error("the settings stay as they are: %s", error)  # noqa: TRY400
                 continue
             if asked:
                 log.warning("settings and models are read again")
-            self._adopt(new)
+            self._settings = followed(self._settings, new)
             await self._repository.refresh()
 
-    def _adopt(self, new: Settings) -> None:
-        """Take over what is about models; what is about the server needs another start."""
-        old = self._settings
-        own = {f: getattr(old, f) for f in SERVER_FIELDS}
-        ignored = [f for f, value in own.items() if value != getattr(new, f)]
-        if ignored:
-            log.warning("needs a restart to take effect: %s", ", ".join(ignored))
-        self._settings = msgspec.structs.replace(new, **own)
+    async def _read_keys(self) -> None:
+        """Only the keys that there are now work from now on. Raises UsageError."""
+        keys = await asyncio.to_thread(self._settings.read_keys)
+        if keys == self._keys:
+            return
+        self._keys = keys
+        self._http.change_keys(keys)
+        if self._grpc is not None:
+            self._grpc.change_keys(keys)
+        log.warning("the keys have changed: %r", keys)
 
     async def drain(self) -> bool:
         """Not ready, no new connections; what has begun is answered, within the drain timeout."""
@@ -267,6 +277,8 @@ class Service:
         done = all(await asyncio.gather(*drains))
         # What the engine still has is nobody's by now: its clients are served, gone or cut.
         await self._repository.drain(max(0.0, limit - (time.monotonic() - began)))
+        if self._siblings is not None:
+            self._siblings.push()
         if not done:
             log.error("requests were given up after %g s", limit)
         return done
@@ -281,7 +293,7 @@ class Background:
         self._service: Service | None = None
         self._settings = settings
         logs.set_up(settings.log_format, access=settings.access_log)
-        self._loop = _loop()
+        self._loop = event_loop()
         self._stop = asyncio.Event()
         self._answering = threading.Event()
         self._error: EdgeServeError | None = None
@@ -340,16 +352,22 @@ class Background:
         self.stop()
 
 
-async def _write_often(shared: SharedMetrics) -> None:
+async def _push_often(siblings: Siblings) -> None:
     while True:
-        shared.write()
-        await asyncio.sleep(_METRICS_S)
+        await asyncio.sleep(_PUSH_S)
+        siblings.push()
 
 
 async def started(model: ServedModel) -> StartedModel:
     engine = model.engine
     if engine is None:
         return StartedModel(model.name, model.version)
+    label, placement = (
+        engine.chain.candidate.label,
+        await asyncio.to_thread(_placement, engine.chain),
+    )
+    if placement is not None:
+        model.placements[label] = placement
     return StartedModel(
         model.name,
         model.version,
@@ -357,7 +375,7 @@ async def started(model: ServedModel) -> StartedModel:
         engine.inline,
         engine.max_batch,
         engine.settings.instances,
-        await asyncio.to_thread(_placement, engine.chain),
+        placement,
     )
 
 
@@ -368,7 +386,12 @@ def resident_bytes() -> int:
 
 
 def open_grpc(
-    settings: Settings, repository: ModelRepository, shm: SharedMemory
+    settings: Settings,
+    repository: ModelRepository,
+    shm: SharedMemory,
+    flight: InFlight,
+    control: Control,
+    siblings: Siblings | None = None,
 ) -> GrpcFront | None:
     """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
@@ -379,10 +402,10 @@ def open_grpc(
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcFront(settings, repository, shm)
+    return GrpcFront(settings, repository, shm, flight, control, siblings)
 
 
-def _loop() -> asyncio.AbstractEventLoop:
+def event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
     except ImportError:

@@ -11,6 +11,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `bodies_bytes` bounds the bodies held at one time; `inflated_bytes` (None: as `body_bytes`) and
     `inflated_ratio` what a compressed body may become; `elements` those of one tensor; `output_bytes`
     one answer. Answers of `compress_bytes` and more are compressed for clients that ask for it.
+    `in_flight` bounds the requests that are handled at one time, of all models together.
     A client may send a body slower than `body_rate` for `body_s`, and leave its answer unread for
     `send_s`.
     """
@@ -27,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     elements: int = 1 << 28
     output_bytes: int = 1 << 30
     compress_bytes: int = 1_024
+    in_flight: int = 1_024
     connections: int = 1_024
     connections_per_address: int = 512
     shm_regions: int = 256

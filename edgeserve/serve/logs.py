@@ -11,6 +11,7 @@ from typing import Final, Literal
 # One line a request; off unless `--access-log`.
 ACCESS: Final = logging.getLogger("edgeserve.access")
 _FIELDS: Final = "edgeserve_fields"
+_ID: Final = 200  # characters of a client's request id
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,8 +44,14 @@ def set_up(log_format: Literal["text", "json"], *, access: bool) -> None:
 def log_request(
     request_id: str | None, model: str, version: str, result: str, **fields: object
 ) -> None:
-    """One request was answered. One without an id gets one, so that its line can be told apart."""
-    shown = {"id": request_id or uuid.uuid4().hex, "model": model, "version": version,
+    """One request was answered. One without an id gets one, so that its line can be told apart.
+
+    A client's id is cut, and cannot break the line.
+    """
+    identity = (request_id or uuid.uuid4().hex)[:_ID]
+    if not identity.isprintable():
+        identity = repr(identity)
+    shown = {"id": identity, "model": model, "version": version,
              "result": result, **fields}  # fmt: skip
     text = " ".join(f"{k}={v}" for k, v in shown.items())
     ACCESS.info(text, extra={_FIELDS: shown})

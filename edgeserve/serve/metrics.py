@@ -18,6 +18,7 @@ from prometheus_client.utils import floatToGoString
 
 from edgeserve.bundle import Candidate
 from edgeserve.serve.engine import BatchTimes
+from edgeserve.serve.flight import InFlight
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -27,7 +28,8 @@ _SECONDS: Final = (
 # prometheus_client has no counters whose names do not end in _total.
 _COUNTERS: Final = re.compile(rb"# TYPE (nv_\w+) untyped")
 FAILURES: Final = (
-    "invalid", "engine", "queue_full", "timeout", "draining", "canceled", "unavailable",
+    "invalid", "engine", "in_flight", "queue_full", "timeout", "draining", "canceled",
+    "unavailable",
 )  # fmt: skip
 
 
@@ -88,7 +90,6 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._shown = self.registry
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         self.registry.register(_Requests(self._models))
         self._failures = Counter(
@@ -147,6 +148,11 @@ class ServerMetrics:
         self.connections = Gauge(
             "edgeserve_connections", "Open client connections", registry=self.registry
         )
+        self._in_flight = Gauge(
+            "edgeserve_in_flight_requests",
+            "Requests being handled, of all models",
+            registry=self.registry,
+        )
         process = psutil.Process()
         memory = Gauge("edgeserve_resident_memory_bytes", "Resident memory", registry=self.registry)
         memory.set_function(lambda: process.memory_info().rss)
@@ -167,13 +173,16 @@ class ServerMetrics:
         for histograms in (self._batch, self._queue, self._compute):
             histograms.forget(name, version)
 
-    def show(self, collector: Collector) -> None:
-        """Render what `collector` makes of the registry, instead of the registry itself."""
-        self._shown = CollectorRegistry()
-        self._shown.register(collector)
+    def watch_flight(self, flight: InFlight) -> None:
+        self._in_flight.set_function(lambda: flight.count)
 
     def render(self) -> bytes:
-        return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self._shown))
+        return rendered(self.registry)
+
+
+def rendered(content: Collector) -> bytes:
+    """As Prometheus text."""
+    return _COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(content))
 
 
 class ModelMetrics:

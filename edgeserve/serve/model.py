@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 
 from edgeserve.bundle import Bundle, Candidate
-from edgeserve.chain import Attempt, Chain, ChainStatus
-from edgeserve.errors import EdgeServeError, ModelUnavailable
+from edgeserve.chain import Attempt, Chain, ChainStatus, Fallback, LinkStatus, Promotion
+from edgeserve.errors import EdgeServeError, InvalidInput, ModelUnavailable
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -73,6 +73,7 @@ class ServedModel:
         self.engine: Engine | None = None
         self.wanted: Callable[[ServedModel], None] | None = None
         self.last_used = time.perf_counter()
+        self.placements: dict[str, str] = {}  # what of it a candidate's device runs, by label
         self._loop = loop
         self._policy = policy or VersionPolicy(latest=Latest())
         self._cache = cache
@@ -150,6 +151,21 @@ class ServedModel:
     @property
     def attempts(self) -> list[Attempt]:
         return self._chain.attempts if self._chain else []
+
+    @property
+    def links(self) -> list[LinkStatus]:
+        """What each candidate of the chain is doing."""
+        return self._chain.link_statuses() if self._chain else []
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """Steps down since it was loaded."""
+        return self._chain.fallbacks if self._chain else []
+
+    @property
+    def promotions(self) -> list[Promotion]:
+        """Steps up since it was loaded."""
+        return self._chain.promotions if self._chain else []
 
     @property
     def ready(self) -> bool:
@@ -334,7 +350,8 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
 
 
 def _reason(error: EdgeServeError) -> str:
-    kinds = {
+    kinds: dict[type[EdgeServeError], str] = {
+        InvalidInput: "invalid",  # what only the engine could find
         QueueFull: "queue_full",
         ShuttingDown: "draining",
         DeadlineExceeded: "timeout",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.devices import Instances, plan_instances, usable_cores
-from edgeserve.errors import ModelUnavailable
+from edgeserve.errors import ModelUnavailable, UsageError
 from edgeserve.serve.engine import Engine, EngineSettings, ResponseCache, Turns
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -48,11 +49,14 @@ class Opener:
         metrics: ServerMetrics,
         loop: asyncio.AbstractEventLoop,
         cache: ResponseCache | None = None,
+        processes: int = 1,
     ) -> None:
+        """`processes` like this one share the cores."""
         self._metrics = metrics
         self._loop = loop
         self._cache = cache
-        self._cores = usable_cores()
+        self._processes = processes
+        self._cores = max(1, usable_cores() // processes)
         self._turns = Turns(self._cores)
 
     def describe(self, source: ModelSource) -> ServedModel:
@@ -60,6 +64,8 @@ class Opener:
         if source.problem is not None:
             raise ModelUnavailable(f"model '{source.name}' cannot be loaded", cause=source.problem)
         bundle = Bundle.open(source.path)
+        if self._processes > 1:
+            self._check_devices(source, bundle)
         return ServedModel(
             source.name,
             source.version,
@@ -119,19 +125,43 @@ class Opener:
         ]
         latency = measured[0] if measured else None
         asked = settings.instances, settings.threads
-        return plan_instances(*asked, self._cores, latency, first.device)
+        chosen = plan_instances(*asked, self._cores, latency, first.device)
+        if self._processes > 1 and not chosen.threads:
+            # An engine's own choice is all cores, which are not this process's alone.
+            threads = max(1, self._cores // chosen.count)
+            return msgspec.structs.replace(chosen, threads=threads)
+        return chosen
+
+    def _check_devices(self, source: ModelSource, bundle: Bundle) -> None:
+        """Each process opens the models for itself: on an accelerator that is once too often."""
+        device = next((c.device for c in _matching(bundle, source.settings) if not _cpu(c)), None)
+        if device is not None:
+            raise UsageError(
+                f"model '{source.name}' may be opened on {device}, "
+                f"which {self._processes} workers would do side by side",
+                hint="--device cpu, or --workers 1: one process keeps an accelerator busy",
+            )
 
 
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
     """The candidate that is tried first, or would be if any matched."""
-    chain = bundle.manifest.chain
-    matching = (
+    matching = list(_matching(bundle, settings))
+    options = ChainOptions(require=settings.require)
+    return next(filter(options.is_required, matching), (*matching, *bundle.manifest.chain)[0])
+
+
+def _matching(bundle: Bundle, settings: Settings) -> Iterator[Candidate]:
+    """The candidates that settings allow, in order."""
+    return (
         c
-        for c in chain
+        for c in bundle.manifest.chain
         if settings.device in (None, c.device, c.device.partition(".")[0])
         and settings.variant in (None, c.variant)
     )
-    return next(matching, chain[0])
+
+
+def _cpu(candidate: Candidate) -> bool:
+    return candidate.device.partition(".")[0] == "cpu"
 
 
 def _interface(bundle: Bundle, settings: Settings) -> Interface:

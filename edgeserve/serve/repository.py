@@ -18,9 +18,10 @@ from edgeserve.errors import (
     ModelNotFound,
     ModelUnavailable,
     UsageError,
+    quoted,
 )
 from edgeserve.serve.engine import Engine
-from edgeserve.serve.heap import trim
+from edgeserve.serve.heap import collect
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.sources import ModelSource
 
@@ -60,12 +61,21 @@ class Opens(Protocol):
     def forget(self, model: ServedModel) -> None: ...
 
 
-class _Entry:
+class Opened(msgspec.Struct, frozen=True):
+    """A version that could serve. Without an engine it comes into memory when it is asked for."""
+
+    source: ModelSource
+    model: ServedModel
+    engine: Engine | None
+
+
+class Entry:
     """One version: where it comes from, what serves it, and what went wrong."""
 
     def __init__(self, source: ModelSource) -> None:
         self.source = source
         self.model: ServedModel | None = None
+        self.opened: Opened | None = None  # what is to take over
         self.state: State = "UNAVAILABLE"
         self.error: EdgeServeError | None = None
         self.off: str | None = None  # why it shall not be loaded
@@ -121,7 +131,7 @@ class ModelRepository:
         self._budget = budget
         self._readiness = readiness
         self._resident = resident
-        self._entries: dict[str, dict[str, _Entry]] = {}
+        self._entries: dict[str, dict[str, Entry]] = {}
         self._newest: dict[str, ServedModel] = {}
         self._changing = asyncio.Lock()
         self._room = asyncio.Lock()
@@ -144,13 +154,14 @@ class ModelRepository:
         versions = self._entries.get(name)
         if not versions:
             known = ", ".join(self._newest) or "none"
-            raise ModelNotFound(f"unknown model; loaded: {known}")
+            raise ModelNotFound(f"unknown model {quoted(name)}; loaded: {known}")
         if version is None:
             entry = versions[max(versions, key=int)]
         elif version in versions:
             entry = versions[version]
         else:
-            raise ModelNotFound(f"'{name}' has only version {', '.join(sorted(versions, key=int))}")
+            there = ", ".join(sorted(versions, key=int))
+            raise ModelNotFound(f"no version {quoted(version)} of '{name}': it has {there}")
         if entry.model is None:
             raise ModelUnavailable(f"model '{name}' is not ready", cause=entry.index().reason)
         return entry.model
@@ -182,13 +193,16 @@ class ModelRepository:
         states = [e.ready for e in wanted]
         return any(states) if self._readiness == "any" and states else all(states)
 
-    def _all(self) -> list[_Entry]:
+    def _all(self) -> list[Entry]:
         return [e for versions in self._entries.values() for e in versions.values()]
 
     # How it changes
 
-    async def start(self, names: tuple[str, ...] | None = None) -> None:
-        """Load what there is (`names`: only those). What fails is kept with its reason.
+    async def start(
+        self, names: tuple[str, ...] | None = None, off: Mapping[str, str] | None = None
+    ) -> None:
+        """Load what there is (`names`: only those), but for models that are `off`, which says why. What
+        fails is kept with its reason.
 
         Raises UsageError when the settings cannot be followed.
         """
@@ -201,6 +215,8 @@ class ModelRepository:
                 entry = self._enter(source)
                 if names is not None and source.name not in names:
                     entry.off = "it was not asked for"
+                if off is not None and source.name in off:
+                    entry.off = off[source.name]
             for entry in self._all():
                 if entry.off is None:
                     await self._try(entry)
@@ -226,7 +242,7 @@ class ModelRepository:
                 await self._follow(source, off.get(source.name))
             self._drop_others(self._all(), known)
 
-    def _drop_others(self, entries: list[_Entry], known: set[tuple[str, str]]) -> None:
+    def _drop_others(self, entries: list[Entry], known: set[tuple[str, str]]) -> None:
         """Drop what is not among `known`; but a version that serves stays until one of those does."""
         for entry in entries:
             if entry.source.key in known:
@@ -260,7 +276,7 @@ class ModelRepository:
             )
         sources = [s for s in await asyncio.to_thread(self._scan) if s.name == name]
         if not sources:
-            raise ModelNotFound(f"no model '{name}' in this server's repository")
+            raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
         async with self._changing:
             failed: EdgeServeError | None = None
             for source in sources:
@@ -277,7 +293,7 @@ class ModelRepository:
         async with self._changing:
             entries = self._entries.get(name)
             if not entries:
-                raise ModelNotFound(f"no model '{name}' in this server's repository")
+                raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
             closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
             for entry in entries.values():
                 entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"
@@ -286,30 +302,40 @@ class ModelRepository:
             if entry.state == "UNLOADING":
                 entry.state = "UNAVAILABLE"
 
-    def _enter(self, source: ModelSource) -> _Entry:
-        entry = _Entry(source)
+    def _enter(self, source: ModelSource) -> Entry:
+        entry = Entry(source)
         self._entries.setdefault(source.name, {})[source.version] = entry
         return entry
 
-    async def _try(self, entry: _Entry, *, demanded: bool = False) -> None:
+    async def _try(self, entry: Entry, *, demanded: bool = False) -> None:
         """Load an entry as its source says; a failure is kept in it. Where memory is short only one that
         was demanded, or is in memory already, sends others away."""
         if self._ending.is_set():
             return
-        before, source = entry.state, entry.source
+        before = entry.state
         entry.state = "LOADING"
         try:
-            model = await asyncio.to_thread(self._opener.describe, source)
-            into_memory = demanded or entry.in_memory or self._fits(entry, model)
-            engine = await self._open(entry, model) if into_memory else None
+            opened = await self._opened(entry, demanded=demanded)
         except EdgeServeError as error:
             self._failed(entry, error)
             entry.state = before if entry.model is not None else "UNAVAILABLE"
             return
+        self._put(entry, opened)
+
+    async def _opened(self, entry: Entry, *, demanded: bool) -> Opened:
+        """What an entry's source gives, before it serves. Raises what opening raises."""
+        source = entry.source
+        model = await asyncio.to_thread(self._opener.describe, source)
+        into_memory = demanded or entry.in_memory or self._fits(entry, model)
+        return Opened(source, model, await self._open(entry, model) if into_memory else None)
+
+    def _put(self, entry: Entry, opened: Opened) -> None:
+        """Serve what was opened from now on; what served before answers what it has."""
+        model, source = opened.model, opened.source
         if self._budget:
             model.wanted = self._demand
-        if engine is not None:
-            model.attach(engine)
+        if opened.engine is not None:
+            model.attach(opened.engine)
         old, entry.model = entry.model, model
         entry.state, entry.error, entry.failures = "READY", None, 0
         self._note_newest(source.name)
@@ -317,7 +343,7 @@ class ModelRepository:
             log.info("model '%s' version %s was replaced", *source.key)
             self._later(self._close(old, "it was replaced", grace=True))
 
-    async def _open(self, entry: _Entry, model: ServedModel) -> Engine:
+    async def _open(self, entry: Entry, model: ServedModel) -> Engine:
         """An engine, within the budget. Raises what opening raises; ModelUnavailable without room."""
         async with self._room:
             least = self._opener.estimate(entry.source, model)
@@ -334,7 +360,7 @@ class ModelRepository:
             await self._make_room(entry.size)
             return engine
 
-    def _fits(self, entry: _Entry, model: ServedModel) -> bool:
+    def _fits(self, entry: Entry, model: ServedModel) -> bool:
         """Whether an entry can be loaded without sending another away."""
         need = max(entry.size, self._opener.estimate(entry.source, model))
         return not self._budget or self._used() + need <= self._budget
@@ -351,7 +377,7 @@ class ModelRepository:
             idle = [e for e in there if e.model is not None and e.model.pending() == 0]
             await self._evict(min(idle or there, key=_last_used))
 
-    async def _evict(self, entry: _Entry) -> None:
+    async def _evict(self, entry: Entry) -> None:
         """Take a model out of memory: it answers what it has, new requests wait until it is back."""
         assert entry.model is not None
         engine = entry.model.detach("it is in memory only when it is asked for")
@@ -404,7 +430,7 @@ class ModelRepository:
         finally:
             self._demanded.discard(key)
 
-    def _failed(self, entry: _Entry, error: EdgeServeError) -> None:
+    def _failed(self, entry: Entry, error: EdgeServeError) -> None:
         entry.error = error
         entry.failures += 1
         pause = min(_RETRY_LONGEST_S, _RETRY_S * 2 ** min(10, entry.failures - 1))
@@ -414,7 +440,7 @@ class ModelRepository:
             *entry.source.key, entry.failures, error,
         )  # fmt: skip
 
-    def _drop(self, entry: _Entry, reason: str) -> None:
+    def _drop(self, entry: Entry, reason: str) -> None:
         """Forget an entry for good."""
         name, version = entry.source.key
         self._retire(entry, reason, grace=True)
@@ -422,7 +448,7 @@ class ModelRepository:
         if not self._entries[name]:
             del self._entries[name]
 
-    def _retire(self, entry: _Entry, reason: str, *, grace: bool) -> asyncio.Task[None] | None:
+    def _retire(self, entry: Entry, reason: str, *, grace: bool) -> asyncio.Task[None] | None:
         """Take an entry's model out of service, and close it once it has answered what it has."""
         model, entry.model = entry.model, None
         entry.state = "UNAVAILABLE"
@@ -441,7 +467,7 @@ class ModelRepository:
         if engine is not None:
             await self._finish(engine)
             model.detach(reason)
-            await asyncio.to_thread(trim)
+            await asyncio.to_thread(collect)
 
     def _note_newest(self, name: str) -> None:
         there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}
@@ -486,5 +512,5 @@ class ModelRepository:
         self._newest.clear()
 
 
-def _last_used(entry: _Entry) -> float:
+def _last_used(entry: Entry) -> float:
     return entry.model.last_used if entry.model is not None else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -13,11 +14,14 @@ import msgspec
 from msgspec import UNSET
 
 from edgeserve.errors import UsageError, nearest
-from edgeserve.serve.access import CONTROL_VARIABLE, Keys, is_loopback, read_keys
+from edgeserve.serve.access import CONTROL_HINT, Keys, is_loopback, read_keys
+from edgeserve.serve.addresses import LOCALHOST
 from edgeserve.serve.engine import OnFull
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model_settings import NAME, ModelSettings, size_bytes
 from edgeserve.serve.tls import Tls
+
+log = logging.getLogger(__name__)
 
 _VERSIONS: Final = re.compile(r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*")
 _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something else protects it"
@@ -34,9 +38,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `memory_budget` and `cache` are sizes ("2GB"; 0: no bound, no cache). `watch` is the time between looks
     at the files (seconds, 0: none); `load` names the models to load at the start (none: all).
-    `grpc_port` None leaves gRPC off.
+    `grpc_port` None leaves gRPC off; `grpc_compression` has its answers of `limits.compress_bytes` and more
+    compressed for clients that accept it, as all do that were not told otherwise.
 
-    `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
+    `host` localhost, the default, is 127.0.0.1 and ::1. `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
     `control_port` moves everything that needs it to an address of its own, where `control_names` are
     the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`.
@@ -48,9 +53,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: tuple[ModelSettings, ...] = ()
     name: str | None = None
     versions: str = "latest"
-    host: str = "127.0.0.1"
+    host: str = LOCALHOST
     http_port: int = 8000
     grpc_port: int | None = None
+    grpc_compression: bool = False
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
@@ -125,7 +131,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         problem = self.limits.problem()
         if problem is not None:
             raise UsageError(problem)
-        self._check_workers()
         self._check_access()
 
     def _check_access(self) -> None:
@@ -142,30 +147,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         control = self.model_control or self.shared_memory is not None
         separate = self.control_port is not None
-        address = (self.control_host or "127.0.0.1") if separate else self.host
+        address = (self.control_host or LOCALHOST) if separate else self.host
         if (control or separate) and not is_loopback(address) and not keys.control:
             raise UsageError(
                 f"the control plane on {address} needs a key",
-                hint=f"'control KEY' in the file of --keys, or {CONTROL_VARIABLE}; or --control-port "
-                "moves it to loopback",
+                hint=f"{CONTROL_HINT}; or --control-port moves it to loopback",
             )
-
-    def _check_workers(self) -> None:
-        """What reaches one process only cannot go with several."""
-        if self.workers == 1:
-            return
-        for key, given in (
-            ("grpc_port", self.grpc_port is not None),
-            ("model_control", self.model_control),
-            ("control_port", self.control_port is not None),
-            ("shared_memory", self.shared_memory is not None),
-        ):
-            if given:
-                raise UsageError(
-                    f"workers {self.workers} and {key} do not go together",
-                    cause="a call would reach one of the processes only",
-                    hint="leave out one of them",
-                )
 
     def _check_models(self) -> None:
         """Raise UsageError for what no model can be served with."""
@@ -289,6 +276,16 @@ class SettingsSource(msgspec.Struct, frozen=True):
         if self.file is not None:
             return read_settings(Path(self.file), self.flags)
         return settings_from({k: v for k, v in self.flags.items() if v is not None})
+
+
+def followed(old: Settings, new: Settings) -> Settings:
+    """What a running server takes over of new settings: what is about models. The rest needs another start,
+    and the log says so."""
+    own = {f: getattr(old, f) for f in SERVER_FIELDS}
+    ignored = [f for f, value in own.items() if value != getattr(new, f)]
+    if ignored:
+        log.warning("needs a restart to take effect: %s", ", ".join(ignored))
+    return msgspec.structs.replace(new, **own)
 
 
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:

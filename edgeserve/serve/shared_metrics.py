@@ -1,15 +1,12 @@
-"""The metrics of several worker processes as one: each writes what it has counted, whoever is asked adds up."""
+"""The metrics of several worker processes as one: each reads its own, somebody adds up, somebody renders."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import msgspec
-from prometheus_client import Metric
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -29,46 +26,8 @@ class Family(msgspec.Struct, frozen=True):
     samples: list[Sample]
 
 
-class SharedMetrics(Collector):
-    """Adds up this process's metrics and those that its siblings have written into `folder`.
-
-    What a process that has ended counted stays in the sums; what it measured goes.
-    """
-
-    def __init__(self, own: CollectorRegistry, folder: Path) -> None:
-        self._own = own
-        self._folder = folder
-
-    def write(self) -> None:
-        """Have the siblings see what this process counts."""
-        file = self._folder / f"{os.getpid()}.metrics"
-        partial = file.with_suffix(".partial")
-        with contextlib.suppress(OSError):  # the folder is gone: the server ends
-            partial.write_bytes(msgspec.msgpack.encode(families(self._own)))
-            partial.rename(file)
-
-    def collect(self) -> Iterable[Metric]:
-        sources = [families(self._own)]
-        alive = 1
-        for file in sorted(self._folder.glob("*.metrics")):
-            if file.stem == str(os.getpid()):
-                continue
-            try:
-                theirs = msgspec.msgpack.decode(file.read_bytes(), type=list[Family])
-            except (OSError, msgspec.DecodeError):
-                continue
-            if is_alive(int(file.stem)):
-                alive += 1
-            else:
-                theirs = [f for f in theirs if f.type != "gauge"]
-            sources.append(theirs)
-        yield from added(sources)
-        workers = Metric("edgeserve_workers", "Worker processes", "gauge")
-        workers.add_sample("edgeserve_workers", {}, alive)
-        yield workers
-
-
 def families(registry: CollectorRegistry) -> list[Family]:
+    """What a registry holds now."""
     return [
         Family(
             metric.name,
@@ -80,15 +39,14 @@ def families(registry: CollectorRegistry) -> list[Family]:
     ]
 
 
-def added(sources: list[list[Family]]) -> Iterable[Metric]:
-    """One metric for each name: values of the same labels added, but not times of
-    creation, nor what is true of the whole machine."""
-    metrics: dict[str, Metric] = {}
+def added(sources: Iterable[list[Family]]) -> list[Family]:
+    """One family for each name: values of the same labels added, but not times of creation, nor what is
+    true of the whole machine."""
+    first: dict[str, Family] = {}
     values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for source in sources:
         for family in source:
-            if family.name not in metrics:
-                metrics[family.name] = Metric(family.name, family.what, family.type)
+            first.setdefault(family.name, family)
             into = values.setdefault(family.name, {})
             for sample in family.samples:
                 key = (sample.name, tuple(sorted(sample.labels.items())))
@@ -101,17 +59,23 @@ def added(sources: list[list[Family]]) -> Iterable[Metric]:
                     into[key] = max(before, sample.value)
                 else:
                     into[key] = before + sample.value
-    for name, metric in metrics.items():
-        for (sample_name, labels), value in values[name].items():
-            metric.add_sample(sample_name, dict(labels), value)
-        yield metric
+    return [
+        msgspec.structs.replace(
+            family, samples=[Sample(n, dict(labels), v) for (n, labels), v in values[name].items()]
+        )
+        for name, family in first.items()
+    ]
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+class Shown(Collector):
+    """Families as a registry's content, to be rendered."""
+
+    def __init__(self, content: list[Family]) -> None:
+        self._content = content
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._content:
+            metric = Metric(family.name, family.what, family.type)
+            for sample in family.samples:
+                metric.add_sample(sample.name, sample.labels, sample.value)
+            yield metric

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -44,10 +45,11 @@ class Region(msgspec.Struct, frozen=True):
 
 
 class SharedMemory:
-    """The registered regions; owns a descriptor for each. Lives on one thread.
+    """The registered regions; owns a descriptor for each. Any thread may read and write them.
 
     `prefix` is what a key must begin with, None: registering is off. Only objects that exist are
-    opened; none is made or removed.
+    opened; none is made or removed. Requests with much JSON are read on threads of their own, hence the
+    lock: a descriptor must not be closed under them.
     """
 
     def __init__(self, prefix: str | None, regions: int = 256) -> None:
@@ -60,6 +62,7 @@ class SharedMemory:
         self._prefix = None if prefix is None else prefix.lstrip("/")
         self._limit = regions
         self._regions: dict[str, tuple[Region, int]] = {}
+        self._lock = threading.Lock()
 
     @property
     def enabled(self) -> bool:
@@ -94,9 +97,10 @@ class SharedMemory:
         """Forget a region; one that is not known is no error, as with Triton."""
         if self._prefix is None:
             raise SharedMemoryOff
-        known = self._regions.pop(name, None)
-        if known is not None:
-            os.close(known[1])
+        with self._lock:
+            known = self._regions.pop(name, None)
+            if known is not None:
+                os.close(known[1])
 
     def unregister_all(self) -> None:
         if self._prefix is None:
@@ -114,35 +118,39 @@ class SharedMemory:
 
     def read(self, name: str, offset: int, byte_size: int) -> memoryview:
         """A copy of `byte_size` bytes at `offset` of a region. Raises UnknownRegion, InvalidInput."""
-        region, descriptor = self._find(name)
-        _check_size(region, descriptor, offset, byte_size)
-        buffer = bytearray(byte_size)
-        view, done = memoryview(buffer), 0
-        while done < byte_size:
-            got = os.preadv(descriptor, [view[done:]], region.offset + offset + done)
-            if not got:
-                raise InvalidInput(f"shared memory region '{name}' is shorter than registered")
-            done += got
+        with self._lock:
+            region, descriptor = self._find(name)
+            _check_size(region, descriptor, offset, byte_size)
+            buffer = bytearray(byte_size)
+            view, done = memoryview(buffer), 0
+            while done < byte_size:
+                got = os.preadv(descriptor, [view[done:]], region.offset + offset + done)
+                if not got:
+                    raise InvalidInput(f"shared memory region '{name}' is shorter than registered")
+                done += got
         return view
 
     def check_room(self, name: str, offset: int, byte_size: int) -> None:
         """Whether `write` could write that much. Raises UnknownRegion, InvalidInput."""
-        region, descriptor = self._find(name)
-        _check_size(region, descriptor, offset, byte_size)
+        with self._lock:
+            region, descriptor = self._find(name)
+            _check_size(region, descriptor, offset, byte_size)
 
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
         """Raises UnknownRegion, InvalidInput."""
-        region, descriptor = self._find(name)
         view = memoryview(data).cast("B")
-        _check_size(region, descriptor, offset, len(view))
-        done = 0
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], region.offset + offset + done)
+        with self._lock:
+            region, descriptor = self._find(name)
+            _check_size(region, descriptor, offset, len(view))
+            done = 0
+            while done < len(view):
+                done += os.pwrite(descriptor, view[done:], region.offset + offset + done)
 
     def close(self) -> None:
-        for _, descriptor in self._regions.values():
-            os.close(descriptor)
-        self._regions.clear()
+        with self._lock:
+            for _, descriptor in self._regions.values():
+                os.close(descriptor)
+            self._regions.clear()
 
     def _find(self, name: str) -> tuple[Region, int]:
         if self._prefix is None:

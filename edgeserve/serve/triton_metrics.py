@@ -17,7 +17,7 @@ from edgeserve.serve.statistics import Duration, ModelStatistics
 
 # Triton's reasons, of ours.
 _REASONS: Final = {
-    "REJECTED": ("queue_full", "timeout", "draining", "unavailable"),
+    "REJECTED": ("in_flight", "queue_full", "timeout", "draining", "unavailable"),
     "CANCELED": ("canceled",),
     "BACKEND": ("engine",),
     "OTHER": ("invalid",),

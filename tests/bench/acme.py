@@ -1,6 +1,7 @@
 """A third party's runtime for tests: computes `linear_model` with numpy, and misbehaves when asked to.
 
-The option `fault` is `abort`, `hang`, `chatter` (prints to stdout), or `fail` with `after` calls.
+The option `fault` is `abort`, `hang`, `chatter` (prints to stdout). `after` so many calls it raises, or
+with the fault `die` its process dies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from edgeserve.bundle.manifest import Option
 from tests.distributions import write_distribution
 
 _MODULE = """
-import os, time
+import os, signal, time
 import numpy as np
 from edgeserve.errors import InferenceFailed
 from edgeserve.runtimes import Placement, RuntimeInfo
@@ -46,9 +47,12 @@ class Session:
         self.device, self.concurrency = device, 1
         self.precision = options.options.get("computes_in", "fp32")
         self.left = options.options.get("after", -1)
+        self.dies = options.options.get("fault") == "die"
 
     def run(self, inputs):
         self.left -= 1
+        if self.left == 0 and self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.left == 0:
             raise InferenceFailed("acme failed on npu", cause="out of tiles")
         return {"y": np.maximum(inputs["x"] @ WEIGHT + np.float32(0.5), 0)}

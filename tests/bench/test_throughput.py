@@ -87,7 +87,7 @@ def test_offline_tries_every_way_and_puts_the_fastest_first(bundle: Bundle) -> N
     try:
         found = offline(
             bundle, opened, requests_of(bundle), {"1": 0.01}, cores=2, threads=0, seconds=0.2
-        )["1"]
+        )[0]["1"]
     finally:
         close_all(opened)
     assert {r.way for r in found.rates} == {
@@ -105,7 +105,7 @@ def test_batches_that_would_take_too_long_are_left_out_by_name(bundle: Bundle) -
     try:
         found = offline(
             bundle, opened, requests_of(bundle), {"1": 400.0}, cores=2, threads=0, seconds=0.1
-        )["1"]
+        )[0]["1"]
     finally:
         close_all(opened)
     assert {r.way.batch for r in found.rates} == {1}
@@ -119,7 +119,7 @@ def test_a_session_that_runs_one_call_at_a_time_is_not_credited_with_two(tmp_pat
     opened, _ = open_all(bundle, select(bundle))
     found = offline(
         bundle, opened, requests_of(bundle), {"0": 0.01}, cores=2, threads=0, seconds=0.1
-    )["0"]
+    )[0]["0"]
     assert [r.way for r in found.rates] == [Way(1, 0, 1)]
     assert {f.reason for f in found.failed} == {"the session runs 1 at a time"}
 

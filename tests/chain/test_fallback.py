@@ -20,6 +20,7 @@ from edgeserve.chain import Chain, ChainOptions
 from edgeserve.chain.board import device_key
 from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, UsageError
 from edgeserve.workers import WorkerSession
+from tests.bench import acme
 from tests.bundles import linear, linear_bundle
 
 CPU = Candidate("onnx-fp32", "onnxruntime", "cpu")
@@ -255,6 +256,27 @@ def test_a_required_device_must_serve_and_keeps_the_chain_from_being_ready(bundl
         wait_for(lambda: chain.status().ready)
 
 
+def test_a_required_device_goes_first_wherever_it_stands(tmp_path: Path) -> None:
+    """What stands before it in the chain is behind it now, and takes over when it is lost."""
+    behind = Bundle.open(linear_bundle(tmp_path, chain=(CPU, GPU)))
+    with Chain(behind, options()) as chain:
+        assert ask(chain) == "cpu"
+    with Chain(behind, options("gpu:kill@8", require="gpu", reopen_s=0.5)) as chain:
+        assert [a.candidate for a in chain.attempts] == [GPU, CPU]
+        assert chain.fallbacks == []
+        devices = [ask(chain) for _ in range(8)]
+        assert (devices[0], devices[-1]) == ("gpu", "cpu")
+        assert not chain.status().ready
+        wait_for(lambda: chain.status().ready)
+        assert ask(chain) == "gpu"
+    with pytest.raises(DeviceUnavailable, match="'gpu' is required") as caught:
+        Chain(behind, options("gpu:open-failure@load", require="gpu"))
+    assert "injected: gpu:open-failure@load" in (caught.value.cause or "")
+    with pytest.raises(DeviceUnavailable, match="'npu' is required") as caught:
+        Chain(behind, options(require="npu"))
+    assert caught.value.cause == "the chain has no candidate on 'npu'"
+
+
 @pytest.mark.parametrize(("standby", "opened"), [("warm", True), ("auto", True), ("cold", False)])
 def test_the_standby_is_open_or_not(bundle: Bundle, standby: str, opened: bool) -> None:
     with Chain(bundle, options("gpu:kill@6", standby=standby, reopen_s=0.2)) as chain:
@@ -334,6 +356,59 @@ def test_without_isolation_everything_runs_in_this_process(bundle: Bundle, tmp_p
         assert not chain.may_wait
     with pytest.raises(UsageError, match="need isolated candidates"):
         Chain(bundle, options(isolate="never"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("crash@6", "died of SIGSEGV: injected: gpu:crash@6 (hint: it is started again after a pause"),
+        ("exception@6", "the device failed: injected: gpu:exception@6"),
+        ("nan@6", "answered with NaN or infinity (hint: its driver or its precision is at fault"),
+    ],
+)  # fmt: skip
+def test_one_log_line_has_the_device_s_words_and_a_hint(
+    bundle: Bundle, fault: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Chain(bundle, options(f"gpu:{fault}", reopen_s=FOREVER)) as chain:
+        assert [ask(chain), ask(chain)] == ["gpu", "cpu"]
+        step = chain.fallbacks[0]
+    (line,) = [r.getMessage() for r in caplog.records if "gpu" in r.getMessage()]
+    gpu, cpu = chain.links[0].candidate.label, chain.links[1].candidate.label
+    assert line.startswith(f"{gpu} failed while serving, {cpu} serves: ")
+    assert words in line
+    assert "\n" not in line
+    assert step.message in line
+    assert time.time() - step.at < 60
+
+
+def test_what_does_not_open_is_one_log_line_with_a_hint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real engine's words: there is no NPU here."""
+    npu = Candidate("onnx-fp32", "openvino", "npu")
+    with Chain(Bundle.open(linear_bundle(tmp_path, chain=(npu, CPU)))) as chain:
+        error, hint = chain.attempts[0].error, chain.attempts[0].hint
+        assert (chain.fallbacks[0].message, chain.fallbacks[0].hint) == (error, hint)
+    (line,) = [r.getMessage() for r in caplog.records if "npu" in r.getMessage()]
+    assert hint
+    assert line == f"{npu.label} does not serve: {' '.join(str(error).split())} (hint: {hint})"
+
+
+def test_elsewhere_than_on_linux_what_cannot_be_isolated_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Bundle.open(linear_bundle(tmp_path))
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(UsageError, match="--isolate always needs processes of their own") as caught:
+        Chain(plain, ChainOptions(isolate="always"))
+    assert caught.value.cause == "they are for Linux, this is darwin"
+    with pytest.raises(UsageError, match="injected faults need processes of their own"):
+        Chain(plain, options("gpu:kill@6"))
+    acme.install(tmp_path / "site", monkeypatch)
+    behind = Bundle.open(linear_bundle(tmp_path, "behind", chain=(acme.candidate(), CPU)))
+    with Chain(behind) as chain:
+        assert (chain.candidate.device, chain.attempts[0].isolated) == ("npu", False)
+    assert "runs in this process: on darwin a driver that crashes" in caplog.text
 
 
 def test_a_stand_in_needs_a_cpu_candidate(tmp_path: Path) -> None:

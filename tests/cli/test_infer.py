@@ -261,7 +261,7 @@ def test_an_address_without_a_scheme_is_explained(run: Run, folder: Path) -> Non
 def test_an_unknown_model_and_an_unset_key(run: Run, url: str, folder: Path) -> None:
     code, _, err = run("infer", url, str(folder / "x.npz"), "--model", "nobody")
     assert code == 2
-    assert "cause: unknown model; loaded: linear" in err
+    assert "cause: unknown model 'nobody'; loaded: linear" in err
     code, _, err = run("infer", url, str(folder / "x.npz"), "--key-env", "NOT_SET_HERE")
     assert code == 2
     assert "the variable NOT_SET_HERE holds no key" in err
@@ -289,6 +289,26 @@ def test_status_shows_what_serves_where(run: Run, url: str) -> None:
     assert (code, document["ready"]) == (0, True)
     assert document["models"][0]["name"] == "linear"
     assert document["models"][0]["where"]["device"] == "cpu"
+
+
+def test_status_says_why_the_first_candidate_does_not_serve(run: Run, folder: Path) -> None:
+    settings = Settings(
+        bundle=str(folder / "linear.edge"),
+        http_port=0,
+        inject=("gpu:stand-in", "gpu:open-failure@load+"),
+    )
+    with Background(settings) as server:
+        code, out, _ = run("status", server.url)
+        document = json.loads(run("status", server.url, "--json")[1])
+    assert code == 0
+    words = " ".join(out.split())
+    assert (
+        "linear: onnxruntime/gpu/onnx-fp32 does not serve: cannot open 'gpu': "
+        "injected: gpu:open-failure@load+; it is tried again in "
+    ) in words
+    instead = document["models"][0]["instead_of"]
+    assert instead["candidate"] == "onnxruntime/gpu/onnx-fp32"
+    assert instead["retry_s"] > 0
 
 
 TRITON = {

@@ -15,8 +15,10 @@ from edgeserve.bundle import (
     Accuracy,
     Bundle,
     Calibration,
+    Candidate,
     Fidelity,
     Measured,
+    Placed,
     Preprocess,
     Recipe,
     Rejected,
@@ -84,6 +86,10 @@ onnx-fp32   onnxruntime 1.32 cpu, test CPU          0.250      2.50x   \
 top-1 agreement 98.0 %, 31.5 dB, cosine 0.9990 (50 samples)   \
 top-1 97.0 % (source 98.0 %)   4 of 5
 
+placement when measured   on                                 what runs where
+────────────────────────────────────────────────────────────────────────────────
+onnx-fp32                 onnxruntime 1.32 cpu, test CPU     98 % of MACs on npu, int8; 3 ops on cpu: Softmax, TopK
+
 chain   runtime       device   variant
 ────────────────────────────────────────
 1       onnxruntime   cpu      onnx-fp32
@@ -123,6 +129,9 @@ def measured_bundle(folder: Path) -> Path:
         int8_compute_ops=4,
         compute_ops=5,
         accuracy=Accuracy(100, 0.97, 0.98, "0" * 64),
+        placed=Placed(
+            {"npu": 0.9, "cpu": 0.1}, {"npu": 0.98, "cpu": 0.02}, {"Softmax": 2, "TopK": 1}
+        ),
     )
     recipe = Recipe(
         "static int8",
@@ -181,6 +190,36 @@ def test_a_bundle_with_all_there_is_to_show(
     )
     assert "golden samples" in parts
     assert out.splitlines()[-1] == f"measure it here: edgeserve bench {path}"
+
+
+def test_candidates_are_opened_and_say_what_runs_where(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeserve.cli.output.stdout_console", _wide_console)
+    npu = Candidate("onnx-fp32", "openvino", "npu")
+    cpu = Candidate("onnx-fp32", "onnxruntime", "cpu")
+    path = linear_bundle(tmp_path, chain=(npu, cpu))
+    code, out, err = run(capsys, "inspect", str(path), "--placement")
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "openvino/npu/onnx-fp32 does not serve here: openvino" in text
+    assert "100 % of operations on cpu, fp32" in text or "100 % of MACs on cpu, fp32" in text
+    code, out, _ = run(capsys, "inspect", str(path), "--placement", "--json")
+    found = json.loads(out)["placements"]
+    assert [p["candidate"] for p in found] == [npu.label, cpu.label]
+    assert found[0]["placement"] is None
+    assert "npu" in found[0]["problem"]
+    assert found[1]["placement"]["shares"] == {"cpu": 1.0}
+    assert found[1]["golden_error"] < 1e-6
+    assert json.loads(run(capsys, "inspect", str(path), "--json")[1])["placements"] == []
+
+
+def test_a_model_file_has_no_placement(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    onnx.save(linear_model(), file)
+    code, _, err = run(capsys, "inspect", str(file), "--placement")
+    assert code == 2
+    assert f"error: {file} is no bundle" in err
 
 
 def _wide_console() -> object:

@@ -20,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate
+from edgeserve.serve.addresses import addresses_of
 from edgeserve.tensors import Array, Interface, TensorSpec
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.serve.conftest import RawClient, infer_body, post
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     linear_bundle(folder)
     linear_bundle(folder, "npu", NPU_THEN_CPU)
+    linear_bundle(folder, "behind", (CPU, Candidate("onnx-fp32", "onnxruntime", "gpu")))
     slow_bundle(folder)
     return folder
 
@@ -98,6 +100,9 @@ def test_it_says_what_serves_and_where_and_ends_with_0(folder: Path, number: int
         assert re.search(r"\bcpu\b.*\bserving\b.*\d+ ms", row)
         assert f"serving linear at {process.url} (on the event loop" in process.printed
         assert f"try: curl {process.url}/v2/models/linear\n" in process.printed
+        also = [x.removeprefix("also at ") for x in process.printed.splitlines() if "also" in x]
+        assert len(also) == len(addresses_of("localhost")) - 1
+        assert all(get(url, "/v2/models/linear")[0] == 200 for url in also)
         status, document = get(process.url, "/v2/models/linear")
         assert (status, document["name"]) == (200, "linear")
         assert process.stop(number) == 0
@@ -105,8 +110,11 @@ def test_it_says_what_serves_and_where_and_ends_with_0(folder: Path, number: int
 
 def test_the_table_says_why_a_candidate_does_not_serve(folder: Path) -> None:
     with serving("npu.edge", "--http-port", "0", "--name", "mine", cwd=folder) as process:
-        assert "onnxruntime cannot open 'npu'" in " ".join(process.printed.split())
+        printed = " ".join(process.printed.split())
+        assert "onnxruntime cannot open 'npu'" in printed
+        assert "hint: onnxruntime/npu/onnx-fp32: edgeserve doctor names the package" in printed
         assert "serving mine at" in process.printed
+        assert f"status page: {process.url}/status\n" in process.printed
         assert process.stop() == 0
 
 
@@ -137,6 +145,24 @@ def test_a_required_device_that_does_not_serve_exits_3(folder: Path) -> None:
     assert done.returncode == 3
     assert "error: 'npu' is required, and onnxruntime/cpu/onnx-fp32 would serve" in done.stderr
     assert "onnxruntime cannot open 'npu'" in done.stderr
+
+
+def test_a_required_device_serves_though_another_stands_before_it(folder: Path) -> None:
+    """Where several calls run side by side is planned for it as well."""
+    arguments = ("--require", "gpu", "--inject", "gpu:stand-in")
+    with serving("behind.edge", "--http-port", "0", *arguments, cwd=folder) as process:
+        table = process.printed.splitlines()
+        first = next(line for line in table if line.startswith("onnxruntime/"))
+        assert first.split()[:2] == ["onnxruntime/gpu/onnx-fp32", "gpu"]
+        assert "serving" in first
+        with RawClient(process.url) as client:
+            client.send(post(infer_body([[1, 2, 3, 4]]), "/v2/models/behind/infer"))
+            status, headers, _ = client.response()
+        assert (status, headers["x-edgeserve-device"]) == (200, "gpu")
+        assert process.stop() == 0
+    done = run("behind.edge", "--http-port", "0", "--require", "gpu", cwd=folder)
+    assert done.returncode == 3
+    assert "onnxruntime cannot open 'gpu'" in done.stderr
 
 
 def test_a_fault_that_is_none_exits_2(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`edgeserve run` with several models, as a process: flags, reload on SIGHUP and by watching, workers, logs."""
+"""`edgeserve run` with several models, as a process: flags, reload on SIGHUP and by watching, logs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.cli.test_run import Process, get, run, serving
+from tests.cli.test_run import get, run, serving
 from tests.serve.conftest import RawClient, post
 from tests.serve.repositories import shifted_bundle, version
 
@@ -129,72 +128,6 @@ def test_changes_on_disk_are_followed_without_losing_a_request(tmp_path: Path, b
         assert process.stop() == 0
         assert "needs a restart to take effect: http_port" in process.printed
         assert "serve.toml is not a readable TOML file" in process.printed
-
-
-def test_workers_share_a_port_and_their_metrics(tmp_path: Path) -> None:
-    shifted_bundle(tmp_path, "m", 1)
-    arguments = ("m.edge", "--http-port", "0", "--workers", "2", "--metrics-compat", "triton")
-    with serving(*arguments, cwd=tmp_path) as process:
-        clients = [Asking(process.url, "m", {1.0}) for _ in range(8)]
-        wait_for(lambda: sum(c.answers for c in clients) > 500)
-        for client in clients:
-            client.stop()
-        assert [c.wrong for c in clients] == [[]] * 8
-        total = sum(c.answers for c in clients)
-
-        def metrics() -> str:
-            with RawClient(process.url) as client:
-                client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
-                return client.response()[2].decode()
-
-        wait_for(
-            lambda: f'edgeserve_requests_total{{model="m",version="1"}} {total}.0' in metrics()
-        )
-        # Whoever is asked knows what its sibling wrote a moment ago.
-        success = f'nv_inference_request_success{{model="m",version="1"}} {total}.0'
-        wait_for(lambda: success in metrics())
-        text = metrics()
-        assert "edgeserve_workers 2.0" in text
-        assert "# TYPE nv_inference_request_success counter" in text
-        for reason in ("REJECTED", "CANCELED", "BACKEND", "OTHER"):
-            labels = f'model="m",reason="{reason}",version="1"'
-            assert f"nv_inference_request_failure{{{labels}}} 0.0" in text
-        workers = psutil.Process(process.popen.pid).children()
-        assert len(workers) == 2
-        workers[0].kill()
-        wait_for(lambda: len(_serving(process)) == 2 and workers[0] not in _serving(process))
-        wait_for(lambda: "edgeserve_workers 2.0" in metrics())
-        # What the dead one had counted is still in the sum.
-        wait_for(
-            lambda: f'edgeserve_requests_total{{model="m",version="1"}} {total}.0' in metrics()
-        )
-        assert process.stop() == 0
-        assert not any(w.is_running() for w in workers)
-        assert not list(Path("/tmp").glob(f"edgeserve-metrics-*/{workers[1].pid}.metrics"))
-
-
-def _serving(process: Process) -> list[psutil.Process]:
-    children = psutil.Process(process.popen.pid).children()
-    return [c for c in children if c.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_workers_end_with_their_supervisor(tmp_path: Path) -> None:
-    shifted_bundle(tmp_path, "m", 1)
-    with serving("m.edge", "--http-port", "0", "--workers", "2", cwd=tmp_path) as process:
-        workers = psutil.Process(process.popen.pid).children()
-        process.popen.kill()
-        psutil.wait_procs(workers, timeout=20)
-        assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)
-
-
-def test_workers_tell_what_is_wrong_as_one_process_does(tmp_path: Path) -> None:
-    done = run("none.edge", "--workers", "2", "--http-port", "0", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: none.edge does not exist" in done.stderr
-    shifted_bundle(tmp_path, "m", 1)
-    done = run("m.edge", "--workers", "2", "--grpc-port", "0", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "workers 2 and grpc_port do not go together" in done.stderr
 
 
 def test_logs_are_json_and_name_requests_where_that_is_asked_for(tmp_path: Path) -> None:

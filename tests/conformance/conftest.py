@@ -10,18 +10,26 @@ import pytest
 from tests.conformance.models import SHARED, echo_bundle, labelled_bundle
 from tests.conformance.process import Served, serve
 
+# Clients must not notice that several processes answer.
+PROCESSES = ["1", "2"]
+AS_PROCESSES = ["one process", "two workers"]
 
-@pytest.fixture(scope="session")
-def linear_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+
+@pytest.fixture(scope="session", params=PROCESSES, ids=AS_PROCESSES)
+def linear_server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Served]:
     folder: Path = tmp_path_factory.mktemp("conformance")
-    with serve(labelled_bundle(folder), "--shared-memory", SHARED) as served:
+    arguments = ("--shared-memory", SHARED, "--workers", request.param)
+    with serve(labelled_bundle(folder), *arguments) as served:
         yield served
 
 
-@pytest.fixture
-def controlled_server(tmp_path: Path) -> Iterator[Served]:
+@pytest.fixture(params=PROCESSES, ids=AS_PROCESSES)
+def controlled_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     """One of its own, whose models clients may load and unload."""
-    with serve(labelled_bundle(tmp_path), "--model-control") as served:
+    arguments = ("--model-control", "--workers", request.param)
+    with serve(labelled_bundle(tmp_path), *arguments) as served:
         yield served
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -54,9 +55,16 @@ class TritonPythonModel:
 """
 
 
+class Oracle(msgspec.Struct, frozen=True):
+    """HOST:PORT of a running Triton's HTTP and gRPC."""
+
+    http: str
+    grpc: str
+
+
 @contextmanager
-def triton(folder: Path) -> Iterator[str]:
-    """HOST:PORT of a running Triton with the model `linear`; skips where there is none."""
+def triton(folder: Path) -> Iterator[Oracle]:
+    """A running Triton with the model `linear`; skips where there is none."""
     python = environment("pytriton", "nvidia-pytriton==0.7.0")
     packages = next(python.parent.parent.glob("lib/python*/site-packages"))
     version = packages.parent.name.removeprefix("python")
@@ -92,7 +100,7 @@ def triton(folder: Path) -> Iterator[str]:
     try:
         _wait(popen, f"http://127.0.0.1:{http}/v2/models/linear/ready", log)
         _probe(f"http://127.0.0.1:{http}/v2/models/linear/infer", log)
-        yield f"127.0.0.1:{http}"
+        yield Oracle(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
     finally:
         popen.kill()
         popen.wait()

@@ -25,8 +25,8 @@ X = np.float32([[1, -2, 3, 4], [0.5, 0, -1, 2]])
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with triton(tmp_path_factory.mktemp("triton")) as address:
-        yield address
+    with triton(tmp_path_factory.mktemp("triton")) as found:
+        yield found.http
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -121,6 +121,23 @@ BETTER = [
         triton=501,
         ours=415,
         why="unknown content codings are 415",
+    ),
+    Case(
+        "unknown model's statistics",
+        None,
+        "/v2/models/nobody/stats",
+        method="GET",
+        triton=400,
+        ours=404,
+        why="unknown models are 404, `NOT_FOUND`, wherever they are asked for",
+    ),
+    Case(
+        "trace settings changed",
+        b'{"trace_rate": "500"}',
+        "/v2/trace/setting",
+        triton=200,
+        ours=405,
+        why="trace and log settings are read-only",
     ),
 ]
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeserve import api
 from edgeserve.bench.interleave import Timings
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.prove import _is_clear
+from edgeserve.conversion.timing import is_clear
 from edgeserve.errors import (
     CheckFailed,
     DataError,
@@ -108,11 +108,11 @@ def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
 def test_a_quick_model_is_timed_with_the_threads_it_is_served_with(
     digits: Path, onnxruntime_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeserve.conversion.prove.usable_cores", lambda: 4)
+    monkeypatch.setattr("edgeserve.conversion.timing.usable_cores", lambda: 4)
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
     assert {r.measured.threads for r in report.rows if r.measured} == {1}
     assert any("1 thread a call" in note for note in report.remarks)
-    monkeypatch.setattr("edgeserve.conversion.prove.QUICK_MS", 0.0)
+    monkeypatch.setattr("edgeserve.conversion.timing.QUICK_MS", 0.0)
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target, force=True)
     assert {r.measured.threads for r in report.rows if r.measured} == {0}
     assert not any("a call" in note for note in report.remarks)
@@ -125,7 +125,7 @@ def test_the_race_goes_on_while_it_is_unclear_what_is_as_fast(
     monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
     monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_QUICK_FINALIST", 0.05)
     verdicts = iter([False, False, True])
-    monkeypatch.setattr("edgeserve.conversion.prove._is_clear", lambda times: next(verdicts))
+    monkeypatch.setattr("edgeserve.conversion.timing.is_clear", lambda times: next(verdicts))
     said: list[str] = []
     api.convert(
         digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,
@@ -136,15 +136,15 @@ def test_the_race_goes_on_while_it_is_unclear_what_is_as_fast(
     ]  # fmt: skip
 
 
-def test_whether_a_race_is_clear() -> None:
+def test_whether_a_raceis_clear() -> None:
     def timings(*medians: float) -> Timings:
         return Timings(np.array(medians), np.arange(len(medians)), 0, True)
 
     steady = timings(*[1.0] * 20)
-    assert _is_clear({"a": steady})
-    assert _is_clear({"a": steady, "b": timings(*[1.2] * 20)})
-    assert _is_clear({"a": steady, "b": timings(*[1.01] * 20)})
-    assert not _is_clear({"a": steady, "b": timings(*[0.8, 1.3] * 10)})
+    assert is_clear({"a": steady})
+    assert is_clear({"a": steady, "b": timings(*[1.2] * 20)})
+    assert is_clear({"a": steady, "b": timings(*[1.01] * 20)})
+    assert not is_clear({"a": steady, "b": timings(*[0.8, 1.3] * 10)})
 
 
 def test_without_calibration_data_int8_is_not_tried_and_the_report_says_so(

@@ -44,6 +44,7 @@ FAULTS: Final[dict[str, dict[Moment, str | None]]] = {
 # Later than the golden samples and the engine's warm-up: while clients ask.
 CALL: Final = 120
 CLIENTS: Final = 3
+GPU, CPU = "onnxruntime/gpu/onnx-fp32", "onnxruntime/cpu/onnx-fp32"
 _PATIENCE_S: Final = 120.0
 
 
@@ -154,17 +155,24 @@ def _read_metrics(server: Served, cell: Cell) -> None:
     text = get(server, "/metrics").decode()
     cell.fallbacks.clear()
     cell.recovered = 0
+    serving: list[str] = []
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == "edgeserve_fallback_total":
-                assert sample.labels["from"] == "onnxruntime/gpu/onnx-fp32"
+                assert sample.labels | {"reason": ""} == {
+                    "model": "linear", "from": GPU, "to": CPU, "reason": "",
+                }  # fmt: skip
                 cell.fallbacks[sample.labels["reason"]] += int(sample.value)
             elif sample.name == "edgeserve_recovered_total":
                 cell.recovered += int(sample.value)
             elif sample.name == "edgeserve_requests_total":
                 cell.answered = sample.value
             elif sample.name == "edgeserve_candidate_info" and sample.value == 1:
-                cell.serving = sample.labels["device"]
+                found = sample.labels
+                assert (found["model"], found["version"]) == ("linear", "1")
+                serving.append("/".join(found[k] for k in ("runtime", "device", "variant")))
+    assert serving in ([GPU], [CPU]), serving
+    cell.serving = serving[0].split("/")[1]
 
 
 def _time_recovery(cell: Cell) -> None:
@@ -257,9 +265,12 @@ def _http_asker(server: Served) -> Iterator[Callable[[np.ndarray], tuple[np.ndar
         body = response.read()
         if response.status != 200:
             raise RuntimeError(f"{response.status} {body.decode()}")
-        output = json.loads(body)["outputs"][0]
+        answer = json.loads(body)
+        output, device = answer["outputs"][0], response.headers["x-edgeserve-device"]
+        if answer["parameters"]["edgeserve_device"] != device:
+            raise RuntimeError("the header and the parameter name different devices")
         y = np.array(output["data"], np.float32).reshape(output["shape"])
-        return y, response.headers["x-edgeserve-device"]
+        return y, device
 
     try:
         yield ask

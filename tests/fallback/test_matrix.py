@@ -43,8 +43,10 @@ def test_nothing_is_lost_nothing_is_wrong_everything_is_counted(
         # A model that is loaded while the device is away finds it so.
         also = {"unavailable"} if moment == "reload" and fault.startswith("disappear") else set()
         assert {reason} <= set(cell.fallbacks) <= {reason} | also
+    if moment != "reload":
         # After a reload the new model serves, whether or not the old one's device came back.
-        assert cell.recovered >= (moment != "reload")
+        assert cell.recovered == sum(cell.fallbacks.values())
+        assert cell.recovered >= (reason is not None)
 
 
 def test_every_fault_is_in_the_matrix() -> None:

@@ -12,7 +12,7 @@ from edgeserve.bench.coldstart import ColdStart
 from edgeserve.bench.interleave import Timings
 from edgeserve.bench.subjects import Skipped, Subject
 from edgeserve.bundle import Accuracy, Candidate, Fidelity, Measured
-from edgeserve.gate.config import Limit
+from edgeserve.gate.config import Config, Limit
 from edgeserve.gate.judge import judge
 from edgeserve.gate.limits import BUDGETS
 from edgeserve.gate.measure import Facts
@@ -60,7 +60,7 @@ def timings(median: float, count: int = 1000, spread: float = 0.05) -> Timings:
 
 
 def check(key: str, limit: float, facts: Facts) -> list[Row]:
-    golden, *rows = judge((Limit(BUDGETS[key], limit, f"here {key}"),), facts)
+    golden, *rows = judge(Config((Limit(BUDGETS[key], limit, f"here {key}"),)), facts)
     assert golden.budget == "golden samples"
     assert all(r.budget == key and r.where == f"here {key}" for r in rows)
     return rows
@@ -181,7 +181,7 @@ def test_wrong_numbers_fail_and_nothing_is_measured_of_them() -> None:
     limits = tuple(
         Limit(BUDGETS[k], 1e9, "") for k in ("max_size", "max_latency_p50", "min_cosine")
     )
-    rows = judge(limits, facts)
+    rows = judge(Config(limits), facts)
     assert [r.verdict for r in rows] == ["fail", "pass", "unmeasured", "unmeasured"]
     assert rows[0].note == "relative RMS error 3"
     assert overall(rows) == "fail"

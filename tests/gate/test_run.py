@@ -102,6 +102,52 @@ def test_a_required_device_is_opened_and_must_be_right(tmp_path: Path) -> None:
     assert verdicts(report) == {"golden samples": "pass", "min_on_device": "pass"}
 
 
+def test_a_required_device_that_would_not_serve_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It opens and is right, but what stands before it in the chain serves."""
+    acme.install(tmp_path / "site", monkeypatch)
+    npu = acme.candidate()
+    first = Bundle.open(linear_bundle(tmp_path, "linear", chain=(npu, CPU)))
+    report = gate(first, limits(tmp_path, device="npu"))
+    assert verdicts(report) == {"golden samples": "pass", "device": "pass"}
+    behind_missing = Bundle.open(linear_bundle(tmp_path, "missing", chain=(GPU, npu, CPU)))
+    report = gate(behind_missing, limits(tmp_path, device="npu"))
+    assert verdicts(report) == {"golden samples": "pass", "device": "pass"}
+    assert [s.label for s in report.skipped] == [GPU.label]
+
+    behind = Bundle.open(linear_bundle(tmp_path, "behind", chain=(GPU, CPU, npu)))
+    report = gate(behind, limits(tmp_path, device="npu"))
+    assert report.candidate == npu.label
+    assert (report.verdict, report.exit_code) == ("fail", 1)
+    row = report.rows[1]
+    assert (row.budget, row.limit_text, row.measured_text) == ("device", "npu", CPU.label)
+    assert row.note == f"it opens here and stands before {npu.label} in the chain"
+    assert "run --require npu" in (row.remedy or "")
+    assert row.where == "--device"
+
+
+def test_limits_may_be_held_on_the_cpu_behind_an_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme.install(tmp_path / "site", monkeypatch)
+    bundle = Bundle.open(linear_bundle(tmp_path, chain=(acme.candidate(), CPU)))
+    report = gate(bundle, limits(tmp_path, device="cpu", max_size="1 MB"))
+    assert report.candidate == CPU.label
+    assert verdicts(report) == {"golden samples": "pass", "max_size": "pass"}
+
+
+def test_a_required_device_that_dies_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme.install(tmp_path / "site", monkeypatch)
+    dying = acme.candidate(fault="die", after=50)
+    bundle = Bundle.open(linear_bundle(tmp_path, chain=(dying, CPU)))
+    report = gate(bundle, limits(tmp_path, device="npu", max_latency_p50="1 s"), seconds=0.2)
+    assert report.exit_code == 3
+    assert "died of SIGKILL" in (report.rows[-1].note or "")
+
+
 def test_a_device_that_no_candidate_is_for_exits_2(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path))
     with pytest.raises(UsageError, match="no candidate of 'linear' matches"):

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeserve.bench.subjects import close_all, open_all, select
 from edgeserve.bundle import Bundle
 from edgeserve.errors import InferenceFailed, UnsupportedModel
+from edgeserve.inspecting.placing import placements_here
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.probing import open_in_child
+from edgeserve.workers import WorkerSession
 from tests.gpu.conftest import Driver
 from tests.gpu.digits import images, logits
 from tests.gpu.scenario import taken_away_and_given_back
@@ -48,6 +51,21 @@ def test_it_says_where_and_in_what_precision_it_runs(litert_bundle: Path) -> Non
     half = opened(litert_bundle, gpu_precision="fp16")
     assert half.placement().inference_precision == "fp16"
     half.close()
+
+
+@pytest.mark.usefixtures("driver")
+def test_inspect_opens_it_and_bench_measures_it_in_a_process_of_its_own(
+    litert_bundle: Path,
+) -> None:
+    bundle = Bundle.open(litert_bundle)
+    on_gpu, on_cpu = placements_here(bundle)
+    assert (on_gpu.problem, on_cpu.problem) == (None, None)
+    assert on_gpu.placement is not None
+    assert on_gpu.placement.describe() == "100 % of MACs on gpu, fp32"
+    opened, skipped = open_all(bundle, select(bundle))
+    close_all(opened)
+    assert skipped == []
+    assert [isinstance(o.session, WorkerSession) for o in opened] == [True, False]
 
 
 def test_without_its_driver_it_is_an_error_in_the_engine_s_words(driver: Driver) -> None:

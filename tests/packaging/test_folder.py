@@ -74,7 +74,7 @@ def test_everything_the_device_needs_and_no_other_engine(tmp_path: Path, house: 
     bundle.verify()
     assert [v.id for v in bundle.manifest.variants] == ["tflite-int8"]
     serve = tomllib.loads((out / "serve.toml").read_text())
-    assert serve == {"bundle": "linear.edge", "host": "127.0.0.1", "http_port": 9000}
+    assert serve == {"bundle": "linear.edge", "host": "localhost", "http_port": 9000}
     assert os.access(out / "install.sh", os.X_OK)
     assert sum(p.packed_bytes for p in made.parts) == made.packed_bytes
     assert {"linear.edge", "edgeserve", "numpy", "pip (tools)"} <= {p.name for p in made.parts}

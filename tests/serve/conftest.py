@@ -32,7 +32,7 @@ class RawClient:
 
     def __init__(self, url: str) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
         self._buffer = b""
 
     def send(self, data: bytes) -> None:

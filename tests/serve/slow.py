@@ -60,3 +60,30 @@ def slow_bundle(folder: Path) -> Path:
     )
     inputs = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     return write_bundle(folder, "slow", slow_model(), interface, {"x": inputs}, {"y": slow(inputs)})
+
+
+_WIDE = 200_000
+_STEPS = 12
+
+
+def wide_bundle(folder: Path) -> Path:
+    """A bundle called wide.edge of x FP32[batch,200000], y the root of it taken often: it only moves memory, which
+    batches do not make quicker."""
+    nodes = [
+        helper.make_node(op, [f"h{i}"], [f"h{i + 1}"])
+        for i, op in enumerate(["Abs"] + ["Sqrt"] * (_STEPS - 1))
+    ]
+    nodes[0].input[0], nodes[-1].output[0] = "x", "y"
+    shapes = {
+        n: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", _WIDE]) for n in "xy"
+    }
+    graph = helper.make_graph(nodes, "wide", [shapes["x"]], [shapes["y"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    interface = Interface(
+        (TensorSpec("x", "FP32", ("batch", _WIDE)),),
+        (TensorSpec("y", "FP32", ("batch", _WIDE)),),
+        max_batch=MAX_BATCH,
+    )
+    x = np.random.default_rng(3).normal(size=(2, _WIDE)).astype(np.float32)
+    y = np.abs(x) ** np.float32(0.5 ** (_STEPS - 1))
+    return write_bundle(folder, "wide", model, interface, {"x": x}, {"y": y})

@@ -251,3 +251,30 @@ def test_with_keys_only_health_is_open(bundle: Path, key_file: Path) -> None:
             ):
                 client.send(post(body, path, header))
                 assert client.response()[0] == status
+
+
+@pytest.mark.parametrize("extra", [{}, {"control_port": 0}])
+def test_keys_without_a_control_key_close_the_control_plane_and_the_start_says_so(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, extra: dict[str, int]
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"infer {INFER}\n")
+    settings = Settings(
+        bundle=str(bundle), http_port=0, keys=str(file), model_control=True, **extra
+    )  # type: ignore[arg-type]
+    load = "/v2/repository/models/linear/load"
+    with Background(settings) as server:
+        url = server.started.control_url or server.url
+        assert ask(url, load, "Content-Length: 0", method="POST") == 401
+        with RawClient(url) as client:
+            client.send(post(b"", load, f"X-Api-Key: {INFER}").replace(b": test", b": localhost"))
+            status, _, body = client.response()
+        assert (status, b"there is no control key: nobody may" in body) == (403, True)
+    assert "nobody can use the control plane" in caplog.text
+    caplog.clear()
+    file.write_text(f"infer {INFER}\ncontrol {CONTROL}\n")
+    with Background(settings) as server:
+        url = server.started.control_url or server.url
+        headers = ("Content-Length: 0", f"X-Api-Key: {CONTROL}")
+        assert ask(url, load, *headers, method="POST") == 200
+    assert "nobody can use" not in caplog.text

@@ -28,7 +28,7 @@ from edgeserve.serve.engine import (
 )
 from edgeserve.tensors import Array, Tensors
 from tests.bundles import linear
-from tests.serve.slow import MAX_BATCH, slow, slow_bundle
+from tests.serve.slow import MAX_BATCH, slow, slow_bundle, wide_bundle
 
 BUSY = 20  # full batches that keep one worker busy for long: tens of milliseconds
 
@@ -171,6 +171,15 @@ def test_without_batching_each_request_runs_alone(slow_edge: Path) -> None:
                 assert_own_numbers(call, outcome)
                 assert outcome.batch == len(call.x)
             assert batches.rows == [1, 3, 2, 1]
+
+    asyncio.run(story())
+
+
+def test_what_batches_do_not_make_quicker_is_run_one_by_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with engine_of(wide_bundle(tmp_path)) as (engine, _):
+            assert not engine.inline
+            assert engine.max_batch == 1
 
     asyncio.run(story())
 

@@ -90,14 +90,46 @@ def test_the_device_is_in_every_response(client: RawClient) -> None:
             415,
             "expected gzip or deflate",
         ),
-        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/nope/infer"), 404, "unknown model"),
-        (post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/versions/2/infer"), 404, "version 1"),
+        (
+            post(infer_body([[1, 2, 3, 4]]), "/v2/models/nope/infer"),
+            404,
+            "unknown model 'nope'; loaded",
+        ),
+        (
+            post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/versions/2/infer"),
+            404,
+            "no version '2' of 'linear': it has 1",
+        ),
         (post(b"{}", "/v2/models/linear/explode"), 404, "no such route"),
+        *(
+            (request, status, words)
+            for path in ("generate", "generate_stream", "versions/1/generate")
+            for request, status, words in (
+                (
+                    post(b'{"text_input": "hi"}', f"/v2/models/linear/{path}"),
+                    501,
+                    "'linear' does not generate text",
+                ),
+                (post(b"{}", f"/v2/models/nope/{path}"), 404, "unknown model 'nope'"),
+                (
+                    f"GET /v2/models/linear/{path} HTTP/1.1\r\nHost: t\r\n\r\n".encode(),
+                    405,
+                    "use POST",
+                ),
+            )
+        ),
+        (post(b"{}", "/v2/models/linear/generate/more"), 404, "no such route"),
         (post(b"{}", "/v2/models/linear"), 405, "use GET"),
         (post(b"{}", "/v2/health/live"), 405, "use GET"),
         (b"GET /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\n\r\n", 405, "use POST"),
         (b"GET /nothing HTTP/1.1\r\nHost: t\r\n\r\n", 404, "no such route"),
-        (b"GET /v2/models/%2e%2e%2f%2e%2e HTTP/1.1\r\nHost: t\r\n\r\n", 404, "unknown model"),
+        (b"GET /v2/models/%2e%2e%2f%2e%2e HTTP/1.1\r\nHost: t\r\n\r\n", 404, "'../..'"),
+        (b"GET /v2/models/%0d%0a%1b%5b2J HTTP/1.1\r\nHost: t\r\n\r\n", 404, r"'\r\n\x1b[2J'"),
+        (
+            b"GET /v2/models/" + b"n" * 4000 + b" HTTP/1.1\r\nHost: t\r\n\r\n",
+            404,
+            f"unknown model '{'n' * 60}'…; loaded",
+        ),
     ],
 )
 def test_refusals_keep_the_connection_and_say_why(
@@ -234,7 +266,7 @@ def test_expect_100_continue_is_answered_before_the_body(client: RawClient) -> N
 
 
 def test_a_head_like_the_last_one_is_no_other_than_it_was(client: RawClient) -> None:
-    """Heads that are equal byte for byte are parsed once; those that differ by a byte are not equal."""
+    """Heads that differ in no byte but the digits of Content-Length are parsed once; any other byte counts."""
     body = infer_body([[1, 2, 3, 4]], id="a")
     path = "/v2/models/linear/infer"
     for _ in range(2):
@@ -249,6 +281,38 @@ def test_a_head_like_the_last_one_is_no_other_than_it_was(client: RawClient) -> 
         assert client.response()[0] == 200
     client.send(post(body, path, "Connection: close"))
     assert client.response()[1]["connection"] == "close"
+    assert client.is_closed()
+
+
+def test_bodies_of_any_length_follow_heads_that_are_alike(client: RawClient) -> None:
+    bodies = [infer_body([[n, 2, 3, 4]] * n, id="a" * n) for n in (1, 3, 2, 8, 1)]
+    for body in bodies:  # at once
+        client.send(post(body))
+        assert json.loads(client.response()[2])["id"] == json.loads(body)["id"]
+    client.send(b"".join(map(post, bodies)))
+    for body in bodies:  # one behind the other
+        assert json.loads(client.response()[2])["id"] == json.loads(body)["id"]
+    for body in bodies:  # in pieces
+        wire = post(body)
+        client.send(wire[:-7])
+        client.send(wire[-7:])
+        assert json.loads(client.response()[2])["id"] == json.loads(body)["id"]
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("+3", 400), ("0x3", 400), ("3 3", 400), ("", 400), ("9" * 17, 413), ("9" * 40, 400)],
+)
+def test_a_length_is_as_wrong_after_a_right_one(
+    client: RawClient, length: str, status: int
+) -> None:
+    body = infer_body([[1, 2, 3, 4]])
+    wire = post(body)
+    client.send(wire)
+    assert client.response()[0] == 200
+    right, wrong = f"Content-Length: {len(body)}", f"Content-Length: {length}"
+    client.send(wire.replace(right.encode(), wrong.encode()))
+    assert client.response()[0] == status
     assert client.is_closed()
 
 

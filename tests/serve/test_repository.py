@@ -145,7 +145,7 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
             assert repository.versions("a") == ["2"]
             assert await ask(repository.find("a")) == 2
             assert await ask(old) == 1
-            with pytest.raises(ModelNotFound, match="has only version 2"):
+            with pytest.raises(ModelNotFound, match="no version '1' of 'a': it has 2"):
                 repository.find("a", "1")
             assert b'version="1"' not in metrics.render()
             version(folder, "a", 3, 3)

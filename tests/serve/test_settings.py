@@ -19,7 +19,7 @@ from edgeserve.serve.settings import Settings, read_settings, settings_from
 def test_a_bundle_is_enough() -> None:
     settings = settings_from({"bundle": "model.edge"})
     assert settings == Settings(bundle="model.edge")
-    assert (settings.host, settings.http_port, settings.fallback) == ("127.0.0.1", 8000, "auto")
+    assert (settings.host, settings.http_port, settings.fallback) == ("localhost", 8000, "auto")
 
 
 @pytest.mark.parametrize(

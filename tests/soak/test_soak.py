@@ -6,15 +6,12 @@ import sys
 
 import pytest
 
-from tests.soak.soak import soak
+from tests.soak.soak import DRIFT_LIMIT, soak
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
 ]
-
-# The heap settles in the first half million requests; the limit of 2 % is the long run's.
-SHORT_LIMIT = 0.10
 
 
 def test_nothing_is_left_behind() -> None:
@@ -22,5 +19,5 @@ def test_nothing_is_left_behind() -> None:
     assert found.load.wrong == 0
     assert found.rude > 100
     assert found.reloads > 10
-    assert found.drift < SHORT_LIMIT, [s.rss for s in found.samples]
+    assert found.drift < DRIFT_LIMIT, [s.rss for s in found.samples]
     assert found.leaks() == []

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
-import numpy as np
 
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
+from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     BatchTimes,
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 # A hop to a worker thread and back costs about that (docs/run.md): quicker models run on the loop.
 INLINE_S: Final = 50e-6
 _WARM_UP_RUNS: Final = 10
+# A batch that takes more than this share of what its requests take one by one is not worth waiting for.
+_WORTH: Final = 0.95
 
 # What a request is that was answered before `submit` returned.
 ANSWERED: Final = Pending({}, 0, lambda result: None, 0.0)
@@ -102,6 +104,7 @@ class Engine:
             settings.delay_s if self.max_batch > 1 else 0.0,
         )
         self._queue = RequestQueue(policy, settings.priorities)
+        self._mailbox = None if self.inline else Mailbox(loop)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
             for i in range(0 if self.inline else settings.instances)
@@ -118,25 +121,25 @@ class Engine:
         """Run golden samples until times settle; decide about running inline and about batching."""
         interface = self.chain.interface
         requests = golden_batches(interface, self.chain.bundle.golden()[0])
-        single = self._fastest(requests[0])
+        single = self._fastest(lambda: requests[0])
         # Another process, now or after a step up the chain, may keep the loop waiting.
         self.inline = single < INLINE_S and not self.chain.may_wait
         self.max_batch = 1
         largest = min(self.settings.max_batch or interface.max_batch, interface.max_batch)
         if largest > 1 and self.settings.batching and not self.inline:
             four = min(4, largest)
-            joined = {n: np.concatenate([a] * four) for n, a in requests[0].items()}
+            together = self._fastest(lambda: join_batches([requests[0]] * four))
             # Where a batch of four costs what four requests cost, batching only adds waiting.
-            self.max_batch = largest if self._fastest(joined) < four * single else 1
+            self.max_batch = largest if together < _WORTH * four * single else 1
         self.single_s = single
 
-    def _fastest(self, inputs: Tensors) -> float:
+    def _fastest(self, make: Callable[[], Tensors]) -> float:
         times = []
         for _ in range(_WARM_UP_RUNS):
             began = time.perf_counter()
-            self.chain.run(inputs)
+            self.chain.run(make())
             times.append(time.perf_counter() - began)
-        return float(np.median(times[_WARM_UP_RUNS // 2 :]))
+        return min(times[_WARM_UP_RUNS // 2 :])  # a busy machine only makes a call longer
 
     def submit(
         self, inputs: Tensors, rows: int, timeout_s: float | None, done: Done, priority: int = 0
@@ -219,6 +222,8 @@ class Engine:
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join(timeout=10)
+        if self._mailbox is not None:
+            self._mailbox.close()
         self.chain.close()
 
     def _less(self, count: int) -> None:
@@ -271,7 +276,8 @@ class Engine:
                         self._run([request])
                     return
                 result = _failure(error)
-        self._loop.call_soon_threadsafe(self._finish, batch, result, times)
+        assert self._mailbox is not None
+        self._mailbox.post(self._finish, batch, result, times)
 
     def _answers(self, alive: list[Pending]) -> tuple[list[tuple[Pending, Outcome]], BatchTimes]:
         began = time.perf_counter()

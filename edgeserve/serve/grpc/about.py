@@ -11,6 +11,7 @@ from google.protobuf import json_format
 import edgeserve
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden
+from edgeserve.serve.control import Control
 from edgeserve.serve.grpc import codec, messages
 from edgeserve.serve.grpc.errors import NotSupported
 from edgeserve.serve.protocols.triton import (
@@ -22,6 +23,7 @@ from edgeserve.serve.protocols.triton import (
 )
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 from edgeserve.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from edgeserve.serve import statistics
     from edgeserve.serve.grpc import messages as m
+    from edgeserve.serve.model import ServedModel
 
 
 class About:
@@ -39,12 +43,16 @@ class About:
         self,
         repository: ModelRepository,
         shm: SharedMemory,
+        control: Control,
+        siblings: Siblings | None,
         *,
         model_control: bool,
         changed: Callable[[], None],
     ) -> None:
         self._repository = repository
         self._shm = shm
+        self._control = control
+        self._siblings = siblings
         self._model_control = model_control
         self._changed = changed
 
@@ -54,6 +62,8 @@ class About:
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: m.ServerReadyRequest) -> m.ServerReadyResponse:
+        if self._siblings is not None:
+            return messages.ServerReadyResponse(ready=(await self._siblings.standing()).ready)
         return messages.ServerReadyResponse(ready=self._repository.ready)
 
     async def ModelReady(self, request: m.ModelReadyRequest) -> m.ModelReadyResponse:
@@ -62,6 +72,9 @@ class About:
             model = self._repository.find(request.name, version)
         except (ModelNotFound, ModelUnavailable):
             return messages.ModelReadyResponse(ready=False)
+        if self._siblings is not None:
+            serves = (await self._siblings.standing()).serves
+            return messages.ModelReadyResponse(ready=(model.name, model.version) in serves)
         return messages.ModelReadyResponse(ready=model.ready and self._repository.serving)
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
@@ -92,16 +105,24 @@ class About:
         else:
             models = self._repository.loaded()
         response = messages.ModelStatisticsResponse()
-        for model in models:
-            _copy(model.statistics(), response.model_stats.add())
+        for one in await self._statistics(models):
+            _copy(one, response.model_stats.add())
         return response
+
+    async def _statistics(self, models: list[ServedModel]) -> list[statistics.ModelStatistics]:
+        """Of these, as counted by all workers where there are several."""
+        if self._siblings is None:
+            return [model.statistics() for model in models]
+        wanted = {(model.name, model.version) for model in models}
+        counted = (await self._siblings.counts()).statistics
+        return [one for one in counted if (one.name, one.version) in wanted]
 
     # the repository
 
     async def RepositoryIndex(self, request: m.RepositoryIndexRequest) -> m.RepositoryIndexResponse:
         _only_repository(request.repository_name)
         response = messages.RepositoryIndexResponse()
-        for entry in self._repository.index():
+        for entry in await self._control.index():
             if entry.state == "READY" or not request.ready:
                 response.models.add(
                     name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
@@ -112,7 +133,7 @@ class About:
         self, request: m.RepositoryModelLoadRequest
     ) -> m.RepositoryModelLoadResponse:
         self._check_control(request.repository_name)
-        await self._repository.load(request.model_name, _repository_parameters(request.parameters))
+        await self._control.load(request.model_name, _repository_parameters(request.parameters))
         self._changed()
         return messages.RepositoryModelLoadResponse()
 
@@ -124,7 +145,7 @@ class About:
         if unknown:
             raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
         with contextlib.suppress(ModelNotFound):  # no error, as with Triton
-            await self._repository.unload(request.model_name)
+            await self._control.unload(request.model_name)
         self._changed()
         return messages.RepositoryModelUnloadResponse()
 
@@ -150,16 +171,13 @@ class About:
     async def SystemSharedMemoryRegister(
         self, request: m.SystemSharedMemoryRegisterRequest
     ) -> m.SystemSharedMemoryRegisterResponse:
-        self._shm.register(request.name, request.key, request.offset, request.byte_size)
+        await self._control.register(request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(
         self, request: m.SystemSharedMemoryUnregisterRequest
     ) -> m.SystemSharedMemoryUnregisterResponse:
-        if request.name:
-            self._shm.unregister(request.name)
-        else:
-            self._shm.unregister_all()
+        await self._control.unregister(request.name or None)
         return messages.SystemSharedMemoryUnregisterResponse()
 
     async def CudaSharedMemoryStatus(

@@ -14,6 +14,7 @@ from typing import Final
 
 from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
 from edgeserve.serve.grpc.limits import GrpcLimits
@@ -39,11 +40,13 @@ class Inferences:
         self,
         repository: ModelRepository,
         shm: SharedMemory,
+        flight: InFlight,
         loop: asyncio.AbstractEventLoop,
         limits: GrpcLimits,
     ) -> None:
         self.repository = repository
         self.shm = shm
+        self.flight = flight
         self.loop = loop
         self.limits = limits
         self._posted: deque[Callable[[], None]] = deque()
@@ -93,6 +96,7 @@ class Inference:
     __slots__ = (
         "_answer",
         "_decoded",
+        "_flies",
         "_lock",
         "_message",
         "_model",
@@ -118,6 +122,7 @@ class Inference:
         self._name = ""
         self._model: ServedModel | None = None
         self._request: InferRequest | None = None
+        self._flies = False  # counted as in flight
         self._pending: Pending | None = None
         self._answer: bytes | None = None
         self.deadline: float | None = None
@@ -162,15 +167,24 @@ class Inference:
         decoded = self._decoded
         assert decoded is not None
         self._model = model = self._owner.repository.find(decoded.model, decoded.version)
+        flight = self._owner.flight
+        if flight.count >= flight.limit:
+            model.metrics.failed("in_flight")
+            raise flight.refusal()
         self._request = codec.bind(
             decoded, model.interface, self._read_regions(decoded), remaining_s
         )
         self._pending = model.infer(self._request, self._ran)
+        if self.result is None:
+            flight.count += 1
+            self._flies = True
 
     def finish(self, result: Outcome | EdgeServeError) -> None:
         """Wake the caller; only the first result counts."""
         if self.result is None:
             self.result = result
+            if self._flies:
+                self._owner.flight.count -= 1
             self._lock.release()
 
     def wait(self) -> None:

@@ -9,7 +9,7 @@ import grpc
 import msgspec
 
 from edgeserve.serve.access import AccessDenied, Role, key_of
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 
 # Raises AccessDenied for a key, or the lack of one, that does not give the role.
@@ -59,9 +59,9 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             if not self._open:
                 return self._shut
             try:
-                self._admit(method.role, _key(details.invocation_metadata))
+                self._admit(method.role, key_in(details.invocation_metadata))
             except AccessDenied as error:
-                return self._refusal(status_of(error), str(error))
+                return self._refusal(status_of(error), text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
             return self._full
         return method.handler
@@ -75,7 +75,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.control, refuse))
 
 
-def _key(metadata: Iterable[Any]) -> str | None:
+def key_in(metadata: Iterable[Any]) -> str | None:
     """The key in `authorization: Bearer KEY` or `x-api-key: KEY`."""
     found = {name: value for name, value in metadata if isinstance(value, str)}
     return key_of(found.get("authorization"), found.get("x-api-key"))

@@ -1,4 +1,4 @@
-"""Which gRPC status an error is. The text is the error's own, or nothing for one that nobody foresaw."""
+"""Which gRPC status an error is, and its text: the error's own, cut to what fits beside a status."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import grpc
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
+from edgeserve.serve.flight import TooManyInFlight
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 
@@ -25,6 +26,7 @@ _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (ModelNotFound, grpc.StatusCode.NOT_FOUND),
     (ModelUnavailable, grpc.StatusCode.UNAVAILABLE),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooManyInFlight, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Canceled, grpc.StatusCode.CANCELLED),
@@ -34,6 +36,14 @@ _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (UnknownRegion, grpc.StatusCode.NOT_FOUND),
     (NotSupported, grpc.StatusCode.UNIMPLEMENTED),
 )
+
+
+# A status travels in trailing metadata, which peers bound at a few kilobytes.
+_TEXT: Final = 1_000
+
+
+def text_of(error: EdgeServeError) -> str:
+    return str(error)[:_TEXT]
 
 
 def status_of(error: EdgeServeError) -> grpc.StatusCode:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from edgeserve.serve.access import Authoriser, Caller, Role
+import logging
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access import Authoriser, Caller, Keys, Role
+from edgeserve.serve.addresses import addresses_of, joined
+from edgeserve.serve.control import Control
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
+
+log = logging.getLogger(__name__)
 
 
 class GrpcFront:
@@ -17,10 +26,19 @@ class GrpcFront:
     It has the control plane, too, unless `control_port` gives that an address of its own.
     """
 
-    def __init__(self, settings: Settings, repository: ModelRepository, shm: SharedMemory) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        flight: InFlight,
+        control: Control,
+        siblings: Siblings | None = None,
+    ) -> None:
         self._settings = settings
+        self.also: list[str] = []
         limits = settings.effective_limits()
-        authoriser = Authoriser(
+        self._authoriser = authoriser = Authoriser(
             settings.read_keys(),
             settings.control_names,
             listens_on=settings.host,
@@ -34,6 +52,7 @@ class GrpcFront:
         self._server = GrpcServer(
             repository,
             shm,
+            flight,
             GrpcLimits(
                 receive_bytes=limits.body_bytes,
                 send_bytes=limits.output_bytes,
@@ -41,15 +60,35 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
+                processes=settings.workers,
             ),
             admit,
             server_credentials(settings),
+            control=control,
+            siblings=siblings,
             model_control=settings.model_control,
         )
 
     def listen(self) -> str:
-        """HOST:PORT that is listened on. Raises EnvironmentProblem."""
-        return self._server.listen(self._settings.host, self._settings.grpc_port or 0)
+        """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""
+        first, *others = addresses_of(self._settings.host)
+        port = self._server.listen(first, self._settings.grpc_port or 0)
+        for other in others:
+            try:
+                self._server.listen(other, port)
+            except EnvironmentProblem as error:
+                log.warning("only %s is listened on: %s", joined(first, port), error)
+            else:
+                self.also.append(f"gRPC {joined(other, port)}")
+        self._server.start()
+        return joined(first, port)
+
+    def change_keys(self, keys: Keys) -> None:
+        """Calls that are handled already are answered; the next ones need these, and streams whose key is
+        gone end."""
+        self._authoriser.change(keys)
+        self._server.check_streams()
 
     async def drain(self, timeout_s: float) -> bool:
         """As GrpcServer.drain."""

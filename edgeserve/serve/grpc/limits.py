@@ -7,7 +7,8 @@ import msgspec
 
 class GrpcLimits(msgspec.Struct, frozen=True):
     """Sizes in bytes, times in seconds. `threads` calls are inferred side by side, `queue` wait for a
-    thread; each stream has threads of its own."""
+    thread; each stream has threads of its own. `processes` like this one share the port. Answers of `compress_bytes` and more
+    are compressed for clients that accept it (None: none are)."""
 
     receive_bytes: int = 64 << 20
     send_bytes: int = 1 << 30
@@ -16,12 +17,17 @@ class GrpcLimits(msgspec.Struct, frozen=True):
     threads: int = 64
     queue: int = 1024
     streams: int = 32
+    compress_bytes: int | None = None
     streams_per_connection: int = 1024
     idle_s: float = 300.0
     keepalive_s: float = 60.0
+    processes: int = 1
 
     def channel_options(self) -> list[tuple[str, int]]:
+        # By a level, unlike by an algorithm, grpc takes one that the client accepts, if any.
+        compression = [] if self.compress_bytes is None else [("grpc.default_compression_level", 1)]
         return [
+            *compression,
             ("grpc.max_receive_message_length", self.receive_bytes),
             ("grpc.max_send_message_length", self.send_bytes),
             ("grpc.max_metadata_size", self.metadata_bytes),
@@ -31,5 +37,6 @@ class GrpcLimits(msgspec.Struct, frozen=True):
             ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.max_ping_strikes", 5),
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half the calls
+            # Unless it is a worker, a second server on the port is an error, not half the calls.
+            ("grpc.so_reuseport", int(self.processes > 1)),
         ]

@@ -10,6 +10,9 @@ import grpc
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
+from edgeserve.serve.addresses import joined
+from edgeserve.serve.control import Control
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
@@ -17,8 +20,9 @@ from edgeserve.serve.grpc.door import Admit, Door, Method
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.service import INFER, Service
-from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.repository import IndexEntry, ModelRepository
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 
 _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005
@@ -46,37 +50,46 @@ class GrpcServer:
         self,
         repository: ModelRepository,
         shm: SharedMemory,
+        flight: InFlight,
         limits: GrpcLimits,
         admit: Admit,
         credentials: grpc.ServerCredentials | None = None,
         *,
+        control: Control,
+        siblings: Siblings | None = None,
         model_control: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._repository = repository
         self._credentials = credentials
+        self._admit = admit
         self._pools = Pools(limits.threads, limits.streams)
         self._health = health.Health()
+        self._siblings = siblings
+        self._telling: asyncio.Task[None] | None = None
         about = About(
             repository,
             shm,
+            control,
+            siblings,
             model_control=model_control,
             changed=self._tell_health,
         )
         self._service = Service(
-            Inferences(repository, shm, self._loop, limits),
+            Inferences(repository, shm, flight, self._loop, limits),
             about,
             self._pools,
+            limits.compress_bytes,
         )
         self._server = grpc.server(self._pools.infer, options=limits.channel_options())
         self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
         self._server.add_generic_rpc_handlers((self._door,))
         self._timer: asyncio.TimerHandle | None = None
 
-    def listen(self, host: str, port: int) -> str:
-        """Start answering; the address that is really listened on. Raises EnvironmentProblem."""
-        name = f"[{host}]" if ":" in host else host
-        address = f"{name}:{port}"
+    def listen(self, host: str, port: int) -> int:
+        """Take an address, which is answered from `start` on; the port that it is. Raises
+        EnvironmentProblem."""
+        address = joined(host, port)
         try:
             if self._credentials is None:
                 bound = self._server.add_insecure_port(address)
@@ -88,9 +101,12 @@ class GrpcServer:
                 cause=str(error),
                 hint="--grpc-port 0 picks a free port",
             ) from None
+        return int(bound)
+
+    def start(self) -> None:
+        """Answer, wherever `listen` was called for."""
         self._server.start()
         self._watch_health()
-        return f"{name}:{bound}"
 
     async def drain(self, timeout_s: float) -> bool:
         """Not serving, nothing new, what has begun is answered; False when time ran out."""
@@ -107,6 +123,10 @@ class GrpcServer:
         await asyncio.to_thread(self._server.stop, None)
         return not busy
 
+    def check_streams(self) -> None:
+        """End streams that would not be let in any more."""
+        self._service.check_streams(lambda key: self._admit(Role.INFER, key))
+
     async def _quiet(self, until: float) -> None:
         """Until no call came for a moment."""
         seen = -1
@@ -118,6 +138,8 @@ class GrpcServer:
         """End every call and all threads."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         self._service.drain()
         await asyncio.to_thread(self._server.stop, None)
         await asyncio.to_thread(self._pools.close)
@@ -127,10 +149,20 @@ class GrpcServer:
         return self._pools.infer.calls > 0 or self._service.open > 0
 
     def _tell_health(self) -> None:
+        if self._siblings is None:
+            self._tell(self._repository.ready, self._repository.index())
+        elif self._telling is None or self._telling.done():
+            self._telling = asyncio.ensure_future(self._tell_of_all(self._siblings))
+
+    async def _tell_of_all(self, siblings: Siblings) -> None:
+        standing = await siblings.standing()
+        self._tell(standing.ready, standing.index)
+
+    def _tell(self, ready: bool, index: list[IndexEntry]) -> None:
         models: dict[str, bool] = {}
-        for entry in self._repository.index():
+        for entry in index:
             models[entry.name] = models.get(entry.name, False) or entry.state == "READY"
-        self._health.tell(self._repository.ready, models)
+        self._health.tell(ready, models)
 
     def _watch_health(self) -> None:
         self._tell_health()

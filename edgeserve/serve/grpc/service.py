@@ -15,11 +15,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from edgeserve.errors import EdgeServeError
+from edgeserve.serve.access import AccessDenied
 from edgeserve.serve.engine import ShuttingDown
 from edgeserve.serve.grpc import messages
 from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.calls import Inferences
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.door import key_in
+from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.stream import Stream
 
@@ -39,10 +41,13 @@ class Service:
         inferences: Inferences,
         about: About,
         pools: Pools,
+        compress_bytes: int | None = None,
     ) -> None:
+        """Answers of less than `compress_bytes` are not compressed; None: grpc compresses none."""
         self._inferences = inferences
         self._about = about
         self._pools = pools
+        self._compress_bytes = compress_bytes
         self._streams: set[Stream] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -71,21 +76,32 @@ class Service:
             self._draining = True
             streams = list(self._streams)
         for stream in streams:
-            stream.drain()
+            stream.end(ShuttingDown("the server is shutting down"))
+
+    def check_streams(self, admit: Callable[[str | None], None]) -> None:
+        """End those whose key `admit` raises AccessDenied for; what they asked for is answered."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            try:
+                admit(stream.key)
+            except AccessDenied as error:
+                stream.end(error)
 
     def _infer(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         call = self._inferences.start(message, remaining_s(context), streamed=False)
         if self._opened(context, call.left):
             call.wait()
         try:
-            return call.answer()
+            return self._sized(call.answer(), context)
         except EdgeServeError as error:
             return _abort(context, error)
         except Exception as error:  # noqa: BLE001 - the client is told
             return _abort(context, _unforeseen(error))
 
     def _stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        stream = Stream(self._inferences, requests, lambda: remaining_s(context))
+        key = key_in(context.invocation_metadata())
+        stream = Stream(self._inferences, requests, lambda: remaining_s(context), key)
         with self._lock:
             draining = self._draining
             if not draining:
@@ -94,9 +110,10 @@ class Service:
             _abort(context, ShuttingDown("the server is shutting down"))
         try:
             if self._opened(context, stream.left):
-                yield from stream.answers()
-            if stream.draining:
-                _abort(context, ShuttingDown("the server is shutting down"))
+                for answer in stream.answers():
+                    yield self._sized(answer, context)
+            if stream.ended_by is not None:
+                _abort(context, stream.ended_by)
         finally:
             with self._lock:
                 self._streams.discard(stream)
@@ -118,13 +135,19 @@ class Service:
                 work.close()
                 return _abort(context, ShuttingDown("the server is shutting down"))
             try:
-                return bytes(answer.result().SerializeToString())
+                return self._sized(bytes(answer.result().SerializeToString()), context)
             except EdgeServeError as error:
                 return _abort(context, error)
             except Exception as error:  # noqa: BLE001 - the client is told
                 return _abort(context, _unforeseen(error))
 
         return behaviour
+
+    def _sized(self, answer: bytes, context: grpc.ServicerContext) -> bytes:
+        """An answer that is about to be sent: as it is, where it is small."""
+        if self._compress_bytes is not None and len(answer) < self._compress_bytes:
+            context.disable_next_message_compression()
+        return answer
 
     def _opened(self, context: grpc.ServicerContext, left: Callable[[], None]) -> bool:
         """Count the call until it has ended, when `left` is called; False when that was before now."""
@@ -149,7 +172,7 @@ def remaining_s(context: grpc.ServicerContext) -> float | None:
 
 
 def _abort(context: grpc.ServicerContext, error: EdgeServeError) -> bytes:
-    context.abort(status_of(error), str(error))
+    context.abort(status_of(error), text_of(error))
     raise AssertionError("abort raises")
 
 

@@ -13,6 +13,7 @@ import grpc
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.calls import Inference, Inferences
+from edgeserve.serve.grpc.errors import text_of
 
 # Requests of one stream that may wait or run; the next is read when one is answered.
 WINDOW: Final = 64
@@ -27,7 +28,10 @@ class Stream:
         inferences: Inferences,
         requests: Iterator[bytes],
         remaining_s: Callable[[], float | None],
+        key: str | None = None,
     ) -> None:
+        """`key` is what the caller was let in with."""
+        self.key = key
         self._inferences = inferences
         self._requests = requests
         self._remaining_s = remaining_s
@@ -36,10 +40,10 @@ class Stream:
         self._lock = threading.Lock()
         self._answering: Inference | None = None
         self._gone = False
-        self.draining = False
+        self.ended_by: EdgeServeError | None = None
 
     def answers(self) -> Iterator[bytes]:
-        """Serialized ModelStreamInferResponses, until the client has ended, is gone, or `drain`."""
+        """Serialized ModelStreamInferResponses, until the client has ended, is gone, or `end`."""
         threading.Thread(target=self._read, name=READER, daemon=True).start()
         while (call := self._started.get()) is not None:
             self._answering = call
@@ -51,14 +55,14 @@ class Stream:
             try:
                 answer = codec.in_stream(call.answer())
             except EdgeServeError as error:
-                answer = codec.stream_error(str(error), call.id)
+                answer = codec.stream_error(text_of(error), call.id)
             yield answer
             self._room.release()
 
-    def drain(self) -> None:
-        """Answer what has begun, then end."""
+    def end(self, error: EdgeServeError) -> None:
+        """Answer what has begun, then end, for this reason."""
         with self._lock:
-            self.draining = True
+            self.ended_by = error
             self._started.put(None)
 
     def left(self) -> None:
@@ -81,7 +85,7 @@ class Stream:
             for message in self._requests:
                 self._room.acquire()
                 with self._lock:
-                    if self._gone or self.draining:
+                    if self._gone or self.ended_by is not None:
                         return
                     self._started.put(
                         self._inferences.start(message, self._remaining_s(), streamed=True)

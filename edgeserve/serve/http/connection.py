@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
-from edgeserve.serve.http.head import END, Head, Refused, parse_head
+from edgeserve.serve.http.head import END, Head, Refused, Repeated, parse_head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 
@@ -53,9 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._head: Head | None = None
-        # A client's heads are mostly all the same: the last one's bytes and what they mean.
-        self._last_raw: bytes | None = None
-        self._last: Head | None = None
+        self._last: Repeated | None = None
         self._body: memoryview | None = None  # while one of known length is being received
         self._received = 0
         self._seen = 0  # of it at `since`
@@ -133,11 +131,13 @@ class Connection(asyncio.BufferedProtocol):
     # parsing
 
     def _is_repeated(self, count: int) -> bool:
-        """Take a whole small request whose head is the last one's, as most are; False: not one."""
-        raw, head = self._last_raw, self._last
-        if raw is None or head is None or not self._incoming.startswith(raw):
+        """Take a whole small request whose head is like the last one's, as most are; False: not one."""
+        last = self._last
+        start = last.find(self._incoming, self._limits.body_bytes) if last is not None else 0
+        if last is None or not start:
             return False
-        length, start = head.length, len(raw)
+        head = last.head
+        length = head.length
         if length is None or head.expects_continue or start + length != count:
             return False
         self._head = head
@@ -208,15 +208,15 @@ class Connection(asyncio.BufferedProtocol):
         if end < 0:
             self._check_partial_head()
             return False
-        raw = bytes(self._buffer[: end + 4])
-        del self._buffer[: end + 4]
-        if self._last is not None and self._last_raw == raw:
-            head = self._last
+        last = self._last
+        if last is not None and last.find(self._buffer, self._limits.body_bytes) == end + 4:
+            head = last.head
+            del self._buffer[: end + 4]
         else:
+            raw = bytes(self._buffer[: end + 4])
+            del self._buffer[: end + 4]
             head = self._new_head(raw)
-            self._last_raw, self._last = (
-                (raw, head) if len(raw) <= _KEPT_HEAD_BYTES else (None, None)
-            )
+            self._last = Repeated(raw, head) if len(raw) <= _KEPT_HEAD_BYTES else None
         self._head = head
         self.since = time.monotonic()
         self._received = self._seen = 0
@@ -367,6 +367,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(Refused(408, f"the head did not arrive within {limits.head_s:g} s"))
         elif waited > limits.idle_s:
             self._transport.close()
+
+    def forget(self) -> None:
+        """Heads that come again are routed again: the leave to ask for that may have ended."""
+        self._last = None
+        if self._head is not None:
+            self._head.route = None
 
     def finish(self) -> None:
         """The server drains: close once every request that has begun to arrive is answered."""

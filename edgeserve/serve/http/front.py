@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from edgeserve.serve.access import Authoriser, is_loopback
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access import CONTROL_HINT, Authoriser, Keys, is_loopback
+from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.control import Control
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.routes import Router
 from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.http.together import Together
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.siblings import Siblings
 from edgeserve.serve.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -27,34 +33,68 @@ class HttpFront:
         repository: ModelRepository,
         metrics: ServerMetrics,
         shm: SharedMemory,
+        flight: InFlight,
         tls: Tls | None,
+        control: Control,
+        siblings: Siblings | None = None,
     ) -> None:
         self._settings = settings
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
         self._warn(is_loopback(settings.host), bool(keys))
+        self._warn_of_closed(keys)
 
-        management = Management(repository, shm, model_control=settings.model_control)
+        management = Management(repository, shm, control, model_control=settings.model_control)
+        together = None if siblings is None else Together(siblings, repository)
+
+        self.also: list[str] = []
+        self._authorisers: list[Authoriser] = []
 
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
-            router = Router(repository, metrics, authoriser, limits, shm, management)
+            self._authorisers.append(authoriser)
+            router = Router(
+                repository, metrics, authoriser, limits, shm, flight, management, together
+            )
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None
         self._data = listener(settings.host, control=not separate)
-        self._control_host = settings.control_host or "127.0.0.1"
+        self._control_host = settings.control_host or LOCALHOST
         self._control = listener(self._control_host, control=True) if separate else None
+        self._servers = [self._data] if self._control is None else [self._data, self._control]
 
     async def listen(self) -> tuple[str, str | None]:
-        """The URLs of the data and the control listener. Raises EnvironmentProblem."""
+        """The URLs of the data and the control listener; `also` has further ones. Raises
+        EnvironmentProblem."""
         settings = self._settings
         shared = True if settings.workers > 1 else None
-        url = self._url(*await self._data.listen(settings.host, settings.http_port, shared))
+        url = await self._listen(self._data, settings.host, settings.http_port, shared)
         if self._control is None:
             return url, None
         port = self._settings.control_port or 0
-        return url, self._url(*await self._control.listen(self._control_host, port))
+        where = self._control_host
+        return url, await self._listen(self._control, where, port, shared, of="control plane ")
+
+    async def _listen(
+        self,
+        server: HttpServer,
+        host: str,
+        port: int,
+        reuse_port: bool | None = None,
+        of: str = "",
+    ) -> str:
+        """The URL of the first address; `of` says in `also` whose the others are."""
+        first, *others = addresses_of(host)
+        first, port = await server.listen(first, port, reuse_port)
+        for other in others:
+            try:
+                await server.listen(other, port, reuse_port)
+            except EnvironmentProblem as error:
+                log.warning("only %s is listened on: %s", joined(first, port), error)
+            else:
+                self.also.append(f"{of}{self._url(other, port)}")
+        return self._url(first, port)
 
     def _warn(self, loopback: bool, keys: bool) -> None:
         """Say what is legal and may not be meant."""
@@ -65,15 +105,28 @@ class HttpFront:
         elif keys and self._scheme == "http":
             log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
 
+    def _warn_of_closed(self, keys: Keys) -> None:
+        control = self._settings.model_control or self._settings.shared_memory is not None
+        if control and keys and not keys.control:
+            log.warning(
+                "nobody can use the control plane: no key is a control key (%s)", CONTROL_HINT
+            )
+
+    def change_keys(self, keys: Keys) -> None:
+        """Requests that are handled already are answered; the next ones need these."""
+        self._warn_of_closed(keys)
+        for authoriser in self._authorisers:
+            authoriser.change(keys)
+        for server in self._servers:
+            server.forget_routes()
+
     async def drain(self, timeout_s: float) -> bool:
         """As HttpServer.drain, of both."""
-        servers = [self._data] if self._control is None else [self._data, self._control]
-        return all(await asyncio.gather(*(s.drain(timeout_s) for s in servers)))
+        return all(await asyncio.gather(*(s.drain(timeout_s) for s in self._servers)))
 
     async def close(self) -> None:
-        await self._data.close()
-        if self._control is not None:
-            await self._control.close()
+        for server in self._servers:
+            await server.close()
 
     def _url(self, host: str, port: int) -> str:
-        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{self._scheme}://{joined(host, port)}"

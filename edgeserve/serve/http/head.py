@@ -6,6 +6,7 @@ ambiguous is an error (RFC 9112, sections 2.2, 5.2 and 6.3).
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any, Final
 
@@ -64,6 +65,60 @@ class Head:
         at = headers.get(b"inference-header-content-length", b"")
         self.aligned_at = int(at) if at.isdigit() and len(at) < 10 else 0
         self.route: Any = None
+
+    def of_length(self, length: int) -> Head:
+        """The same head, with another Content-Length; `headers` keeps the text of the first."""
+        if length == self.length:
+            return self
+        other = Head.__new__(Head)
+        other.method = self.method
+        other.path = self.path
+        other.headers = self.headers
+        other.length = length
+        other.keep_alive = self.keep_alive
+        other.expects_continue = self.expects_continue
+        other.aligned_at = self.aligned_at
+        other.route = self.route
+        return other
+
+
+_CONTENT_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]+)")
+# Of a length that can be taken, and CR.
+_DIGITS: Final = 19
+
+
+class Repeated:
+    """A client's heads are mostly all the same, but for the digits of Content-Length where they carry JSON.
+    This one knows the last head by its other bytes; `head` is what it meant.
+    """
+
+    __slots__ = ("_after", "_at", "_before", "head")
+
+    def __init__(self, raw: bytes, head: Head) -> None:
+        """`raw` ends with an empty line, and has been parsed as `head`."""
+        found = _CONTENT_LENGTH.search(raw)
+        self._at = len(raw) if found is None else found.start(1)
+        self._before = raw[: self._at]
+        self._after = b"" if found is None else raw[found.end(1) :]
+        self.head = head
+
+    def find(self, data: bytearray, most: int) -> int:
+        """Where the body begins when `data` begins with such a head, which then is `head`; 0: it does not,
+        or the length is over `most`."""
+        if not data.startswith(self._before):
+            return 0
+        at = self._at
+        if not self._after:
+            return at
+        end = data.find(b"\r", at, at + _DIGITS)
+        digits = data[at:end]
+        if not data.startswith(self._after, end) or not digits.isdigit():
+            return 0
+        length = int(digits)
+        if length > most:
+            return 0
+        self.head = self.head.of_length(length)
+        return end + len(self._after)
 
 
 class _Tokens:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
+import time
+import weakref
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
+
+import msgspec
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, InvalidInput
-from edgeserve.serve.engine import Outcome
+from edgeserve.serve.engine import Outcome, time_limit
+from edgeserve.serve.flight import InFlight
+from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Form, Response, form
@@ -19,13 +26,46 @@ from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import v2
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
+from edgeserve.tensors import Interface
 
 log = logging.getLogger(__name__)
 
 _BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
-# Larger bodies are inflated and compressed on a thread, so that the loop does not wait for them.
+# More JSON than that is read on a thread, and larger answers are compressed there, so that the loop
+# does not wait for them: it takes a few hundred microseconds.
 _INLINE_BYTES: Final = 32_768
+# Compressed bodies may become hundreds of times as much.
+_INLINE_COMPRESSED: Final = 4_096
+# JSON of such a size leaves tens of megabytes free in the heap of the thread that read it.
+_LARGE_BYTES: Final = 1_048_576
+_INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
+_T = TypeVar("_T")
+
+
+class _Where(enum.Enum):
+    """Where work is done that may take long: it waits for a thread, or the loop for it."""
+
+    LOOP = enum.auto()
+    THREAD = enum.auto()
+
+
+class Codecs:
+    """The codec of each model that is asked for; making one costs more than a small request does."""
+
+    def __init__(self, shm: SharedMemory, limits: Limits) -> None:
+        self._shm = shm
+        self._limits = limits
+        self.trimmer = Trimmer()
+        self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
+
+    def of(self, model: ServedModel) -> v2.Codec:
+        codec = self._known.get(model)
+        if codec is None:
+            codec = self._known[model] = v2.Codec(
+                model.name, model.version, model.interface, model.labels, self._limits, self._shm
+            )
+        return codec
 
 
 class InferRoute:
@@ -37,15 +77,17 @@ class InferRoute:
     def __init__(
         self,
         repository: ModelRepository,
-        shm: SharedMemory,
+        codecs: Codecs,
         limits: Limits,
+        flight: InFlight,
         name: str,
         version: str | None,
         headers: Mapping[bytes, bytes],
     ) -> None:
         self._repository = repository
-        self._shm = shm
+        self._codecs = codecs
         self._limits = limits
+        self._flight = flight
         self._name = name
         self._version = version
         self._header_length = header_length(headers)
@@ -65,47 +107,120 @@ class InferRoute:
         except EdgeServeError as error:
             request.respond(failure(error))
             return
-        if model is not self._model or self._codec is None:
-            self._model = model
-            self._codec = v2.Codec(
-                model.name, model.version, model.interface, model.labels, self._limits, self._shm
-            )
+        if self._flight.count >= self._flight.limit:
+            model.metrics.failed("in_flight")
+            request.respond(failure(self._flight.refusal()))
+            return
+        codec = self._codec
+        if model is not self._model or codec is None:
+            codec = self._codec_of(model)
         if self._plain:
-            self._run(model, self._codec, request, request.body)
+            self._run(model, codec, request, request.body)
         elif self._coding in CODINGS:
-            self._inflate(model, self._codec, request)
+            self._inflate(model, request)
         else:
             message = f"content codings: expected {' or '.join(CODINGS)}, got another"
             request.respond(Response.error(415, message, (("Accept-Encoding", "gzip, deflate"),)))
 
-    def _inflate(self, model: ServedModel, codec: v2.Codec, request: Request) -> None:
-        def run(body: bytes) -> None:
-            self._run(model, codec, request, body)
+    def _codec_of(self, model: ServedModel) -> v2.Codec:
+        if model is not self._model or self._codec is None:
+            self._model = model
+            self._codec = self._codecs.of(model)
+        return self._codec
+
+    def _inflate(self, model: ServedModel, request: Request) -> None:
+        began = time.perf_counter()
+
+        def go_on(body: bytes) -> None:
+            self._resume(request, body, began)
 
         self._aside(
-            len(request.body),
+            _Where.THREAD if len(request.body) > _INLINE_COMPRESSED else _Where.LOOP,
             lambda: inflate(self._coding, request.body, self._limits),
-            run,
+            go_on,
             request,
+            model.metrics.failed,
+        )
+
+    def _resume(
+        self,
+        request: Request,
+        body: bytes | memoryview,
+        began: float,
+        decoded: v2.InferRequest | None = None,
+        interface: Interface | None = None,
+    ) -> None:
+        """Go on with what took a while on a thread, with the model that serves by now; one of another
+        `interface` than `decoded` was read for reads it again. The time it took is the request's own."""
+        try:
+            model = self._repository.find(self._name, self._version)
+        except EdgeServeError as error:
+            request.respond(failure(error))
+            return
+        codec = self._codec_of(model)
+        if decoded is not None and model.interface != interface:
+            decoded = None
+        self._run(model, codec, request, body, decoded, began)
+
+    def _decode(
+        self, model: ServedModel, codec: v2.Codec, request: Request, body: bytes | memoryview,
+        began: float,
+    ) -> None:  # fmt: skip
+        """Decode on a thread."""
+
+        def go_on(decoded: v2.InferRequest) -> None:
+            self._resume(request, body, began, decoded, model.interface)
+
+        self._aside(
+            _Where.THREAD,
+            lambda: codec.decode(body, self._header_length),
+            go_on,
+            request,
+            model.metrics.failed,
         )
 
     def _run(
-        self, model: ServedModel, codec: v2.Codec, request: Request, body: bytes | memoryview
+        self,
+        model: ServedModel,
+        codec: v2.Codec,
+        request: Request,
+        body: bytes | memoryview,
+        decoded: v2.InferRequest | None = None,
+        began: float = 0.0,
     ) -> None:
-        try:
-            decoded = codec.decode(body, self._header_length)
-        except (InvalidInput, UnknownRegion, SharedMemoryOff) as error:
-            model.metrics.failed("invalid")
-            request.respond(failure(error))
-            return
+        """`began` is when work on the request began, unless that was just now."""
+        if decoded is None:
+            if (
+                len(body) > _INLINE_BYTES
+                and codec.text_bytes(len(body), self._header_length) > _INLINE_BYTES
+            ):
+                self._decode(model, codec, request, body, began or time.perf_counter())
+                return
+            try:
+                decoded = codec.decode(body, self._header_length)
+            except _INVALID as error:
+                model.metrics.failed("invalid")
+                request.respond(failure(error))
+                return
+        if began:
+            decoded = _shortened(decoded, model, time.perf_counter() - began)
+        wanted = decoded
 
         def done(result: Outcome | EdgeServeError) -> None:
-            request.gone = None
-            self._answer(codec, request, decoded, result)
+            if request.gone is not None:
+                request.gone = None
+                self._flight.count -= 1
+            self._answer(codec, request, wanted, result)
 
-        pending = model.infer(decoded, done)
+        pending = model.infer(wanted, done)
         if pending is not None and not pending.settled:
-            request.gone = lambda: model.cancel(pending)
+
+            def gone() -> None:
+                self._flight.count -= 1
+                model.cancel(pending)
+
+            self._flight.count += 1
+            request.gone = gone
 
     def _answer(
         self,
@@ -119,7 +234,7 @@ class InferRoute:
             return
         try:
             encoded = codec.encode(decoded, result.outputs, result.candidate)
-        except (InvalidInput, UnknownRegion, SharedMemoryOff) as error:
+        except _INVALID as error:
             request.respond(failure(error))
             return
         except Exception:  # nobody else would answer: the engine calls this, not the router
@@ -144,31 +259,59 @@ class InferRoute:
             shared = form(200, plain.content_type, (*plain.headers, *codings))
             request.respond(Response(shared, [body], response.header_length))
 
-        self._aside(response.size, lambda: deflate(coding, response.parts), respond, request)
+        where = _Where.THREAD if response.size > _INLINE_BYTES else _Where.LOOP
+        self._aside(where, lambda: deflate(coding, response.parts), respond, request)
 
     def _aside(
-        self, size: int, work: Callable[[], bytes], then: Callable[[bytes], None], request: Request
+        self,
+        where: _Where,
+        work: Callable[[], _T],
+        then: Callable[[_T], None],
+        request: Request,
+        failed: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """Do `work`, on a thread where it takes long; `then` gets its result on the loop."""
+        """Do `work`; `then` gets its result on the loop. `failed` is told why there is none."""
 
-        def finish(get: Callable[[], bytes]) -> None:
+        def finish(get: Callable[[], _T]) -> None:
             if not request.waits:
-                return  # its client has left meanwhile
+                failed("canceled")  # its client has left meanwhile
+                return
             try:
                 then(get())
-            except InvalidInput as error:
+            except _INVALID as error:
+                failed("invalid")
                 request.respond(failure(error))
             except BodyTooLarge as error:
+                failed("invalid")
                 request.respond(Response.error(413, str(error)))
             except Exception:  # on a thread nobody else would answer
                 log.exception("a request could not be handled")
                 request.respond(Response.error(500, "the server failed; its log says why"))
 
-        if size <= _INLINE_BYTES:
+        if where is _Where.LOOP:
             finish(work)
             return
-        future = asyncio.get_running_loop().run_in_executor(None, work)
-        future.add_done_callback(lambda done: finish(done.result))
+        self._flight.count += 1
+
+        def landed(done: asyncio.Future[_T]) -> None:
+            self._flight.count -= 1
+            error = done.exception()
+            finish(done.result)
+            if error is not None:
+                error.__traceback__ = None  # its frames hold the request, and the future it
+            if len(request.body) > _LARGE_BYTES:
+                self._codecs.trimmer.soon()
+
+        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(landed)
+
+
+def _shortened(decoded: v2.InferRequest, model: ServedModel, took_s: float) -> v2.InferRequest:
+    """The request with what is left of its time."""
+    limit = time_limit(model.settings, decoded.timeout_s)
+    if not limit:
+        return decoded
+    left = limit - took_s
+    return msgspec.structs.replace(decoded, timeout_s=left if left > 0 else -1.0)
 
 
 def header_length(headers: Mapping[bytes, bytes]) -> int | None:

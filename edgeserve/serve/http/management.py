@@ -6,21 +6,21 @@ extension_logging.md.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
+from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.serve.access import Forbidden, Role
+from edgeserve.serve.control import Control
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
-from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
+from edgeserve.serve.http.route import NoRoute, Route, later, not_allowed, reading
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.protocols.document import check_depth
 from edgeserve.serve.protocols.triton import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
@@ -60,12 +60,17 @@ class Management:
     """Routes of the control plane, and of what it shows."""
 
     def __init__(
-        self, repository: ModelRepository, shm: SharedMemory, *, model_control: bool
+        self,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        control: Control,
+        *,
+        model_control: bool,
     ) -> None:
         self._repository = repository
         self._shm = shm
+        self._control = control
         self._model_control = model_control
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def find(self, head: Head, check: Callable[[Role], None]) -> Route | None:
         """The route of a head, None if it is none of these. `check` raises for roles not given.
@@ -103,7 +108,7 @@ class Management:
         if match[1] is not None:
             raise InvalidInput("repository: expected none to be named, this server has one")
         if match[2]:
-            return _posting(self._index)
+            return lambda request: later(request, self._index(request))
         if not self._model_control:
             raise Forbidden(
                 "models are not loaded by clients", hint="edgeserve run --model-control"
@@ -111,7 +116,7 @@ class Management:
         name = _text(match[3])
         if not _NAME.fullmatch(name):
             raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
-        change = self._repository.load if match[4] == b"load" else self._unload
+        change = self._control.load if match[4] == b"load" else self._unload
 
         def route(request: Request) -> None:
             try:
@@ -119,13 +124,13 @@ class Management:
             except InvalidInput as error:
                 request.respond(failure(error))
                 return
-            self._later(request, change(name, parameters))
+            later(request, _done(change(name, parameters)))
 
         return route
 
-    def _index(self, request: Request) -> Response:
+    async def _index(self, request: Request) -> Response:
         only_ready = _decoded(request, _Index).ready
-        entries = self._repository.index()
+        entries = await self._control.index()
         return Response.struct([e for e in entries if e.state == "READY" or not only_ready])
 
     async def _unload(self, name: str, parameters: dict[str, str | int | bool]) -> None:
@@ -133,25 +138,9 @@ class Management:
         if unknown:
             raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
         try:
-            await self._repository.unload(name)
+            await self._control.unload(name)
         except ModelNotFound:
             log.info("a model that is not known was unloaded")  # no error, as with Triton
-
-    def _later(self, request: Request, change: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await change
-            except EdgeServeError as error:
-                request.respond(failure(error))
-            except Exception:
-                log.exception("a change failed")
-                request.respond(Response.error(500, "the server failed; its log says why"))
-            else:
-                request.respond(Response.of(200, []))
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # shared memory
 
@@ -164,33 +153,24 @@ class Management:
         if head.method != "POST":
             raise not_allowed("POST")
 
-        def register(request: Request) -> Response:
+        async def register(request: Request) -> Response:
             if not self._shm.enabled or region is None:
                 self._shm.status()
                 raise InvalidInput("region: expected a name, as in /region/NAME/register")
             wanted = _decoded(request, _Registration)
-            self._shm.register(region, wanted.key, wanted.offset, wanted.byte_size)
-            return Response.of(200, [])
+            change = self._control.register(region, wanted.key, wanted.offset, wanted.byte_size)
+            return await _done(change)
 
-        def unregister(request: Request) -> Response:
-            if region is None:
-                self._shm.unregister_all()
-            else:
-                self._shm.unregister(region)
-            return Response.of(200, [])
+        async def unregister(request: Request) -> Response:
+            return await _done(self._control.unregister(region))
 
-        return _posting(register if match[3] == b"register" else unregister)
+        answer = register if match[3] == b"register" else unregister
+        return lambda request: later(request, answer(request))
 
 
-def _posting(answer: Callable[[Request], Response]) -> Route:
-    def route(request: Request) -> None:
-        try:
-            response = answer(request)
-        except EdgeServeError as error:
-            response = failure(error)
-        request.respond(response)
-
-    return route
+async def _done(change: Awaitable[None]) -> Response:
+    await change
+    return Response.of(200, [])
 
 
 def _decoded(request: Request, kind: type[_T]) -> _T:

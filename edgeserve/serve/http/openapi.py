@@ -145,7 +145,10 @@ def _models() -> Json:
         _answer("Every version", {"type": "array", "items": _ref("IndexEntry")}),
         requestBody={"content": {"application/json": {"schema": _ref("IndexRequest")}}},
     )  # fmt: skip
+    page = _answer("The page, or its data where Accept names JSON alone", {"type": "object"})
+    page["content"]["text/html; charset=utf-8"] = {"schema": {"type": "string"}}
     return {
+        "/status": {"get": _operation("models", "status", "The status page", page)},
         "/v2": get("server", "Name, version, extensions", "Server"),
         "/v2/models": get("list", "The models, and what serves them", "Models"),
         "/v2/models/stats": get("statistics", "Statistics of all models", "Statistics"),

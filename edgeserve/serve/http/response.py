@@ -56,9 +56,9 @@ class Response:
         return cls.of(status, [orjson.dumps(document)], headers=headers)
 
     @classmethod
-    def struct(cls, document: object) -> Response:
+    def struct(cls, document: object, status: int = 200, headers: Headers = ()) -> Response:
         """Of msgspec structs, or containers of them."""
-        return cls.of(200, [msgspec.json.encode(document)])
+        return cls.of(status, [msgspec.json.encode(document)], headers=headers)
 
     @classmethod
     def error(cls, status: int, message: str, headers: Headers = ()) -> Response:

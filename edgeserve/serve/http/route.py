@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.status import failure
+
+log = logging.getLogger(__name__)
+
+# The event loop refers to tasks weakly.
+_TASKS: Final[set[asyncio.Task[None]]] = set()
 
 Route = Callable[[Request], None]
 
@@ -24,6 +32,24 @@ class NoRoute(Exception):
 def not_allowed(allowed: str) -> NoRoute:
     message = f"method not allowed, use {allowed}"
     return NoRoute(Response.error(405, message, (("Allow", allowed),)))
+
+
+def later(request: Request, answer: Coroutine[Any, Any, Response]) -> None:
+    """Answer when the coroutine has ended."""
+
+    async def run() -> None:
+        try:
+            response = await answer
+        except EdgeServeError as error:
+            response = failure(error)
+        except Exception:
+            log.exception("a request failed")
+            response = Response.error(500, "the server failed; its log says why")
+        request.respond(response)
+
+    task = asyncio.get_running_loop().create_task(run())
+    _TASKS.add(task)
+    task.add_done_callback(_TASKS.discard)
 
 
 def reading(head: Head, answer: Callable[[], Response]) -> Route:

@@ -14,13 +14,17 @@ from urllib.parse import unquote_to_bytes
 import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import Authoriser, Caller, Role, key_of
+from edgeserve.serve.condition import conditions, where
+from edgeserve.serve.flight import InFlight
 from edgeserve.serve.http.head import Head
-from edgeserve.serve.http.infer import InferRoute
+from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
+from edgeserve.serve.http.page import PATHS, StatusPage
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import RETRY, Response
 from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
 from edgeserve.serve.http.status import failure
+from edgeserve.serve.http.together import Together
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -32,7 +36,7 @@ from edgeserve.serve.shm import SharedMemory
 log = logging.getLogger(__name__)
 
 _MODEL: Final = re.compile(
-    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats))?/?"
+    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats|generate(?:_stream)?))?/?"
 )
 
 
@@ -46,14 +50,19 @@ class Router:
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
+        flight: InFlight,
         management: Management,
+        together: Together | None = None,
     ) -> None:
         self._repository = repository
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
-        self._shm = shm
+        self._codecs = Codecs(shm, limits)
+        self._flight = flight
         self._management = management
+        self._page = StatusPage(repository)
+        self._together = together
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
@@ -93,11 +102,19 @@ class Router:
             return reading(head, lambda: Response.json({"live": True}))
         if path == b"/v2/health/ready":
             detailed = self._authoriser.allows(Role.INFER, caller)
+            if self._together is not None:
+                return self._together.health(head, detailed=detailed)
             return reading(head, lambda: self._health(detailed=detailed))
+        if self._together is not None:
+            shared = self._together.find(head, lambda role: self._authoriser.check(role, caller))
+            if shared is not None:
+                return shared
         managed = self._management.find(head, lambda role: self._authoriser.check(role, caller))
         if managed is not None:
             return managed
         self._authoriser.check(Role.INFER, caller)
+        if path in PATHS:
+            return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
         if fixed is not None:
             return reading(head, fixed)
@@ -109,10 +126,29 @@ class Router:
             if head.method != "POST":
                 raise not_allowed("POST")
             return InferRoute(
-                self._repository, self._shm, self._limits, name, version, head.headers
+                self._repository,
+                self._codecs,
+                self._limits,
+                self._flight,
+                name,
+                version,
+                head.headers,
             )
+        if match[3] in (b"generate", b"generate_stream"):
+            raise self._no_text(head, name, version)
         what = match[3]
         return reading(head, lambda: self._about(name, version, what))
+
+    def _no_text(self, head: Head, name: str, version: str | None) -> NoRoute:
+        """Triton's routes for language models, which are not served here. Raises as for models that are."""
+        if head.method != "POST":
+            raise not_allowed("POST")
+        known = self._repository.find(name, version).name
+        message = (
+            f"model '{known}' does not generate text: models here compute tensors from tensors, "
+            f"ask /v2/models/{known}/infer"
+        )
+        return NoRoute(Response.error(501, message))
 
     # about the server and its models
 
@@ -125,20 +161,12 @@ class Router:
         ready = self._repository.ready
         document: dict[str, object] = {"ready": ready, "live": True}
         if detailed:
-            models: dict[str, dict[str, object]] = {
-                m.name: _condition(m) for m in self._repository.loaded()
-            }
-            for entry in self._repository.index():
-                if entry.state != "READY":
-                    models.setdefault(entry.name, {"version": entry.version})["ready"] = False
-                if entry.reason:
-                    models[entry.name]["reason"] = entry.reason
-            document["models"] = models
+            document["models"] = conditions(self._repository)
         return Response.json(document, 200 if ready else 503, () if ready else RETRY)
 
     def _list(self) -> Response:
         models = [
-            {"name": m.name, "versions": self._repository.versions(m.name), **_where(m)}
+            {"name": m.name, "versions": self._repository.versions(m.name), **where(m)}
             for m in self._repository.loaded()
             if m.version == self._repository.versions(m.name)[-1]
         ]
@@ -186,26 +214,3 @@ def _openapi() -> Response:
 
 def _statistics(models: list[ServedModel]) -> Response:
     return Response.struct({"model_stats": [m.statistics() for m in models]})
-
-
-def _where(model: ServedModel) -> dict[str, str]:
-    candidate = model.candidate
-    return {
-        "device": candidate.device,
-        "runtime": candidate.runtime,
-        "variant": candidate.variant,
-    }
-
-
-def _condition(model: ServedModel) -> dict[str, object]:
-    """What serves, since when (seconds since 1970), and why the first candidate does not."""
-    if model.engine is None:
-        return {"ready": model.ready, **_where(model), "reason": model.reason}
-    status = model.status
-    condition: dict[str, object] = {"ready": model.ready, **_where(model), "since": status.since}
-    if status.max_rows:
-        condition["rows_that_fit"] = status.max_rows
-    if status.reason is not None:
-        first = {"candidate": status.first.label, "reason": status.reason, "hint": status.hint}
-        condition["instead_of"] = {**first, "retry_s": status.retry_s}
-    return condition

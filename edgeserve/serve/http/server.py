@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.addresses import joined
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
 from edgeserve.serve.http.request import Request
@@ -26,7 +27,7 @@ _TURNS: Final = 5
 
 
 class HttpServer:
-    """Owns one listening address and its connections; lives on one event loop."""
+    """Owns its listening addresses and their connections; lives on one event loop."""
 
     def __init__(
         self,
@@ -44,35 +45,38 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._addresses: Counter[str] = Counter()
         self._empty = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._shrink_at = time.monotonic() + _SHRINK_S
 
     async def listen(self, host: str, port: int, reuse_port: bool | None = None) -> tuple[str, int]:
-        """Start accepting; the address that is really listened on. `reuse_port` as for asyncio.
+        """Start accepting; the address that is really listened on. `reuse_port` as for asyncio. May be
+        called for several addresses.
 
         Raises EnvironmentProblem when it is in use or may not be used.
         """
         loop = asyncio.get_running_loop()
         try:
             if self._tls is None:
-                self._server = await loop.create_server(
+                server = await loop.create_server(
                     lambda: Connection(self), host, port, backlog=1024, reuse_port=reuse_port
                 )
             else:
-                self._server = await loop.create_server(
+                server = await loop.create_server(
                     lambda: Connection(self), host, port, backlog=1024, ssl=self._tls.context,
                     ssl_handshake_timeout=self.limits.handshake_s, reuse_port=reuse_port,
                 )  # fmt: skip
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE
             raise EnvironmentProblem(
-                f"cannot listen on {host}:{port}",
+                f"cannot listen on {joined(host, port)}",
                 cause="the port is in use" if in_use else str(error),
                 hint="--http-port 0 picks a free one" if in_use else None,
             ) from None
-        self._sweep()
-        address = self._server.sockets[0].getsockname()
+        if not self._servers:
+            self._sweep()
+        self._servers.append(server)
+        address = server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
 
     def connected(self, connection: Connection) -> str | None:
@@ -98,6 +102,11 @@ class HttpServer:
     def refused(self, status: int) -> None:
         self._metrics.refused.labels(str(status)).inc()
 
+    def forget_routes(self) -> None:
+        """Have every connection's next request routed, and its caller checked, anew."""
+        for connection in self._connections:
+            connection.forget()
+
     async def drain(self, timeout_s: float) -> bool:
         """Accept nothing new, answer every request that has begun to arrive, close the connections.
 
@@ -105,8 +114,8 @@ class HttpServer:
         """
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections):
             connection.finish()
         if self._connections:
@@ -121,8 +130,8 @@ class HttpServer:
             self._sweeper.cancel()
         for connection in list(self._connections):
             connection.abort()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         await asyncio.sleep(0)
 
     def _sweep(self) -> None:

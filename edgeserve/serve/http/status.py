@@ -8,6 +8,7 @@ from typing import Final
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
+from edgeserve.serve.flight import TooManyInFlight
 from edgeserve.serve.http.response import RETRY, Headers, Response
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
@@ -22,6 +23,7 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (ModelUnavailable, 503, RETRY),
     (QueueFull, 503, RETRY),
     (ShuttingDown, 503, RETRY),
+    (TooManyInFlight, 503, RETRY),
     (DeadlineExceeded, 504, ()),
 )
 

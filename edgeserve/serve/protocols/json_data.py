@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array as arrays
 import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +23,9 @@ _CODES: Final = {
     "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d",
 }  # fmt: skip
 _MAX_NESTED: Final = 8
+# A millisecond or a few of parsing.
+_PIECE: Final = 1 << 20
+_ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _MAX_SIZE: Final = 2**63 - 1
 
 
@@ -89,8 +93,12 @@ class JsonPort:
 
     def _typed(self, text: msgspec.Raw, shape: tuple[int, ...]) -> Array | None:
         """The array, if all is as it should be; else None, and `_general` says why."""
+        array: Array | None
         try:
-            array: Array | None = self._flat(self._decoders[0].decode(text))
+            if len(text) > _PIECE:
+                array = self._in_pieces(memoryview(text), _depth(text))
+            else:
+                array = self._flat(self._decoders[0].decode(text))
         except msgspec.MsgspecError:
             array = self._nested(text)
         except (ValueError, OverflowError):
@@ -105,15 +113,46 @@ class JsonPort:
         return np.frombuffer(arrays.array(self._code, values), self.spec.numpy_dtype)
 
     def _nested(self, text: msgspec.Raw) -> Array | None:
-        depth = _depth(bytes(memoryview(text)[:64]))
-        if not 2 <= depth <= _MAX_NESTED:
+        depth = _depth(text)
+        if depth < 2 or len(text) > _PIECE:
             return None
         try:
-            values = self._decoders[depth - 1].decode(text)
-            with np.errstate(over="ignore"):
-                return np.array(values, self.spec.numpy_dtype)
+            return self._decoded(text, depth)
         except (msgspec.MsgspecError, ValueError, OverflowError):
             return None
+
+    def _decoded(self, text: msgspec.Raw | memoryview | bytes, depth: int) -> Array:
+        if not 1 <= depth <= _MAX_NESTED:
+            raise ValueError("nested too deep")
+        values = self._decoders[depth - 1].decode(text)
+        if depth == 1:
+            return self._flat(values)
+        with np.errstate(over="ignore"):
+            return np.array(values, self.spec.numpy_dtype)
+
+    def _in_pieces(self, text: memoryview, depth: int) -> Array:
+        """As `_decoded`, but no call takes longer than a piece: other threads wait for Python's lock only
+        that long. Raises what decoding raises, and ValueError for lists that differ in length."""
+        if len(text) <= _PIECE or depth < 1:
+            return self._decoded(text, depth)
+        if depth == 1:
+            return np.concatenate([self._decoded(b"[%b]" % piece, 1) for piece in _cut(text)])
+        parts: list[Array] = []
+        rows: list[memoryview] = []
+        size = 0
+        for raw in _ROWS.decode(text):
+            row = memoryview(raw)
+            if size + len(row) > _PIECE and rows:
+                parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
+                rows, size = [], 0
+            if len(row) > _PIECE:
+                parts.append(self._in_pieces(row, depth - 1)[np.newaxis])
+            else:
+                rows.append(row)
+                size += len(row)
+        if rows:
+            parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
+        return np.concatenate(parts)
 
     def _general(self, shape: tuple[int, ...], data: Any) -> Array:
         spec = self.spec
@@ -144,10 +183,25 @@ class JsonPort:
         return typed.reshape(shape)
 
 
-def _depth(text: bytes) -> int:
+def _cut(text: memoryview) -> Iterator[bytes]:
+    """The inside of a JSON list of numbers in pieces, without the commas between them. A list of anything
+    else may be cut where its pieces are no JSON."""
+    start, end = 1, len(text) - 1
+    while end - start > _PIECE:
+        at = start + _PIECE
+        while (comma := bytes(text[at : at + 64]).find(b",")) < 0:
+            at += 64
+            if at >= end:
+                raise ValueError("a number that is longer than any")
+        yield bytes(text[start : at + comma])
+        start = at + comma + 1
+    yield bytes(text[start:end])
+
+
+def _depth(text: msgspec.Raw) -> int:
     """How many lists open at the start of a JSON value."""
     depth = 0
-    for char in text:
+    for char in bytes(memoryview(text)[:64]):
         if char == 0x5B:
             depth += 1
         elif char not in b" \t\r\n":

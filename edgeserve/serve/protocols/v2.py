@@ -51,6 +51,7 @@ class Codec:
         self._interface = interface
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(None)
+        self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
         self._ports = {s.name: JsonPort(s, self._limits) for s in interface.inputs}
         self._all = {
             flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
@@ -74,6 +75,13 @@ class Codec:
         view = memoryview(body)
         document = parse(view[:header_length], self._limits.json_depth)
         return self._request(document, view[header_length:])
+
+    def text_bytes(self, size: int, header_length: int | None) -> int:
+        """How much of a body of `size` has to be read piece by piece: JSON, and strings; the rest is taken
+        as it is."""
+        if header_length is None or self._has_texts:
+            return size
+        return min(size, header_length)
 
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
         """Encode the requested outputs; those wanted as binary follow the JSON in order.

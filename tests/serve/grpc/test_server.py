@@ -162,13 +162,16 @@ def test_the_aio_client(server: Background) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
-        ({"model_name": "nope"}, "NOT_FOUND", "unknown model"),
+        ({"model_name": "nope"}, "NOT_FOUND", "unknown model 'nope'; loaded: linear"),
+        ({"model_name": "\x1b[2J\n"}, "NOT_FOUND", r"unknown model '\x1b[2J\n'"),
+        ({"model_name": "n" * 100_000}, "NOT_FOUND", f"unknown model '{'n' * 60}'…;"),
         ({"model_name": ""}, "NOT_FOUND", "unknown model"),
-        ({"model_version": "9"}, "NOT_FOUND", "only version 1"),
+        ({"model_version": "9"}, "NOT_FOUND", "no version '9' of 'linear': it has 1"),
         ({"model_version": "x"}, "INVALID_ARGUMENT", "version: expected a number"),
         ({"raw_input_contents": [b"1"]}, "INVALID_ARGUMENT", "'x': expected 16 bytes"),
         ({"raw_input_contents": [bytes(16)] * 2}, "INVALID_ARGUMENT", "expected 1 tensors, got 2"),
         ({"outputs": [{"name": "q"}]}, "INVALID_ARGUMENT", "unknown output 'q'"),
+        ({"outputs": [{"name": "q" * 100_000}]}, "INVALID_ARGUMENT", "unknown output 'qqq"),
         (
             {
                 "inputs": [{"name": "x", "datatype": "FP32", "shape": [0, 4]}],

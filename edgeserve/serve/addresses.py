@@ -1,0 +1,32 @@
+"""Addresses to listen on."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+LOCALHOST: Final = "localhost"
+
+
+def addresses_of(host: str) -> tuple[str, ...]:
+    """What `host` stands for: `localhost` is this machine's loopback address, and IPv6's where there is one.
+
+    Clients that are told `localhost` try ::1 first, many of them: nobody else shall be there.
+    """
+    if host != LOCALHOST:
+        return (host,)
+    return ("127.0.0.1", "::1") if _has_ipv6() else ("127.0.0.1",)
+
+
+def joined(host: str, port: int) -> str:
+    """HOST:PORT as URLs have it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,72 @@
+"""One worker process, started by the supervisor.
+
+    python -m edgeserve.serve.workers DESCRIPTOR
+
+DESCRIPTOR is the worker's end of its link: the order comes first, and its end is the supervisor's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from edgeserve.devices import usable_cores
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve import logs
+from edgeserve.serve.app import Service, event_loop, settle
+from edgeserve.serve.heap import few_arenas
+from edgeserve.serve.siblings import Link
+from edgeserve.serve.siblings.link import receive_order
+from edgeserve.serve.siblings.messages import Failed, Failure, Order, Request, Serving
+
+
+def main() -> int:
+    end = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(end.fileno(), False)
+    order = receive_order(end)
+    logging.basicConfig(
+        level=order.verbosity, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    few_arenas(max(2, usable_cores()))
+    settings = order.journal.settings
+    few_arenas(max(2, usable_cores() // settings.workers))
+    logs.set_up(settings.log_format, access=settings.access_log)
+    with asyncio.Runner(loop_factory=event_loop) as runner:
+        return runner.run(_serve(order, end))
+
+
+async def _serve(order: Order, end: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    link = await Link.over(end, _nothing_yet)
+    link.reading.add_done_callback(lambda _: stop.set())
+    try:
+        settings = order.journal.settings
+        async with Service(settings, loop, link=link, journal=order.journal) as service:
+            loop.add_signal_handler(signal.SIGHUP, service.hang_up)
+            started = await service.start()
+            link.tell(Serving(msgspec.msgpack.encode(started)))
+            settle()
+            await stop.wait()
+            return 0 if await service.drain() else 1
+    except EdgeServeError as error:
+        link.tell(Failed(Failure.of(error)))
+        return error.exit_code
+    finally:
+        await link.close()
+
+
+async def _nothing_yet(request: Request) -> object:
+    raise EdgeServeError(f"{type(request).__name__} came before the worker was ready for it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

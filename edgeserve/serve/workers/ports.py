@@ -1,0 +1,77 @@
+"""The ports that workers share, taken before the first of them listens."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.settings import Settings
+
+_FLAGS: Final = {
+    "http_port": "--http-port",
+    "grpc_port": "--grpc-port",
+    "control_port": "--control-port",
+}
+
+
+class ReservedPorts:
+    """Owns a bound socket for each port that was asked for as 0, so that nobody else gets it; nothing is
+    listened for on it. `settings` are the settings with the ports that were picked."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises EnvironmentProblem for a port that somebody has."""
+        self._sockets: list[socket.socket] = []
+        self.settings = settings
+        for field, flag in _FLAGS.items():
+            port = getattr(settings, field)
+            host = settings.host
+            if field == "control_port":
+                host = settings.control_host or LOCALHOST
+            host = addresses_of(host)[0]
+            if port is None:
+                continue
+            try:
+                got = self._reserve(host, port)
+            except OSError as error:
+                self.close()
+                in_use = error.errno == errno.EADDRINUSE
+                raise EnvironmentProblem(
+                    f"cannot listen on {joined(host, port)}",
+                    cause="the port is in use" if in_use else str(error),
+                    hint=f"{flag} 0 picks a free one" if in_use else None,
+                ) from None
+            self.settings = msgspec.structs.replace(self.settings, **{field: got})
+
+    def _reserve(self, host: str, port: int) -> int:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        held = socket.socket(family, socket.SOCK_STREAM)
+        self._sockets.append(held)
+        if port:
+            # Sharing is for our own workers: without SO_REUSEPORT nobody else may have it.
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, port))
+        return int(held.getsockname()[1])
+
+    def close(self) -> None:
+        for held in self._sockets:
+            held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,200 @@
+"""The first process of several: it serves nothing itself, but starts the workers, has those that die
+started again, passes signals on, and is where they meet. The kernel spreads connections over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from edgeserve.serve import logs
+from edgeserve.serve.app import Started
+from edgeserve.serve.settings import Settings, SettingsSource
+from edgeserve.serve.siblings.link import Link, send_order
+from edgeserve.serve.siblings.messages import Order
+from edgeserve.serve.workers.hub import Hub, Member
+from edgeserve.serve.workers.ports import ReservedPorts
+
+log = logging.getLogger(__name__)
+
+# A worker that dies soon after its start is started again after a pause, then after twice as long each time.
+_SOON_S: Final = 10.0
+_PAUSE_S: Final = 1.0
+_PAUSE_LONGEST_S: Final = 30.0
+# A worker whose event loop does not run for so long hangs, and its clients with it.
+_HUNG_S: Final = 30.0
+_CHECK_S: Final = 5.0
+# What a worker gets beyond --drain-timeout to end.
+_LAST_S: Final = 10.0
+
+
+def serve_in_processes(
+    settings: Settings, source: SettingsSource, on_start: Callable[[Started], None]
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then have every worker drain. False when one had to give up requests.
+
+    Raises what the first worker's start raises.
+    """
+    logs.set_up(settings.log_format, access=settings.access_log)
+    with ReservedPorts(settings) as reserved, asyncio.Runner() as runner:
+        return runner.run(Supervisor(reserved.settings, source).run(on_start))
+
+
+class Supervisor:
+    """Owns the worker processes and the tasks that watch them; lives on its event loop."""
+
+    def __init__(self, settings: Settings, source: SettingsSource) -> None:
+        self._settings = settings
+        self._hub = Hub(settings, source)
+        self._processes: dict[int, Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._serving = False
+        self._clean = True
+
+    async def run(self, on_start: Callable[[Started], None]) -> bool:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._refresh, True)
+        try:
+            started = await self._start_all()
+            if started is not None:
+                self._serving = True
+                on_start(started)
+                checking = asyncio.ensure_future(self._end_hung())
+                self._tasks.add(checking)
+                await self._until_stopped()
+        finally:
+            await self._end()
+        return self._clean
+
+    async def _start_all(self) -> Started | None:
+        """The first worker alone, whose error is everybody's, then the others. None when it ends before."""
+        started = None
+        for numbers in ([1], range(2, self._settings.workers + 1)):
+            members = [await self._start(n) for n in numbers]
+            for member in members:
+                self._keepers.append(asyncio.ensure_future(self._keep(member)))
+            stop = asyncio.ensure_future(self._stop.wait())
+            every = asyncio.gather(*(m.started for m in members))
+            waited: list[asyncio.Future[object]] = [stop, every]  # type: ignore[list-item]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            if self._stop.is_set():
+                every.cancel()
+                return None
+            told = every.result()
+            if started is None:
+                started = msgspec.msgpack.decode(told[0], type=Started)
+        return started
+
+    async def _until_stopped(self) -> None:
+        """Until SIGTERM or SIGINT; follow files every `watch` seconds."""
+        every = self._settings.watch or None
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    await self._stop.wait()
+            if not self._stop.is_set():
+                await self._hub.refresh()
+
+    async def _end_hung(self) -> None:
+        """Kill workers that hang; others are started in their place."""
+        while True:
+            await asyncio.sleep(_CHECK_S)
+            for member in await self._hub.hung(_HUNG_S):
+                log.error(
+                    "worker %d has not answered for %g s and is ended", member.number, _HUNG_S
+                )
+                with contextlib.suppress(ProcessLookupError):
+                    self._processes[member.number].kill()
+
+    def _refresh(self, asked: bool) -> None:
+        task = asyncio.ensure_future(self._hub.refresh(asked=asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # One worker
+
+    async def _start(self, number: int) -> Member:
+        """A worker process, which has its order and a link."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "edgeserve.serve.workers", str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which passes it on
+            )  # fmt: skip
+        self._processes[number] = process
+        level = logging.getLogger().getEffectiveLevel()
+        with contextlib.suppress(OSError):  # it is gone already
+            await asyncio.to_thread(send_order, ours, Order(number, self._hub.journal, level))
+        member = Member(number)
+        link = await Link.over(ours, lambda request: self._hub.answer(member, request))
+        self._hub.add(member, link)
+        return member
+
+    async def _keep(self, member: Member) -> None:
+        """Note when a worker ends, and start another in its place, until the server ends."""
+        pause = _PAUSE_S / 2
+        while True:
+            began = time.monotonic()
+            process, link = self._processes[member.number], member.link
+            if self._stop.is_set():
+                _terminate(process)
+            code = await process.wait()
+            assert link is not None
+            await asyncio.wait([link.reading], timeout=_PAUSE_S)  # what it still said
+            served = member.serves
+            self._hub.remove(member)
+            await link.close()
+            if self._stop.is_set():
+                self._clean = self._clean and (code == 0 or not served)
+                return
+            if not self._serving:
+                return
+            self._hub.ends += 1
+            lived = time.monotonic() - began
+            pause = _PAUSE_S if lived > _SOON_S else min(_PAUSE_LONGEST_S, 2 * pause)
+            log.error("worker %d ended with %d; another one is started", member.number, code)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, pause - lived)):
+                    await self._stop.wait()
+            if self._stop.is_set():
+                return
+            member = await self._start(member.number)
+
+    async def _end(self) -> None:
+        """Have every worker drain; end those that take too long over it."""
+        self._stop.set()
+        for task in self._tasks:
+            task.cancel()
+        for process in self._processes.values():
+            _terminate(process)
+        if self._keepers:
+            limit = self._settings.drain_timeout + _LAST_S
+            _, late = await asyncio.wait(self._keepers, timeout=limit)
+            if late:
+                self._clean = False
+                for process in self._processes.values():
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                await asyncio.wait(late)
+
+
+def _terminate(process: Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
