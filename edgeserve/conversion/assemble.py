@@ -254,7 +254,8 @@ def left_out(verdicts: Sequence[Verdict], target: Target) -> dict[int, str]:
             continue
         # What was not worth trying explains less than what failed.
         reasons = sorted((v.reason for v in mine), key=lambda r: r.startswith("cannot win"))
-        found[index] = reasons[0] if reasons else "it takes int8 only, which needs calibration data"
+        nothing = f"of {' '.join(entry.precisions)}, nothing can be made of this source and data"
+        found[index] = reasons[0] if reasons else nothing
     return found
 
 

@@ -417,6 +417,18 @@ def test_what_was_asked_for_by_name_and_did_not_come_about_is_said(
     assert not (tmp_path / "s.edge").exists()
 
 
+def test_a_runtime_for_which_nothing_is_planned_is_named(digits: Path, tmp_path: Path) -> None:
+    target = tmp_path / "half.toml"
+    target.write_text(
+        'name = "half"\ntitle = "half"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+        '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp16"]\n'
+    )
+    report = api.convert(digits, tmp_path / "x.edge", target=str(target))
+    said = "litert/cpu got no variant: of fp16, nothing can be made of this source and data"
+    assert said in report.remarks
+
+
 def test_strict_asks_for_nothing_that_no_converter_makes(tmp_path: Path) -> None:
     """A TFLite file is never made into ONNX: a target that prefers onnxruntime has LiteRT all the same."""
     source = tmp_path / "model.tflite"
