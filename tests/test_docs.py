@@ -57,8 +57,8 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
             assert word.partition("=")[0] in known, f"{page}: {word} in: {line}"
 
 
-# pip's own, named in the text.
-OTHERS_FLAGS = {"--no-deps", "--no-index"}
+# pip's own and a benchmark's, named in the text.
+OTHERS_FLAGS = {"--no-deps", "--no-index", "--case"}
 
 
 def known_flags(command: Any) -> set[str]:
