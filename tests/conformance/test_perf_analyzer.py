@@ -52,7 +52,7 @@ def test_it_measures_and_finds_no_error(
         [
             program, "-m", "linear", "-u", address, "-i", protocol, "--concurrency-range", "4",
             "--measurement-mode", "count_windows", "--measurement-request-count", "100",
-            "--stability-percentage", "99", "--max-trials", "6", "-f", tmp_path / "report.csv",
+            "--stability-percentage", "99", "--max-trials", "20", "-f", tmp_path / "report.csv",
             *(["--input-data", data] if "-b" not in more else []), *more,
         ],
         capture_output=True, text=True, env=variables, timeout=120,

@@ -198,8 +198,8 @@ class Departed:
         """What is left of them for the models that the living have; the rest is forgotten."""
         there = {(s.name, s.version) for report in living for s in report.statistics}
         names = {name for name, _ in there}
-        if not there:
-            return Report([], [])
+        if not there:  # nobody has said anything yet
+            return self._report
 
         def stays(sample: Sample) -> bool:
             name, version = sample.labels.get("model"), sample.labels.get("version")

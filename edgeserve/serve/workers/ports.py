@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -13,16 +14,30 @@ from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _FLAGS: Final = {
     "http_port": "--http-port",
     "grpc_port": "--grpc-port",
     "control_port": "--control-port",
 }
+# What stands for loopback whatever its addresses are, and what is listened on if only one can be had.
+_HOSTS: Final = {"host": LOCALHOST, "control_host": None}
+_FIRST: Final = addresses_of(LOCALHOST)[0]
+
+
+def with_ports(settings: Settings, reserved: Settings) -> Settings:
+    """The settings, with the ports and addresses that were picked for them where they leave that open."""
+    picked = {f: getattr(reserved, f) for f in _FLAGS if getattr(settings, f) == 0}
+    for field, open_ in _HOSTS.items():
+        if getattr(settings, field) == open_ and getattr(reserved, field) == _FIRST:
+            picked[field] = _FIRST
+    return msgspec.structs.replace(settings, **picked)
 
 
 class ReservedPorts:
-    """Owns a bound socket for each port that was asked for as 0, so that nobody else gets it; nothing is
-    listened for on it. `settings` are the settings with the ports that were picked."""
+    """Owns a bound socket for each address, so that nobody else gets it; nothing is listened for on it.
+    `settings` are the settings with the ports that were picked."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises EnvironmentProblem for a port that somebody has."""
@@ -30,12 +45,10 @@ class ReservedPorts:
         self.settings = settings
         for field, flag in _FLAGS.items():
             port = getattr(settings, field)
-            host = settings.host
-            if field == "control_port":
-                host = settings.control_host or LOCALHOST
-            host = addresses_of(host)[0]
             if port is None:
                 continue
+            where = "control_host" if field == "control_port" else "host"
+            host, *others = addresses_of(getattr(settings, where) or LOCALHOST)
             try:
                 got = self._reserve(host, port)
             except OSError as error:
@@ -47,13 +60,19 @@ class ReservedPorts:
                     hint=f"{flag} 0 picks a free one" if in_use else None,
                 ) from None
             self.settings = msgspec.structs.replace(self.settings, **{field: got})
+            for other in others:
+                try:
+                    self._reserve(other, got)
+                except OSError as error:
+                    log.warning("only %s is listened on: %s", joined(host, got), error)
+                    self.settings = msgspec.structs.replace(self.settings, **{where: host})
 
     def _reserve(self, host: str, port: int) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         held = socket.socket(family, socket.SOCK_STREAM)
         self._sockets.append(held)
         if port:
-            # Sharing is for our own workers: without SO_REUSEPORT nobody else may have it.
+            # Sharing is for our own workers: asked for without SO_REUSEPORT nobody else may have it.
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))

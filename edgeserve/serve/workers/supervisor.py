@@ -21,7 +21,8 @@ from edgeserve.serve.app import Started
 from edgeserve.serve.settings import Settings, SettingsSource
 from edgeserve.serve.siblings.link import Link, send_order
 from edgeserve.serve.siblings.messages import Order
-from edgeserve.serve.workers.hub import Hub, Member
+from edgeserve.serve.workers.hub import Hub
+from edgeserve.serve.workers.members import Member
 from edgeserve.serve.workers.ports import ReservedPorts
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Supervisor:
                 async with asyncio.timeout(every):
                     await self._stop.wait()
             if not self._stop.is_set():
-                await self._hub.refresh()
+                await self._hub.changes.refresh()
 
     async def _end_hung(self) -> None:
         """Kill workers that hang; others are started in their place."""
@@ -121,7 +122,7 @@ class Supervisor:
                     self._processes[member.number].kill()
 
     def _refresh(self, asked: bool) -> None:
-        task = asyncio.ensure_future(self._hub.refresh(asked=asked))
+        task = asyncio.ensure_future(self._hub.changes.refresh(asked=asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -140,7 +141,9 @@ class Supervisor:
         self._processes[number] = process
         level = logging.getLogger().getEffectiveLevel()
         with contextlib.suppress(OSError):  # it is gone already
-            await asyncio.to_thread(send_order, ours, Order(number, self._hub.journal, level))
+            await asyncio.to_thread(
+                send_order, ours, Order(number, self._hub.changes.journal, level)
+            )
         member = Member(number)
         link = await Link.over(ours, lambda request: self._hub.answer(member, request))
         self._hub.add(member, link)
