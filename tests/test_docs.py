@@ -57,8 +57,8 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
             assert word.partition("=")[0] in known, f"{page}: {word} in: {line}"
 
 
-# pip's own, named in the text.
-OTHERS_FLAGS = {"--no-deps", "--no-index"}
+# pip's own and a benchmark's, named in the text.
+OTHERS_FLAGS = {"--no-deps", "--no-index", "--case"}
 
 
 def known_flags(command: Any) -> set[str]:
@@ -76,7 +76,7 @@ def test_every_flag_named_in_the_text_exists(page: Path) -> None:
 NOT_RUN = {
     r"\[|MODEL|BUNDLE": "shows which words there are",
     r"edgeserve demo": "tests/cli/test_demo.py",
-    r"env (create|remove)": "downloads hundreds of MB: tests/conversion/test_toolenv.py makes a small one",
+    r"env (create|download|remove)": "downloads hundreds of MB: tests/conversion/test_toolenv.py makes a small one",
     r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
     r"http://": "needs a server: tests/client",

@@ -60,7 +60,12 @@ def command(
     ] = PrecisionChoice.auto,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(help="Try only this recipe for int8 and int4. May be repeated."),
+        typer.Option(
+            metavar="NAME",
+            help="Try only this recipe for int8 and int4: static, static-percentile, static-entropy, "
+            "static-equalized, static-restored, static-16x8, nncf, nncf-onnx, dynamic, weights. "
+            "May be repeated.",
+        ),
     ] = None,
     calibrate: Annotated[
         str | None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from edgeserve.conversion.protocol import Converter
-    from edgeserve.conversion.toolenv import EnvironmentRecord
+    from edgeserve.conversion.toolenv import EnvironmentRecord, ToolEnvironment
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +26,11 @@ def register(app: typer.Typer) -> None:
         epilog="Example: edgeserve env list --json",
     )(list_command)
     group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
+    group.command(
+        "download",
+        short_help="Fetch the wheels of an environment, for a machine without a network.",
+        epilog="Example: edgeserve env download onnx-to-tflite -o wheels",
+    )(download)
     group.command(
         "remove",
         short_help="Remove a converter's environments.",
@@ -53,19 +59,39 @@ def list_command(
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="A converter; `edgeserve env list` shows them.")],
+    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
 ) -> None:
     """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
     from edgeserve.cli.output import stderr_console
-    from edgeserve.conversion.registry import converter_called, tool_environment
 
-    environment = tool_environment(converter_called(name))
+    environment = _environment(name)
     if environment.complete:
         print(f"{name} has its environment: {environment.path}")
         return
     with stderr_console().status(f"creating the tool environment {name}") as status:
         environment.ensure(lambda what, share: status.update(what))
     print(f"made {environment.path}")
+
+
+def download(
+    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder to put wheels into.")
+    ] = Path("wheels"),
+) -> None:
+    """Fetch the wheels that a converter's environment is made of; EDGESERVE_WHEELHOUSE names them later.
+
+    They fit this Python version and this platform.
+    """
+    from edgeserve.cli.output import size_text, stderr_console
+
+    environment = _environment(name)
+    with stderr_console().status(f"downloading the wheels of {environment.name}") as status:
+        environment.download(output, lambda what, share: status.update(what))
+    wheels = [file for file in output.iterdir() if file.is_file()]
+    size = size_text(sum(file.stat().st_size for file in wheels))
+    print(f"{output} holds {len(wheels)} files ({size})")
+    print(f"there: EDGESERVE_WHEELHOUSE={output} edgeserve env create {name}")
 
 
 def remove(
@@ -78,14 +104,21 @@ def remove(
     from edgeserve.conversion.registry import converters, tool_environment
     from edgeserve.conversion.toolenv import remove_environments
 
+    # Those of converters that are not installed any more can be removed, too.
     shared = {c.name: tool_environment(c).name for c in converters()}
     for record in remove_environments(shared.get(name, name)):
         print(f"removed {record.path} ({size_text(record.size_bytes)})")
 
 
-def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
-    from pathlib import Path
+def _environment(name: str) -> ToolEnvironment:
+    """The environment of a converter, or the one called so that several share. Raises UsageError."""
+    from edgeserve.conversion.registry import converter_called, converters, tool_environment
 
+    known = {tool_environment(c).name: tool_environment(c) for c in converters()}
+    return known.get(name) or tool_environment(converter_called(name))
+
+
+def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
     from edgeserve.cli.output import print_line, size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
     from edgeserve.conversion.registry import runs_here, tool_environment

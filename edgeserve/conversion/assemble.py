@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -254,7 +254,33 @@ def left_out(verdicts: Sequence[Verdict], target: Target) -> dict[int, str]:
             continue
         # What was not worth trying explains less than what failed.
         reasons = sorted((v.reason for v in mine), key=lambda r: r.startswith("cannot win"))
-        found[index] = reasons[0] if reasons else "it takes int8 only, which needs calibration data"
+        nothing = f"of {' '.join(entry.precisions)}, nothing can be made of this source and data"
+        found[index] = reasons[0] if reasons else nothing
+    return found
+
+
+def unmet_wishes(
+    options: Options, verdicts: Sequence[Verdict], recipes: Collection[str], target: Target
+) -> list[str]:
+    """What was asked for by name and did not come about: a precision that serves nowhere, a recipe that
+    nothing was made by. `recipes` are those that were tried."""
+    asked = options.precision
+    found = []
+    if asked != "auto" and not any(v.chosen and v.trial.precision == asked for v in verdicts):
+        why = next(
+            (v.reason for v in verdicts if v.trial.precision == asked),
+            "its runtimes make none of this model",
+        )
+        found.append(f"no {asked} variant serves {target.name}: {why}")
+    for recipe in options.recipes:
+        if recipe in recipes or (recipe == "static-restored" and "static" in recipes):
+            continue  # restoring needs something that wants it
+        why = (
+            "it repairs static, which was not tried: add --recipe static"
+            if recipe == "static-restored"
+            else "it fits neither the runtimes and precisions asked for nor the data"
+        )
+        found.append(f"the recipe {recipe} was not tried for {target.name}: {why}")
     return found
 
 

@@ -15,6 +15,7 @@ from edgeserve.conversion.assemble import (
     optional_entries,
     ordered_chain,
     report,
+    unmet_wishes,
     write_bundle,
 )
 from edgeserve.conversion.build import Builder
@@ -100,6 +101,14 @@ def convert(
         verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, model, bounds, strict=options.strict)
+        unmet = unmet_wishes(options, verdicts, found.recipes, target)
+        if unmet and options.strict:
+            raise CheckFailed(
+                unmet[0],
+                cause="--strict was given",
+                hint="leave out --strict to get the bundle with what serves instead",
+            )
+        data = msgspec.structs.replace(data, remarks=(*data.remarks, *unmet))
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)

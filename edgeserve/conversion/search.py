@@ -46,12 +46,13 @@ Say = Callable[[str, float | None], None]
 
 
 class Found(msgspec.Struct):
-    """What the search made and measured. `proof` is that of the first tier; `trials` are all."""
+    """What the search made and measured. `proof` is that of the first tier; `trials` are all, by `recipes`."""
 
     trials: list[Trial]
     built: dict[str, Variant]
     proof: Proof
     restorations: tuple[Restoration, ...] = ()
+    recipes: frozenset[str] = frozenset()
 
 
 class Search:
@@ -85,6 +86,7 @@ class Search:
         self._trials: dict[tuple[int, str], Trial] = {}
         self._built: dict[str, Variant | EdgeServeError] = {}
         self._rounds = 0
+        self._recipes: set[str] = set()
 
     def run(self) -> Found:
         """Raises DataError when the calibration data are wrong, and what `prove` raises."""
@@ -102,7 +104,7 @@ class Search:
         restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
         self._play_off()
         built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
-        return Found(self._in_order(), built, proof, tuple(restorations))
+        return Found(self._in_order(), built, proof, tuple(restorations), frozenset(self._recipes))
 
     # what to try
 
@@ -170,6 +172,7 @@ class Search:
         for index, mine in plans.items():
             entry = self._target.chain[index]
             for plan in mine:
+                self._recipes.add(plan.recipe)
                 try:
                     if plan.skip is not None:
                         raise UnsupportedModel(plan.skip)

@@ -169,7 +169,8 @@ def to_onnx(
 _TRACED: Final = {"torch-checkpoint"}
 _HINTS: Final = {
     "torch-export": "docs/sources.md shows how .pt2 files are written",
-    "torch-checkpoint": "docs/sources.md shows what a checkpoint needs; .pt2 files need nothing else",
+    "torch-checkpoint": "docs/sources.md shows what a checkpoint needs (--shape, --input-type); .pt2 files need "
+    "nothing else",
     "sklearn-skops": "docs/sources.md shows which models can be converted",
     "sklearn-pickle": "docs/sources.md shows which models can be converted",
     "huggingface": "docs/sources.md shows which models and tasks can be converted",

@@ -105,6 +105,31 @@ class ToolEnvironment:
         finally:
             os.close(lock)
 
+    def download(self, folder: Path, say: pip.Say) -> None:
+        """Fill a folder with the wheels that the environment is made of, for `EDGESERVE_WHEELHOUSE` on a
+        machine without a network. They fit this Python version and platform.
+
+        Raises ToolEnvironmentError with pip's own words.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ToolEnvironmentError(
+                f"the wheels of {self.name} cannot be written to {folder}", cause=str(error)
+            ) from error
+        say(f"downloading the wheels of {self.name}", None)
+        done = pip.run(
+            [sys.executable, "-m", "pip", "download", *pip.OPTIONS, "--dest", str(folder),
+             *self.pip_arguments, *self.requires],
+            pip.telling(self.name, say),
+        )  # fmt: skip
+        if done.code != 0:
+            raise ToolEnvironmentError(
+                f"the wheels of {self.name} cannot be downloaded",
+                cause=done.cause,
+                hint=done.hint("do this on a machine that can reach one"),
+            )
+
     def _create(self, lock: int, say: pip.Say) -> None:
         """Make the environment; whatever a killed process left there goes first."""
         say(f"creating the tool environment {self.name}", None)
@@ -157,7 +182,8 @@ class ToolEnvironment:
                 f"the tool environment {self.name} cannot be created",
                 cause=done.cause,
                 hint=done.hint(
-                    "fill a folder with `pip download` elsewhere and name it in EDGESERVE_WHEELHOUSE"
+                    "fill a folder with `edgeserve env download` elsewhere and name it in "
+                    "EDGESERVE_WHEELHOUSE"
                 ),
             )
 

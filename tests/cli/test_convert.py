@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgeserve.quantize import RECIPES
+
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 
 
@@ -98,3 +100,9 @@ def test_a_type_that_is_none_is_refused_before_anything_is_read(tmp_path: Path) 
     assert done.returncode == 2
     assert "--input-type image=float31 is not INPUT=TYPE" in done.stderr
     assert "float32" in done.stderr
+
+
+def test_help_names_every_recipe_there_is(tmp_path: Path) -> None:
+    words = " ".join(convert("--help", cwd=tmp_path).stdout.replace("-\n", "-").split())
+    listed = words.partition("Try only this recipe for int8 and int4: ")[2].partition(". May")[0]
+    assert set(listed.replace("- ", "-").split(", ")) == RECIPES.keys() - {"plain", "cast"}

@@ -369,7 +369,7 @@ def test_shipped_targets_pass_the_check_without_a_remark(
 def test_help_tells_of_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "targets", "--help")
     assert code == 0
-    assert "edgeserve targets [list|NAME] [--json]" in out
+    assert "edgeserve targets [NAME] [--json]" in out
     assert "  check " in out
 
 

@@ -392,6 +392,43 @@ def test_limits_that_nothing_keeps_are_named_with_what_comes_nearest(
     assert not (tmp_path / "x.edge").exists()
 
 
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"recipes": ["nncf"]}, "the recipe nncf was not tried for plain: it fits neither"),
+        ({"recipes": ["static-restored"]}, "static-restored was not tried for plain: it repairs"),
+        ({"precision": "int4"}, "no int4 variant serves plain"),
+    ],
+)
+def test_what_was_asked_for_by_name_and_did_not_come_about_is_said(
+    digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
+    wish: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    report = api.convert(
+        digits, tmp_path / "x.edge", target=onnxruntime_target, calibrate=calibration, **wish
+    )
+    assert [c.variant for c in report.chain] == ["onnx-fp32"]
+    assert any(said in remark for remark in report.remarks)
+    with pytest.raises(CheckFailed, match=said):
+        api.convert(
+            digits, tmp_path / "s.edge", target=onnxruntime_target, calibrate=calibration,
+            strict=True, **wish,
+        )  # fmt: skip
+    assert not (tmp_path / "s.edge").exists()
+
+
+def test_a_runtime_for_which_nothing_is_planned_is_named(digits: Path, tmp_path: Path) -> None:
+    target = tmp_path / "half.toml"
+    target.write_text(
+        'name = "half"\ntitle = "half"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+        '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp16"]\n'
+    )
+    report = api.convert(digits, tmp_path / "x.edge", target=str(target))
+    said = "litert/cpu got no variant: of fp16, nothing can be made of this source and data"
+    assert said in report.remarks
+
+
 def test_strict_asks_for_nothing_that_no_converter_makes(tmp_path: Path) -> None:
     """A TFLite file is never made into ONNX: a target that prefers onnxruntime has LiteRT all the same."""
     source = tmp_path / "model.tflite"

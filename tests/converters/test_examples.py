@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.registry import converter_called, tool_environment
+from edgeserve.conversion.registry import converter_called, runs_here, tool_environment
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(script: str, converter: str, folder: Path) -> None:
     if (folder / script).exists():
         return
-    python = tool_environment(converter_called(converter)).ensure(lambda what, share: None)
+    tool = converter_called(converter)
+    python: str | Path = sys.executable
+    if not runs_here(tool):
+        python = tool_environment(tool).ensure(lambda what, share: None)
     shutil.copy(EXAMPLES / script, folder)
     done = subprocess.run([python, script], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -58,6 +62,11 @@ def run(script: str, converter: str, folder: Path) -> None:
         ("keras_cnn.py", "keras-to-onnx", "cnn.keras", {}),
         ("keras_cnn.py", "keras-to-onnx", "saved-model", {}),
         ("forest.py", "sklearn-skops-to-onnx", "forest.skops", {}),
+        ("forest.py", "sklearn-pickle-to-onnx", "forest.joblib", {"trust_source": True}),
+        ("hugging_face.py", "huggingface-to-onnx", "text-classifier", {}),
+        ("hugging_face.py", "huggingface-to-onnx", "token-classifier", {}),
+        ("hugging_face.py", "huggingface-to-onnx", "image-classifier", {}),
+        ("hugging_face.py", "huggingface-to-onnx", "encoder", {}),
     ],
 )
 def test_an_example_becomes_a_bundle(
@@ -75,3 +84,25 @@ def test_an_example_becomes_a_bundle(
     assert source.framework is not None
     assert source.import_error is not None
     assert source.import_error < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("script", "converter", "file", "runtime"),
+    [
+        ("keras_cnn.py", "keras-to-onnx", "cnn.tflite", "litert"),
+        ("openvino_ir.py", "onnx-to-openvino", "cnn.xml", "openvino"),
+    ],
+)
+def test_an_example_in_a_runtime_s_own_format_becomes_a_bundle_with_int8(
+    made: Path, script: str, converter: str, file: str, runtime: str
+) -> None:
+    run(script, converter, made)
+    (made / "own.toml").write_text(
+        TARGET.replace("onnxruntime", runtime).replace('["fp32"]', '["int8", "fp32"]')
+    )
+    report = edgeserve.convert(
+        made / file, made / f"{file}.edge", target=str(made / "own.toml"), calibrate="random"
+    )
+    rows = {r.precision: r for r in report.rows if r.measured is not None}
+    assert {"int8", "fp32"} <= rows.keys()
+    assert report.reference == f"{runtime}/cpu"

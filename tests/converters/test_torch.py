@@ -10,6 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
+import edgeserve
+from edgeserve.bundle import Bundle
+from edgeserve.cli.main import main
 from edgeserve.conversion.registry import UnsupportedOperators
 from edgeserve.conversion.source import read_onnx
 from edgeserve.conversion.sources import SourceOptions
@@ -153,6 +156,30 @@ def test_a_checkpoint_with_integer_inputs(made: Path, tmp_path: Path) -> None:
     options = SourceOptions("net:Words", {}, (str(made),), {"ids": "int64"})
     found = imported(made / "words.pt", tmp_path, options, {"ids": (1, 9)})
     assert interface(found.onnx)["ids"] == ["batch", 9]
+
+
+def test_the_python_api_and_the_command_line_take_the_type_of_an_input(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.toml").write_text(
+        'name = "one"\ntitle = "one"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "onnxruntime"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+    )
+    report = edgeserve.convert(
+        made / "words.pt", tmp_path / "a.edge", target=str(tmp_path / "one.toml"),
+        model_class="net:Words", python_path=[str(made)], shapes={"ids": (1, 9)},
+        input_types={"ids": "int64"},
+    )  # fmt: skip
+    assert [c.variant for c in report.chain] == ["onnx-fp32"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+        ["convert", str(made / "words.pt"), "-o", str(tmp_path / "b.edge"),
+         "--target", str(tmp_path / "one.toml"), "--model-class", "net:Words",
+         "--python-path", str(made), "--shape", "ids=1,9", "--input-type", "ids=int64"]
+        )  # fmt: skip
+    assert not ended.value.code, capsys.readouterr().err
+    for name in ("a", "b"):
+        assert Bundle.open(tmp_path / f"{name}.edge").manifest.interface.inputs[0].dtype == "INT64"
 
 
 def test_a_model_of_one_batch_size_is_exported_with_it(made: Path, tmp_path: Path) -> None:

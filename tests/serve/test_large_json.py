@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.app import Background
+from edgeserve.serve.http import infer
 from edgeserve.serve.limits import Limits
-from edgeserve.serve.protocols import json_data, v2
+from edgeserve.serve.protocols import document, json_data, v2
 from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.serve.conftest import RawClient, infer_body, post
@@ -260,6 +261,92 @@ def test_what_is_wrong_is_found_in_pieces_too(
     monkeypatch.setattr(json_data, "_PIECE", 10)
     pieces = array_of(text, (12,), spec)
     if isinstance(whole, str):
-        assert pieces == whole
+        assert isinstance(pieces, str)
+        assert pieces.startswith(("input 'x' data: expected", "the body is not JSON"))
     else:
         np.testing.assert_array_equal(pieces, whole)
+
+
+def test_large_documents_are_plain_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only general objects can be made of is bounded, whatever else is in it."""
+    monkeypatch.setattr(document, "GENERAL_BYTES", 2_000)
+    assert np.isnan(array_of("[1, NaN]", (2,), TensorSpec("x", "FP32", ("n",)))[1])
+    padded = "[1, NaN" + " " * 2_000 + "]"
+    said = array_of(padded, (2,), TensorSpec("x", "FP32", ("n",)))
+    assert "NaN and Infinity are read in up to 2000 bytes of JSON: send binary data" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" + "1," * 99 + "1]", "expected 12 elements for shape [12], got 100"),
+        ("[" + "[]," * 99 + "[]]", "expected 12 elements for shape [12], got 100"),
+        ("[" + "[]," * 11 + "[]" + " " * 40 + "]", "expected 12 FP32 values, in one list or"),
+        ("[" + "{}," * 11 + "{}" + " " * 40 + "]", "expected 12 FP32 values, in one list or"),
+        ("[" + "1," * 11 + "1e39" + " " * 40 + "]", ""),
+    ],
+)
+def test_large_lists_are_counted_before_they_are_parsed(
+    text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("general objects were made of a large list")
+
+    monkeypatch.setattr(json_data, "_PIECE", 30)
+    monkeypatch.setattr(json_data, "parse_json", refuse)
+    found = array_of(text, (12,), TensorSpec("x", "FP32", ("n",)))
+    if words:
+        assert words in found
+    else:
+        np.testing.assert_array_equal(found, np.float32([1] * 11 + [np.inf]))
+
+
+def test_a_batch_that_is_too_large_is_refused_before_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(json_data, "_PIECE", 30)
+    monkeypatch.setattr(json_data.JsonPort, "_in_pieces", None)
+    codec = v2.Codec("m", "1", Interface((TensorSpec("x", "FP32", ("n",)),), (), max_batch=8))
+    data = json.dumps([1] * 12)
+    body = f'{{"inputs":[{{"name":"x","shape":[12],"datatype":"FP32","data":{data}}}]}}'
+    with pytest.raises(InvalidInput, match="expected a batch of 1 to 8, got 12"):
+        codec.decode(body.encode(), None)
+
+
+def test_the_depth_of_much_json_is_found_across_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(document, "_STEP", 7)
+    document.check_depth(b"[" * 100 + b"]" * 100 + b"[{}]" * 300, 100)
+    for text in (b"[]" * 300 + b"[" * 101, b"{[" * 50 + b"[" + b"]" * 80, b"[{" * 60):
+        with pytest.raises(InvalidInput, match="deeper than 100"):
+            document.check_depth(text, 100)
+
+
+def in_flight(server: Background) -> int:
+    with RawClient(server.url) as client:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+        lines = client.response()[2].decode().splitlines()
+    (line,) = [x for x in lines if x.startswith("edgeserve_in_flight_requests ")]
+    return int(float(line.rpartition(" ")[2]))
+
+
+def test_what_waits_to_be_read_is_not_when_its_client_has_left(
+    server: Background, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large JSON is read one at a time."""
+    monkeypatch.setattr(infer, "_LARGE_BYTES", 32_768)
+    request = post(large([[1, 2, 3, 4]]))
+    before = failures(server, "canceled")
+    with RawClient(server.url) as first:
+        first.send(request)
+        held.wait()
+        with RawClient(server.url) as second:
+            second.send(request)
+            wait_for(lambda: in_flight(server) == 2)
+            reset = struct.pack("ii", 1, 0)
+            second.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        assert not held.begun.acquire(timeout=0.2)
+        held.may_go_on.set()
+        assert first.response()[0] == 200
+        wait_for(lambda: failures(server, "canceled") == before + 1)
+        assert not held.begun.acquire(blocking=False)
+    assert in_flight(server) == 0

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -32,6 +34,7 @@ SEGMENT_S: Final = 1.0
 WARM_UP_S: Final = 20.0
 WARM_UP_PAUSE_S: Final = 0.2
 RELOAD_S: Final = 0.3
+SETTLING_S: Final = 20.0
 DRIFT_LIMIT: Final = 0.02
 
 
@@ -61,10 +64,19 @@ class Soak:
         """Growth of resident memory from the first fifth of the samples to the last, as a share of it: of
         the least in each, for models that are being loaded or replaced stand there twice, now one, now
         three of them. What is not given back stays in every sample."""
+        first, last = self._ends()
+        return min(last) / min(first) - 1
+
+    @property
+    def median_drift(self) -> float:
+        """The same of the medians, with the models that happened to be loading."""
+        first, last = self._ends()
+        return statistics.median(last) / statistics.median(first) - 1
+
+    def _ends(self) -> tuple[list[int], list[int]]:
         window = max(1, len(self.samples) // 5)
-        first = min(s.rss for s in self.samples[:window])
-        last = min(s.rss for s in self.samples[-window:])
-        return last / first - 1
+        resident = [sample.rss for sample in self.samples]
+        return resident[:window], resident[-window:]
 
     def leaks(self) -> list[str]:
         """What the server holds more of at the end, when nobody is connected, than it ever did in the
@@ -153,8 +165,17 @@ def soak(requests: int, *, verbose: bool = False) -> Soak:
             result.rude, result.reloads = sum(rude.done.values()), reloads.done
             result.calls = calls.done
             result.load.wrong += calls.wrong + reloads.failed
-            result.samples.append(_sample(served, result.load.requests))
+            _settle(served, result)
     return result
+
+
+def _settle(served: Served, result: Soak) -> None:
+    """The last sample: once the models that were being replaced are closed, or that has taken too long."""
+    until = time.monotonic() + SETTLING_S
+    result.samples.append(_sample(served, result.load.requests))
+    while result.leaks() and time.monotonic() < until:
+        time.sleep(0.2)
+        result.samples[-1] = _sample(served, result.load.requests)
 
 
 def _sample(served: Served, requests: int) -> Sample:
@@ -187,7 +208,8 @@ def main() -> None:
     )
     print(f"{found.load.rate:.0f} requests/s, p99 {found.load.percentile_ms(0.99):.1f} ms")
     print(f"resident {first.rss / 1e6:.1f} MB at first, {last.rss / 1e6:.1f} MB at the end")
-    print(f"drift: {found.drift:+.2%}; leaks: {found.leaks() or 'none'}")
+    print(f"drift: {found.drift:+.2%}, of the medians {found.median_drift:+.2%}")
+    print(f"leaks: {found.leaks() or 'none'}")
     sys.exit(found.load.wrong > 0 or found.drift > DRIFT_LIMIT or bool(found.leaks()))
 
 

@@ -49,6 +49,7 @@ class HttpFront:
 
         self.also: list[str] = []
         self._authorisers: list[Authoriser] = []
+        self._routers: list[Router] = []
 
         def listener(host: str, *, control: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
@@ -56,6 +57,7 @@ class HttpFront:
             router = Router(
                 repository, metrics, authoriser, limits, shm, flight, management, together
             )
+            self._routers.append(router)
             return HttpServer(router.handle, limits, metrics, tls)
 
         separate = settings.control_port is not None
@@ -127,6 +129,8 @@ class HttpFront:
     async def close(self) -> None:
         for server in self._servers:
             await server.close()
+        for router in self._routers:
+            await asyncio.to_thread(router.close)
 
     def _url(self, host: str, port: int) -> str:
         return f"{self._scheme}://{joined(host, port)}"

@@ -8,6 +8,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import msgspec
@@ -37,7 +38,8 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _INLINE_BYTES: Final = 32_768
 # Compressed bodies may become hundreds of times as much.
 _INLINE_COMPRESSED: Final = 4_096
-# JSON of such a size leaves tens of megabytes free in the heap of the thread that read it.
+# JSON of such a size leaves tens of megabytes free in the heap of the thread that read it; one at a time
+# is read, for it takes several times its size meanwhile, and two that need Python's lock are no quicker.
 _LARGE_BYTES: Final = 1_048_576
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 _T = TypeVar("_T")
@@ -48,16 +50,27 @@ class _Where(enum.Enum):
 
     LOOP = enum.auto()
     THREAD = enum.auto()
+    READER = enum.auto()  # the one thread for large JSON
+
+
+class _ClientLeft(Exception):
+    """Nobody waits for what was to be done."""
 
 
 class Codecs:
-    """The codec of each model that is asked for; making one costs more than a small request does."""
+    """The codec of each model that is asked for; making one costs more than a small request does. Owns the
+    thread that reads large JSON."""
 
     def __init__(self, shm: SharedMemory, limits: Limits) -> None:
         self._shm = shm
         self._limits = limits
         self.trimmer = Trimmer()
+        self.reader = ThreadPoolExecutor(1, "edgeserve-json")
         self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
+
+    def close(self) -> None:
+        """What waits to be read is nobody's by now; blocks while something is being read."""
+        self.reader.shutdown(cancel_futures=True)
 
     def of(self, model: ServedModel) -> v2.Codec:
         codec = self._known.get(model)
@@ -171,8 +184,9 @@ class InferRoute:
         def go_on(decoded: v2.InferRequest) -> None:
             self._resume(request, body, began, decoded, model.interface)
 
+        size = codec.text_bytes(len(body), self._header_length)
         self._aside(
-            _Where.THREAD,
+            _Where.THREAD if size <= _LARGE_BYTES else _Where.READER,
             lambda: codec.decode(body, self._header_length),
             go_on,
             request,
@@ -293,16 +307,24 @@ class InferRoute:
             return
         self._flight.count += 1
 
+        def unless_left() -> _T:
+            if not request.waits:
+                raise _ClientLeft
+            return work()
+
         def landed(done: asyncio.Future[_T]) -> None:
             self._flight.count -= 1
+            if done.cancelled():  # the server ends
+                return
             error = done.exception()
             finish(done.result)
             if error is not None:
                 error.__traceback__ = None  # its frames hold the request, and the future it
-            if len(request.body) > _LARGE_BYTES:
+            if where is _Where.READER:
                 self._codecs.trimmer.soon()
 
-        asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(landed)
+        executor = self._codecs.reader if where is _Where.READER else None
+        asyncio.get_running_loop().run_in_executor(executor, unless_left).add_done_callback(landed)
 
 
 def _shortened(decoded: v2.InferRequest, model: ServedModel, took_s: float) -> v2.InferRequest:

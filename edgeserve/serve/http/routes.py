@@ -72,6 +72,9 @@ class Router:
             b"/openapi.json": _openapi,
         }
 
+    def close(self) -> None:
+        self._codecs.close()
+
     def handle(self, request: Request) -> None:
         """Answer now or later; never raises."""
         try:

@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import orjson
 
 from edgeserve.errors import InvalidInput
@@ -32,7 +33,7 @@ class Document(msgspec.Struct):
     """An infer request."""
 
     inputs: list[InputEntry]
-    outputs: list[OutputEntry] = []
+    outputs: list[OutputEntry] | None = []
     id: str | None = None
     parameters: dict[str, Any] = {}
 
@@ -49,7 +50,7 @@ class _Input(msgspec.Struct):
 
 class _Typed(msgspec.Struct, forbid_unknown_fields=True):
     inputs: list[_Input]
-    outputs: list[OutputEntry] = []
+    outputs: list[OutputEntry] | None = []
     id: str | None = None
     parameters: dict[str, Any] = {}
     # KServe's client repeats the model's name; the path decides.
@@ -59,9 +60,11 @@ class _Typed(msgspec.Struct, forbid_unknown_fields=True):
 
 _DECODER: Final = msgspec.json.Decoder(_Typed)
 _FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
-_OPENING: Final = frozenset(b"[{")
-_CLOSING: Final = frozenset(b"]}")
-_NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in _OPENING | _CLOSING)
+_NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in b"[{]}")
+_STEP: Final = 1 << 20
+# Of more than that nothing but typed structs is made: general objects may take fifty times the memory of
+# their text, and are made in one call, during which nobody else has Python's lock.
+GENERAL_BYTES: Final = 1 << 20
 
 
 def parse(text: bytes | memoryview, depth: int) -> Document:
@@ -70,7 +73,16 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
     check_depth(data, depth)
     try:
         return _DECODER.decode(data)  # type: ignore[return-value] # the same fields
-    except (msgspec.MsgspecError, ValueError, RecursionError):  # also of text that is not UTF-8
+    except (
+        msgspec.MsgspecError,
+        ValueError,
+        RecursionError,
+    ) as error:  # also of text that is not UTF-8
+        if len(data) > GENERAL_BYTES:
+            raise InvalidInput(
+                f"the body is no infer request: {error} (NaN and Infinity are read in up to "
+                f"{GENERAL_BYTES} bytes of JSON: send binary data)"
+            ) from None
         return general(data)
 
 
@@ -79,13 +91,14 @@ def check_depth(data: bytes, most: int) -> None:
     if data.count(b"[") + data.count(b"{") <= most:
         return
     depth = 0
-    for char in data.translate(None, _NOT_BRACKETS):
-        if char in _OPENING:
-            depth += 1
-            if depth > most:
-                raise InvalidInput(f"the JSON is nested deeper than {most} levels")
-        else:
-            depth -= 1
+    brackets = np.frombuffer(data.translate(None, _NOT_BRACKETS), np.uint8)
+    for start in range(0, len(brackets), _STEP):
+        # Of the four characters those that open have this bit set.
+        steps = (brackets[start : start + _STEP] & 2).astype(np.int8) - 1
+        depths = np.cumsum(steps, dtype=np.int64) + depth
+        if depths.max() > most:
+            raise InvalidInput(f"the JSON is nested deeper than {most} levels")
+        depth = int(depths[-1])
 
 
 def parse_json(data: bytes) -> Any:

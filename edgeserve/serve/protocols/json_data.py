@@ -25,6 +25,7 @@ _CODES: Final = {
 _MAX_NESTED: Final = 8
 # A millisecond or a few of parsing.
 _PIECE: Final = 1 << 20
+_LOOK: Final = 64  # most numbers are shorter
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _MAX_SIZE: Final = 2**63 - 1
 
@@ -32,10 +33,11 @@ _MAX_SIZE: Final = 2**63 - 1
 class JsonPort:
     """One input of a model: checks shapes for it, and makes arrays of JSON data."""
 
-    __slots__ = ("_code", "_decoders", "_dims", "_elements", "spec")
+    __slots__ = ("_code", "_decoders", "_dims", "_elements", "_rows", "spec")
 
-    def __init__(self, spec: TensorSpec, limits: Limits) -> None:
+    def __init__(self, spec: TensorSpec, limits: Limits, max_batch: int = 0) -> None:
         self.spec = spec
+        self._rows = max_batch
         self._dims = spec.wire_shape
         self._elements = limits.elements
         self._code = _CODES.get(spec.dtype)
@@ -85,6 +87,8 @@ class JsonPort:
                 f"input '{spec.name}': {spec.dtype} has no JSON form, send binary data"
             )
         if type(data) is msgspec.Raw:
+            if self._decoders and len(data) > _PIECE:
+                return self._large(data, shape)
             array = self._typed(data, shape) if self._decoders else None
             if array is not None:
                 return array
@@ -95,10 +99,7 @@ class JsonPort:
         """The array, if all is as it should be; else None, and `_general` says why."""
         array: Array | None
         try:
-            if len(text) > _PIECE:
-                array = self._in_pieces(memoryview(text), _depth(text))
-            else:
-                array = self._flat(self._decoders[0].decode(text))
+            array = self._flat(self._decoders[0].decode(text))
         except msgspec.MsgspecError:
             array = self._nested(text)
         except (ValueError, OverflowError):
@@ -114,7 +115,7 @@ class JsonPort:
 
     def _nested(self, text: msgspec.Raw) -> Array | None:
         depth = _depth(text)
-        if depth < 2 or len(text) > _PIECE:
+        if depth < 2:
             return None
         try:
             return self._decoded(text, depth)
@@ -130,20 +131,38 @@ class JsonPort:
         with np.errstate(over="ignore"):
             return np.array(values, self.spec.numpy_dtype)
 
+    def _large(self, text: msgspec.Raw, shape: tuple[int, ...]) -> Array:
+        """What cannot be right is refused before it is parsed, and nothing is parsed twice to say more."""
+        name, expected = f"input '{self.spec.name}'", math.prod(shape)
+        if self._rows and shape[0] > self._rows:
+            raise InvalidInput(f"{name}: expected a batch of 1 to {self._rows}, got {shape[0]}")
+        found = _commas(memoryview(text)) + 1
+        if found != expected:
+            raise InvalidInput(
+                f"{name} data: expected {expected} elements for shape {list(shape)}, got {found}"
+            )
+        try:
+            return self._in_pieces(memoryview(text), _depth(text)).reshape(shape)
+        except (msgspec.MsgspecError, ValueError, OverflowError, TypeError):
+            raise InvalidInput(
+                f"{name} data: expected {expected} {self.spec.dtype} values, in one list or in lists "
+                "that do not differ in length"
+            ) from None
+
     def _in_pieces(self, text: memoryview, depth: int) -> Array:
         """As `_decoded`, but no call takes longer than a piece: other threads wait for Python's lock only
         that long. Raises what decoding raises, and ValueError for lists that differ in length."""
         if len(text) <= _PIECE or depth < 1:
-            return self._decoded(text, depth)
+            return self._piece(text, depth)
         if depth == 1:
-            return np.concatenate([self._decoded(b"[%b]" % piece, 1) for piece in _cut(text)])
+            return np.concatenate([self._piece(b"[%b]" % piece, 1) for piece in _cut(text)])
         parts: list[Array] = []
         rows: list[memoryview] = []
         size = 0
         for raw in _ROWS.decode(text):
             row = memoryview(raw)
             if size + len(row) > _PIECE and rows:
-                parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
+                parts.append(self._piece(b"[%b]" % b",".join(rows), depth))
                 rows, size = [], 0
             if len(row) > _PIECE:
                 parts.append(self._in_pieces(row, depth - 1)[np.newaxis])
@@ -151,8 +170,18 @@ class JsonPort:
                 rows.append(row)
                 size += len(row)
         if rows:
-            parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
+            parts.append(self._piece(b"[%b]" % b",".join(rows), depth))
         return np.concatenate(parts)
+
+    def _piece(self, text: memoryview | bytes, depth: int) -> Array:
+        try:
+            return self._decoded(text, depth)
+        except OverflowError:
+            if self.spec.numpy_dtype.kind != "f":
+                raise
+            values = self._decoders[depth - 1].decode(text)
+            with np.errstate(over="ignore"):
+                return np.array(values, np.float64).astype(self.spec.numpy_dtype)
 
     def _general(self, shape: tuple[int, ...], data: Any) -> Array:
         spec = self.spec
@@ -183,18 +212,25 @@ class JsonPort:
         return typed.reshape(shape)
 
 
+def _commas(text: memoryview) -> int:
+    """In a list of numbers, nested or not, one less than there are numbers."""
+    starts = range(0, len(text), _PIECE)
+    return sum([bytes(text[i : i + _PIECE]).count(b",") for i in starts])
+
+
 def _cut(text: memoryview) -> Iterator[bytes]:
     """The inside of a JSON list of numbers in pieces, without the commas between them. A list of anything
     else may be cut where its pieces are no JSON."""
     start, end = 1, len(text) - 1
-    while end - start > _PIECE:
-        at = start + _PIECE
-        while (comma := bytes(text[at : at + 64]).find(b",")) < 0:
-            at += 64
-            if at >= end:
-                raise ValueError("a number that is longer than any")
+    at, look = start + _PIECE, _LOOK
+    while at < end:
+        comma = bytes(text[at : at + look]).find(b",")
+        if comma < 0:
+            at, look = at + look, min(2 * look, _PIECE)
+            continue
         yield bytes(text[start : at + comma])
         start = at + comma + 1
+        at, look = start + _PIECE, _LOOK
     yield bytes(text[start:end])
 
 

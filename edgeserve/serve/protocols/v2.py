@@ -52,7 +52,9 @@ class Codec:
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(None)
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
-        self._ports = {s.name: JsonPort(s, self._limits) for s in interface.inputs}
+        self._ports = {
+            s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
+        }
         self._all = {
             flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
             for flag in (False, True)

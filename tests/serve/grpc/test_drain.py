@@ -51,11 +51,11 @@ def check(calls: list[Any], wanted: np.ndarray, *, at_least: int) -> None:
 
 
 def test_calls_in_flight_are_answered(slow_file: Path) -> None:
-    server = Background(settings(slow_file, threads=1))
+    server = Background(settings(slow_file, threads=1, batching=False))
     message, wanted = slow_requests(4)
     with grpc.insecure_channel(address(server)) as channel:
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        calls = [infer.future(message) for _ in range(40)]
+        calls = [infer.future(message) for _ in range(120)]
         eventually(lambda: pending(server) > 0)
         taken = pending(server)
         server.stop()
