@@ -4,7 +4,7 @@ its models (under theirs)."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import grpc
@@ -19,9 +19,11 @@ _STATUS: Final = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """The statuses, told by the event loop and read on the threads of calls."""
+    """The statuses, told by the event loop and read on the threads of calls. `renew` has them told anew
+    and waits for that, where it does not take too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, renew: Callable[[], None]) -> None:
+        self._renew = renew
         self._statuses: dict[str, int] = {}
         self._changed = threading.Condition()
         self._drained = False
@@ -50,6 +52,7 @@ class Health:
 
     def check(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         service = _service(message, context)
+        self._renew()
         status = self._statuses.get(service)
         if status is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service!r:.60}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from concurrent.futures import CancelledError
 from typing import Final
 
 import grpc
@@ -65,7 +67,7 @@ class GrpcServer:
         self._credentials = credentials
         self._admit = admit
         self._pools = Pools(limits.threads, limits.streams)
-        self._health = health.Health()
+        self._health = health.Health(self._renew_health)
         self._siblings = siblings
         self._telling: asyncio.Task[None] | None = None
         about = About(
@@ -153,11 +155,20 @@ class GrpcServer:
         if self._siblings is None:
             self._tell(self._repository.ready, self._repository.index())
         elif self._telling is None or self._telling.done():
-            self._telling = asyncio.ensure_future(self._tell_of_all(self._siblings))
+            self._telling = asyncio.ensure_future(self._tell_now())
 
-    async def _tell_of_all(self, siblings: Siblings) -> None:
-        standing = await siblings.standing()
-        self._tell(standing.ready, standing.index)
+    async def _tell_now(self) -> None:
+        if self._siblings is None:
+            self._tell(self._repository.ready, self._repository.index())
+        else:
+            standing = await self._siblings.standing()
+            self._tell(standing.ready, standing.index)
+
+    def _renew_health(self) -> None:
+        """On a call's thread: what was told a second ago may be true no more."""
+        telling = asyncio.run_coroutine_threadsafe(self._tell_now(), self._loop)
+        with contextlib.suppress(TimeoutError, CancelledError):
+            telling.result(_HEALTH_S)
 
     def _tell(self, ready: bool, index: list[IndexEntry]) -> None:
         models: dict[str, bool] = {}
