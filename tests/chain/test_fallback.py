@@ -418,9 +418,9 @@ def test_a_stand_in_needs_a_cpu_candidate(tmp_path: Path) -> None:
 
 
 def test_closing_does_not_wait_for_a_device_that_does_not_open(bundle: Bundle) -> None:
-    chain = Chain(bundle, options("gpu:hang@load+", reopen_s=0.01, open_timeout_s=5.0))
+    chain = Chain(bundle, options("gpu:hang@load+", reopen_s=0.01, open_timeout_s=8.0))
     wait_for(lambda: bool(psutil.Process().children()))  # it is tried again
     began = time.monotonic()
     chain.close()
-    assert time.monotonic() - began < 4.5
+    assert time.monotonic() - began < 7
     assert psutil.Process().children() == []
