@@ -21,6 +21,7 @@ from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProbl
 from edgeserve.serve import logs
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.engine import ResponseCache
+from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
@@ -28,7 +29,7 @@ from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.model_settings import size_bytes
 from edgeserve.serve.opening import Opener
-from edgeserve.serve.repository import IndexEntry, ModelRepository
+from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings, followed
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Link, Siblings

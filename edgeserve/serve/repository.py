@@ -8,9 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Final, Literal, Protocol
-
-import msgspec
+from typing import Final, Literal
 
 from edgeserve.errors import (
     EdgeServeError,
@@ -21,13 +19,14 @@ from edgeserve.errors import (
     quoted,
 )
 from edgeserve.serve.engine import Engine
+from edgeserve.serve.entries import Entry, IndexEntry, Opened, Opens
 from edgeserve.serve.heap import collect
+from edgeserve.serve.memory import Memory
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.sources import ModelSource
 
 log = logging.getLogger(__name__)
 
-State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 # What load takes beside the name: nothing, so far. Models come from this machine's disk only.
 Parameters = Mapping[str, "str | int | bool | bytes"]
 Scan = Callable[[], list[ModelSource]]
@@ -37,77 +36,6 @@ _GRACE_S: Final = 1.0
 # A model that fails to load is tried again after that, then after twice as long each time, up to the last.
 _RETRY_S: Final = 1.0
 _RETRY_LONGEST_S: Final = 60.0
-
-
-class IndexEntry(msgspec.Struct, frozen=True):
-    """One version of one model, as the model repository extension lists it. `reason` says why a
-    version is not READY, or not in memory."""
-
-    name: str
-    version: str
-    state: State
-    reason: str = ""
-
-
-class Opens(Protocol):
-    """What opens models (edgeserve.serve.opening); all but `forget` is called on threads."""
-
-    def describe(self, source: ModelSource) -> ServedModel: ...
-
-    def open(self, source: ModelSource, model: ServedModel) -> Engine: ...
-
-    def estimate(self, source: ModelSource, model: ServedModel) -> int: ...
-
-    def forget(self, model: ServedModel) -> None: ...
-
-
-class Opened(msgspec.Struct, frozen=True):
-    """A version that could serve. Without an engine it comes into memory when it is asked for."""
-
-    source: ModelSource
-    model: ServedModel
-    engine: Engine | None
-
-
-class Entry:
-    """One version: where it comes from, what serves it, and what went wrong."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self.source = source
-        self.model: ServedModel | None = None
-        self.opened: Opened | None = None  # what is to take over
-        self.state: State = "UNAVAILABLE"
-        self.error: EdgeServeError | None = None
-        self.off: str | None = None  # why it shall not be loaded
-        self.size = 0
-        self.failures = 0
-        self.retry_at = 0.0
-
-    @property
-    def in_memory(self) -> bool:
-        return self.model is not None and self.model.engine is not None
-
-    @property
-    def problem(self) -> str:
-        """Why it could not be loaded, without the server's own paths."""
-        path = self.source.path
-        return str(self.error or "").replace(path, path.rpartition("/")[2])
-
-    @property
-    def ready(self) -> bool:
-        """Whether it answers requests. One that is loaded when asked for does if that worked last time."""
-        if self.model is None or not self.model.ready:
-            return False
-        return self.in_memory or self.error is None
-
-    def index(self) -> IndexEntry:
-        state, reason = self.state, self.off or self.problem
-        if self.model is not None and state != "LOADING":
-            state = "READY" if self.ready else "UNAVAILABLE"
-            reason = reason or self.model.reason
-        elif not reason and state != "READY":
-            reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
-        return IndexEntry(self.source.name, self.source.version, state, reason)
 
 
 class ModelRepository:
@@ -128,13 +56,11 @@ class ModelRepository:
     ) -> None:
         self._opener = opener
         self._scan = scan
-        self._budget = budget
         self._readiness = readiness
-        self._resident = resident
         self._entries: dict[str, dict[str, Entry]] = {}
+        self._memory = Memory(opener, budget, resident, self._all, self._finish)
         self._newest: dict[str, ServedModel] = {}
         self._changing = asyncio.Lock()
-        self._room = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._demanded: set[tuple[str, str]] = set()
         self._serving = False
@@ -326,13 +252,13 @@ class ModelRepository:
         """What an entry's source gives, before it serves. Raises what opening raises."""
         source = entry.source
         model = await asyncio.to_thread(self._opener.describe, source)
-        into_memory = demanded or entry.in_memory or self._fits(entry, model)
-        return Opened(source, model, await self._open(entry, model) if into_memory else None)
+        into_memory = demanded or entry.in_memory or self._memory.fits(entry, model)
+        return Opened(source, model, await self._memory.open(entry, model) if into_memory else None)
 
     def _put(self, entry: Entry, opened: Opened) -> None:
         """Serve what was opened from now on; what served before answers what it has."""
         model, source = opened.model, opened.source
-        if self._budget:
+        if self._memory.bounded:
             model.wanted = self._demand
         if opened.engine is not None:
             model.attach(opened.engine)
@@ -342,49 +268,6 @@ class ModelRepository:
         if old is not None:
             log.info("model '%s' version %s was replaced", *source.key)
             self._later(self._close(old, "it was replaced", grace=True))
-
-    async def _open(self, entry: Entry, model: ServedModel) -> Engine:
-        """An engine, within the budget. Raises what opening raises; ModelUnavailable without room."""
-        async with self._room:
-            least = self._opener.estimate(entry.source, model)
-            if 0 < self._budget < least:
-                raise ModelUnavailable(
-                    f"model '{model.name}' does not fit",
-                    cause=f"it takes at least {least} bytes, the budget is {self._budget}",
-                    hint="raise --memory-budget",
-                )
-            await self._make_room(max(least, entry.size))
-            before = self._resident()
-            engine = await asyncio.to_thread(self._opener.open, entry.source, model)
-            entry.size = max(least, self._resident() - before)
-            await self._make_room(entry.size)
-            return engine
-
-    def _fits(self, entry: Entry, model: ServedModel) -> bool:
-        """Whether an entry can be loaded without sending another away."""
-        need = max(entry.size, self._opener.estimate(entry.source, model))
-        return not self._budget or self._used() + need <= self._budget
-
-    def _used(self) -> int:
-        return sum(e.size for e in self._all() if e.in_memory)
-
-    async def _make_room(self, need: int) -> None:
-        """Send models away until as many bytes are free, or nothing is left."""
-        while self._budget and self._used() + need > self._budget:
-            there = [e for e in self._all() if e.in_memory]
-            if not there:
-                return
-            idle = [e for e in there if e.model is not None and e.model.pending() == 0]
-            await self._evict(min(idle or there, key=_last_used))
-
-    async def _evict(self, entry: Entry) -> None:
-        """Take a model out of memory: it answers what it has, new requests wait until it is back."""
-        assert entry.model is not None
-        engine = entry.model.detach("it is in memory only when it is asked for")
-        if engine is None:
-            return
-        log.info("model '%s' version %s leaves the memory", *entry.source.key)
-        await self._finish(engine)
 
     async def _finish(self, engine: Engine) -> None:
         """Close an engine once it has answered what it has, or the server ends."""
@@ -415,7 +298,7 @@ class ModelRepository:
             if entry is None or model is None or model.engine is not None:
                 return
             try:
-                engine = await self._open(entry, model)
+                engine = await self._memory.open(entry, model)
             except EdgeServeError as error:
                 self._failed(entry, error)
                 cause = entry.problem
@@ -510,7 +393,3 @@ class ModelRepository:
                 if engine is not None:
                     await asyncio.to_thread(engine.close)
         self._newest.clear()
-
-
-def _last_used(entry: Entry) -> float:
-    return entry.model.last_used if entry.model is not None else 0.0

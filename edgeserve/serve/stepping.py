@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from edgeserve.errors import EdgeServeError, ModelUnavailable
-from edgeserve.serve.repository import Entry, ModelRepository
+from edgeserve.serve.entries import Entry
+from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.sources import ModelSource
 
 Key = tuple[str, str]

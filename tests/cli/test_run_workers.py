@@ -611,3 +611,15 @@ def test_the_status_page_is_of_all(tmp_path: Path) -> None:
             client.send(b"GET /status HTTP/1.1\r\nHost: t\r\nAccept: text/html\r\n\r\n")
             assert "Worker 2: " in client.response()[2].decode()
         assert process.stop() == 0
+
+
+def test_the_memory_budget_is_shared(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        shifted_bundle(tmp_path / "models", f"m{number}", number, pad_kb=400)
+    with serving("models", *TWO, "--memory-budget", "4MB", cwd=tmp_path) as process:
+        assert "in memory when asked for" in process.printed
+        assert ready(process)
+        with client_of_each(process) as each:
+            for client in each.values():
+                assert [_add(client, f"m{n}") for n in (1, 2, 3, 1)] == [1, 2, 3, 1]
+        assert process.stop() == 0

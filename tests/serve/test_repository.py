@@ -300,7 +300,7 @@ def test_time_runs_out_while_a_model_is_loaded(tmp_path: Path) -> None:
             answers: list[Outcome | EdgeServeError] = []
             x = np.zeros((1, 4), np.float32)
             wanted = (RequestedOutput("y", False),)
-            async with repository._room:
+            async with repository._memory._lock:
                 late = InferRequest({"x": x}, 1, wanted, timeout_s=0.01)
                 model.infer(late, answers.append)
                 gone = model.infer(InferRequest({"x": x}, 1, wanted), answers.append)

@@ -12,6 +12,7 @@ from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import Role
 from edgeserve.serve.addresses import joined
 from edgeserve.serve.control import Control
+from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
@@ -20,7 +21,7 @@ from edgeserve.serve.grpc.door import Admit, Door, Method
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.service import INFER, Service
-from edgeserve.serve.repository import IndexEntry, ModelRepository
+from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Siblings
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from edgeserve.serve.repository import IndexEntry
+from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.shared_metrics import Family, Sample, added
 from edgeserve.serve.siblings.messages import Counts, Key, Report, Standing, State, WorkerState
 from edgeserve.serve.statistics import (

@@ -9,8 +9,9 @@ from typing import Final
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem, InvalidInput
 from edgeserve.serve.condition import conditions
+from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.repository import IndexEntry, Parameters
+from edgeserve.serve.repository import Parameters
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shared_metrics import families
 from edgeserve.serve.shm import Region, SharedMemory

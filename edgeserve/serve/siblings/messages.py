@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
-from edgeserve.serve.repository import IndexEntry
+from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shared_metrics import Family
 from edgeserve.serve.shm import Region

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from edgeserve.serve.engine import BatchTimes
+from edgeserve.serve.entries import IndexEntry
+from edgeserve.serve.entries import State as ModelState
 from edgeserve.serve.metrics import rendered
-from edgeserve.serve.repository import IndexEntry
-from edgeserve.serve.repository import State as ModelState
 from edgeserve.serve.shared_metrics import Family, Shown, added, families
 from edgeserve.serve.siblings.adding import Departed, added_statistics, counts, standing
 from edgeserve.serve.siblings.messages import Report, State

@@ -1,0 +1,85 @@
+"""One version of one model, as a repository keeps it: where it comes from, what serves it, what went wrong."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.engine import Engine
+from edgeserve.serve.model import ServedModel
+from edgeserve.serve.sources import ModelSource
+
+State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
+
+
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One version of one model, as the model repository extension lists it. `reason` says why a
+    version is not READY, or not in memory."""
+
+    name: str
+    version: str
+    state: State
+    reason: str = ""
+
+
+class Opens(Protocol):
+    """What opens models (edgeserve.serve.opening); all but `forget` is called on threads."""
+
+    def describe(self, source: ModelSource) -> ServedModel: ...
+
+    def open(self, source: ModelSource, model: ServedModel) -> Engine: ...
+
+    def estimate(self, source: ModelSource, model: ServedModel) -> int: ...
+
+    def forget(self, model: ServedModel) -> None: ...
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A version that could serve. Without an engine it comes into memory when it is asked for."""
+
+    source: ModelSource
+    model: ServedModel
+    engine: Engine | None
+
+
+class Entry:
+    """One version: where it comes from, what serves it, and what went wrong."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self.source = source
+        self.model: ServedModel | None = None
+        self.opened: Opened | None = None  # what is to take over
+        self.state: State = "UNAVAILABLE"
+        self.error: EdgeServeError | None = None
+        self.off: str | None = None  # why it shall not be loaded
+        self.size = 0
+        self.failures = 0
+        self.retry_at = 0.0
+
+    @property
+    def in_memory(self) -> bool:
+        return self.model is not None and self.model.engine is not None
+
+    @property
+    def problem(self) -> str:
+        """Why it could not be loaded, without the server's own paths."""
+        path = self.source.path
+        return str(self.error or "").replace(path, path.rpartition("/")[2])
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests. One that is loaded when asked for does if that worked last time."""
+        if self.model is None or not self.model.ready:
+            return False
+        return self.in_memory or self.error is None
+
+    def index(self) -> IndexEntry:
+        state, reason = self.state, self.off or self.problem
+        if self.model is not None and state != "LOADING":
+            state = "READY" if self.ready else "UNAVAILABLE"
+            reason = reason or self.model.reason
+        elif not reason and state != "READY":
+            reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
+        return IndexEntry(self.source.name, self.source.version, state, reason)
