@@ -21,6 +21,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from edgeserve import telemetry
 from edgeserve.conversion import reuse, tool_runner
 from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.toolenv import ToolEnvironment
@@ -155,6 +156,7 @@ def run_converter(
 
 
 def _run_here(converter: Converter, source: Path, out_dir: Path, options: Options) -> list[Path]:
+    telemetry.refuse()
     try:
         return converter.convert(source, out_dir, options)
     except (EdgeServeError, OSError, MemoryError):

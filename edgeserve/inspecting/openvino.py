@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from edgeserve import telemetry
 from edgeserve.errors import DependencyMissing, SourceError
 from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
@@ -19,6 +20,7 @@ _NAMES: Final = {"f32": "FP32", "f16": "FP16", "f64": "FP64", "bf16": "BF16", "b
 
 def inspect_openvino(path: Path) -> ModelReport:
     """Report on an IR. Raises SourceError, DependencyMissing."""
+    telemetry.refuse()
     try:
         from openvino.frontend import FrontEndManager
     except ImportError:

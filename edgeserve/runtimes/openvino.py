@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgeserve import telemetry
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
     DependencyMissing,
@@ -51,6 +52,7 @@ class OpenVino:
 
     def version(self) -> str | None:
         """Without opening anything."""
+        telemetry.refuse()
         try:
             from openvino import __version__
         except ImportError:
@@ -63,6 +65,7 @@ class OpenVino:
 
 @cache
 def _core() -> Any:
+    telemetry.refuse()
     try:
         import openvino
     except ImportError:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgeserve import telemetry
 from edgeserve.checking.model import OnnxModel
 from edgeserve.checking.report import Issue, State, Verdict, unnamed
 
@@ -114,12 +115,14 @@ def _untranslated(frontend: Any, path: str) -> set[str]:
 
 @cache
 def _core() -> Any:
+    telemetry.refuse()
     import openvino
 
     return openvino.Core()
 
 
 def _openvino() -> Any:
+    telemetry.refuse()
     try:
         import openvino
         import openvino.frontend
