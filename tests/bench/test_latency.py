@@ -32,5 +32,6 @@ def test_when_all_fail_nothing_is_timed(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path, chain=(acme.candidate(after=20),)))
     opened, _ = open_all(bundle, select(bundle))
     timed, skipped = single_stream(opened, requests_of(bundle), seconds=0.05, samples=5)
+    close_all(opened)
     assert timed == {}
     assert len(skipped) == 1

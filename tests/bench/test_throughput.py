@@ -120,6 +120,7 @@ def test_a_session_that_runs_one_call_at_a_time_is_not_credited_with_two(tmp_pat
     found = offline(
         bundle, opened, requests_of(bundle), {"0": 0.01}, cores=2, threads=0, seconds=0.1
     )[0]["0"]
+    close_all(opened)
     assert [r.way for r in found.rates] == [Way(1, 0, 1)]
     assert {f.reason for f in found.failed} == {"the session runs 1 at a time"}
 

@@ -310,7 +310,7 @@ def test_a_client_that_leaves_cancels_what_has_not_begun(slow_file: Path) -> Non
         infer(slow_request())
         with triton.InferenceServerClient(address(server)) as client:
             (stats,) = client.get_inference_statistics("slow").model_stats
-        assert stats.execution_count < 50
+        assert stats.execution_count < 60
 
 
 def test_a_full_queue(slow_file: Path) -> None:
