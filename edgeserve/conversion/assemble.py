@@ -26,7 +26,7 @@ from edgeserve.bundle import (
 from edgeserve.bundle.manifest import SCHEMA_VERSION
 from edgeserve.bundle.writing import BundleWriter
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import Trial, Verdict
+from edgeserve.conversion.choose import AS_FAST, Trial, Verdict
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.native import NATIVE
 from edgeserve.conversion.options import Conversion, Options, Row
@@ -57,13 +57,22 @@ def optional_entries(target: Target) -> dict[int, tuple[int, ...]]:
 
 def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, ...]:
     """The chosen trials as candidates: the target's order of devices, and among candidates on the
-    same device the fastest measured one first."""
+    same device the fastest measured one first; those as fast as that in the target's order."""
     chosen = [v.trial for v in verdicts if v.chosen]
     devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
 
+    def speed(trial: Trial) -> float:
+        return trial.measured.speedup if trial.measured and is_here(target) else 0.0
+
+    best: dict[str, float] = {}
+    for trial in chosen:
+        device = target.chain[trial.entry].device
+        best[device] = max(best.get(device, 0.0), speed(trial))
+
     def place(trial: Trial) -> tuple[int, float, int]:
-        speed = trial.measured.speedup if trial.measured and is_here(target) else 0.0
-        return devices.index(target.chain[trial.entry].device), -speed, trial.entry
+        device = target.chain[trial.entry].device
+        as_fast = AS_FAST * speed(trial) >= best[device]
+        return devices.index(device), -(best[device] if as_fast else speed(trial)), trial.entry
 
     return tuple(
         Candidate(

@@ -36,8 +36,9 @@ SECONDS_ELSEWHERE: Final = 0.2
 # What comes so close to the fastest is timed once more, for so long each.
 CLOSE: Final = 1.15
 SECONDS_PER_FINALIST: Final = 3.0
-# Quick ones give enough calls in that.
+# Of calls that take less than a millisecond this gives enough.
 SECONDS_PER_QUICK_FINALIST: Final = 0.3
+_QUICK_MS: Final = 1.0
 # Parameters below which another runtime saves microseconds at best.
 _SMALL: Final = 1_000_000
 _QUANTIZED: Final = ("int8", "int4")
@@ -232,11 +233,12 @@ class Search:
         finalists = fit if self._rounds > 1 else self._close(fit)
         if len(finalists) < 2:
             return
+        quick = min(t.measured.latency_ms for t in finalists if t.measured) < _QUICK_MS
         paces = race(
             [self._subject(t) for t in finalists],
             self._reference,
             self._data.proof,
-            seconds=SECONDS_PER_QUICK_FINALIST if self._threads else SECONDS_PER_FINALIST,
+            seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
             threads=self._threads,
             say=self._say,
         )

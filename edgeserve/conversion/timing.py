@@ -23,8 +23,6 @@ from edgeserve.tensors import Tensors
 
 Say = Callable[[str, float | None], None]
 
-# A source that takes less, in ms a call, is timed with the threads that it would be served with.
-QUICK_MS: Final = 1.0
 _FIRST_CALLS: Final = 4
 _FIRST_LOOK_S: Final = 0.05
 _LAPS: Final = 4
@@ -198,13 +196,11 @@ def is_clear(times: Mapping[str, Timings]) -> bool:
 
 
 def threads_served(reference: Session, inputs: Tensors) -> int:
-    """The threads of one call to time a model with: those it is served with, for one so quick that they
-    decide its speed; else 0, the engine's choice.
+    """The threads of one call to time a model with: those that a model as quick as the source is served
+    with; 0, the engine's choice, for a slow one.
 
     Several threads that meet again every few microseconds are as fast as they are near each other, which
     changes with where the system, or the host of a virtual machine, puts them.
     """
     latency_ms = 1000 * quickest(reference, inputs)
-    if latency_ms >= QUICK_MS:
-        return 0
     return plan_instances(0, 0, usable_cores(), latency_ms, "cpu").threads
