@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 from edgeserve.bundle import Candidate
 from edgeserve.serve.engine import BatchTimes
 from edgeserve.serve.flight import InFlight
+from edgeserve.serve.statistics import UNCOUNTED
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -34,12 +35,14 @@ FAILURES: Final = (
 
 
 class _Histogram:
-    """One model's counts. The event loop alone counts, so no lock: prometheus_client's costs four times."""
+    """One model's counts. The event loop alone counts, so no lock: prometheus_client's costs four times.
+    `catch_up` observes what there is to observe still; to be called before `counts` and `sum` are read."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_bounds", "catch_up", "counts", "sum")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], catch_up: Callable[[], None]) -> None:
         self._bounds = bounds
+        self.catch_up = catch_up
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
@@ -55,8 +58,8 @@ class _Histograms(Collector):
         self._name, self._what, self._bounds = name, what, bounds
         self._models: dict[tuple[str, str], _Histogram] = {}
 
-    def labels(self, model: str, version: str) -> _Histogram:
-        return self._models.setdefault((model, version), _Histogram(self._bounds))
+    def labels(self, model: str, version: str, catch_up: Callable[[], None]) -> _Histogram:
+        return self._models.setdefault((model, version), _Histogram(self._bounds, catch_up))
 
     def forget(self, model: str, version: str) -> None:
         self._models.pop((model, version), None)
@@ -65,6 +68,7 @@ class _Histograms(Collector):
         family = HistogramMetricFamily(self._name, self._what, labels=["model", "version"])
         bounds = [*map(floatToGoString, self._bounds), "+Inf"]
         for labels, histogram in list(self._models.items()):
+            histogram.catch_up()
             buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
             family.add_metric(labels, buckets, histogram.sum)
         yield family
@@ -201,9 +205,10 @@ class ModelMetrics:
         self.created = time.time()
         self._failures = {r: self._counter(server._failures, name, version, r) for r in FAILURES}
         self.failures = dict.fromkeys(FAILURES, 0)
-        self._batch = server._batch.labels(name, version)
-        self._queue = server._queue.labels(name, version)
-        self._compute = server._compute.labels(name, version)
+        self._ran: list[BatchTimes] = []  # and not observed yet
+        self._batch = server._batch.labels(name, version, self._observe)
+        self._queue = server._queue.labels(name, version, self._observe)
+        self._compute = server._compute.labels(name, version, self._observe)
         self.cache_hits = self._counter(server._cache_hits, name, version)
         self.cache_misses = self._counter(server._cache_misses, name, version)
         self._serving: Candidate | None = None
@@ -224,10 +229,19 @@ class ModelMetrics:
         self.failures[reason] += 1
 
     def batch(self, batch: BatchTimes) -> None:
-        self._batch.observe(batch.rows)
-        self._compute.observe(batch.compute_s)
-        for seconds in batch.queue_s:
-            self._queue.observe(seconds)
+        """A batch ran. Observed when somebody looks, or many have run: between two calls of a model, that
+        code would have to be fetched from memory each time."""
+        self._ran.append(batch)
+        if len(self._ran) >= UNCOUNTED:
+            self._observe()
+
+    def _observe(self) -> None:
+        for batch in self._ran:
+            self._batch.observe(batch.rows)
+            self._compute.observe(batch.compute_s)
+            for seconds in batch.queue_s:
+                self._queue.observe(seconds)
+        self._ran.clear()
 
     def serving(self, candidate: Candidate) -> None:
         """Say which candidate serves; the one before reads 0."""

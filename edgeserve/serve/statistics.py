@@ -14,6 +14,7 @@ import msgspec
 from edgeserve.serve.engine import BatchTimes
 
 _NS: Final = 1_000_000_000
+UNCOUNTED: Final = 32  # batches that are kept, to be counted together
 
 
 class Duration(msgspec.Struct, frozen=True):
@@ -87,7 +88,7 @@ class Recorder:
     """Counts for one model. The event loop alone writes and reads."""
 
     __slots__ = (
-        "_failed", "_failed_s", "_hits", "_hits_s", "_last", "_misses", "_misses_s", "_sizes",
+        "_failed", "_failed_s", "_hits", "_hits_s", "_last", "_misses", "_misses_s", "_ran", "_sizes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -95,9 +96,21 @@ class Recorder:
         self._failed_s = self._hits_s = self._misses_s = 0.0
         self._last = 0.0
         self._sizes: dict[int, _Size] = {}
+        self._ran: list[BatchTimes] = []  # and not counted yet
 
     def batch(self, batch: BatchTimes) -> None:
         """A batch ran and all its requests were answered."""
+        self._ran.append(batch)
+        self._last = time.time()
+        if len(self._ran) >= UNCOUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        for batch in self._ran:
+            self._add(batch)
+        self._ran.clear()
+
+    def _add(self, batch: BatchTimes) -> None:
         size = self._sizes.get(batch.rows)
         if size is None:
             size = self._sizes[batch.rows] = _Size()
@@ -114,7 +127,6 @@ class Recorder:
             size.more_input += (requests - 1) * batch.input_s
             size.more_infer += (requests - 1) * batch.infer_s
             size.more_output += (requests - 1) * batch.output_s
-        self._last = time.time()
 
     def failed(self, seconds: float) -> None:
         self._failed += 1
@@ -131,6 +143,7 @@ class Recorder:
         self._misses_s += seconds
 
     def read(self, name: str, version: str, memory: tuple[MemoryUsage, ...]) -> ModelStatistics:
+        self._count()
         sizes = sorted(self._sizes.items())
         requests = sum(s.requests for _, s in sizes)
         queue = sum(s.queue for _, s in sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UsageError
 from edgeserve.runtimes import LoadOptions, runtime
+from edgeserve.tensors import DTYPES, Interface, TensorSpec
 from tests.bundles import LINEAR, linear, linear_model
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
@@ -36,6 +38,54 @@ def test_it_computes_in_fp32_whatever_the_cpu_prefers(
     placement = session.placement()
     assert placement.inference_precision == "fp32"
     assert placement.compute_ops == 1
+    session.close()
+
+
+def unwritable(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "arranged",
+    [
+        lambda a: a,
+        unwritable,  # as views on bytes are
+        np.asfortranarray,
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a.astype(np.float64),
+    ],
+)
+def test_inputs_are_read_however_they_lie(
+    files: VariantFiles, arranged: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    session = runtime("openvino").load(files, "cpu", LoadOptions())
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    got = session.run({"x": arranged(x.copy())})["y"]
+    np.testing.assert_allclose(got, linear(x), rtol=1e-5, atol=1e-5)
+    session.close()
+
+
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "BYTES"])
+def test_every_type_goes_in_and_comes_out(tmp_path: Path, dtype: str) -> None:
+    spec = TensorSpec("x", dtype, ("batch", 4)), TensorSpec("y", dtype, ("batch", 4))
+    kinds = {"BF16": "bf16", "BOOL": "boolean", "FP16": "f16", "FP32": "f32", "FP64": "f64"}
+    kind = kinds.get(dtype) or dtype.lower().replace("uint", "u").replace("int", "i")
+    ops = openvino.opset13
+    given = ops.parameter([-1, 4], getattr(openvino.Type, kind), name="x")
+    given.output(0).set_names({"x"})
+    copied = ops.concat([given, given], 0)
+    copied.output(0).set_names({"y"})
+    openvino.save_model(openvino.Model([copied], [given]), tmp_path / "m.xml", False)
+    interface = Interface((spec[0],), (spec[1],))
+    files = VariantFiles("m", tmp_path / "m.xml", "openvino-ir", "fp32", interface)
+    session = runtime("openvino").load(files, "cpu", LoadOptions())
+    x = np.array([[0, 1, 0, 1]]).astype(DTYPES[dtype])
+    if dtype == "BF16":
+        x *= 0x3F80
+    got = session.run({"x": x})["y"]
+    assert got.dtype == x.dtype
+    np.testing.assert_array_equal(got, np.concatenate([x, x]))
     session.close()
 
 

@@ -299,6 +299,22 @@ def test_bodies_of_any_length_follow_heads_that_are_alike(client: RawClient) -> 
         assert json.loads(client.response()[2])["id"] == json.loads(body)["id"]
 
 
+def test_what_is_left_of_the_last_request_completes_no_other(
+    server: Background, client: RawClient
+) -> None:
+    first, second = (post(infer_body([[n, 2, 3, 4]] * n, id="a" * n)) for n in (1, 40))
+    with RawClient(server.url) as other:
+        for wire in (first, second):
+            for cut in range(1, wire.index(b"\r\n\r\n") + 6):
+                client.send(first)
+                assert json.loads(client.response()[2])["id"] == "a"
+                client.send(wire[:cut])
+                other.send(GET)  # answered when the piece has been read
+                assert other.response()[0] == 200
+                client.send(wire[cut:])
+                assert len(json.loads(client.response()[2])["id"]) == (1 if wire is first else 40)
+
+
 @pytest.mark.parametrize(
     ("length", "status"),
     [("+3", 400), ("0x3", 400), ("3 3", 400), ("", 400), ("9" * 17, 413), ("9" * 40, 400)],

@@ -6,6 +6,7 @@ import json
 import struct
 from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
 import pytest
@@ -165,6 +166,68 @@ def test_binary_sizes_must_add_up(parameters: dict[str, Any], blob: bytes, words
     with pytest.raises(InvalidInput) as caught:
         decode({"inputs": [entry(data=..., parameters=parameters)]}, blob)
     assert words in str(caught.value)
+
+
+def told(codec: v2.Codec, body: memoryview, length: int) -> object:
+    """What is made of a body, or what is wrong with it."""
+    try:
+        request = codec.decode(body, length)
+    except InvalidInput as error:
+        return str(error)
+    inputs = {n: (a.dtype, a.shape, a.tobytes()) for n, a in request.inputs.items()}
+    return msgspec.structs.asdict(request) | {"inputs": inputs}
+
+
+MODEL = Interface(
+    (TensorSpec("x", "FP32", ("batch", "n")), TensorSpec("m", "INT8", ("batch",))),
+    (TensorSpec("y", "FP32", ("batch", 3)), TensorSpec("z", "FP32", ("batch", 3))),
+    8,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.integers(0, 3), st.sampled_from([[], ["z"]]),
+            st.sampled_from([{}, {"timeout": 5}, {"binary_data_output": True}, {"priority": 2}]),
+            st.sampled_from([None, "", "7"]), st.integers(-4, 4), st.booleans(),
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_heads_that_come_again_mean_what_they_meant(asked: list[tuple[Any, ...]]) -> None:
+    codec, noise = v2.Codec("m", "1", MODEL), np.random.default_rng(0)
+    for rows, wide, outputs, parameters, identity, more, flat in asked:
+        sizes = {"x": 4 * rows * wide, "m": rows}
+        document: dict[str, Any] = {
+            "inputs": [
+                entry(shape=[rows, wide], data=..., parameters={"binary_data_size": sizes["x"]}),
+                entry(name="m", shape=[rows], datatype="INT8", data=[0] * rows)
+                if flat
+                else entry(
+                    name="m", shape=[rows], datatype="INT8", data=...,
+                    parameters={"binary_data_size": rows},
+                ),
+            ],
+            "outputs": [{"name": name} for name in outputs],
+            "parameters": parameters,
+        }  # fmt: skip
+        if identity is not None:
+            document["id"] = identity
+        head = json.dumps(document).encode()
+        blob = noise.bytes(max(0, sizes["x"] + (0 if flat else rows) + (more if more > 2 else 0)))
+        body = memoryview(head + blob)
+        assert told(codec, body, len(head)) == told(v2.Codec("m", "1", MODEL), body, len(head))
+
+
+def test_a_head_that_came_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = v2.Codec("m", "1", LINEAR)
+    head = json.dumps({"inputs": [entry(data=..., parameters={"binary_data_size": 16})]}).encode()
+    bodies = [head + np.float32([i, 1, 2, 3]).tobytes() for i in range(3)]
+    assert codec.decode(bodies[0], len(head)).inputs["x"][0, 0] == 0
+    monkeypatch.setattr(v2, "parse", pytest.fail)
+    for i, body in enumerate(bodies):
+        assert codec.decode(body, len(head)).inputs["x"][0, 0] == i
 
 
 def test_data_and_binary_data_contradict() -> None:

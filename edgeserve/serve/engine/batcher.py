@@ -281,6 +281,13 @@ class Engine:
 
     def _answers(self, alive: list[Pending]) -> tuple[list[tuple[Pending, Outcome]], BatchTimes]:
         began = time.perf_counter()
+        if len(alive) == 1:  # most are: nothing to join, nothing to split
+            request = alive[0]
+            waited = began - request.arrived
+            outputs, candidate = self.chain.run(request.inputs)
+            elapsed = time.perf_counter() - began
+            outcome = Outcome(outputs, candidate, request.rows, waited, elapsed)
+            return [(request, outcome)], BatchTimes(request.rows, [waited], 0.0, elapsed, 0.0)
         sizes = [r.rows for r in alive]
         joined = join_batches([r.inputs for r in alive])
         ready = time.perf_counter()

@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._close_after and self._current is None:
             return
         if not self._buffer and self._head is None and self._current is None:
-            if self._is_repeated(count):
+            if self._begins_again(count):
                 return
             self.since = time.monotonic()
         self._buffer += self._incoming_view[:count]
@@ -130,17 +130,24 @@ class Connection(asyncio.BufferedProtocol):
 
     # parsing
 
-    def _is_repeated(self, count: int) -> bool:
-        """Take a whole small request whose head is like the last one's, as most are; False: not one."""
+    def _begins_again(self, count: int) -> bool:
+        """Take a request whose head is like the last one's, as most are: all of it, or its beginning.
+        False: it is no such request, or more came than it."""
         last = self._last
-        start = last.find(self._incoming, self._limits.body_bytes) if last is not None else 0
-        if last is None or not start:
+        start = 0 if last is None else last.find(self._incoming)
+        # Behind `count` lies what came before.
+        if last is None or not 0 < start <= count:
             return False
         head = last.head
         length = head.length
-        if length is None or head.expects_continue or start + length != count:
+        if length is None or head.expects_continue or start + length < count:
             return False
         self._head = head
+        if start + length > count:
+            self.since = time.monotonic()
+            self._seen = 0
+            self._begin_body(length, self._incoming_view[start:count])
+            return True
         self._parsing = True  # an answer given at once must not begin to parse
         self._hand_over(self._incoming[start:count])
         self._parsing = False
@@ -189,16 +196,16 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_over(body)
             return True
         if self._body is None:
-            self._begin_body(length)
+            self._begin_body(length, self._buffer)
+            self._buffer = bytearray()
         return False
 
-    def _begin_body(self, length: int) -> None:
+    def _begin_body(self, length: int, begun: bytearray | memoryview) -> None:
         """From now on the body is received where it stays."""
         assert self._head is not None
         self._body = self._owner.bodies.lend(length, self._head.aligned_at)
-        self._received = len(self._buffer)
-        self._body[: self._received] = self._buffer
-        self._buffer = bytearray()
+        self._received = len(begun)
+        self._body[: self._received] = begun
 
     def _read_head(self) -> bool:
         # Empty lines before a request are allowed (RFC 9112, section 2.2).
@@ -209,14 +216,15 @@ class Connection(asyncio.BufferedProtocol):
             self._check_partial_head()
             return False
         last = self._last
-        if last is not None and last.find(self._buffer, self._limits.body_bytes) == end + 4:
+        if last is not None and last.find(self._buffer) == end + 4:
             head = last.head
             del self._buffer[: end + 4]
         else:
             raw = bytes(self._buffer[: end + 4])
             del self._buffer[: end + 4]
             head = self._new_head(raw)
-            self._last = Repeated(raw, head) if len(raw) <= _KEPT_HEAD_BYTES else None
+            kept = len(raw) <= _KEPT_HEAD_BYTES
+            self._last = Repeated(raw, head, self._limits.body_bytes) if kept else None
         self._head = head
         self.since = time.monotonic()
         self._received = self._seen = 0

@@ -92,33 +92,38 @@ class Repeated:
     This one knows the last head by its other bytes; `head` is what it meant.
     """
 
-    __slots__ = ("_after", "_at", "_before", "head")
+    __slots__ = ("_after", "_at", "_before", "_most", "_raw", "head")
 
-    def __init__(self, raw: bytes, head: Head) -> None:
-        """`raw` ends with an empty line, and has been parsed as `head`."""
+    def __init__(self, raw: bytes, head: Head, most: int) -> None:
+        """`raw` ends with an empty line, and has been parsed as `head`; bodies of over `most` bytes are
+        refused."""
+        self._most = most
         found = _CONTENT_LENGTH.search(raw)
+        self._raw = raw  # with the length of `head`
         self._at = len(raw) if found is None else found.start(1)
         self._before = raw[: self._at]
         self._after = b"" if found is None else raw[found.end(1) :]
         self.head = head
 
-    def find(self, data: bytearray, most: int) -> int:
+    def find(self, data: bytearray) -> int:
         """Where the body begins when `data` begins with such a head, which then is `head`; 0: it does not,
-        or the length is over `most`."""
-        if not data.startswith(self._before):
+        or the body is too large."""
+        if data.startswith(self._raw):
+            return len(self._raw)
+        if not self._after or not data.startswith(self._before):
             return 0
         at = self._at
-        if not self._after:
-            return at
         end = data.find(b"\r", at, at + _DIGITS)
         digits = data[at:end]
         if not data.startswith(self._after, end) or not digits.isdigit():
             return 0
         length = int(digits)
-        if length > most:
+        if length > self._most:
             return 0
         self.head = self.head.of_length(length)
-        return end + len(self._after)
+        start = end + len(self._after)
+        self._raw = bytes(data[:start])
+        return start
 
 
 class _Tokens:

@@ -23,6 +23,7 @@ from edgeserve.serve.protocols import answers, binary
 from edgeserve.serve.protocols.answers import Encoded, classify
 from edgeserve.serve.protocols.document import Document, InputEntry, parse
 from edgeserve.serve.protocols.json_data import JsonPort
+from edgeserve.serve.protocols.repeated import Repeated
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec
@@ -59,6 +60,7 @@ class Codec:
             flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
             for flag in (False, True)
         }
+        self._repeated = Repeated()
         self._encoder = answers.Encoder(name, version, interface, labels, self._limits, self._shm)
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
@@ -75,8 +77,13 @@ class Codec:
                 f"Inference-Header-Content-Length: expected 0 to {len(body)}, got {header_length}"
             )
         view = memoryview(body)
-        document = parse(view[:header_length], self._limits.json_depth)
-        return self._request(document, view[header_length:])
+        text, blobs = bytes(view[:header_length]), view[header_length:]
+        request = self._repeated.find(text, blobs)
+        if request is None:
+            document = parse(text, self._limits.json_depth)
+            request = self._request(document, blobs)
+            self._repeated.keep(text, document, request)
+        return request
 
     def text_bytes(self, size: int, header_length: int | None) -> int:
         """How much of a body of `size` has to be read piece by piece: JSON, and strings; the rest is taken
