@@ -208,6 +208,9 @@ def _compile(network: Any, model: VariantFiles, device: str, options: LoadOption
         # Left to itself OpenVINO computes fp32 models in bf16 where the CPU can.
         engine["INFERENCE_PRECISION_HINT"] = _cpu_precision(model)
         engine["NUM_STREAMS"] = str(max(1, options.instances))
+        # Each compiled model pins its threads to cores from the first one on, whatever runs there: two
+        # models of one thread each would share one core.
+        engine["ENABLE_CPU_PINNING"] = "NO"
         if options.threads:
             engine["INFERENCE_NUM_THREADS"] = str(options.threads * max(1, options.instances))
     if folder := cache_folder(model, name, options):

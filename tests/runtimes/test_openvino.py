@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +100,36 @@ def test_callers_share_the_pool_and_get_their_own_answers(files: VariantFiles) -
         results = list(pool.map(lambda x: session.run({"x": x})["y"], batches))
     for x, y in zip(batches, results, strict=True):
         np.testing.assert_allclose(y, linear(x), rtol=1e-4, atol=1e-3)
+    session.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is read as on Linux")
+def test_a_running_call_may_use_any_core(files: VariantFiles) -> None:
+    session = runtime("openvino").load(files, "cpu", LoadOptions(threads=1, instances=1))
+    x = np.zeros((1 << 20, 4), np.float32)  # takes long enough to be seen running
+    running = threading.Event()
+    ended = threading.Event()
+    caller = 0
+
+    def call() -> None:
+        nonlocal caller
+        caller = threading.get_native_id()
+        while not ended.is_set():
+            session.run({"x": x})
+            running.set()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        assert running.wait(60)
+        allowed = set()
+        for _ in range(100):
+            time.sleep(0.002)
+            allowed.add(frozenset(os.sched_getaffinity(caller)))
+    finally:
+        ended.set()
+        thread.join()
+    assert allowed == {frozenset(os.sched_getaffinity(0))}
     session.close()
 
 
