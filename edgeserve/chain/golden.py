@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgeserve.bundle import Bundle
 from edgeserve.errors import CheckFailed
 from edgeserve.runtimes import Session
-from edgeserve.tensors import Array, Interface, Tensors, unpadded
+from edgeserve.tensors import (
+    Array,
+    Interface,
+    Tensors,
+    join_batches,
+    split_batches,
+    unpadded,
+)
 
 
 def relative_rms_error(reference: Array, output: Array) -> float:
@@ -46,15 +55,43 @@ def check_golden(bundle: Bundle, session: Session, variant_id: str) -> float:
 
     Raises CheckFailed when it exceeds the variant's tolerance.
     """
-    interface, variant = bundle.manifest.interface, bundle.manifest.variant(variant_id)
+    interface = bundle.manifest.interface
     inputs, outputs = bundle.golden()
     requests = golden_batches(interface, inputs)
     got = [session.run(request) for request in requests]
-    want = golden_batches(interface, outputs)
-    worst = max(_error(requests, want, got, spec.name) for spec in interface.outputs)
+    return _check(bundle, variant_id, requests, golden_batches(interface, outputs), got)
+
+
+def check_batches(bundle: Bundle, session: Session, variant_id: str, sizes: Sequence[int]) -> None:
+    """Run golden samples together in batches of these sizes, as far as the model takes them.
+
+    Raises CheckFailed as check_golden does.
+    """
+    interface = bundle.manifest.interface
+    inputs, outputs = (golden_batches(interface, tensors) for tensors in bundle.golden())
+    for size in sizes:
+        if not 1 < size <= interface.max_batch:
+            continue
+        picks = [i % len(inputs) for i in range(size)]
+        requests, want = [inputs[i] for i in picks], [outputs[i] for i in picks]
+        got = split_batches(session.run(join_batches(requests)), [1] * size)
+        _check(bundle, variant_id, requests, want, got, f" in a batch of {size}")
+
+
+def _check(
+    bundle: Bundle,
+    variant_id: str,
+    requests: list[Tensors],
+    want: list[Tensors],
+    got: list[Tensors],
+    how: str = "",
+) -> float:
+    variant = bundle.manifest.variant(variant_id)
+    names = [spec.name for spec in bundle.manifest.interface.outputs]
+    worst = max(_error(requests, want, got, name) for name in names)
     if not worst <= variant.golden_tolerance:
         raise CheckFailed(
-            f"'{variant_id}' does not reproduce the golden samples",
+            f"'{variant_id}' does not reproduce the golden samples{how}",
             cause=f"relative RMS error {worst:.3g}, tolerated {variant.golden_tolerance:.3g}",
             hint="the device computes wrong numbers, or other precisions than were proven",
         )

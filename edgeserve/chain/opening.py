@@ -11,7 +11,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Candidate, VariantFiles
 from edgeserve.chain.failures import Reason
-from edgeserve.chain.golden import check_golden
+from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
@@ -46,12 +46,14 @@ def open_candidate(
     threads: int = 0,
     instances: int = 1,
     spin: bool = True,
+    batches: tuple[int, ...] = (),
     faults: Sequence[str] = (),
     fault_state: str = "",
 ) -> Session:
     """Open one candidate of a bundle in this process, without any fallback."""
     options = _load_options(
-        candidate, ChainOptions(threads=threads, instances=instances, spin=spin)
+        candidate,
+        ChainOptions(threads=threads, instances=instances, spin=spin, batches=batches),
     )
     files, adapter = bundle.variant_files(candidate.variant), runtime(candidate.runtime)
     if not faults:
@@ -79,6 +81,7 @@ def open_session(
         threads=options.threads,
         instances=options.instances,
         spin=options.spin,
+        batches=options.batches,
     )
 
 
@@ -124,6 +127,7 @@ def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:
         instances=options.instances,
         spin=options.spin,
         static_shapes=candidate.static_shapes,
+        batches=options.batches,
         options=candidate.options,
     )
 
@@ -208,6 +212,7 @@ def open_proven(
         ) from None
     try:
         golden_error = check_golden(bundle, session, candidate.variant)
+        check_batches(bundle, session, candidate.variant, options.batches)
     except BaseException:
         session.close()
         raise

@@ -20,8 +20,8 @@ class ChainOptions(msgspec.Struct, frozen=True):
 
     `fallback=False` fails with the first candidate's own error; `device` keeps only candidates on that
     device, `require` has those on that device go first, and refuses to start where another serves;
-    `threads`, `instances` and `spin` as in LoadOptions. `isolate` says which candidates run in a process
-    of their own, `standby` whether the one behind an accelerator is kept open.
+    `threads`, `instances`, `spin` and `batches` as in LoadOptions. `isolate` says which candidates run in
+    a process of their own, `standby` whether the one behind an accelerator is kept open.
 
     Seconds: `watchdog_s` is the least a call may take, `open_timeout_s` the most that opening may;
     `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
@@ -38,6 +38,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     threads: int = 0
     instances: int = 1
     spin: bool = True
+    batches: tuple[int, ...] = ()
     isolate: Isolation = "accelerators"
     standby: Standby = "auto"
     watchdog_s: float = 2.0

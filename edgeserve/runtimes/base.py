@@ -49,14 +49,15 @@ class LoadOptions(msgspec.Struct, frozen=True):
 
     `threads` is the number of intra-op threads of one call (0: the engine's choice); `instances` how
     many calls shall run side by side; `spin` lets idle threads busy-wait (lower latency, burns CPU
-    between requests); `static_shapes` compiles for batch 1 and runs larger batches row by row;
-    `options` are the candidate's own, for the engine.
+    between requests); `static_shapes` compiles for batch 1 and runs larger batches row by row, but for
+    the sizes in `batches`, for which it compiles, too; `options` are the candidate's own, for the engine.
     """
 
     threads: int = 0
     instances: int = 1
     spin: bool = True
     static_shapes: bool = False
+    batches: tuple[int, ...] = ()
     options: dict[str, Option] = {}
 
 

@@ -3,7 +3,6 @@ which quietly run on the CPU when the device is missing."""
 
 from __future__ import annotations
 
-import queue
 from functools import cache
 from typing import Any, Final
 
@@ -21,7 +20,8 @@ from edgeserve.errors import (
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.openvino_cache import cache_folder
 from edgeserve.runtimes.openvino_placement import Layer, macs_of, placement_of
-from edgeserve.tensors import Array, Tensors, TensorSpec
+from edgeserve.runtimes.openvino_pool import Pool
+from edgeserve.tensors import Tensors, TensorSpec
 
 _NAMES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 # Options of this adapter; all others go to the engine.
@@ -76,10 +76,11 @@ def _core() -> Any:
 
 
 class OpenVinoSession:
-    """One compiled model with a pool of `instances` infer requests, one stream each.
+    """A compiled model with a pool of `instances` infer requests, one stream each.
 
-    Compiled for a static batch, it runs larger batches row by row: on CPUs that costs less than
-    dynamic shapes do.
+    Compiled for a static batch of one, it runs larger batches row by row: on CPUs that costs less than
+    dynamic shapes do. For each size in `batches` it is compiled once more, and rows are run so many at a
+    time as long as there are so many.
     """
 
     def __init__(self, model: VariantFiles, device: str, options: LoadOptions) -> None:
@@ -89,60 +90,42 @@ class OpenVinoSession:
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self.concurrency = max(1, options.instances)
-        self._batched = model.interface.max_batch > 0
+        batched = model.interface.max_batch > 0
         network = _read(model)
-        self._rows = self._batched and (options.static_shapes or model.batch == 1)
+        self._rows = batched and (options.static_shapes or model.batch == 1)
         if self._rows:
-            _fix_batch(network, model)
-        self._compiled = _compile(network, model, device, options)
+            _fix_batch(network, model, 1)
+        self._pool = Pool(_compile(network, model, device, options), model, self.concurrency)
+        self._larger: list[tuple[int, Pool]] = []
+        if self._rows and model.batch == 0:
+            sizes = {n for n in options.batches if 1 < n <= model.interface.max_batch}
+            for size in sorted(sizes, reverse=True):
+                _fix_batch(network, model, size)
+                compiled = _compile(network, model, device, options)
+                self._larger.append((size, Pool(compiled, model, self.concurrency)))
         self.hardware = _full_name(device)
-        compiled = self._compiled
-        given = [(s.name, compiled.input(model.binding(s.name).name)) for s in self.inputs]
-        taken = [(s, compiled.output(model.binding(s.name).name)) for s in self.outputs]
-        self._given = [(n, compiled.inputs.index(port), _Tensors(port)) for n, port in given]
-        # The engine hands out bf16 as if it were fp16.
-        self._taken = [
-            (s.name, compiled.outputs.index(port), s.numpy_dtype if s.dtype == "BF16" else None)
-            for s, port in taken
-        ]
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.concurrency):
-            self._requests.put(self._compiled.create_infer_request())
 
     def run(self, inputs: Tensors) -> Tensors:
-        request = self._requests.get()
+        rows = len(next(iter(inputs.values()))) if self._rows else 1
         try:
-            size = len(next(iter(inputs.values()))) if self._rows else 1
-            if size == 1:
-                return self._infer(request, inputs)
-            rows = [
-                self._infer(request, {n: a[i : i + 1] for n, a in inputs.items()})
-                for i in range(size)
-            ]
-            return {s.name: np.concatenate([r[s.name] for r in rows]) for s in self.outputs}
-        finally:
-            self._requests.put(request)
-
-    def _infer(self, request: Any, inputs: Tensors) -> Tensors:
-        try:
-            # Handing the inputs to `infer` takes it longer than all else that it does in Python.
-            for name, index, tensors in self._given:
-                request.set_input_tensor(index, tensors.of(inputs[name]))
-            values = request.infer(share_outputs=True).to_tuple()
-            # The engine overwrites its outputs at the next call: copy before giving the request back.
-            return {
-                name: values[index].copy() if bits is None else values[index].view(bits).copy()
-                for name, index, bits in self._taken
-            }
+            return self._pool.run(inputs) if rows == 1 else self._run_rows(inputs, rows)
         except RuntimeError as error:
             raise InferenceFailed(
                 f"openvino failed on {self.device}", cause=_reason(error)
             ) from error
 
+    def _run_rows(self, inputs: Tensors, rows: int) -> Tensors:
+        parts, start = [], 0
+        for size, pool in (*self._larger, (1, self._pool)):
+            while rows - start >= size:
+                parts.append(pool.run({n: a[start : start + size] for n, a in inputs.items()}))
+                start += size
+        return {s.name: np.concatenate([p[s.name] for p in parts]) for s in self.outputs}
+
     def placement(self) -> Placement:
-        precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        precision = self._pool.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         try:
-            layers = [op.get_rt_info() for op in self._compiled.get_runtime_model().get_ops()]
+            layers = [op.get_rt_info() for op in self._pool.compiled.get_runtime_model().get_ops()]
         except RuntimeError:  # an NPU's compiled blob does not tell what is inside
             layers = []
         ran = [layer for layer in map(_layer, layers) if layer.kind not in _BORDERS]
@@ -152,33 +135,12 @@ class OpenVinoSession:
         """Multiply-accumulates by the model's own operations; needs the file once more."""
         network = _read(self._model)
         if self._rows:
-            _fix_batch(network, self._model)
+            _fix_batch(network, self._model, 1)
         return macs_of(network)
 
     def close(self) -> None:
-        while not self._requests.empty():
-            self._requests.get()
-        self._compiled = None
-
-
-class _Tensors:
-    """The engine's tensors for one input."""
-
-    def __init__(self, port: Any) -> None:
-        import openvino
-
-        self._make = openvino.Tensor
-        self._type = port.element_type
-        self._dtype = None if self._type == openvino.Type.bf16 else self._type.to_dtype()
-
-    def of(self, array: Array) -> Any:
-        """On the array itself where the engine can read it there; else on a copy."""
-        if self._dtype is None:
-            return self._make(np.array(array), array.shape, self._type)  # numpy knows no bf16
-        flags = array.flags
-        if array.dtype != self._dtype or not (flags.c_contiguous and flags.writeable):
-            array = np.array(array, self._dtype, order="C")
-        return self._make(array, True)
+        for _, pool in (*self._larger, (1, self._pool)):
+            pool.close()
 
 
 def _read(model: VariantFiles) -> Any:
@@ -188,15 +150,15 @@ def _read(model: VariantFiles) -> Any:
         raise SourceError(f"openvino cannot read {model.path}", cause=_reason(error)) from error
 
 
-def _fix_batch(network: Any, model: VariantFiles) -> None:
-    """Fix the batch dimension at 1; other dynamic dimensions stay as they are."""
+def _fix_batch(network: Any, model: VariantFiles, size: int) -> None:
+    """Fix the batch dimension; other dynamic dimensions stay as they are."""
     import openvino
 
     shapes = {}
     for spec in model.interface.inputs:
         name = model.binding(spec.name).name
         shape = network.input(name).get_partial_shape()
-        shape[0] = openvino.Dimension(1)
+        shape[0] = openvino.Dimension(size)
         shapes[name] = shape
     network.reshape(shapes)
 

@@ -17,9 +17,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeserve.bundle import Candidate
-from edgeserve.serve.engine import BatchTimes
+from edgeserve.serve.engine import UNCOUNTED, BatchTimes
 from edgeserve.serve.flight import InFlight
-from edgeserve.serve.statistics import UNCOUNTED
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (

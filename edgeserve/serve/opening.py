@@ -29,6 +29,7 @@ def chain_options(settings: Settings, instances: int, threads: int) -> ChainOpti
         threads=threads,
         instances=instances,
         spin=settings.spin,
+        batches=settings.preferred_batches if settings.batching else (),
         isolate=settings.isolate,
         standby=settings.standby,
         watchdog_s=settings.watchdog,

@@ -11,10 +11,9 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.serve.engine import BatchTimes
+from edgeserve.serve.engine import UNCOUNTED, BatchTimes
 
 _NS: Final = 1_000_000_000
-UNCOUNTED: Final = 32  # batches that are kept, to be counted together
 
 
 class Duration(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -110,7 +111,8 @@ def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
     wide = _wide_model()
     onnx.save(wide, tmp_path / "fp32.onnx")
     interface = Interface(SMALL_CNN.inputs, SMALL_CNN.outputs[:1])
-    scheme = load_target("cpu-x86").quantization
+    # The tests' CPU may be one whose sums saturate.
+    scheme = msgspec.structs.replace(load_target("cpu-x86").quantization, reduce_range=True)
     samples = random_samples(interface, 4)
     quantizer = StaticQuantizer(tmp_path / "fp32.onnx", samples, scheme, tmp_path)
     quantizer.quantize(tmp_path / "int8.onnx")

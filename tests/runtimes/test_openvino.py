@@ -16,7 +16,8 @@ import pytest
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UsageError
 from edgeserve.runtimes import LoadOptions, runtime
-from edgeserve.tensors import DTYPES, Interface, TensorSpec
+from edgeserve.runtimes.openvino_pool import Pool
+from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec
 from tests.bundles import LINEAR, linear, linear_model
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
@@ -41,6 +42,26 @@ def test_it_computes_in_fp32_whatever_the_cpu_prefers(
     placement = session.placement()
     assert placement.inference_precision == "fp32"
     assert placement.compute_ops == 1
+    session.close()
+
+
+def test_rows_run_in_the_batches_that_were_asked_for(
+    files: VariantFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    run = Pool.run
+
+    def noting(pool: Pool, inputs: Tensors) -> Tensors:
+        ran.append(len(inputs["x"]))
+        return run(pool, inputs)
+
+    monkeypatch.setattr(Pool, "run", noting)
+    options = LoadOptions(static_shapes=True, batches=(2, 4, 999))
+    session = runtime("openvino").load(files, "cpu", options)
+    x = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], linear(x), rtol=1e-5, atol=1e-5)
+    assert ran == [4, 4, 2, 1]
+    assert session.placement().compute_ops == 1
     session.close()
 
 

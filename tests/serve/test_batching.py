@@ -80,6 +80,13 @@ def test_preferred_sizes_are_filled(
     assert sizes(queue) == wanted
 
 
+def test_where_only_the_preferred_size_pays_others_run_alone() -> None:
+    queue = RequestQueue(BatchPolicy(8, (4,), small=1))
+    for _ in range(7):
+        queue.put(request(1))
+    assert sizes(queue) == [[1, 1, 1, 1], [1], [1], [1]]
+
+
 def test_settled_requests_are_in_no_batch_and_make_no_room() -> None:
     queue = RequestQueue(BatchPolicy(4))
     requests = [request(2) for _ in range(4)]

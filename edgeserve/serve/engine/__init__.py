@@ -4,6 +4,7 @@ from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_
 from edgeserve.serve.engine.cache import ResponseCache
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
+    UNCOUNTED,
     BatchTimes,
     DeadlineExceeded,
     Done,
@@ -15,6 +16,7 @@ from edgeserve.serve.engine.request import (
 from edgeserve.serve.engine.turns import Turns
 
 __all__ = [
+    "UNCOUNTED",
     "BatchPolicy",
     "BatchTimes",
     "DeadlineExceeded",

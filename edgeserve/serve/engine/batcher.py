@@ -102,6 +102,7 @@ class Engine:
             self.max_batch,
             tuple(sorted(p for p in settings.preferred if p <= self.max_batch)),
             settings.delay_s if self.max_batch > 1 else 0.0,
+            self._small,
         )
         self._queue = RequestQueue(policy, settings.priorities)
         self._mailbox = None if self.inline else Mailbox(loop)
@@ -125,12 +126,20 @@ class Engine:
         # Another process, now or after a step up the chain, may keep the loop waiting.
         self.inline = single < INLINE_S and not self.chain.may_wait
         self.max_batch = 1
+        self._small = 0
         largest = min(self.settings.max_batch or interface.max_batch, interface.max_batch)
         if largest > 1 and self.settings.batching and not self.inline:
-            four = min(4, largest)
-            together = self._fastest(lambda: join_batches([requests[0]] * four))
-            # Where a batch of four costs what four requests cost, batching only adds waiting.
-            self.max_batch = largest if together < _WORTH * four * single else 1
+            sizes = [n for n in self.settings.preferred if 1 < n <= largest]
+            few = min(sizes, default=min(4, largest))
+
+            def pays(rows: int) -> bool:
+                """Where a batch costs what its requests cost one by one, it only adds waiting."""
+                together = self._fastest(lambda: join_batches([requests[0]] * rows))
+                return together < _WORTH * rows * single
+
+            self.max_batch = largest if pays(few) else 1
+            if sizes and few > 2 and self.max_batch > 1 and not pays(2):
+                self._small = 1
         self.single_s = single
 
     def _fastest(self, make: Callable[[], Tensors]) -> float:

@@ -20,13 +20,14 @@ class BatchPolicy(msgspec.Struct, frozen=True):
     """How large batches get, and whether a worker waits for company.
 
     A batch holds at most `max_batch` rows. With `preferred` sizes, the largest of them that can be filled
-    is taken. A worker waits until the oldest request has waited `delay_s`, or the smallest preferred size
+    is taken; where none can, at most `small` rows (0: `max_batch`). A worker waits until the oldest request has waited `delay_s`, or the smallest preferred size
     (without one: `max_batch`) is there.
     """
 
     max_batch: int = 1
     preferred: tuple[int, ...] = ()
     delay_s: float = 0.0
+    small: int = 0
 
     @property
     def enough(self) -> int:
@@ -36,7 +37,7 @@ class BatchPolicy(msgspec.Struct, frozen=True):
     def limit(self, waiting: int) -> int:
         """The most rows of the next batch where `waiting` rows are there."""
         fitting = [size for size in self.preferred if size <= waiting]
-        return max(fitting, default=self.max_batch)
+        return max(fitting, default=self.small or self.max_batch)
 
 
 class RequestQueue:

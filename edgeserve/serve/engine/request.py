@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.tensors import Tensors
+
+# So many batches are kept by those who count them, to be counted in one go.
+UNCOUNTED: Final = 32
 
 
 class QueueFull(EnvironmentProblem):
