@@ -9,12 +9,13 @@ measured, ended, and after the last one the first comes again, so that a busy ne
 spoils all alike. CPU is that of the server's whole process tree, user and system, divided by requests: it
 does not depend on how fast the generator is. All answers are compared (load.py).
 
-Three kinds of request: four numbers as JSON, the same over gRPC where a server speaks it, and an image of 224x224 (602 KB) as binary, for a model that only takes
-its mean: what is measured is serving. Binary tensors: ours as the protocol's binary data, FastAPI's as the
+Three kinds of request: four numbers as JSON, the same over gRPC where a server speaks it, and an image of
+224x224 (602 KB) as binary, for a model that only takes its mean: what is measured is serving. Binary tensors: ours as the protocol's binary data, FastAPI's as the
 raw body, LitServe's and BentoML's as base64 in JSON, as their guides do; MLServer takes JSON alone.
 
-With --efficientnet: CPU of a served image against the bare engine's, in turns, from 2 connections, with
-the same images and one thread each; the answer's 1000 numbers in binary, as the image, or as JSON. And an
+With --efficientnet: CPU of a served image against the bare engine's, in turns, with the same images and
+one thread each, from 2 and from 8 connections; the answer's 1000 numbers in binary, as the image, or as
+JSON; from 8 connections also with batches of 4, for which the server compiles the model once more. And an
 open loop.
 """
 
@@ -464,10 +465,27 @@ class BareEngine:
         self._process.communicate()
 
 
+@dataclass(frozen=True)
+class Case:
+    """How EfficientNet is served: the form of the answer, connections, further flags of the server."""
+
+    form: str
+    connections: int
+    flags: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return " ".join((f"{self.form} answer, {self.connections} connections", *self.flags))
+
+
+BATCHES = ("--preferred-batch", "4")
+CASES = (Case("binary", 2), Case("JSON", 2), Case("binary", 8), Case("binary", 8, BATCHES))
+
+
 @dataclass
 class EfficientNet:
-    """CPU of an image (us) in the bare engine and served, by the form of the answer; and what the open
-    loop saw. The ratios are medians over pairs."""
+    """CPU of an image (us) in the bare engine and served, by case; and what the open loop saw. The ratios
+    are medians over pairs."""
 
     bare_us: list[float]
     served_us: dict[str, list[float]]
@@ -510,19 +528,25 @@ def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> Effi
     np.save(file, np.stack(images))
     bundles, core, slices = {"image": bundle}, arguments.cores[0], max(1, round(arguments.seconds))
     bare: list[float] = []
-    served: dict[str, list[float]] = {form: [] for form in asked}
-    ratios: dict[str, list[float]] = {form: [] for form in asked}
+    served: dict[str, list[float]] = {case.label: [] for case in CASES}
+    ratios: dict[str, list[float]] = {case.label: [] for case in CASES}
     for _ in range(arguments.rounds):
         engine = BareEngine(bundle, file, core)
-        with started(edgeserve(bundles), "image", bundle, {core}, log) as running:
+        with contextlib.ExitStack() as stack:
+            servers = {
+                flags: stack.enter_context(
+                    started(edgeserve(bundles, *flags), "image", bundle, {core}, log)
+                )
+                for flags in {case.flags for case in CASES}
+            }
             for _ in range(2 * slices):
-                for form, questions in asked.items():
+                for case in CASES:
                     before = engine.cpu_us(0.5)
-                    us = served_cpu_us(running, questions, 1.0)
+                    us = served_cpu_us(servers[case.flags], asked[case.form], case.connections, 1.0)
                     around = (before + engine.cpu_us(0.5)) / 2
                     bare.append(around)
-                    served[form].append(us)
-                    ratios[form].append(us / around)
+                    served[case.label].append(us)
+                    ratios[case.label].append(us / around)
         engine.close()
     flags = ("--instances", "2")
     cores = set(arguments.cores)
@@ -533,16 +557,18 @@ def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> Effi
         load = open_loop(running.port, questions, arguments.rate, 64, max(5.0, arguments.seconds))
         start = running.start
     return EfficientNet(
-        bare, served, {form: statistics.median(r) for form, r in ratios.items()},
+        bare, served, {label: statistics.median(r) for label, r in ratios.items()},
         arguments.rate, load.requests, load.wrong,
         load.percentile_ms(0.5), load.percentile_ms(0.99), start.ready_ms, start.memory_mb,
     )  # fmt: skip
 
 
-def served_cpu_us(running: Running, questions: Sequence[Question], seconds: float) -> float:
-    closed_loop(running.port, questions, 2, 0.1)
+def served_cpu_us(
+    running: Running, questions: Sequence[Question], connections: int, seconds: float
+) -> float:
+    closed_loop(running.port, questions, connections, 0.1)
     cpu = running.cpu_s()
-    load = closed_loop(running.port, questions, 2, seconds)
+    load = closed_loop(running.port, questions, connections, seconds)
     cpu = running.cpu_s() - cpu
     if load.wrong:
         raise SystemExit(f"{load.wrong} wrong answers of {load.requests}")
@@ -582,10 +608,10 @@ def show(rows: Sequence[Row], starts: Sequence[Start]) -> None:
 def show_efficientnet(result: EfficientNet) -> None:
     bare = statistics.median(result.bare_us)
     print(f"\nEfficientNet-Lite0 int8: {bare:.0f} us CPU an image in the bare engine")
-    for form, ratio in result.ratios.items():
-        us = statistics.median(result.served_us[form])
-        count = len(result.served_us[form])
-        print(f"served, {form} answer: {us:.0f} us, {ratio:.3f} times (median of {count} pairs)")
+    for label, ratio in result.ratios.items():
+        us = statistics.median(result.served_us[label])
+        count = len(result.served_us[label])
+        print(f"served, {label}: {us:.0f} us, {ratio:.3f} times (median of {count} pairs)")
     print(
         f"open loop, {result.rate:.0f} requests/s: p50 {result.p50_ms:.1f} ms, "
         f"p99 {result.p99_ms:.1f} ms, {result.wrong} wrong of {result.requests}"

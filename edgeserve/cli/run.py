@@ -179,7 +179,7 @@ def command(
     ] = None,
     preferred_batch: Annotated[
         list[int] | None,
-        typer.Option(metavar="ROWS", help="A batch size to fill where possible; repeatable."),
+        typer.Option(metavar="ROWS", help="A batch size to be ready for, and to fill; repeatable."),
     ] = None,
     queue_policy: Annotated[
         QueuePolicy | None,
