@@ -23,7 +23,7 @@ from onnx import numpy_helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgeserve import Preprocess, convert  # noqa: E402
+from edgeserve import Preprocess, convert
 
 FACTOR = 64.0
 # title, the stage to rescale (None: all), the recipes to try (none: what auto tries)

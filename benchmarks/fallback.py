@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.bundles import linear_bundle  # noqa: E402
-from tests.fallback.matrix import FAULTS, Cell, Moment, Protocol, cells, run_cell  # noqa: E402
+from tests.bundles import linear_bundle
+from tests.fallback.matrix import FAULTS, Cell, Moment, Protocol, cells, run_cell
 
 
 def main() -> int:

@@ -28,20 +28,20 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgeserve.bench.interleave import interleave  # noqa: E402
-from edgeserve.bench.statistics import summarize  # noqa: E402
-from edgeserve.bundle import Bundle, VariantFiles  # noqa: E402
-from edgeserve.bundle.manifest import Option  # noqa: E402
-from edgeserve.chain import BOARD, Chain, ChainOptions  # noqa: E402
-from edgeserve.devices import machine  # noqa: E402
-from edgeserve.diagnosis.diagnose import probe_everything  # noqa: E402
-from edgeserve.diagnosis.packages import installed_packages  # noqa: E402
-from edgeserve.errors import EdgeServeError  # noqa: E402
-from edgeserve.runtimes import LoadOptions, Session, runtime  # noqa: E402
-from edgeserve.runtimes.probing import Probe  # noqa: E402
-from edgeserve.tensors import Interface, Tensors, TensorSpec  # noqa: E402
-from edgeserve.workers import WorkerSession  # noqa: E402
-from tests.gpu.digits import DIGITS, ONNX, TFLITE, digits_bundle, images, logits  # noqa: E402
+from edgeserve.bench.interleave import interleave
+from edgeserve.bench.statistics import summarize
+from edgeserve.bundle import Bundle, VariantFiles
+from edgeserve.bundle.manifest import Option
+from edgeserve.chain import BOARD, Chain, ChainOptions
+from edgeserve.devices import machine
+from edgeserve.diagnosis.diagnose import probe_everything
+from edgeserve.diagnosis.packages import installed_packages
+from edgeserve.errors import EdgeServeError
+from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes.probing import Probe
+from edgeserve.tensors import Interface, Tensors, TensorSpec
+from edgeserve.workers import WorkerSession
+from tests.gpu.digits import DIGITS, ONNX, TFLITE, digits_bundle, images, logits
 
 SECONDS = 6.0
 BATCH = 8

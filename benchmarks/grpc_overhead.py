@@ -33,9 +33,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.serving_overhead import image_bundle  # noqa: E402
-from edgeserve.serve.grpc import SERVICE, messages  # noqa: E402
-from tests.bundles import linear, linear_bundle  # noqa: E402
+from benchmarks.serving_overhead import image_bundle
+from edgeserve.serve.grpc import SERVICE, messages
+from tests.bundles import linear, linear_bundle
 
 ROUNDS = 7
 OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.use_local_subchannel_pool", 1)]

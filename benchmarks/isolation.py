@@ -21,13 +21,13 @@ from onnx import TensorProto, helper
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edgeserve.bundle import Bundle  # noqa: E402
-from edgeserve.chain import open_candidate  # noqa: E402
-from edgeserve.runtimes import LoadOptions, Session  # noqa: E402
-from edgeserve.tensors import Interface, TensorSpec  # noqa: E402
-from edgeserve.workers import Limits, open_worker  # noqa: E402
-from tests.bundles import linear_bundle, write_bundle  # noqa: E402
-from tests.workers.networks import WIDTH, wide_bundle  # noqa: E402
+from edgeserve.bundle import Bundle
+from edgeserve.chain import open_candidate
+from edgeserve.runtimes import LoadOptions, Session
+from edgeserve.tensors import Interface, TensorSpec
+from edgeserve.workers import Limits, open_worker
+from tests.bundles import linear_bundle, write_bundle
+from tests.workers.networks import WIDTH, wide_bundle
 
 BLOCK = 200
 ROUNDS = 15

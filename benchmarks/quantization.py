@@ -24,13 +24,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.networks import resnet50  # noqa: E402
-from edgeserve import Preprocess, convert, load  # noqa: E402
-from edgeserve.api import Conversion  # noqa: E402
-from edgeserve.conversion.options import Row  # noqa: E402
-from edgeserve.conversion.registry import converter_called, tool_environment  # noqa: E402
-from edgeserve.devices import machine  # noqa: E402
-from edgeserve.quantize import RECIPES  # noqa: E402
+from benchmarks.networks import resnet50
+from edgeserve import Preprocess, convert, load
+from edgeserve.api import Conversion
+from edgeserve.conversion.options import Row
+from edgeserve.conversion.registry import converter_called, tool_environment
+from edgeserve.devices import machine
+from edgeserve.quantize import RECIPES
 
 TARGET = """
 name = "everything"

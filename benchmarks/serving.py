@@ -46,10 +46,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.load import Load, Question, closed_loop, grpc_loop, open_loop  # noqa: E402
-from benchmarks.serving_overhead import image_bundle  # noqa: E402
-from edgeserve.conversion.toolenv import cache_root  # noqa: E402
-from tests.bundles import linear, linear_bundle, linear_model  # noqa: E402
+from benchmarks.load import Load, Question, closed_loop, grpc_loop, open_loop
+from benchmarks.serving_overhead import image_bundle
+from edgeserve.conversion.toolenv import cache_root
+from tests.bundles import linear, linear_bundle, linear_model
 
 CONNECTIONS = (1, 8, 64)
 KINDS = ("tiny", "image", "grpc")
@@ -484,12 +484,13 @@ CASES = (Case("binary", 2), Case("JSON", 2), Case("binary", 8), Case("binary", 8
 
 @dataclass
 class EfficientNet:
-    """CPU of an image (us) in the bare engine and served, by case; and what the open loop saw. The ratios
-    are medians over pairs."""
+    """CPU of an image (us) in the bare engine and served, by case; how the servers started, by their flags;
+    and what the open loop saw. The ratios are medians over pairs."""
 
     bare_us: list[float]
     served_us: dict[str, list[float]]
     ratios: dict[str, float]
+    starts: dict[str, list[Start]]
     rate: float
     requests: int
     wrong: int
@@ -530,6 +531,7 @@ def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> Effi
     bare: list[float] = []
     served: dict[str, list[float]] = {case.label: [] for case in CASES}
     ratios: dict[str, list[float]] = {case.label: [] for case in CASES}
+    starts: dict[str, list[Start]] = {}
     for _ in range(arguments.rounds):
         engine = BareEngine(bundle, file, core)
         with contextlib.ExitStack() as stack:
@@ -539,6 +541,8 @@ def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> Effi
                 )
                 for flags in {case.flags for case in CASES}
             }
+            for flags, running in servers.items():
+                starts.setdefault(" ".join(flags), []).append(running.start)
             for _ in range(2 * slices):
                 for case in CASES:
                     before = engine.cpu_us(0.5)
@@ -557,7 +561,7 @@ def efficientnet(bundle: Path, arguments: argparse.Namespace, log: Path) -> Effi
         load = open_loop(running.port, questions, arguments.rate, 64, max(5.0, arguments.seconds))
         start = running.start
     return EfficientNet(
-        bare, served, {label: statistics.median(r) for label, r in ratios.items()},
+        bare, served, {label: statistics.median(r) for label, r in ratios.items()}, starts,
         arguments.rate, load.requests, load.wrong,
         load.percentile_ms(0.5), load.percentile_ms(0.99), start.ready_ms, start.memory_mb,
     )  # fmt: skip
@@ -612,6 +616,10 @@ def show_efficientnet(result: EfficientNet) -> None:
         us = statistics.median(result.served_us[label])
         count = len(result.served_us[label])
         print(f"served, {label}: {us:.0f} us, {ratio:.3f} times (median of {count} pairs)")
+    for flags, starts in sorted(result.starts.items()):
+        ready = statistics.median(s.ready_ms for s in starts)
+        memory = statistics.median(s.memory_mb for s in starts)
+        print(f"edgeserve run {flags}: ready after {ready:.0f} ms, {memory:.0f} MB")
     print(
         f"open loop, {result.rate:.0f} requests/s: p50 {result.p50_ms:.1f} ms, "
         f"p99 {result.p99_ms:.1f} ms, {result.wrong} wrong of {result.requests}"

@@ -33,8 +33,8 @@ from onnx import TensorProto, helper
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edgeserve.tensors import Interface, TensorSpec  # noqa: E402
-from tests.bundles import linear_bundle, write_bundle  # noqa: E402
+from edgeserve.tensors import Interface, TensorSpec
+from tests.bundles import linear_bundle, write_bundle
 
 CONNECTIONS = 8
 

@@ -23,10 +23,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from edgeserve.bundle import Bundle  # noqa: E402
-from edgeserve.chain import Chain, ChainOptions  # noqa: E402
-from edgeserve.workers import WorkerSession  # noqa: E402
-from tests.serve.slow import slow_bundle  # noqa: E402
+from edgeserve.bundle import Bundle
+from edgeserve.chain import Chain, ChainOptions
+from edgeserve.workers import WorkerSession
+from tests.serve.slow import slow_bundle
 
 
 def main() -> None:

@@ -34,9 +34,9 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.grpc_overhead import ask, questions  # noqa: E402
-from benchmarks.load import Question, closed_loop  # noqa: E402
-from tests.bundles import linear, linear_bundle  # noqa: E402
+from benchmarks.grpc_overhead import ask, questions
+from benchmarks.load import Question, closed_loop
+from tests.bundles import linear, linear_bundle
 
 WORKERS = (1, 2)
 CONNECTIONS = (8, 64)

@@ -11,4 +11,4 @@ import sys
 
 def refuse() -> None:
     """Call before OpenVINO or NNCF is imported: both go on without a sender that cannot be imported."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # None: not to be imported

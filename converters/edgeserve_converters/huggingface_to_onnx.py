@@ -100,7 +100,7 @@ def _settings(source: Path) -> dict[str, Any]:
     except (ValueError, FileNotFoundError) as error:
         raise RuntimeError(f"config.json cannot be read: {error}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise RuntimeError("config.json has no model_type, so it is no transformers model's")  # noqa: TRY004
+        raise RuntimeError("config.json has no model_type, so it is no transformers model's")  # noqa: TRY004 - the file is wrong, not a type
     if settings.get("is_encoder_decoder"):
         raise RuntimeError(
             f"{settings['model_type']} is an encoder with a decoder, which answers in several passes; "

@@ -152,7 +152,7 @@ def _features(model: Any) -> int:
     from sklearn.compose import ColumnTransformer
 
     if not isinstance(model, BaseEstimator):
-        raise RuntimeError(f"it holds a {type(model).__name__}, not a scikit-learn estimator")  # noqa: TRY004
+        raise RuntimeError(f"it holds a {type(model).__name__}, not a scikit-learn estimator")  # noqa: TRY004 - the file is wrong, not a type
     for step in _steps(model):
         columns = [c for _, _, c in getattr(step, "transformers_", []) if not isinstance(c, slice)]
         if isinstance(step, ColumnTransformer) and any(

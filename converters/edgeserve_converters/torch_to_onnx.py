@@ -120,7 +120,7 @@ def _exported(program: Any) -> Any:
         op = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", reasons[-1])
         failure = RuntimeError(f"torch cannot write it as ONNX: {reasons[-1]}")
         if op:
-            failure.unsupported_ops = [op[1]]  # type: ignore[attr-defined]
+            failure.unsupported_ops = [op[1]]  # type: ignore[attr-defined] # for check
         raise failure from error
 
 

@@ -278,7 +278,7 @@ class Chain:
             self.step_down(opened, error)
         except EdgeServeError:
             text = "%s failed while serving, nothing takes over: %s"
-            log.error(text, opened.candidate.label, in_words(error))  # noqa: TRY400
+            log.error(text, opened.candidate.label, in_words(error))  # noqa: TRY400 - the reason is in its words
             self._tell()
 
     # Stepping up

@@ -263,7 +263,7 @@ def _infer(onnx: Any, proto: Any, *, batched: bool) -> tuple[dict[str, Value], s
         problem = " ".join(str(error).split())
     try:
         skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - so does this
         problem = " ".join(str(error).split())
     values: dict[str, Value] = {}
     _collect(onnx, skeleton.graph, values)

@@ -21,7 +21,7 @@ from typing import Any
 def main() -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     # As edgeserve.telemetry does, which cannot be imported here.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as there
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     job_file = Path(sys.argv[1])
     job = json.loads(job_file.read_text("utf-8"))

@@ -135,7 +135,7 @@ def _requirement_class() -> Any:
         from packaging.requirements import Requirement
     except ImportError:
         try:
-            from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment]
+            from pip._vendor.packaging.requirements import Requirement  # type: ignore[assignment] # pip's copy of it
         except ImportError:
             return None
     return Requirement

@@ -248,7 +248,7 @@ class Service:
                 await self._read_keys()
                 new = await asyncio.to_thread(self._reread)
             except EdgeServeError as error:
-                log.error("the settings stay as they are: %s", error)  # noqa: TRY400
+                log.error("the settings stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
                 continue
             if asked:
                 log.warning("settings and models are read again")

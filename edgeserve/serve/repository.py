@@ -159,7 +159,7 @@ class ModelRepository:
         try:
             sources = await asyncio.to_thread(self._scan)
         except EdgeServeError as error:
-            log.error("the models stay as they are: %s", error)  # noqa: TRY400
+            log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
             return
         async with self._changing:
             known = {s.key for s in sources}

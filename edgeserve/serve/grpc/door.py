@@ -24,7 +24,7 @@ class Method(msgspec.Struct, frozen=True):
     infers: bool = False
 
 
-class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
     """Finds a call's method, or a handler that says why not. grpc asks on its one serving thread.
 
     `seen` counts the calls that came.

@@ -49,7 +49,7 @@ class Pools:
         def placed(*args: Any) -> Any:
             return behaviour(*args)
 
-        placed.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        placed.experimental_thread_pool = pool  # type: ignore[attr-defined] # grpcio looks there
         return placed
 
     def on_stream(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:

@@ -103,7 +103,7 @@ class Changes:
                 settings = followed(self.journal.settings, with_ports(new, self.journal.settings))
                 sources = await asyncio.to_thread(find_sources, settings)
             except EdgeServeError as error:
-                log.error("settings and models stay as they are: %s", error)  # noqa: TRY400
+                log.error("settings and models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
                 return
             if settings != self.journal.settings:
                 self._note(settings=settings)

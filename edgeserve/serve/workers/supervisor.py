@@ -89,7 +89,7 @@ class Supervisor:
                 self._keepers.append(asyncio.ensure_future(self._keep(member)))
             stop = asyncio.ensure_future(self._stop.wait())
             every = asyncio.gather(*(m.started for m in members))
-            waited: list[asyncio.Future[object]] = [stop, every]  # type: ignore[list-item]
+            waited: list[asyncio.Future[object]] = [stop, every]  # type: ignore[list-item] # invariant
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
             if self._stop.is_set():
