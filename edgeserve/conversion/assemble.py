@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -38,6 +38,11 @@ from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets import Target
 from edgeserve.tensors import Interface
+
+_SATURATES: Final = (
+    "int8 was proven on this CPU, which has no VNNI: its sums may saturate, those of a CPU with VNNI do "
+    "not (--target cpu-x86-avx2 leaves them room)"
+)
 
 
 def is_here(target: Target) -> bool:
@@ -249,6 +254,7 @@ def report(
             *_repairs(found, manifest.chain),
             *_unverified(target),
             *_few_threads(rows),
+            *_saturation(target, rows),
         ),
         layers=layers,
     )
@@ -307,6 +313,14 @@ def _few_threads(rows: Sequence[Row]) -> list[str]:
         return []
     many = "1 thread" if threads == 1 else f"{threads} threads"
     return [f"timed with {many} a call, as `edgeserve run` serves a model this quick"]
+
+
+def _saturation(target: Target, rows: Sequence[Row]) -> list[str]:
+    """What of int8 was measured here may be worse than on a target whose sums do not saturate."""
+    measured = any(r.precision == "int8" and r.measured is not None for r in rows)
+    if not measured or target.quantization.reduce_range or not machine().int8_saturates:
+        return []
+    return [_SATURATES]
 
 
 def with_pareto(rows: Sequence[Row]) -> tuple[Row, ...]:

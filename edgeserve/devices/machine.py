@@ -24,6 +24,15 @@ class Machine(msgspec.Struct, frozen=True):
     cores: int
     memory_bytes: int | None
 
+    @property
+    def int8_saturates(self) -> bool:
+        """Whether sums of int8 products may saturate: on x86 with AVX2 or AVX-512 and without VNNI
+        (onnxruntime's documentation, "Quantize ONNX models", on U8S8). False where it is not known."""
+        if self.cpu_features is None or self.arch not in ("x86_64", "AMD64"):
+            return False
+        features = set(self.cpu_features)
+        return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & features
+
     def describe(self) -> str:
         """One line: `AMD EPYC (x86_64), 2 cores, 25.1 GB, avx2 avx512_vnni`."""
         parts = [f"{self.cpu} ({self.arch})" if self.cpu else self.arch]

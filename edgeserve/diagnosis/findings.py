@@ -139,7 +139,7 @@ def machine_findings(
     if here.cpu_features is not None and here.arch in ("x86_64", "AMD64"):
         if "avx2" not in here.cpu_features:
             yield Finding("warning", "cpu", "the CPU has no AVX2: int8 is hardly faster than fp32")
-        elif not {"avx512_vnni", "avx_vnni"} & set(here.cpu_features):
+        elif here.int8_saturates:
             yield Finding(
                 "note",
                 "cpu",

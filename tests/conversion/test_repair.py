@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.conversion.options import Conversion
+from edgeserve.devices import machine
 from edgeserve.errors import UsageError
 from edgeserve.evaluate import load_samples
 from edgeserve.quantize import ModelFacts, StaticQuantizer, plans_for, rank_layers
@@ -130,6 +131,15 @@ def test_equalization_repairs_it_without_restoring_anything(target: str, data: P
 def test_a_sound_model_needs_no_second_tier(target: str, data: Path) -> None:
     report = converted(network(None), target, data)
     assert {r.variant for r in report.rows if r.measured} == {"onnx-int8", "onnx-fp32"}
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_int8_that_may_saturate_only_here_says_so(target: str, data: Path, room: bool) -> None:
+    text = TARGET if room else TARGET.replace("reduce_range = true", "reduce_range = false")
+    Path(target).write_text(text)
+    report = converted(network(None), target, data)
+    told = any("no VNNI" in remark for remark in report.remarks)
+    assert told is (machine().int8_saturates and not room)
 
 
 def test_explain_ranks_layers_of_a_sound_model_too(target: str, data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import psutil
+import pytest
 
 from edgeserve.devices import Machine, machine, usable_cores
 
@@ -25,3 +26,21 @@ def test_description() -> None:
 
 def test_description_leaves_out_what_is_unknown() -> None:
     assert Machine("Plan9", "riscv64", None, None, 1, None).describe() == "riscv64, 1 core"
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "saturates"),
+    [
+        ("x86_64", ("avx2",), True),
+        ("AMD64", ("avx2", "avx512f"), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx2", "avx512f", "avx512_vnni"), False),
+        ("x86_64", (), False),
+        ("x86_64", None, False),
+        ("aarch64", ("asimddp",), False),
+    ],
+)
+def test_int8_sums_saturate_without_vnni(
+    arch: str, features: tuple[str, ...] | None, saturates: bool
+) -> None:
+    assert Machine("Linux", arch, None, features, 1, None).int8_saturates is saturates
