@@ -20,8 +20,8 @@ class BatchPolicy(msgspec.Struct, frozen=True):
     """How large batches get, and whether a worker waits for company.
 
     A batch holds at most `max_batch` rows. With `preferred` sizes, the largest of them that can be filled
-    is taken; where none can, at most `small` rows (0: `max_batch`). A worker waits until the oldest request has waited `delay_s`, or the smallest preferred size
-    (without one: `max_batch`) is there.
+    is taken; where none can, at most `small` rows (0: `max_batch`). A worker waits until the oldest
+    request has waited `delay_s`, or the smallest preferred size (without one: `max_batch`) is there.
     """
 
     max_batch: int = 1
