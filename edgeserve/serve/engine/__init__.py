@@ -2,6 +2,7 @@
 
 from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
 from edgeserve.serve.engine.cache import ResponseCache
+from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     UNCOUNTED,
@@ -23,6 +24,7 @@ __all__ = [
     "Done",
     "Engine",
     "EngineSettings",
+    "Mailbox",
     "OnFull",
     "Outcome",
     "Pending",

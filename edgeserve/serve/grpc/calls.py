@@ -8,12 +8,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
-from edgeserve.serve.engine import DeadlineExceeded, Outcome, Pending, ShuttingDown
+from edgeserve.serve.engine import DeadlineExceeded, Mailbox, Outcome, Pending, ShuttingDown
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
@@ -34,7 +32,7 @@ _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 
 
 class Inferences:
-    """Starts inferences on the event loop; made there, used from any thread."""
+    """Starts inferences on the event loop; made there, used from any thread. Owns its mailbox."""
 
     def __init__(
         self,
@@ -49,8 +47,7 @@ class Inferences:
         self.flight = flight
         self.loop = loop
         self.limits = limits
-        self._posted: deque[Callable[[], None]] = deque()
-        self._woken = False
+        self._mailbox = Mailbox(loop)
 
     def start(self, message: bytes, remaining_s: float | None, *, streamed: bool) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
@@ -62,28 +59,15 @@ class Inferences:
             call.deadline = time.monotonic() + remaining_s
         if len(message) >= _SMALL:
             call.decode()
-        self.post(call.run, call)
+        try:
+            self._mailbox.post(call.run)
+        except RuntimeError:  # the loop has ended
+            call.finish(ShuttingDown("the server is shutting down"))
         return call
 
-    def post(self, work: Callable[[], None], call: Inference) -> None:
-        """Run `work` on the loop; a loop that has ended answers for itself.
-
-        Calls that come together wake the loop once.
-        """
-        self._posted.append(work)
-        if self._woken:
-            return
-        self._woken = True
-        try:
-            self.loop.call_soon_threadsafe(self._run_posted)
-        except RuntimeError:
-            self._woken = False
-            call.finish(ShuttingDown("the server is shutting down"))
-
-    def _run_posted(self) -> None:
-        self._woken = False  # before looking: what comes later wakes again
-        while self._posted:
-            self._posted.popleft()()
+    def close(self) -> None:
+        """When no call can come any more."""
+        self._mailbox.close()
 
 
 class Inference:

@@ -78,8 +78,9 @@ class GrpcServer:
             model_control=model_control,
             changed=self._tell_health,
         )
+        self._inferences = Inferences(repository, shm, flight, self._loop, limits)
         self._service = Service(
-            Inferences(repository, shm, flight, self._loop, limits),
+            self._inferences,
             about,
             self._pools,
             limits.compress_bytes,
@@ -146,6 +147,7 @@ class GrpcServer:
         self._service.drain()
         await asyncio.to_thread(self._server.stop, None)
         await asyncio.to_thread(self._pools.close)
+        self._inferences.close()
 
     def _busy(self) -> bool:
         # In this order: a call leaves its pool after it was counted among the open ones.
