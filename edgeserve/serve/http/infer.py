@@ -33,14 +33,16 @@ log = logging.getLogger(__name__)
 
 _BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
-# More JSON than that is read on a thread, and larger answers are compressed there, so that the loop
-# does not wait for them: it takes a few hundred microseconds.
+# More JSON than that is read on a thread, more of an array is written as JSON there, and larger answers
+# are compressed there, so that the loop does not wait for them: it takes a few hundred microseconds.
 _INLINE_BYTES: Final = 32_768
 # Compressed bodies may become hundreds of times as much.
 _INLINE_COMPRESSED: Final = 4_096
 # JSON of such a size leaves tens of megabytes free in the heap of the thread that read it; one at a time
 # is read, for it takes several times its size meanwhile, and two that need Python's lock are no quicker.
 _LARGE_BYTES: Final = 1_048_576
+# Arrays of such a size take longer to write than other answers should wait for.
+_LONG_BYTES: Final = 8_388_608
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 _T = TypeVar("_T")
 
@@ -50,6 +52,7 @@ class _Where(enum.Enum):
 
     LOOP = enum.auto()
     THREAD = enum.auto()
+    WRITER = enum.auto()  # the one thread for answers: two would keep the loop from Python's lock
     READER = enum.auto()  # the one thread for large JSON
 
 
@@ -59,18 +62,22 @@ class _ClientLeft(Exception):
 
 class Codecs:
     """The codec of each model that is asked for; making one costs more than a small request does. Owns the
-    thread that reads large JSON."""
+    threads for JSON."""
 
     def __init__(self, shm: SharedMemory, limits: Limits) -> None:
         self._shm = shm
         self._limits = limits
         self.trimmer = Trimmer()
-        self.reader = ThreadPoolExecutor(1, "edgeserve-json")
+        self.threads = {
+            _Where.WRITER: ThreadPoolExecutor(1, "edgeserve-answers"),
+            _Where.READER: ThreadPoolExecutor(1, "edgeserve-json"),
+        }
         self._known: weakref.WeakKeyDictionary[ServedModel, v2.Codec] = weakref.WeakKeyDictionary()
 
     def close(self) -> None:
-        """What waits to be read is nobody's by now; blocks while something is being read."""
-        self.reader.shutdown(cancel_futures=True)
+        """What waits to be read or written is nobody's by now; blocks while something is."""
+        for thread in self.threads.values():
+            thread.shutdown(cancel_futures=True)
 
     def of(self, model: ServedModel) -> v2.Codec:
         codec = self._known.get(model)
@@ -246,8 +253,13 @@ class InferRoute:
         if not isinstance(result, Outcome):
             request.respond(failure(result))
             return
+        outputs, candidate = result.outputs, result.candidate
         try:
-            encoded = codec.encode(decoded, result.outputs, result.candidate)
+            size = codec.written_bytes(decoded, outputs)
+            if size > _INLINE_BYTES:
+                self._encode(codec, request, decoded, result, size)
+                return
+            encoded = codec.encode(decoded, outputs, candidate)
         except _INVALID as error:
             request.respond(failure(error))
             return
@@ -255,9 +267,32 @@ class InferRoute:
             log.exception("an answer could not be encoded")
             request.respond(Response.error(500, "the server failed; its log says why"))
             return
-        if self._candidate is not result.candidate:
-            self._candidate = result.candidate
-            where = (("x-edgeserve-device", result.candidate.device),)
+        self._send(request, candidate, encoded)
+
+    def _encode(
+        self,
+        codec: v2.Codec,
+        request: Request,
+        decoded: v2.InferRequest,
+        result: Outcome,
+        size: int,
+    ) -> None:
+        """Encode on a thread."""
+
+        def go_on(encoded: v2.Encoded) -> None:
+            self._send(request, result.candidate, encoded)
+
+        self._aside(
+            _Where.WRITER if size <= _LONG_BYTES else _Where.READER,
+            lambda: codec.encode(decoded, result.outputs, result.candidate),
+            go_on,
+            request,
+        )
+
+    def _send(self, request: Request, candidate: Candidate, encoded: v2.Encoded) -> None:
+        if self._candidate is not candidate:
+            self._candidate = candidate
+            where = (("x-edgeserve-device", candidate.device),)
             self._json, self._binary = (form(200, kind, where) for kind in (JSON, _BINARY))
         length = encoded.header_length
         response = Response(self._json if length is None else self._binary, encoded.parts, length)
@@ -323,7 +358,7 @@ class InferRoute:
             if where is _Where.READER:
                 self._codecs.trimmer.soon()
 
-        executor = self._codecs.reader if where is _Where.READER else None
+        executor = self._codecs.threads.get(where)
         asyncio.get_running_loop().run_in_executor(executor, unless_left).add_done_callback(landed)
 
 

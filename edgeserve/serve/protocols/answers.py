@@ -6,7 +6,9 @@ protocol/extension_binary_data.md, extension_classification.md, extension_shared
 
 from __future__ import annotations
 
-import json
+import time
+from collections.abc import Iterator
+from itertools import chain, zip_longest
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +25,11 @@ from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Array, Interface, Tensors, dtype_name
 
 _KEPT_ENTRIES: Final = 256
+# Bytes of an array that take some hundred microseconds to write as JSON; strings take longer.
+_PIECE: Final = 65_536
+_TEXTS: Final = 2_048
+# Python's lock goes to another thread only while its holder does not want it back.
+_PAUSE_S: Final = 1e-6
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -33,7 +40,7 @@ class Encoded(msgspec.Struct, frozen=True):
 
 
 class Encoder:
-    """Encodes the answers of one model. What repeats in them is made once."""
+    """Encodes the answers of one model, on any thread. What repeats in them is made once."""
 
     def __init__(
         self,
@@ -52,33 +59,43 @@ class Encoder:
         self._labels = labels
         self._limits = limits
         self._shm = shm
-        self._candidate: Candidate | None = None
-        self._where = b""
+        self._where: tuple[Candidate | None, bytes] = (None, b"")
         self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
 
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
-        if candidate is not self._candidate:
-            self._candidate = candidate
-            self._where = b',"parameters":%s,"outputs":[' % orjson.dumps(
-                {
-                    "edgeserve_device": candidate.device,
-                    "edgeserve_runtime": candidate.runtime,
-                    "edgeserve_variant": candidate.variant,
-                }
-            )
+        known, where = self._where
+        if known is not candidate:
+            where = _about(candidate)
+            self._where = candidate, where
         self._check_size(request.outputs, outputs)
-        entries: list[bytes] = []
+        identity = b"" if request.id is None else b',"id":' + msgspec.json.encode(request.id)
+        text: list[Any] = [self._start, identity, where]
         blobs: list[Any] = []
+        size = 0  # of the pieces
         for wanted in request.outputs:
             array = outputs[wanted.name]
             if wanted.classes:
                 array = classify(array, wanted.classes, self._labels)
-            entries.append(self._entry(wanted, array, blobs, request.allow_nan))
-        identity = b"" if request.id is None else b',"id":' + msgspec.json.encode(request.id)
-        head = b"".join((self._start, identity, self._where, b",".join(entries), b"]}"))
-        if len(head) > self._limits.output_bytes:
-            raise InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
-        return Encoded([head, *blobs], len(head)) if blobs else Encoded([head])
+            if len(text) > 3:
+                text.append(b",")
+            if array.nbytes <= _PIECE or wanted.binary or wanted.region is not None:
+                text.append(self._entry(wanted, array, blobs, request.allow_nan))
+                continue
+            for piece in self._in_pieces(wanted.name, array, request.allow_nan):
+                size += len(piece)
+                if size > self._limits.output_bytes:
+                    raise self._too_large()
+                text.append(piece)
+        text.append(b"]}")
+        if not size:
+            text = [b"".join(text)]
+        size = sum(map(len, text))
+        if size > self._limits.output_bytes:
+            raise self._too_large()
+        return Encoded([*text, *blobs], size) if blobs else Encoded(text)
+
+    def _too_large(self) -> InvalidInput:
+        return InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
 
     def _check_size(self, wanted: tuple[RequestedOutput, ...], outputs: Tensors) -> None:
         size = 0
@@ -93,10 +110,7 @@ class Encoder:
         self, wanted: RequestedOutput, array: Array, blobs: list[Any], allow_nan: bool
     ) -> bytes:
         name = wanted.name
-        declared, datatype = self._types[name]
-        if array.dtype is not declared and array.dtype != declared:
-            datatype = dtype_name(array.dtype)
-        start = self._entry_start(name, array.shape, datatype)
+        start, datatype = self._described(name, array)
         if wanted.region is not None:
             return start + self._to_region(name, wanted.region, array)
         if wanted.binary:
@@ -104,6 +118,26 @@ class Encoder:
             blobs.append(blob)
             return b'%s,"parameters":{"binary_data_size":%d}}' % (start, len(blob))
         return b'%s,"data":%s}' % (start, json_data(name, array, datatype, allow_nan=allow_nan))
+
+    def _in_pieces(self, name: str, array: Array, allow_nan: bool) -> Iterator[bytes]:
+        """As `_entry` of an output that is wanted as JSON, but no call takes long, and other threads get
+        Python's lock between them."""
+        start, datatype = self._described(name, array)
+        yield start + b',"data":['
+        flat = np.ascontiguousarray(array).reshape(-1)
+        step = _TEXTS if flat.dtype == object else _PIECE // flat.itemsize
+        for first in range(0, flat.size, step):
+            piece = json_data(name, flat[first : first + step], datatype, allow_nan=allow_nan)
+            yield b"".join((b"," if first else b"", memoryview(piece)[1:-1]))
+            time.sleep(_PAUSE_S)
+        yield b"]}"
+
+    def _described(self, name: str, array: Array) -> tuple[bytes, str]:
+        """How the entry of an output begins, and its type."""
+        declared, datatype = self._types[name]
+        if array.dtype is not declared and array.dtype != declared:
+            datatype = dtype_name(array.dtype)
+        return self._entry_start(name, array.shape, datatype), datatype
 
     def _entry_start(self, name: str, shape: tuple[int, ...], datatype: str) -> bytes:
         key = (name, shape, datatype)
@@ -130,6 +164,17 @@ class Encoder:
                 "shared_memory_byte_size": len(data),
             }
         )
+
+
+def _about(candidate: Candidate) -> bytes:
+    """What every answer of a candidate says before its outputs."""
+    return b',"parameters":%s,"outputs":[' % orjson.dumps(
+        {
+            "edgeserve_device": candidate.device,
+            "edgeserve_runtime": candidate.runtime,
+            "edgeserve_variant": candidate.variant,
+        }
+    )
 
 
 def classify(scores: Array, classes: int, labels: list[str] | None) -> Array:
@@ -167,5 +212,14 @@ def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> byt
                 f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary "
                 "data, or for the tokens NaN and Infinity with the parameter allow_nan"
             )
-        return json.dumps(flat.tolist()).encode()
+        return _with_tokens(text, flat)
     return text
+
+
+def _with_tokens(text: bytes, flat: Array) -> bytes:
+    """The tokens that Python's json module reads, where `text` has null for what is not finite."""
+    odd = [
+        b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
+        for value in flat[~np.isfinite(flat)].tolist()
+    ]
+    return b"".join(chain.from_iterable(zip_longest(text.split(b"null"), odd, fillvalue=b"")))

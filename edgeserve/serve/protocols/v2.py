@@ -92,8 +92,19 @@ class Codec:
             return size
         return min(size, header_length)
 
+    def written_bytes(self, request: InferRequest, outputs: Tensors) -> int:
+        """How much of the requested outputs has to be written piece by piece: as JSON, as classes, and
+        strings; the rest is sent as it is."""
+        size = 0
+        for wanted in request.outputs:
+            array = outputs[wanted.name]
+            as_it_is = wanted.binary or wanted.region is not None
+            if not as_it_is or wanted.classes or array.dtype.hasobject:
+                size += array.nbytes
+        return size
+
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
-        """Encode the requested outputs; those wanted as binary follow the JSON in order.
+        """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
 
         Raises InvalidInput for what JSON cannot express and what does not fit its region.
         """
