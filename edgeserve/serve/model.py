@@ -22,7 +22,7 @@ from edgeserve.serve.engine import (
     QueueFull,
     ResponseCache,
     ShuttingDown,
-    time_limit,
+    set_clock,
 )
 from edgeserve.serve.metrics import ModelMetrics
 from edgeserve.serve.model_config import (
@@ -289,12 +289,9 @@ class ServedModel:
         if len(self._waiting) >= self.settings.queue:
             raise QueueFull(f"{len(self._waiting)} requests wait for the model to be loaded")
         pending = Pending(request.inputs, request.rows, answer, began)
-        limit = time_limit(self.settings, request.timeout_s)
-        if limit < 0:
-            pending.settle(DeadlineExceeded("the request's time was over before it came"))
+        set_clock(pending, self.settings, request.timeout_s, request.priority, self._loop)
+        if pending.settled:
             return pending
-        if limit > 0:
-            pending.expire_in(limit, self._loop)
         self._waiting.append((pending, request.priority))
         self.wanted(self)
         return pending

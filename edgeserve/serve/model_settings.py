@@ -9,11 +9,22 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.engine import OnFull
+from edgeserve.serve.engine import OnFull, OnTimeout
 
 # A model's name is part of URLs, of metrics and of paths below the repository folder.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
+
+
+class PrioritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One `[[priority]]` table: what differs for the requests of that level. What it does not say is as for
+    the model; with a `queue` of its own the level is not counted in the model's."""
+
+    level: int
+    queue: int | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+    own_timeouts: bool | UnsetType = UNSET
+    timeout_action: OnTimeout | UnsetType = UNSET
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -47,8 +58,10 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     queue_policy: OnFull | UnsetType = UNSET
     timeout: float | UnsetType = UNSET
     own_timeouts: bool | UnsetType = UNSET
+    timeout_action: OnTimeout | UnsetType = UNSET
     priority_levels: int | UnsetType = UNSET
     default_priority: int | UnsetType = UNSET
+    priority: tuple[PrioritySettings, ...] | UnsetType = UNSET
     weight: float | UnsetType = UNSET
 
 

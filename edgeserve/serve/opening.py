@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import UNSET
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.devices import Instances, plan_instances, usable_cores
 from edgeserve.errors import ModelUnavailable, UsageError
-from edgeserve.serve.engine import Engine, EngineSettings, ResponseCache, Turns
+from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, ResponseCache, Turns
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
+from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.sources import ModelSource
 from edgeserve.tensors import Interface
@@ -106,6 +108,7 @@ class Opener:
             on_full=settings.queue_policy,
             timeout_s=settings.timeout,
             own_timeouts=settings.own_timeouts,
+            on_timeout=settings.timeout_action,
             instances=self._plan(bundle, settings).count,
             batching=settings.batching,
             max_batch=settings.max_batch,
@@ -113,6 +116,7 @@ class Opener:
             delay_s=settings.batch_delay,
             priorities=settings.priority_levels,
             default_priority=settings.default_priority,
+            levels=_levels(settings),
             weight=settings.weight,
         )
 
@@ -142,6 +146,22 @@ class Opener:
                 f"which {self._processes} workers would do side by side",
                 hint="--device cpu, or --workers 1: one process keeps an accelerator busy",
             )
+
+
+def _levels(settings: Settings) -> dict[int, LevelSettings]:
+    """What differs for one priority, with what does not."""
+
+    def of(own: PrioritySettings) -> LevelSettings:
+        return LevelSettings(
+            queue=None if own.queue is UNSET else own.queue,
+            timeout_s=settings.timeout if own.timeout is UNSET else own.timeout,
+            own_timeouts=settings.own_timeouts if own.own_timeouts is UNSET else own.own_timeouts,
+            on_timeout=settings.timeout_action
+            if own.timeout_action is UNSET
+            else own.timeout_action,
+        )
+
+    return {own.level: of(own) for own in settings.priority}
 
 
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:

@@ -16,9 +16,9 @@ from msgspec import UNSET
 from edgeserve.errors import UsageError, nearest
 from edgeserve.serve.access import CONTROL_HINT, Keys, is_loopback, read_keys
 from edgeserve.serve.addresses import LOCALHOST
-from edgeserve.serve.engine import OnFull
+from edgeserve.serve.engine import OnFull, OnTimeout
 from edgeserve.serve.limits import Limits
-from edgeserve.serve.model_settings import NAME, ModelSettings, size_bytes
+from edgeserve.serve.model_settings import NAME, ModelSettings, PrioritySettings, size_bytes
 from edgeserve.serve.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `threads` are those of one call, `instances` calls run side by side; 0 chooses. `queue` bounds requests
     that wait or run, `queue_policy` says what a full one does; `timeout` (seconds, 0: none) is the
-    deadline of requests that name none. `max_batch`, `preferred_batches`, `batch_delay` (seconds),
-    `priority_levels`, `default_priority`, `own_timeouts` and `weight` are those of EngineSettings.
+    deadline of requests that name none; with `timeout_action` delay it is no deadline, but those whose time
+    is over wait for the others. `priority` says what differs for requests of one level. `max_batch`,
+    `preferred_batches`, `batch_delay` (seconds), `priority_levels`, `default_priority`, `own_timeouts` and
+    `weight` are those of EngineSettings.
 
     `memory_budget` and `cache` are sizes ("2GB"; 0: no bound, no cache). `watch` is the time between looks
     at the files (seconds, 0: none); `load` names the models to load at the start (none: all).
@@ -81,8 +83,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_policy: OnFull = "reject"
     timeout: float = 0.0
     own_timeouts: bool = True
+    timeout_action: OnTimeout = "reject"
     priority_levels: int = 1
     default_priority: int = 1
+    priority: tuple[PrioritySettings, ...] = ()
     weight: float = 1.0
     memory_budget: int | str = 0
     cache: int | str = 0
@@ -211,6 +215,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError("priority_levels must be 1 to 1000")
         if not 1 <= self.default_priority <= self.priority_levels:
             raise UsageError("default_priority must be 1 to priority_levels")
+        self._check_priorities()
         if not 0 < self.weight < math.inf:
             raise UsageError(f"weight must be more than 0, not {self.weight}")
         if not _VERSIONS.fullmatch(self.versions):
@@ -218,6 +223,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"versions '{self.versions}' is no choice",
                 hint="latest, latest:2, all, or numbers like 1,3",
             )
+
+    def _check_priorities(self) -> None:
+        levels = [own.level for own in self.priority]
+        if len(set(levels)) < len(levels):
+            raise UsageError("two [[priority]] tables are about the same level")
+        for own in self.priority:
+            where = f"[[priority]] level {own.level}"
+            if not 1 <= own.level <= self.priority_levels:
+                raise UsageError(f"{where}: level must be 1 to priority_levels")
+            if own.queue is not UNSET and own.queue < 1:
+                raise UsageError(f"{where}: queue must be at least 1")
+            if own.timeout is not UNSET and not 0 <= own.timeout < math.inf:
+                raise UsageError(f"{where}: timeout must be a number of 0 or more")
 
     def read_keys(self) -> Keys:
         """The keys of the file and the environment. Raises UsageError."""

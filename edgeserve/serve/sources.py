@@ -228,6 +228,8 @@ def _merged(settings: Settings, config: TritonConfig) -> Settings:
         "queue": config.queue,
         "timeout": config.timeout_s,
         "own_timeouts": config.own_timeouts,
+        "timeout_action": config.timeout_action,
+        "priority": config.priority or None,
         "instances": config.instances,
     }
     return msgspec.structs.replace(settings, **{k: v for k, v in own.items() if v is not None})

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from edgeserve.errors import UsageError
 from edgeserve.serve import textproto
+from edgeserve.serve.engine import OnTimeout
 from edgeserve.serve.model_config import All, Latest, Specific, VersionPolicy
+from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.textproto import Message
 
 FILE_NAME: Final = "config.pbtxt"
@@ -24,10 +27,13 @@ _UNDERSTOOD: Final = {
 }  # fmt: skip
 _BATCHING: Final = {
     "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
-    "priority_levels", "default_priority_level",
+    "priority_levels", "default_priority_level", "priority_queue_policy",
 }  # fmt: skip
 _QUEUE: Final = {
     "default_timeout_microseconds", "allow_timeout_override", "max_queue_size", "timeout_action",
+}  # fmt: skip
+_ACTIONS: Final[dict[object, OnTimeout]] = {
+    "REJECT": "reject", 0: "reject", "DELAY": "delay", 1: "delay",
 }  # fmt: skip
 
 
@@ -45,6 +51,8 @@ class TritonConfig(msgspec.Struct, frozen=True):
     queue: int | None = None
     timeout_s: float | None = None
     own_timeouts: bool | None = None
+    timeout_action: OnTimeout | None = None
+    priority: tuple[PrioritySettings, ...] = ()
     instances: int | None = None
     versions: VersionPolicy | None = None
     labels: dict[str, str] = {}
@@ -70,12 +78,9 @@ def config_of(message: Message) -> TritonConfig:
     ignored = [n for n in message.names() if n not in _UNDERSTOOD]
     inner = batching or Message()
     ignored += [f"dynamic_batching.{n}" for n in inner.names() if n not in _BATCHING]
-    queue = inner.message("default_queue_policy") or Message()
-    ignored += [f"default_queue_policy.{n}" for n in queue.names() if n not in _QUEUE]
-    if queue.all("timeout_action") not in ([], ["REJECT"], [0]):
-        ignored.append("default_queue_policy.timeout_action")
-    override = queue.flag("allow_timeout_override")
-    timeout = queue.integer("default_timeout_microseconds")
+    queue = _Queue(inner.message("default_queue_policy"), "default_queue_policy")
+    priority, ineffective = _priorities(inner)
+    ignored += (*queue.ignored, *ineffective)
     delay = inner.integer("max_queue_delay_microseconds")
     return TritonConfig(
         name=message.text("name"),
@@ -86,14 +91,58 @@ def config_of(message: Message) -> TritonConfig:
         delay_s=None if delay is None else delay / 1e6,
         priority_levels=inner.integer("priority_levels"),
         default_priority=inner.integer("default_priority_level"),
-        queue=queue.integer("max_queue_size") or None,
-        timeout_s=None if timeout is None else timeout / 1e6,
-        own_timeouts=None if timeout is None else bool(override),
+        queue=queue.size or None,
+        timeout_s=queue.timeout_s,
+        own_timeouts=None if queue.timeout_s is None else queue.override,
+        timeout_action=queue.action,
+        priority=priority,
         instances=_instances(message),
         versions=_versions(message.message("version_policy")),
         labels=_labels(message),
         ignored=tuple(ignored),
     )
+
+
+class _Queue:
+    """A ModelQueuePolicy. None: it does not say."""
+
+    def __init__(self, message: Message | None, name: str) -> None:
+        fields = message or Message()
+        timeout = fields.integer("default_timeout_microseconds")
+        actions = fields.all("timeout_action")
+        self.size = fields.integer("max_queue_size")
+        self.timeout_s = None if timeout is None else timeout / 1e6
+        self.override = bool(fields.flag("allow_timeout_override"))
+        self.action: OnTimeout | None = None
+        if actions:
+            if isinstance(actions[-1], Message) or actions[-1] not in _ACTIONS:
+                raise UsageError(
+                    f"timeout_action: expected REJECT or DELAY, got {actions[-1]!r:.40}"
+                )
+            self.action = _ACTIONS[actions[-1]]
+        self.ignored = [f"{name}.{n}" for n in fields.names() if n not in _QUEUE]
+
+
+def _priorities(batching: Message) -> tuple[tuple[PrioritySettings, ...], list[str]]:
+    """The levels with a policy of their own, which holds instead of the default one altogether; and what has
+    no effect, as policies of levels that there are not."""
+    levels = batching.integer("priority_levels") or 0
+    found: dict[int, PrioritySettings] = {}
+    ignored = []
+    for entry in batching.all("priority_queue_policy"):
+        if not isinstance(entry, Message):
+            raise UsageError(f"priority_queue_policy: expected messages, got {entry!r:.40}")
+        level = entry.integer("key") or 0
+        name = f"priority_queue_policy[{level}]"
+        if not 1 <= level <= levels:
+            ignored.append(name)
+            continue
+        own = _Queue(entry.message("value"), name)
+        ignored += own.ignored
+        found[level] = PrioritySettings(
+            level, own.size or UNSET, own.timeout_s or 0.0, own.override, own.action or "reject"
+        )
+    return tuple(found.values()), ignored
 
 
 def _positive(message: Message, name: str) -> tuple[int, ...]:

@@ -61,6 +61,32 @@ def test_every_request_is_in_one_batch_and_batches_fit(
         assert all(a < b for a, b in pairwise(own))
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 2), st.just(4))),
+    st.data(),
+)
+def test_the_overdue_wait_behind_their_level_and_before_the_next(
+    wanted: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    queue = RequestQueue(BatchPolicy(8), levels=3, delays=True)
+    requests = [request(*w) for w in wanted]
+    late = data.draw(st.sets(st.sampled_from(range(len(wanted))) if wanted else st.nothing()))
+    for i, r in enumerate(requests):
+        r.overdue = i in late and i % 2 == 0  # before it came here
+        queue.put(r)
+    for i in sorted(late):
+        if not requests[i].overdue:
+            requests[i].overdue = True
+            queue.delay(requests[i])
+    flat = [r for batch in batches_of(queue) for r in batch]
+    assert sorted(map(id, flat)) == sorted(map(id, requests))
+    lines = [(r.level, r.overdue) for r in flat]
+    assert lines == sorted(lines)
+    for r in flat:
+        queue.delay(r)  # it has started
+    assert not batches_of(queue)
+
+
 @pytest.mark.parametrize(
     ("preferred", "rows", "wanted"),
     [

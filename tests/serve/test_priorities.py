@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 
 from edgeserve.errors import EdgeServeError
+from edgeserve.serve.app import Background
 from edgeserve.serve.engine import (
     DeadlineExceeded,
     Engine,
     EngineSettings,
+    LevelSettings,
     Outcome,
+    Pending,
     QueueFull,
     time_limit,
 )
+from edgeserve.serve.settings import settings_from
 from edgeserve.tensors import Tensors
+from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import MAX_BATCH
 from tests.serve.test_engine import (
     BUSY,
@@ -56,12 +61,19 @@ class Prior(Call):
 
     answered: list[str]
 
-    def __init__(self, engine: Engine, name: str, priority: int, order: list[str]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        priority: int,
+        order: list[str],
+        timeout_s: float | None = None,
+    ) -> None:
         self.x = some_rows(MAX_BATCH, 1)
         self.results: list[Outcome | EdgeServeError] = []
         self._called = asyncio.Event()
         self._name, self._order = name, order
-        self.pending = engine.submit({"x": self.x}, MAX_BATCH, None, self._note, priority)
+        self.pending = engine.submit({"x": self.x}, MAX_BATCH, timeout_s, self._note, priority)
 
     def _note(self, result: Outcome | EdgeServeError) -> None:
         self._order.append(self._name)
@@ -70,6 +82,11 @@ class Prior(Call):
 
 async def started(call: Call) -> None:
     while not call.pending.started:  # noqa: ASYNC110 - a worker sets it
+        await asyncio.sleep(0)
+
+
+async def overdue(call: Call) -> None:
+    while not call.pending.overdue:  # noqa: ASYNC110 - a timer sets it
         await asyncio.sleep(0)
 
 
@@ -146,6 +163,131 @@ def test_a_request_whose_time_was_over_before_it_came_is_not_queued(slow_edge: P
             assert batches.rows == []
 
     asyncio.run(story())
+
+
+def test_the_overdue_are_delayed_behind_their_level_and_answered(slow_edge: Path) -> None:
+    async def story() -> None:
+        options = EngineSettings(
+            priorities=2, default_priority=2, on_timeout="delay", timeout_s=1e-4
+        )
+        async with engine_of(slow_edge, options) as (engine, _):
+            held = Held(engine)
+            order: list[str] = []
+            first = Prior(engine, "first", 1, order)
+            await started(first)
+            late = [Prior(engine, f"late {level}", level, order) for level in (2, 1)]
+            for call in (first, *late):
+                await overdue(call)
+            late.append(Prior(engine, "before it came", 1, order, -1.0))
+            in_time = [Prior(engine, f"in time {level}", level, order, 0.0) for level in (2, 1)]
+            held.let_go()
+            for call in (first, *late, *in_time):
+                assert_own_numbers(call, await call.outcome())
+            assert order == [
+                "first", "in time 1", "late 1", "before it came", "in time 2", "late 2",
+            ]  # fmt: skip
+            assert engine.pending == 0
+
+    asyncio.run(story())
+
+
+def test_the_overdue_may_leave_and_come_late_to_an_engine(slow_edge: Path) -> None:
+    async def story() -> None:
+        async with engine_of(slow_edge, EngineSettings(on_timeout="delay")) as (engine, batches):
+            held = Held(engine)
+            order: list[str] = []
+            first = Prior(engine, "first", 0, order)
+            await started(first)
+            gone = Prior(engine, "gone", 0, order, 1e-4)
+            moved = Call(engine, some_rows(MAX_BATCH), -1.0)
+            await overdue(gone)
+            engine.cancel(gone.pending)
+            engine.cancel(moved.pending)
+            # As one that waited for its model to be loaded.
+            x = some_rows(MAX_BATCH)
+            elsewhere = Pending({"x": x}, MAX_BATCH, lambda _: order.append("elsewhere"), 0.0)
+            elsewhere.delay_after(0, asyncio.get_running_loop())
+            await asyncio.sleep(0.01)
+            engine.take(elsewhere, 0)
+            last = Prior(engine, "last", 0, order)
+            held.let_go()
+            assert_own_numbers(last, await last.outcome())
+            assert await engine.drain(60)
+            assert order == ["first", "last", "elsewhere"]
+            assert batches.rows == [MAX_BATCH] * 3
+
+    asyncio.run(story())
+
+
+def test_levels_wait_by_rules_of_their_own(slow_edge: Path) -> None:
+    async def story() -> None:
+        levels = {
+            1: LevelSettings(timeout_s=1e-4, own_timeouts=False),
+            3: LevelSettings(timeout_s=1e-4, on_timeout="delay"),
+        }
+        options = EngineSettings(priorities=3, default_priority=2, levels=levels)
+        async with engine_of(slow_edge, options) as (engine, _):
+            held = Held(engine)
+            order: list[str] = []
+            first = Prior(engine, "first", 2, order)
+            await started(first)
+            asked = (("refused", 1), ("default", 9), ("delayed", 3))
+            refused, default, delayed = (Prior(engine, n, p, order, None) for n, p in asked)
+            longer = Prior(engine, "may not be longer", 1, order, 60.0)
+            for call in (refused, longer):
+                assert isinstance(await call.result(), DeadlineExceeded)
+            await overdue(delayed)
+            held.let_go()
+            for call in (first, default, delayed):
+                assert_own_numbers(call, await call.outcome())
+            assert order[2:] == ["first", "default", "delayed"]
+
+    asyncio.run(story())
+
+
+def test_levels_with_a_queue_of_their_own_are_counted_apart(slow_edge: Path) -> None:
+    async def story() -> None:
+        options = EngineSettings(
+            queue=2, on_full="displace", priorities=3, default_priority=2,
+            levels={3: LevelSettings(queue=1)},
+        )  # fmt: skip
+        async with engine_of(slow_edge, options) as (engine, _):
+            held = Held(engine)
+            order: list[str] = []
+            first = Prior(engine, "first", 2, order)
+            await started(first)
+            low = Prior(engine, "low", 3, order)
+            with pytest.raises(QueueFull, match="1 requests wait or run already"):
+                Prior(engine, "another low", 3, order)
+            middle = Prior(engine, "middle", 2, order)
+            with pytest.raises(QueueFull, match="2 requests wait or run already"):
+                Prior(engine, "another middle", 2, order)
+            high = Prior(engine, "high", 1, order)
+            assert isinstance(middle.results[0], QueueFull), "not the one that is counted apart"
+            engine.cancel(low.pending)
+            low = Prior(engine, "low again", 3, order)
+            held.let_go()
+            for call in (first, high, low):
+                assert_own_numbers(call, await call.outcome())
+            assert order == ["middle", "first", "high", "low again"]
+            last = Prior(engine, "one more", 3, order)
+            assert_own_numbers(last, await last.outcome())
+            assert engine.pending == 0
+
+    asyncio.run(story())
+
+
+def test_a_server_delays_as_its_settings_say(slow_edge: Path) -> None:
+    values = {
+        "bundle": str(slow_edge), "http_port": 0, "timeout_action": "delay", "priority_levels": 2,
+        "priority": [{"level": 2, "timeout_action": "reject"}],
+    }  # fmt: skip
+    with Background(settings_from(values)) as server, RawClient(server.url) as client:
+        for priority, status in ((1, 200), (2, 504), (0, 200)):
+            parameters = {"timeout": 1, "priority": priority}
+            body = infer_body([[1, 2, 3, 4]], parameters=parameters)
+            client.send(post(body, "/v2/models/slow/infer"))
+            assert client.response()[0] == status
 
 
 def test_a_delay_waits_for_company(slow_edge: Path) -> None:

@@ -33,6 +33,13 @@ def test_a_bundle_is_enough() -> None:
         ({"preferred_batches": [0]}, "preferred_batches must be sizes"),
         ({"priority_levels": 0}, "priority_levels must be"),
         ({"default_priority": 2}, "default_priority must be 1 to priority_levels"),
+        ({"priority": [{"level": 2}]}, "level 2: level must be 1 to priority_levels"),
+        (
+            {"priority": [{"level": 1, "queue": 0}]},
+            "level 1: queue must be at least 1",
+        ),
+        ({"priority": [{"level": 1, "timeout": -1}]}, "level 1: timeout must be"),
+        ({"priority": [{"level": 1}, {"level": 1}]}, "tables are about the same level"),
         ({"weight": 0}, "weight must be more than 0"),
         ({"versions": "newest"}, "versions 'newest' is no choice"),
         ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is no size"),

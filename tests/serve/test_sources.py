@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from edgeserve.errors import UsageError
+from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.settings import Settings, settings_from
 from edgeserve.serve.sources import chosen, find_sources
 from edgeserve.serve.textproto import read
@@ -110,6 +112,11 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
             default_timeout_microseconds: 2000000, allow_timeout_override: true
             max_queue_size: 16
           }
+          priority_queue_policy {
+            key: 1
+            value { max_queue_size: 8 timeout_action: DELAY allow_timeout_override: true }
+          }
+          priority_queue_policy [ { key: 3 value { default_timeout_microseconds: 1000 } } ]
         }
         optimization { graph { level: 1 } }
         """
@@ -121,19 +128,42 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
     assert (own.max_batch, own.preferred_batches, own.batch_delay) == (4, (2, 4), 0.0005)
     assert (own.priority_levels, own.default_priority, own.queue) == (3, 2, 16)
     assert (own.timeout, own.own_timeouts, own.instances, own.batching) == (2.0, True, 3, True)
+    assert own.timeout_action == "reject"
+    assert own.priority == (
+        PrioritySettings(1, 8, 0.0, True, "delay"),
+        PrioritySettings(3, UNSET, 0.001, False, "reject"),
+    )
 
 
 def test_what_a_configuration_says_without_effect_is_known() -> None:
     config = config_of(
         read(
             "optimization {} dynamic_batching { preserve_ordering: true "
-            "default_queue_policy { timeout_action: DELAY } }"
+            "default_queue_policy { timeout_action: DELAY fairness: 1 } priority_levels: 1 "
+            "priority_queue_policy { key: 1 value { fairness: 2 } } "
+            "priority_queue_policy { key: 2 value { max_queue_size: 2 } } }"
         )
     )
+    assert config.timeout_action == "delay"
     assert config.ignored == (
-        "optimization", "dynamic_batching.preserve_ordering", "default_queue_policy.timeout_action",
+        "optimization", "dynamic_batching.preserve_ordering", "default_queue_policy.fairness",
+        "priority_queue_policy[1].fairness", "priority_queue_policy[2]",
     )  # fmt: skip
     assert config_of(read("")).batching is False
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("default_queue_policy { timeout_action: 7 }", "timeout_action: expected REJECT or DELAY"),
+        ("default_queue_policy { timeout_action {} }", "timeout_action: expected REJECT or DELAY"),
+        ("priority_queue_policy: 3", "priority_queue_policy: expected messages, got 3"),
+        ("priority_queue_policy { key: 1 value: 2 }", "value: expected a message, got 2"),
+    ],
+)
+def test_queue_policies_that_say_nothing_are_refused(policy: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        config_of(read(f"dynamic_batching {{ priority_levels: 2 {policy} }}"))
 
 
 def test_two_models_of_one_name_are_refused(edge: Path, tmp_path: Path) -> None:

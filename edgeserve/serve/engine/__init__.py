@@ -1,6 +1,6 @@
 """Running requests: queues, batches, deadlines, turns. Knows nothing of protocols."""
 
-from edgeserve.serve.engine.batcher import Engine, EngineSettings, OnFull, time_limit
+from edgeserve.serve.engine.batcher import Engine
 from edgeserve.serve.engine.cache import ResponseCache
 from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
@@ -14,6 +14,14 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.settings import (
+    EngineSettings,
+    LevelSettings,
+    OnFull,
+    OnTimeout,
+    set_clock,
+    time_limit,
+)
 from edgeserve.serve.engine.turns import Turns
 
 __all__ = [
@@ -24,8 +32,10 @@ __all__ = [
     "Done",
     "Engine",
     "EngineSettings",
+    "LevelSettings",
     "Mailbox",
     "OnFull",
+    "OnTimeout",
     "Outcome",
     "Pending",
     "QueueFull",
@@ -33,5 +43,6 @@ __all__ = [
     "ResponseCache",
     "ShuttingDown",
     "Turns",
+    "set_clock",
     "time_limit",
 ]

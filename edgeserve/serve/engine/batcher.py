@@ -12,9 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, Literal
-
-import msgspec
+from typing import Final
 
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
@@ -22,13 +20,13 @@ from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
     BatchTimes,
-    DeadlineExceeded,
     Done,
     Outcome,
     Pending,
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.settings import EngineSettings, set_clock
 from edgeserve.serve.engine.turns import Turns
 from edgeserve.tensors import Tensors, join_batches, split_batches
 
@@ -44,33 +42,6 @@ _WORTH: Final = 0.95
 ANSWERED: Final = Pending({}, 0, lambda result: None, 0.0)
 ANSWERED.settled = True
 _NOT_QUEUED: Final = [0.0]
-
-OnFull = Literal["reject", "displace"]
-
-
-class EngineSettings(msgspec.Struct, frozen=True):
-    """How one model's requests wait and run.
-
-    `queue` bounds requests that wait or run; `on_full` displace gives a more important newcomer the place
-    of the least important that waits. `timeout_s` is the deadline of a request that names none (0: none);
-    without `own_timeouts` a request may only shorten it. `instances` is the number of workers. `batching`
-    False runs every request alone, `max_batch` (0: the model's), `preferred` and `delay_s` are those of
-    BatchPolicy. There are `priorities` levels, of which a request that names none has `default_priority`.
-    `weight` is the model's share of the cores where several models are busy.
-    """
-
-    queue: int = 1024
-    on_full: OnFull = "reject"
-    timeout_s: float = 0.0
-    own_timeouts: bool = True
-    instances: int = 1
-    batching: bool = True
-    max_batch: int = 0
-    preferred: tuple[int, ...] = ()
-    delay_s: float = 0.0
-    priorities: int = 1
-    default_priority: int = 1
-    weight: float = 1.0
 
 
 class Engine:
@@ -104,7 +75,9 @@ class Engine:
             settings.delay_s if self.max_batch > 1 else 0.0,
             self._small,
         )
-        self._queue = RequestQueue(policy, settings.priorities)
+        self._queue = RequestQueue(policy, settings.priorities, delays=settings.delays)
+        # Requests of the levels whose number is bounded apart.
+        self._apart = {p - 1: 0 for p, own in settings.levels.items() if own.queue is not None}
         self._mailbox = None if self.inline else Mailbox(loop)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
@@ -161,12 +134,11 @@ class Engine:
             self._run_inline(inputs, rows, done)
             return ANSWERED
         request = Pending(inputs, rows, done, time.perf_counter())
-        limit = time_limit(self.settings, timeout_s)
-        if limit < 0:
-            request.settle(DeadlineExceeded("the request's time was over before it came"))
-            return request
-        if limit > 0:
-            request.expire_in(limit, self._loop)
+        settings = self.settings
+        if timeout_s is not None or settings.timeout_s or settings.levels:
+            set_clock(request, settings, timeout_s, priority, self._loop)
+            if request.settled:
+                return request
         try:
             self.take(request, priority)
         except EdgeServeError:
@@ -184,10 +156,11 @@ class Engine:
             return
         settings = self.settings
         if settings.priorities > 1:
-            known = priority if 0 < priority <= settings.priorities else settings.default_priority
-            request.level = known - 1
-        if self.pending >= settings.queue:
-            self._make_room(request.level)
+            request.level = settings.known(priority) - 1
+        if self._apart:
+            self._enter_apart(request.level)
+        elif self.pending >= settings.queue:
+            self._make_room(request.level, self.pending)
         if self.max_batch > 1:
             request.signature = tuple((n, a.shape[1:]) for n, a in request.inputs.items())
         request.holder = self
@@ -195,18 +168,34 @@ class Engine:
         self._idle.clear()
         self._queue.put(request)
 
-    def _make_room(self, level: int) -> None:
-        error = QueueFull(
-            f"{self.pending} requests wait or run already",
-            hint="try again later, or raise --queue",
-        )
-        error.retry_s = self.pending * self.single_s / self.settings.instances
+    def _enter_apart(self, level: int) -> None:
+        """As `take` where some levels are counted apart. Raises QueueFull."""
+        held = self._apart.get(level)
+        if held is None:
+            held = self.pending - sum(self._apart.values())
+            if held >= self.settings.queue:
+                self._make_room(level, held)
+            return
+        if held >= (self.settings.levels[level + 1].queue or 0):
+            raise self._full(held)
+        self._apart[level] += 1
+
+    def _make_room(self, level: int, held: int) -> None:
         victim = None
         if self.settings.on_full == "displace":
-            victim = self._queue.least_important(level)
+            victim = self._queue.least_important(level, self._apart)
+        error = self._full(held)
         if victim is None:
             raise error
         victim.displace(error)
+
+    def _full(self, held: int) -> QueueFull:
+        error = QueueFull(
+            f"{held} requests wait or run already",
+            hint="try again later, or raise --queue",
+        )
+        error.retry_s = held * self.single_s / self.settings.instances
+        return error
 
     def cancel(self, request: Pending) -> None:
         """The client is gone: do not run what has not been started."""
@@ -215,7 +204,11 @@ class Engine:
     def forget(self, request: Pending) -> None:
         """A request was settled before it was answered."""
         if self._queue.forget(request):
-            self._less(1)
+            self._less([request])
+
+    def delay(self, request: Pending) -> None:
+        """A request's time is over, and it goes on waiting."""
+        self._queue.delay(request)
 
     async def drain(self, timeout_s: float | None) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
@@ -235,8 +228,12 @@ class Engine:
             self._mailbox.close()
         self.chain.close()
 
-    def _less(self, count: int) -> None:
-        self.pending -= count
+    def _less(self, requests: list[Pending]) -> None:
+        self.pending -= len(requests)
+        if self._apart:
+            for request in requests:
+                if request.level in self._apart:
+                    self._apart[request.level] -= 1
         if self.pending == 0:
             self._idle.set()
 
@@ -326,16 +323,7 @@ class Engine:
         elif result is not None:
             for request in batch:
                 request.settle(result)
-        self._less(len(batch))
-
-
-def time_limit(settings: EngineSettings, timeout_s: float | None) -> float:
-    """Seconds a request may take: 0 is any time, negative none at all."""
-    if timeout_s is None:
-        return settings.timeout_s
-    if settings.own_timeouts or not settings.timeout_s:
-        return timeout_s
-    return min(timeout_s or settings.timeout_s, settings.timeout_s)
+        self._less(batch)
 
 
 def _failure(error: Exception) -> EdgeServeError:

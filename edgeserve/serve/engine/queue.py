@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -47,9 +48,15 @@ class RequestQueue:
     Tokens of requests that went along in another's batch, or were forgotten, wake a worker for nothing.
     """
 
-    def __init__(self, policy: BatchPolicy, levels: int = 1) -> None:
+    def __init__(self, policy: BatchPolicy, levels: int = 1, *, delays: bool = False) -> None:
+        """Without `delays` no request may be overdue."""
         self.policy = policy
         self._levels: list[deque[Pending]] = [deque() for _ in range(levels)]
+        self._overdue: list[deque[Pending]] = [deque() for _ in range(levels if delays else 0)]
+        self._order = self._levels
+        if delays:
+            pairs = zip(self._levels, self._overdue, strict=True)
+            self._order = [line for pair in pairs for line in pair]
         self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._rows = 0  # of requests that wait and are not settled
@@ -58,8 +65,9 @@ class RequestQueue:
     # The event loop's side
 
     def put(self, request: Pending) -> None:
+        lines = self._overdue if request.overdue else self._levels
         with self._lock:
-            self._levels[request.level].append(request)
+            lines[request.level].append(request)
             self._rows += request.rows
         self._tokens.put(None)
 
@@ -72,11 +80,23 @@ class RequestQueue:
         request.inputs = {}
         return True
 
-    def least_important(self, level: int) -> Pending | None:
-        """The newest of the requests that wait at the lowest priority below `level`."""
+    def delay(self, request: Pending) -> None:
+        """A request that was put here is overdue: it waits behind those of its level that are not."""
         with self._lock:
-            for lower in range(len(self._levels) - 1, level, -1):
-                for request in reversed(self._levels[lower]):
+            if not request.started:
+                self._levels[request.level].remove(request)
+                self._overdue[request.level].append(request)
+
+    def least_important(self, level: int, spared: Collection[int] = ()) -> Pending | None:
+        """The last in line of the requests that wait at the lowest priority below `level`, but for those
+        of `spared` levels."""
+        with self._lock:
+            for line in reversed(self._order):
+                for request in reversed(line):
+                    if request.level <= level:
+                        return None
+                    if request.level in spared:
+                        break
                     if not request.settled:
                         return request
         return None
@@ -109,7 +129,7 @@ class RequestQueue:
         """The next batch; empty when nothing waits after all. `tokens` is what `wait` returned."""
         with self._lock:
             batch = self._gather()
-            left = any(self._levels)
+            left = any(self._order)
         if left:
             for _ in range(tokens - max(1, len(batch))):
                 self._tokens.put(None)  # for those that did not come along
@@ -120,7 +140,7 @@ class RequestQueue:
         with self._lock:
             if self._rows >= self.policy.enough:
                 return 0.0
-            oldest = [level[0].arrived for level in self._levels if level]
+            oldest = [level[0].arrived for level in self._order if level]
         if not oldest:
             return 0.0
         return min(oldest) + self.policy.delay_s - time.perf_counter()
@@ -128,7 +148,7 @@ class RequestQueue:
     def _gather(self) -> list[Pending]:
         batch: list[Pending] = []
         rows, limit = 0, self.policy.limit(self._rows)
-        for level in self._levels:
+        for level in self._order:
             passed: list[Pending] = []
             full = False
             while level and len(passed) < _LOOK_PAST:

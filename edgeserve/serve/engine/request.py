@@ -65,9 +65,11 @@ Done = Callable[[Outcome | EdgeServeError], None]
 
 
 class Holder(Protocol):
-    """Who has a request that waits: told when it is settled before it was run."""
+    """Who has a request that waits: told when it is settled before it was run, or overdue."""
 
     def forget(self, request: Pending) -> None: ...
+
+    def delay(self, request: Pending) -> None: ...
 
 
 class Pending:
@@ -75,12 +77,13 @@ class Pending:
 
     `done` is called once, on the loop. `settled` is also read by workers: a request settled early (its
     client left, its time is over) is not run. `started` is set by a worker, under its queue's lock.
-    `level` is the priority, 0 the highest.
+    `level` is the priority, 0 the highest. `overdue`: its time is over, and it goes on waiting, behind those
+    of its level whose time is not.
     """
 
     __slots__ = (
-        "arrived", "done", "holder", "inputs", "level", "rows", "settled", "signature", "started",
-        "timer",
+        "arrived", "done", "holder", "inputs", "level", "overdue", "rows", "settled", "signature",
+        "started", "timer",
     )  # fmt: skip
 
     def __init__(self, inputs: Tensors, rows: int, done: Done, arrived: float) -> None:
@@ -90,6 +93,7 @@ class Pending:
         self.arrived = arrived
         self.signature: object = None
         self.level = 0
+        self.overdue = False
         self.settled = False
         self.started = False
         self.holder: Holder | None = None
@@ -112,6 +116,15 @@ class Pending:
         if not self.settled:
             self._withdraw()
             self.done(DeadlineExceeded(f"the request was not answered within {seconds:g} s"))
+
+    def delay_after(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.timer = loop.call_later(seconds, self._delay)
+
+    def _delay(self) -> None:
+        if not self.settled:
+            self.overdue = True
+            if self.holder is not None:
+                self.holder.delay(self)
 
     def cancel(self) -> bool:
         """Its client is gone: it is not answered and, unless it has started, not run."""

@@ -364,7 +364,7 @@ class InferRoute:
 
 def _shortened(decoded: v2.InferRequest, model: ServedModel, took_s: float) -> v2.InferRequest:
     """The request with what is left of its time."""
-    limit = time_limit(model.settings, decoded.timeout_s)
+    limit = time_limit(model.settings, decoded.timeout_s, decoded.priority)
     if not limit:
         return decoded
     left = limit - took_s

@@ -36,6 +36,7 @@ from tests.serve.grpc.conftest import (
 )
 from tests.serve.grpc.models import NUMERIC
 from tests.serve.slow import slow
+from tests.serve.test_large_json import failures
 
 
 def close_to(got: Any, x: Any) -> None:
@@ -295,6 +296,18 @@ def test_the_timeout_parameter_is_a_deadline(slow_server: Background) -> None:
         assert "within 1e-06 s" in late.details()
         for call in busy:
             assert call.code() is grpc.StatusCode.OK
+
+
+def test_a_deadline_ends_a_call_where_timeouts_only_delay(slow_file: Path) -> None:
+    with (
+        Background(settings(slow_file, batch_delay=10, timeout_action="delay")) as server,
+        grpc.insecure_channel(address(server)) as channel,
+    ):
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        hasty = infer.future(slow_request(1), timeout=1)
+        assert hasty.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: failures(server, "canceled") == 1)
+        assert pending(server) == 0
 
 
 def test_a_client_that_leaves_cancels_what_has_not_begun(slow_file: Path) -> None:
