@@ -33,6 +33,7 @@ from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings, followed
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Link, Siblings
+from edgeserve.serve.siblings.inherited import Inherited
 from edgeserve.serve.siblings.messages import Journal
 from edgeserve.serve.sources import find_sources
 from edgeserve.serve.stepping import SteppingRepository
@@ -127,7 +128,8 @@ def settle() -> None:
 
 class Service:
     """The parts of one running server, on one event loop. With a `link` it is one of several workers that
-    serve as one, and `journal` says what became of them before this one came."""
+    serve as one; `journal` says what became of them before this one came, and `inherited` is what it accepts
+    from."""
 
     def __init__(
         self,
@@ -137,6 +139,7 @@ class Service:
         *,
         link: Link | None = None,
         journal: Journal | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         settings.check()
         self._settings = settings
@@ -166,7 +169,7 @@ class Service:
         control = self._siblings or OwnControl(self._repository, self._shm)
         self._http = HttpFront(
             settings, self._repository, metrics, self._shm, flight, settings.open_tls(), control,
-            self._siblings,
+            self._siblings, inherited,
         )  # fmt: skip
         self._grpc = open_grpc(
             settings, self._repository, self._shm, flight, control, self._siblings
@@ -269,6 +272,8 @@ class Service:
     async def drain(self) -> bool:
         """Not ready, no new connections; what has begun is answered, within the drain timeout."""
         self._repository.stop_serving()
+        if self._siblings is not None:
+            self._siblings.leave()
         log.info("draining")
         began = time.monotonic()
         limit = self._settings.drain_timeout

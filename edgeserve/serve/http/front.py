@@ -19,6 +19,7 @@ from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Siblings
+from edgeserve.serve.siblings.inherited import Inherited, Plane
 from edgeserve.serve.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ class HttpFront:
         tls: Tls | None,
         control: Control,
         siblings: Siblings | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         self._settings = settings
+        self._inherited = inherited
         self._scheme = "http" if tls is None else "https"
         keys, limits = settings.read_keys(), settings.effective_limits()
         self._warn(is_loopback(settings.host), bool(keys))
@@ -64,39 +67,53 @@ class HttpFront:
         self._data = listener(settings.host, control=not separate)
         self._control_host = settings.control_host or LOCALHOST
         self._control = listener(self._control_host, control=True) if separate else None
-        self._servers = [self._data] if self._control is None else [self._data, self._control]
+        self._servers = {Plane.DATA: self._data}
+        if self._control is not None:
+            self._servers[Plane.CONTROL] = self._control
 
     async def listen(self) -> tuple[str, str | None]:
         """The URLs of the data and the control listener; `also` has further ones. Raises
         EnvironmentProblem."""
         settings = self._settings
-        shared = True if settings.workers > 1 else None
-        url = await self._listen(self._data, settings.host, settings.http_port, shared)
-        if self._control is None:
-            return url, None
-        port = self._settings.control_port or 0
-        where = self._control_host
-        return url, await self._listen(self._control, where, port, shared, of="control plane ")
+        url = await self._listen(Plane.DATA, settings.host, settings.http_port)
+        control_url = None
+        if self._control is not None:
+            port = settings.control_port or 0
+            control_url = await self._listen(
+                Plane.CONTROL, self._control_host, port, "control plane "
+            )
+        if self._inherited is not None:
+            asyncio.get_running_loop().add_reader(self._inherited.pool, self._take)
+        return url, control_url
 
-    async def _listen(
-        self,
-        server: HttpServer,
-        host: str,
-        port: int,
-        reuse_port: bool | None = None,
-        of: str = "",
-    ) -> str:
+    async def _listen(self, plane: Plane, host: str, port: int, of: str = "") -> str:
         """The URL of the first address; `of` says in `also` whose the others are."""
-        first, *others = addresses_of(host)
-        first, port = await server.listen(first, port, reuse_port)
-        for other in others:
-            try:
-                await server.listen(other, port, reuse_port)
-            except EnvironmentProblem as error:
-                log.warning("only %s is listened on: %s", joined(first, port), error)
-            else:
-                self.also.append(f"{of}{self._url(other, port)}")
-        return self._url(first, port)
+        server = self._servers[plane]
+        if self._inherited is None:
+            first, *others = await _bind(server, host, port)
+        else:
+            listeners = self._inherited.listeners(plane)
+            first, *others = [await server.accept_from(one) for one in listeners]
+        self.also += [f"{of}{self._url(*other)}" for other in others]
+        return self._url(*first)
+
+    def _take(self) -> bool:
+        """A connection that was accepted for this worker or another; False if there is none."""
+        assert self._inherited is not None
+        try:
+            taken = self._inherited.take()
+        except EOFError:
+            self._take_no_more()
+            return False
+        if taken is None:
+            return False
+        plane, connection = taken
+        self._servers[plane].adopt(connection)
+        return True
+
+    def _take_no_more(self) -> None:
+        if self._inherited is not None:
+            asyncio.get_running_loop().remove_reader(self._inherited.pool)
 
     def _warn(self, loopback: bool, keys: bool) -> None:
         """Say what is legal and may not be meant."""
@@ -119,18 +136,38 @@ class HttpFront:
         self._warn_of_closed(keys)
         for authoriser in self._authorisers:
             authoriser.change(keys)
-        for server in self._servers:
+        for server in self._servers.values():
             server.forget_routes()
 
     async def drain(self, timeout_s: float) -> bool:
         """As HttpServer.drain, of both."""
-        return all(await asyncio.gather(*(s.drain(timeout_s) for s in self._servers)))
+        while self._inherited is not None and self._take():
+            pass
+        self._take_no_more()
+        drains = [server.drain(timeout_s) for server in self._servers.values()]
+        return all(await asyncio.gather(*drains))
 
     async def close(self) -> None:
-        for server in self._servers:
+        for server in self._servers.values():
             await server.close()
+        if self._inherited is not None:
+            self._take_no_more()
+            self._inherited.close()
         for router in self._routers:
             await asyncio.to_thread(router.close)
 
     def _url(self, host: str, port: int) -> str:
         return f"{self._scheme}://{joined(host, port)}"
+
+
+async def _bind(server: HttpServer, host: str, port: int) -> list[tuple[str, int]]:
+    """What is listened on: every address of `host` that can be had. Raises EnvironmentProblem for the first."""
+    first, *others = addresses_of(host)
+    found = [await server.listen(first, port)]
+    port = found[0][1]
+    for other in others:
+        try:
+            found.append(await server.listen(other, port))
+        except EnvironmentProblem as error:
+            log.warning("only %s is listened on: %s", joined(*found[0]), error)
+    return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.addresses import joined
@@ -18,6 +20,8 @@ from edgeserve.serve.http.request import Request
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.tls import Tls
+
+log = logging.getLogger(__name__)
 
 _SWEEP_S: Final = 1.0
 _SHRINK_S: Final = 30.0
@@ -43,29 +47,20 @@ class HttpServer:
         self._metrics = metrics
         self._tls = tls
         self._connections: set[Connection] = set()
+        self._adopting: set[asyncio.Task[None]] = set()
         self._addresses: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._shrink_at = time.monotonic() + _SHRINK_S
 
-    async def listen(self, host: str, port: int, reuse_port: bool | None = None) -> tuple[str, int]:
-        """Start accepting; the address that is really listened on. `reuse_port` as for asyncio. May be
-        called for several addresses.
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Start accepting; the address that is really listened on. May be called for several addresses.
 
         Raises EnvironmentProblem when it is in use or may not be used.
         """
-        loop = asyncio.get_running_loop()
         try:
-            if self._tls is None:
-                server = await loop.create_server(
-                    lambda: Connection(self), host, port, backlog=1024, reuse_port=reuse_port
-                )
-            else:
-                server = await loop.create_server(
-                    lambda: Connection(self), host, port, backlog=1024, ssl=self._tls.context,
-                    ssl_handshake_timeout=self.limits.handshake_s, reuse_port=reuse_port,
-                )  # fmt: skip
+            return await self._accept(host=host, port=port)
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE
             raise EnvironmentProblem(
@@ -73,11 +68,42 @@ class HttpServer:
                 cause="the port is in use" if in_use else str(error),
                 hint="--http-port 0 picks a free one" if in_use else None,
             ) from None
+
+    async def accept_from(self, bound: socket.socket) -> tuple[str, int]:
+        """Start accepting on a socket, whose address is returned; it is closed when the server is. What was
+        queued while nobody accepted is answered, too."""
+        return await self._accept(sock=bound)
+
+    async def _accept(self, **where: Any) -> tuple[str, int]:  # Any: as create_server takes it
+        server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(self), backlog=1024, **where, **self._tls_options()
+        )
         if not self._servers:
             self._sweep()
         self._servers.append(server)
         address = server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {"ssl": self._tls.context, "ssl_handshake_timeout": self.limits.handshake_s}
+
+    def adopt(self, accepted: socket.socket) -> None:
+        """Serve a connection that was accepted elsewhere."""
+        task = asyncio.ensure_future(self._adopt(accepted))
+        self._adopting.add(task)
+        task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self), accepted, **self._tls_options()
+            )
+        except OSError as error:  # also what a TLS handshake ends with
+            log.debug("a connection cannot be taken over: %s", error)
+            accepted.close()
 
     def connected(self, connection: Connection) -> str | None:
         """Take a connection in; why it may not stay, if so."""

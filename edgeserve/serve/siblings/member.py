@@ -25,6 +25,7 @@ from edgeserve.serve.siblings.messages import (
     Finish,
     Join,
     Journal,
+    Leaving,
     Load,
     Plan,
     Prepare,
@@ -128,6 +129,10 @@ class Siblings:
             except EdgeServeError as error:
                 log.warning("a region is not known to this worker: %s", error)
         return now.settings
+
+    def leave(self) -> None:
+        """Have others accept what comes from now on."""
+        self._link.tell(Leaving())
 
     def refresh(self) -> None:
         """Have all workers follow settings and files."""

@@ -11,6 +11,7 @@ from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shared_metrics import Family
 from edgeserve.serve.shm import Region
+from edgeserve.serve.siblings.inherited import Listener
 from edgeserve.serve.sources import ModelSource
 from edgeserve.serve.statistics import ModelStatistics
 
@@ -176,6 +177,10 @@ class Serving(msgspec.Struct, frozen=True, tag=True):
     started: bytes
 
 
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """The worker is about to accept no more."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The worker cannot serve."""
 
@@ -232,6 +237,7 @@ Request = (
     | AskCounts
     | Join
     | Serving
+    | Leaving
     | Failed
     | Push
     | Load
@@ -243,11 +249,14 @@ Request = (
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a worker is told before anything else: which of them it is, and what to serve."""
+    """What a worker is told before anything else: which of them it is, what to serve, and the descriptors
+    that it has inherited."""
 
     worker: int
     journal: Journal
     verbosity: int
+    listeners: tuple[Listener, ...]
+    pool: int
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):

@@ -22,6 +22,7 @@ from edgeserve.serve import logs
 from edgeserve.serve.app import Service, event_loop, settle
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.siblings import Link
+from edgeserve.serve.siblings.inherited import Inherited
 from edgeserve.serve.siblings.link import receive_order
 from edgeserve.serve.siblings.messages import Failed, Failure, Order, Request, Serving
 
@@ -50,7 +51,10 @@ async def _serve(order: Order, end: socket.socket) -> int:
     link.reading.add_done_callback(lambda _: stop.set())
     try:
         settings = order.journal.settings
-        async with Service(settings, loop, link=link, journal=order.journal) as service:
+        inherited = Inherited(order.listeners, order.pool)
+        async with Service(
+            settings, loop, link=link, journal=order.journal, inherited=inherited
+        ) as service:
             loop.add_signal_handler(signal.SIGHUP, service.hang_up)
             started = await service.start()
             link.tell(Serving(msgspec.msgpack.encode(started)))

@@ -22,6 +22,7 @@ from edgeserve.serve.siblings.messages import (
     Counts,
     Failed,
     Join,
+    Leaving,
     Load,
     Push,
     Refresh,
@@ -47,9 +48,15 @@ _T = TypeVar("_T")
 
 
 class Hub:
-    """Lives on the supervisor's event loop; knows the workers by their numbers, from 1."""
+    """Lives on the supervisor's event loop; knows the workers by their numbers, from 1.
 
-    def __init__(self, settings: Settings, source: SettingsSource) -> None:
+    `changed` is called when others than before accept connections.
+    """
+
+    def __init__(
+        self, settings: Settings, source: SettingsSource, changed: Callable[[], None]
+    ) -> None:
+        self._changed = changed
         self.members = Members()
         self._departed = Departed()
         self.changes = Changes(self.members, settings, source, self._departed.forget)
@@ -72,6 +79,7 @@ class Hub:
         member.serves = False
         self.members.pop(member.number, None)
         self._joined(member)
+        self._changed()
         if not member.started.done():
             error = EnvironmentProblem(
                 "a worker ended while it started", hint="run it with --workers 1"
@@ -102,6 +110,11 @@ class Hub:
                 self._joined(member)
                 if not member.started.done():
                     member.started.set_result(started)
+                member.listens = True
+                self._changed()
+            case Leaving():
+                member.listens = False
+                self._changed()
             case Failed(failure):
                 if not member.started.done():
                     member.started.set_exception(failure.error())
@@ -129,10 +142,16 @@ class Hub:
         """Those that serve, and have not said how they are for so long. To be called now and then."""
         answers, _ = await self.members.ask(TellState(), State, _TELL_S)
         now = time.monotonic()
-        for number in answers:
-            if number in self.members:
-                self.members[number].heard = now
+        for member in self.members.values():
+            member.silent = member.listens and member.number not in answers
+            if member.number in answers:
+                member.heard = now
+        self._changed()
         return [m for m in self.members.values() if m.serves and now - m.heard > limit_s]
+
+    def accepting(self) -> set[int]:
+        """Who takes the connections that come to it, as far as is known."""
+        return {m.number for m in self.members.values() if m.listens and not m.silent}
 
     # What they say, as one
 

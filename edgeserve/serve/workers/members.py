@@ -20,6 +20,8 @@ class Member:
         self.number = number
         self.link: Link | None = None
         self.serves = False
+        self.listens = False
+        self.silent = False  # when it was last asked how it is
         self.report: Report | None = None
         self.started: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.joining = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -13,6 +14,7 @@ import msgspec
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.settings import Settings
+from edgeserve.serve.siblings.inherited import Plane
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ _FLAGS: Final = {
     "grpc_port": "--grpc-port",
     "control_port": "--control-port",
 }
+# gRPC makes its own sockets, and takes none.
+_PLANES: Final = {"http_port": Plane.DATA, "control_port": Plane.CONTROL}
 # What stands for loopback whatever its addresses are, and what is listened on if only one can be had.
 _HOSTS: Final = {"host": LOCALHOST, "control_host": None}
 _FIRST: Final = addresses_of(LOCALHOST)[0]
@@ -35,13 +39,23 @@ def with_ports(settings: Settings, reserved: Settings) -> Settings:
     return msgspec.structs.replace(settings, **picked)
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What one worker is to listen on: it is bound, and no more."""
+
+    worker: int
+    plane: Plane
+    socket: socket.socket
+
+
 class ReservedPorts:
     """Owns a bound socket for each address, so that nobody else gets it; nothing is listened for on it.
-    `settings` are the settings with the ports that were picked."""
+    `settings` are the settings with the ports that were picked, `bound` the workers' own sockets."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises EnvironmentProblem for a port that somebody has."""
         self._sockets: list[socket.socket] = []
+        self.bound: list[Bound] = []
         self.settings = settings
         for field, flag in _FLAGS.items():
             port = getattr(settings, field)
@@ -50,7 +64,7 @@ class ReservedPorts:
             where = "control_host" if field == "control_port" else "host"
             host, *others = addresses_of(getattr(settings, where) or LOCALHOST)
             try:
-                got = self._reserve(host, port)
+                got = self._reserve(field, host, port)
             except OSError as error:
                 self.close()
                 in_use = error.errno == errno.EADDRINUSE
@@ -62,12 +76,12 @@ class ReservedPorts:
             self.settings = msgspec.structs.replace(self.settings, **{field: got})
             for other in others:
                 try:
-                    self._reserve(other, got)
+                    self._reserve(field, other, got)
                 except OSError as error:
                     log.warning("only %s is listened on: %s", joined(host, got), error)
                     self.settings = msgspec.structs.replace(self.settings, **{where: host})
 
-    def _reserve(self, host: str, port: int) -> int:
+    def _reserve(self, field: str, host: str, port: int) -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         held = socket.socket(family, socket.SOCK_STREAM)
         self._sockets.append(held)
@@ -78,10 +92,20 @@ class ReservedPorts:
                 probe.bind((host, port))
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, port))
-        return int(held.getsockname()[1])
+        got = int(held.getsockname()[1])
+        if field in _PLANES:
+            for worker in range(1, self.settings.workers + 1):
+                own = socket.socket(family, socket.SOCK_STREAM)
+                self.bound.append(Bound(worker, _PLANES[field], own))
+                own.setblocking(False)
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                own.bind((host, got))
+        return got
 
     def close(self) -> None:
-        for held in self._sockets:
+        for held in (*self._sockets, *(one.socket for one in self.bound)):
             held.close()
 
     def __enter__(self) -> Self:

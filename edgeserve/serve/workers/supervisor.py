@@ -24,6 +24,7 @@ from edgeserve.serve.siblings.messages import Order
 from edgeserve.serve.workers.hub import Hub
 from edgeserve.serve.workers.members import Member
 from edgeserve.serve.workers.ports import ReservedPorts
+from edgeserve.serve.workers.standin import Standin
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +48,16 @@ def serve_in_processes(
     """
     logs.set_up(settings.log_format, access=settings.access_log)
     with ReservedPorts(settings) as reserved, asyncio.Runner() as runner:
-        return runner.run(Supervisor(reserved.settings, source).run(on_start))
+        return runner.run(Supervisor(reserved, source).run(on_start))
 
 
 class Supervisor:
     """Owns the worker processes and the tasks that watch them; lives on its event loop."""
 
-    def __init__(self, settings: Settings, source: SettingsSource) -> None:
-        self._settings = settings
-        self._hub = Hub(settings, source)
+    def __init__(self, reserved: ReservedPorts, source: SettingsSource) -> None:
+        self._settings = reserved.settings
+        self._standin = Standin(reserved.bound)
+        self._hub = Hub(self._settings, source, self._stand_in)
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,24 +128,30 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _stand_in(self) -> None:
+        """Nobody's connections wait for a worker that is gone, leaves or hangs."""
+        if not self._stop.is_set():
+            everybody = set(range(1, self._settings.workers + 1))
+            self._standin.accept_for(everybody - self._hub.accepting())
+
     # One worker
 
     async def _start(self, number: int) -> Member:
         """A worker process, which has its order and a link."""
         ours, theirs = socket.socketpair()
+        listeners, pool = self._standin.listeners_of(number), self._standin.pool
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "edgeserve.serve.workers", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), pool, *(one.descriptor for one in listeners)],
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which passes it on
             )  # fmt: skip
         self._processes[number] = process
         level = logging.getLogger().getEffectiveLevel()
         with contextlib.suppress(OSError):  # it is gone already
-            await asyncio.to_thread(
-                send_order, ours, Order(number, self._hub.changes.journal, level)
-            )
+            order = Order(number, self._hub.changes.journal, level, listeners, pool)
+            await asyncio.to_thread(send_order, ours, order)
         member = Member(number)
         link = await Link.over(ours, lambda request: self._hub.answer(member, request))
         self._hub.add(member, link)
@@ -182,6 +190,7 @@ class Supervisor:
     async def _end(self) -> None:
         """Have every worker drain; end those that take too long over it."""
         self._stop.set()
+        self._standin.close()
         for task in self._tasks:
             task.cancel()
         for process in self._processes.values():
