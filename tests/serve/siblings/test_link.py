@@ -12,6 +12,7 @@ import pytest
 from edgeserve.errors import DeviceLost, EdgeServeError, InvalidInput, ModelNotFound
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemoryOff
+from edgeserve.serve.siblings.inherited import Listener, Plane
 from edgeserve.serve.siblings.link import (
     Handle,
     Link,
@@ -122,7 +123,8 @@ def test_an_order_travels_whole() -> None:
     one, other = socket.socketpair()
     with one, other:
         settings = Settings(bundle="m.edge", workers=2, bundles=("a", "b"))
-        order = Order(2, Journal(settings, 3, {"x": "why"}, ("y",)), 20)
+        journal = Journal(settings, 3, {"x": "why"}, ("y",))
+        order = Order(2, journal, 20, (Listener(Plane.CONTROL, 7),), 8)
         send_order(one, order)
         assert receive_order(other) == order
         one.close()
