@@ -88,6 +88,7 @@ def test_one_that_drains_alone_leaves_what_comes_to_the_others(tmp_path: Path) -
         client.send(REQUEST[:-1])
         ending = psutil.Process(pid)
         ending.terminate()
+        wait_for(lambda: not listens(ending))
         assert heard(queued(process.url, 40)) == [200] * 40
         assert ending.is_running()
         client.send(REQUEST[-1:])
@@ -110,6 +111,10 @@ def test_a_server_that_drains_lets_nobody_wait(tmp_path: Path) -> None:
             assert client.response()[0] == 200
         process.popen.communicate(timeout=30)
         assert process.popen.returncode == 0
+
+
+def listens(worker: psutil.Process) -> bool:
+    return any(c.status == psutil.CONN_LISTEN for c in worker.net_connections("tcp"))
 
 
 def refuses(url: str) -> bool:

@@ -33,7 +33,10 @@ def controlled_server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterato
         yield served
 
 
-@pytest.fixture(scope="session")
-def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serve(echo_bundle(tmp_path_factory.mktemp("conformance"))) as served:
+@pytest.fixture(scope="session", params=PROCESSES, ids=AS_PROCESSES)
+def echo_server(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Served]:
+    bundle = echo_bundle(tmp_path_factory.mktemp("conformance"))
+    with serve(bundle, "--workers", request.param) as served:
         yield served
