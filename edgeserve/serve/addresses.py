@@ -18,6 +18,16 @@ def addresses_of(host: str) -> tuple[str, ...]:
     return ("127.0.0.1", "::1") if _has_ipv6() else ("127.0.0.1",)
 
 
+def resolved(host: str) -> tuple[str, ...]:
+    """The addresses that `host` stands for where it is listened on each by itself. Raises OSError."""
+    found = [
+        str(address[0])
+        for name in addresses_of(host)
+        for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    ]
+    return tuple(dict.fromkeys(found))
+
+
 def joined(host: str, port: int) -> str:
     """HOST:PORT as URLs have it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -63,3 +63,25 @@ def test_where_only_the_first_address_is_free_it_alone_is_used(*, share: bool) -
         with ReservedPorts(asked) as reserved:
             assert (reserved.settings.host, reserved.settings.http_port) == (BOTH[0], port)
             assert with_ports(asked, reserved.settings) == reserved.settings
+
+
+@pytest.mark.skipif(len(BOTH) < 2, reason="there is no IPv6 here")
+def test_every_address_of_a_name_is_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = socket.getaddrinfo
+
+    def resolver(host: str, *args: object, **options: object) -> list[tuple[object, ...]]:
+        names = BOTH if host == "device.test" else (host,)
+        return [found for name in names for found in ask(name, *args, **options)]  # type: ignore[call-overload]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    settings = Settings(bundle="m.edge", http_port=0, host="device.test", workers=2)
+    with ReservedPorts(settings) as reserved:
+        found = {(one.worker, one.socket.getsockname()[0]) for one in reserved.bound}
+        assert found == {(worker, host) for worker in (1, 2) for host in BOTH}
+        assert reserved.settings.host == "device.test"
+
+
+def test_a_name_of_nothing_is_named() -> None:
+    settings = Settings(bundle="m.edge", http_port=0, host="nowhere.invalid", workers=2)
+    with pytest.raises(EnvironmentProblem, match=r"nowhere\.invalid"):
+        ReservedPorts(settings)

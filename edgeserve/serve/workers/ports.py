@@ -12,7 +12,7 @@ from typing import Final, Self
 import msgspec
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.addresses import LOCALHOST, addresses_of, joined, resolved
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.siblings.inherited import Plane
 
@@ -62,8 +62,9 @@ class ReservedPorts:
             if port is None:
                 continue
             where = "control_host" if field == "control_port" else "host"
-            host, *others = addresses_of(getattr(settings, where) or LOCALHOST)
+            host, others = getattr(settings, where) or LOCALHOST, []
             try:
+                host, *others = resolved(host)
                 got = self._reserve(field, host, port)
             except OSError as error:
                 self.close()
