@@ -27,7 +27,7 @@ from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 from tests.bundles import write_bundle
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.test_large_json import HEALTH, failures, in_flight, wait_for
+from tests.serve.held import HEALTH, Held, failures, in_flight, wait_for
 
 WIDTH = 20_000  # 80 KB as an array
 STEPS = np.arange(WIDTH, dtype=np.float32) / 7
@@ -71,30 +71,9 @@ def server(edge: Path) -> Iterator[Background]:
         yield running
 
 
-class Held:
-    """Encoding that goes on only once it may."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun = threading.Semaphore(0)
-        self.may_go_on = threading.Event()
-        encode = v2.Codec.encode
-
-        def held(
-            codec: v2.Codec, request: v2.InferRequest, outputs: Tensors, candidate: Candidate
-        ) -> v2.Encoded:
-            self.begun.release()
-            assert self.may_go_on.wait(20), "nothing else happened while an answer was encoded"
-            return encode(codec, request, outputs, candidate)
-
-        monkeypatch.setattr(v2.Codec, "encode", held)
-
-    def wait(self) -> None:
-        assert self.begun.acquire(timeout=20)
-
-
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    made = Held(monkeypatch)
+    made = Held(monkeypatch, "encode")
     yield made
     made.may_go_on.set()
 

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from edgeserve.serve.protocols import document, json_data, v2
 from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.serve.conftest import RawClient, infer_body, post
+from tests.serve.held import HEALTH, Held, failures, in_flight, wait_for
 from tests.serve.repositories import version
 
-HEALTH = b"GET /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n"
 PADDING = b" " * 40_000
 
 
@@ -35,45 +35,11 @@ def large(rows: list[list[float]], **extra: Any) -> bytes:
     return infer_body(rows, **extra).replace(b'"inputs": [', b'"inputs": [' + PADDING)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-class Held:
-    """Decoding that goes on only once it may."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun = threading.Semaphore(0)
-        self.may_go_on = threading.Event()
-        decode = v2.Codec.decode
-
-        def held(codec: v2.Codec, body: bytes, header_length: int | None) -> v2.InferRequest:
-            self.begun.release()
-            assert self.may_go_on.wait(20), "nothing else happened while a request was decoded"
-            return decode(codec, body, header_length)
-
-        monkeypatch.setattr(v2.Codec, "decode", held)
-
-    def wait(self) -> None:
-        assert self.begun.acquire(timeout=20)
-
-
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    made = Held(monkeypatch)
+    made = Held(monkeypatch, "decode")
     yield made
     made.may_go_on.set()
-
-
-def failures(server: Background, reason: str) -> int:
-    with RawClient(server.url) as client:
-        client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
-        text = client.response()[2].decode()
-    (line,) = [x for x in text.splitlines() if f'reason="{reason}"' in x and "_total" in x]
-    return int(float(line.rpartition(" ")[2]))
 
 
 @pytest.mark.parametrize("coding", ["plain", "gzip"])
@@ -319,14 +285,6 @@ def test_the_depth_of_much_json_is_found_across_steps(monkeypatch: pytest.Monkey
     for text in (b"[]" * 300 + b"[" * 101, b"{[" * 50 + b"[" + b"]" * 80, b"[{" * 60):
         with pytest.raises(InvalidInput, match="deeper than 100"):
             document.check_depth(text, 100)
-
-
-def in_flight(server: Background) -> int:
-    with RawClient(server.url) as client:
-        client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
-        lines = client.response()[2].decode().splitlines()
-    (line,) = [x for x in lines if x.startswith("edgeserve_in_flight_requests ")]
-    return int(float(line.rpartition(" ")[2]))
 
 
 def test_what_waits_to_be_read_is_not_when_its_client_has_left(

@@ -35,8 +35,8 @@ from tests.serve.grpc.conftest import (
     tensor,
 )
 from tests.serve.grpc.models import NUMERIC
+from tests.serve.held import failures
 from tests.serve.slow import slow
-from tests.serve.test_large_json import failures
 
 
 def close_to(got: Any, x: Any) -> None:

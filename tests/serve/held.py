@@ -1,0 +1,58 @@
+"""Coding that goes on only once a test lets it: what else the server does meanwhile can be seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+
+from edgeserve.serve.app import Background
+from edgeserve.serve.protocols import v2
+from tests.serve.conftest import RawClient
+
+HEALTH = b"GET /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n"
+
+
+class Held:
+    """Decoding, or encoding, that waits for `may_go_on`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, what: Literal["decode", "encode"]) -> None:
+        self.begun = threading.Semaphore(0)
+        self.may_go_on = threading.Event()
+        original = getattr(v2.Codec, what)
+
+        def held(*args: Any) -> Any:
+            self.begun.release()
+            assert self.may_go_on.wait(20), f"nothing else happened during {what}"
+            return original(*args)
+
+        monkeypatch.setattr(v2.Codec, what, held)
+
+    def wait(self) -> None:
+        assert self.begun.acquire(timeout=20)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def failures(server: Background, reason: str) -> int:
+    with RawClient(server.url) as client:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+        text = client.response()[2].decode()
+    (line,) = [x for x in text.splitlines() if f'reason="{reason}"' in x and "_total" in x]
+    return int(float(line.rpartition(" ")[2]))
+
+
+def in_flight(server: Background) -> int:
+    with RawClient(server.url) as client:
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+        lines = client.response()[2].decode().splitlines()
+    (line,) = [x for x in lines if x.startswith("edgeserve_in_flight_requests ")]
+    return int(float(line.rpartition(" ")[2]))
