@@ -286,8 +286,9 @@ class ServedModel:
         if self._closed or self.wanted is None:
             raise ModelUnavailable(f"model '{self.name}' is not ready", cause=self._reason)
         self._waiting = [w for w in self._waiting if not w[0].settled]
-        if len(self._waiting) >= self.settings.queue:
-            raise QueueFull(f"{len(self._waiting)} requests wait for the model to be loaded")
+        held, most = self._held(request.priority)
+        if held >= most:
+            raise QueueFull(f"{held} requests wait for the model to be loaded")
         pending = Pending(request.inputs, request.rows, answer, began)
         set_clock(pending, self.settings, request.timeout_s, request.priority, self._loop)
         if pending.settled:
@@ -295,6 +296,16 @@ class ServedModel:
         self._waiting.append((pending, request.priority))
         self.wanted(self)
         return pending
+
+    def _held(self, priority: int) -> tuple[int, int]:
+        """How many wait for the model to be loaded that are counted with this one, and how many may."""
+        settings = self.settings
+        levels = [settings.known(p) for _, p in self._waiting]
+        apart = settings.apart
+        mine = settings.known(priority)
+        if mine in apart:
+            return levels.count(mine), apart[mine]
+        return sum(level not in apart for level in levels), settings.queue
 
     def cancel(self, pending: Pending) -> None:
         """The client is gone: what has not been started is not run."""

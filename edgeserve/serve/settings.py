@@ -192,6 +192,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for field in ModelSettings.__struct_fields__
             if field not in ("bundle", "name") and (value := getattr(model, field)) is not UNSET
         }
+        return self.changed(own)
+
+    def changed(self, own: dict[str, Any]) -> Settings:
+        """With what one model's table or file says. Where that has fewer priorities, tables about others are
+        not for it."""
+        if "priority_levels" in own and "priority" not in own:
+            levels = own["priority_levels"]
+            own = {**own, "priority": tuple(p for p in self.priority if p.level <= levels)}
         return msgspec.structs.replace(self, **own)
 
     def for_model(self) -> ModelSettings:

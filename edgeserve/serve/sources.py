@@ -232,7 +232,7 @@ def _merged(settings: Settings, config: TritonConfig) -> Settings:
         "priority": config.priority or None,
         "instances": config.instances,
     }
-    return msgspec.structs.replace(settings, **{k: v for k, v in own.items() if v is not None})
+    return settings.changed({k: v for k, v in own.items() if v is not None})
 
 
 def _labels(folder: Path, root: Path, config: TritonConfig | None) -> tuple[str, ...] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +20,12 @@ from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain
 from edgeserve.errors import EnvironmentProblem, UsageError
 from edgeserve.serve.app import Background
+from edgeserve.serve.http.connection import Connection
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.limits import Limits
 from edgeserve.serve.settings import Settings
-from tests.bundles import linear
+from tests.bundles import linear, linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 
@@ -440,3 +446,38 @@ def test_stopping_leaves_no_thread(bundle: Path) -> None:
     with Background(Settings(bundle=str(bundle), http_port=0, batching=True)) as running:
         assert running.started.models[0].name == "linear"
     assert {t for t in threading.enumerate() if t.is_alive()} <= before
+
+
+def test_who_does_not_read_is_not_answered_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request at a time, each asking for a large answer that nobody reads."""
+    blocked: list[bool] = []
+    respond = Connection.respond
+
+    def noted(connection: Connection, request: Request, response: Response) -> None:
+        blocked.append(connection._blocked)
+        respond(connection, request, response)
+
+    monkeypatch.setattr(Connection, "respond", noted)
+    limits = Limits(send_s=1.0)
+    with Background(
+        Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, limits=limits)
+    ) as one:
+        host, _, port = one.url.removeprefix("http://").rpartition(":")
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((host, int(port)))
+            client.setblocking(False)
+            with pytest.raises(ConnectionError):
+                ask_on(client, 60.0)
+    assert len(blocked) > 1
+    assert not any(blocked)
+
+
+def ask_on(client: socket.socket, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            client.send(b"GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n")
+        time.sleep(0.005)

@@ -260,13 +260,39 @@ def test_pieces_are_the_whole(dtype: str, rows: int, data: st.DataObject) -> Non
     whole = encoded(array, dtype, allow_nan=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers, "_PIECE", data.draw(st.integers(8, 40)))
-        patch.setattr(answers, "_TEXTS", data.draw(st.integers(1, 4)))
+        patch.setattr(answers, "_TEXT", data.draw(st.integers(1, 8)))
         assert encoded(array, dtype, allow_nan=True) == whole
     (output,) = json.loads(whole)["outputs"]
     if dtype == "BYTES":
         assert output["data"] == [text.decode() for text in array.reshape(-1)]
     else:
         np.testing.assert_array_equal(np.array(output["data"], array.dtype), array.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("texts", "size"), [(3, 10), (2_000, 20_000), (10_000, 10), (10_000, 2_000)]
+)
+def test_texts_count_with_their_length(
+    texts: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.array([b"a" * size] * texts, object)
+    spec = TensorSpec("y", "BYTES", ("n",))
+    codec = v2.Codec("m", "1", Interface((), (spec,)))
+    request = v2.InferRequest({}, 1, (v2.RequestedOutput("y", binary=False),))
+    found = codec.written_bytes(request, {"y": array})
+    assert texts * size <= found <= texts * (size + 9)
+    written = []
+    json_data = answers.json_data
+
+    def noted(name: str, array: Array, *others: Any, **how: Any) -> bytes:
+        written.append(sum(map(len, array)))
+        return json_data(name, array, *others, **how)
+
+    monkeypatch.setattr(answers, "json_data", noted)
+    body = b"".join(codec.encode(request, {"y": array}, CANDIDATE).parts)
+    assert json.loads(body)["outputs"][0]["data"] == ["a" * size] * texts
+    assert max(written) < 65_536 + size
+    assert sum(written) == texts * size
 
 
 def test_an_answer_in_pieces_is_bounded_while_it_is_written(

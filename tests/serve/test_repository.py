@@ -17,6 +17,7 @@ from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelU
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, ResponseCache
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
+from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.opening import Opener
 from edgeserve.serve.protocols.v2 import InferRequest, RequestedOutput
 from edgeserve.serve.repository import ModelRepository
@@ -312,6 +313,30 @@ def test_time_runs_out_while_a_model_is_loaded(tmp_path: Path) -> None:
             assert await ask(model) == 3
             assert len(answers) == 1
             assert model.statistics().inference_count == 1
+
+    asyncio.run(story())
+
+
+def test_levels_are_counted_apart_while_a_model_is_loaded(tmp_path: Path) -> None:
+    async def story() -> None:
+        for number in (1, 2, 3):
+            shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
+        own = (PrioritySettings(3, queue=2),)
+        settings = folder_settings(tmp_path / "m", queue=1, priority_levels=3, priority=own)
+        async with repository_of(settings, budget=2_000_000) as repository:
+            model = repository.find("m3")
+            answers: list[Outcome | EdgeServeError] = []
+            wanted = (RequestedOutput("y", False),)
+            async with repository._memory._lock:
+                for priority in (3, 1, 2, 3, 3):
+                    x = np.zeros((1, 4), np.float32)
+                    model.infer(
+                        InferRequest({"x": x}, 1, wanted, priority=priority), answers.append
+                    )
+                assert [str(a)[:15] for a in answers] == ["1 requests wait", "2 requests wait"]
+            while len(answers) < 5:  # noqa: ASYNC110 - the engine sets it
+                await asyncio.sleep(0.01)
+            assert [type(a) for a in answers[2:]] == [Outcome] * 3
 
     asyncio.run(story())
 

@@ -268,3 +268,18 @@ def toml(values: dict[str, Any]) -> str:
     """Flat TOML; JSON's strings, numbers and booleans are also TOML's."""
     lines = [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in values.items()]
     return "\n".join(lines)
+
+
+@pytest.mark.parametrize(("own", "levels"), [({}, [3]), ({"priority": [{"level": 2}]}, [2])])
+def test_tables_about_priorities_that_a_model_does_not_have_are_not_for_it(
+    own: dict[str, object], levels: list[int]
+) -> None:
+    settings = settings_from(
+        {
+            "bundle": "a.edge", "priority_levels": 3, "priority": [{"level": 3, "queue": 9}],
+            "model": [{"name": "m", "bundle": "b.edge", "priority_levels": 2, **own}],
+        }
+    )  # fmt: skip
+    settings.check()
+    assert [p.level for p in settings.priority] == [3]
+    assert [p.level for p in settings.of(settings.model[0]).priority] == levels[: bool(own)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -14,7 +17,11 @@ import tritonclient.http as triton
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.app import Background
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.limits import Limits
+from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.tls import Tls
 from tests.bundles import linear
@@ -175,3 +182,42 @@ def test_a_renewal_that_does_not_fit_keeps_the_old_one(
     tls.refresh()
     assert caplog.text.count("is not used") == 1
     assert tls.pem()[0] == certificate.read_bytes()
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_handshake_that_ends_while_the_server_drains_holds_nobody_up(
+    authority: Authority, *, adopted: bool
+) -> None:
+    certificate, key = authority.issue("localhost", "draining")
+
+    async def story() -> None:
+        tls = Tls(str(certificate), str(key))
+        held: list[Request] = []
+        server = HttpServer(held.append, Limits(), ServerMetrics(), tls)
+        host, port = await server.listen("127.0.0.1", 0)
+        context = client_context(authority)
+        _, writer = await asyncio.open_connection(host, port, ssl=context)
+        writer.write(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n")
+        while not held:  # noqa: ASYNC110 - the server's handler sets it
+            await asyncio.sleep(0.01)
+        if adopted:
+            late, theirs = socket.socketpair()
+            server.adopt(theirs)
+        else:
+            late = socket.create_connection((host, port))
+            await asyncio.sleep(0.1)
+        late.setblocking(False)
+        drained = asyncio.ensure_future(server.drain(60))
+        await asyncio.sleep(0.1)
+        _, other = await asyncio.open_connection(
+            sock=late, ssl=context, server_hostname="localhost"
+        )
+        held[0].respond(Response.json({}))
+        assert await asyncio.wait_for(drained, 30)
+        await server.close()
+        for one in (writer, other):
+            one.close()
+            with contextlib.suppress(OSError):  # the server has closed it
+                await one.wait_closed()
+
+    asyncio.run(story())

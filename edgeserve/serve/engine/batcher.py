@@ -77,7 +77,7 @@ class Engine:
         )
         self._queue = RequestQueue(policy, settings.priorities, delays=settings.delays)
         # Requests of the levels whose number is bounded apart.
-        self._apart = {p - 1: 0 for p, own in settings.levels.items() if own.queue is not None}
+        self._apart = {priority - 1: 0 for priority in settings.apart}
         self._mailbox = None if self.inline else Mailbox(loop)
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
@@ -176,7 +176,7 @@ class Engine:
             if held >= self.settings.queue:
                 self._make_room(level, held)
             return
-        if held >= (self.settings.levels[level + 1].queue or 0):
+        if held >= self.settings.apart[level + 1]:
             raise self._full(held)
         self._apart[level] += 1
 

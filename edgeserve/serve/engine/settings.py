@@ -62,6 +62,11 @@ class EngineSettings(msgspec.Struct, frozen=True):
         return self.levels.get(self.known(priority), self)
 
     @property
+    def apart(self) -> dict[int, int]:
+        """How many requests may wait or run of the priorities that have a queue of their own."""
+        return {p: own.queue for p, own in self.levels.items() if own.queue is not None}
+
+    @property
     def delays(self) -> bool:
         """Whether a request's time may be over without an end to its waiting."""
         rules: list[EngineSettings | LevelSettings] = [self, *self.levels.values()]

@@ -205,7 +205,7 @@ class Inference:
         if isinstance(result, Outcome):
             try:
                 self._write_regions(result)
-                size = sum([result.outputs[w.name].nbytes for w in self._wanted()])
+                size = sum([binary.content_bytes(result.outputs[w.name]) for w in self._wanted()])
                 limit = self._owner.limits.send_bytes
                 if size > limit:
                     raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")

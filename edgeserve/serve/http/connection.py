@@ -107,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._close_after and self._current is None:
             return
-        if not self._buffer and self._head is None and self._current is None:
+        if not self._buffer and self._head is None and self._current is None and not self._blocked:
             if self._begins_again(count):
                 return
             self.since = time.monotonic()
@@ -271,7 +271,8 @@ class Connection(asyncio.BufferedProtocol):
         if request is not self._current:
             return  # answered already, or its client is gone
         self._current = None
-        self.since = time.monotonic()
+        if not self._blocked:
+            self.since = time.monotonic()
         request.body = b""
         self._release()
         if self._transport is None:

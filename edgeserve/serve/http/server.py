@@ -51,6 +51,7 @@ class HttpServer:
         self._addresses: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._servers: list[asyncio.Server] = []
+        self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._shrink_at = time.monotonic() + _SHRINK_S
 
@@ -110,6 +111,8 @@ class HttpServer:
         self._connections.add(connection)
         self._addresses[connection.address] += 1
         self._metrics.connections.inc()
+        if self._draining:  # it was in its handshake when the others were told
+            asyncio.get_running_loop().call_soon(connection.finish)
         if len(self._connections) > self.limits.connections:
             return "too many connections"
         if self._addresses[connection.address] > self.limits.connections_per_address:
@@ -142,12 +145,15 @@ class HttpServer:
             await asyncio.sleep(0)
         for server in self._servers:
             server.close()
+        self._draining = True
         for connection in list(self._connections):
             connection.finish()
-        if self._connections:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                if self._adopting:
+                    await asyncio.wait(self._adopting)
+                if self._connections:
+                    self._empty.clear()
                     await self._empty.wait()
         return not any(connection.owes for connection in self._connections)
 

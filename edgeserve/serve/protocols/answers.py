@@ -25,9 +25,9 @@ from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Array, Interface, Tensors, dtype_name
 
 _KEPT_ENTRIES: Final = 256
-# Bytes of an array that take some hundred microseconds to write as JSON; strings take longer.
+# Bytes of an array that take some hundred microseconds to write as JSON; what a string takes besides its own.
 _PIECE: Final = 65_536
-_TEXTS: Final = 2_048
+_TEXT: Final = 32
 # Python's lock goes to another thread only while its holder does not want it back.
 _PAUSE_S: Final = 1e-6
 
@@ -55,6 +55,7 @@ class Encoder:
             orjson.dumps(name),
             orjson.dumps(version),
         )
+        self._content = binary.content_of(interface.outputs)
         self._types = {s.name: (s.numpy_dtype, s.dtype) for s in interface.outputs}
         self._labels = labels
         self._limits = limits
@@ -78,7 +79,7 @@ class Encoder:
                 array = classify(array, wanted.classes, self._labels)
             if len(text) > 3:
                 text.append(b",")
-            if array.nbytes <= _PIECE or wanted.binary or wanted.region is not None:
+            if wanted.binary or wanted.region is not None or self._content(array) <= _PIECE:
                 text.append(self._entry(wanted, array, blobs, request.allow_nan))
                 continue
             for piece in self._in_pieces(wanted.name, array, request.allow_nan):
@@ -100,7 +101,7 @@ class Encoder:
     def _check_size(self, wanted: tuple[RequestedOutput, ...], outputs: Tensors) -> None:
         size = 0
         for output in wanted:
-            size += outputs[output.name].nbytes
+            size += self._content(outputs[output.name])
         if size > self._limits.output_bytes:
             raise InvalidInput(
                 f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
@@ -125,10 +126,11 @@ class Encoder:
         start, datatype = self._described(name, array)
         yield start + b',"data":['
         flat = np.ascontiguousarray(array).reshape(-1)
-        step = _TEXTS if flat.dtype == object else _PIECE // flat.itemsize
-        for first in range(0, flat.size, step):
-            piece = json_data(name, flat[first : first + step], datatype, allow_nan=allow_nan)
-            yield b"".join((b"," if first else b"", memoryview(piece)[1:-1]))
+        comma = b""
+        for part in _texts(flat) if flat.dtype == object else _numbers(flat):
+            piece = json_data(name, part, datatype, allow_nan=allow_nan)
+            yield b"".join((comma, memoryview(piece)[1:-1]))
+            comma = b","
             time.sleep(_PAUSE_S)
         yield b"]}"
 
@@ -164,6 +166,24 @@ class Encoder:
                 "shared_memory_byte_size": len(data),
             }
         )
+
+
+def _numbers(flat: Array) -> Iterator[Array]:
+    step = _PIECE // flat.itemsize
+    for first in range(0, flat.size, step):
+        yield flat[first : first + step]
+
+
+def _texts(flat: Array) -> Iterator[Array]:
+    """Runs of strings that take about as long to write; one that is long by itself is not cut."""
+    first = size = 0
+    for at, text in enumerate(flat):
+        size += _TEXT + (len(text) if isinstance(text, bytes | str) else 0)
+        if size >= _PIECE:
+            yield flat[first : at + 1]
+            first, size = at + 1, 0
+    if first < len(flat):
+        yield flat[first:]
 
 
 def _about(candidate: Candidate) -> bytes:

@@ -53,6 +53,7 @@ class Codec:
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(None)
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
+        self._content = binary.content_of(interface.outputs)
         self._ports = {
             s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
         }
@@ -100,7 +101,7 @@ class Codec:
             array = outputs[wanted.name]
             as_it_is = wanted.binary or wanted.region is not None
             if not as_it_is or wanted.classes or array.dtype.hasobject:
-                size += array.nbytes
+                size += self._content(array)
         return size
 
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:

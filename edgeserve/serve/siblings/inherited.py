@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
 from enum import IntEnum
 
 import msgspec
+
+log = logging.getLogger(__name__)
 
 
 class Plane(IntEnum):
@@ -54,8 +57,10 @@ class Inherited:
             return None
         if not data:
             raise EOFError
-        if not descriptors:  # this process may have no more files open
+        if not descriptors:
+            log.warning("a connection was lost: this process may have no more files open")
             return None
+        os.set_inheritable(descriptors[0], False)
         return Plane(data[0]), socket.socket(fileno=descriptors[0])
 
     def close(self) -> None:
