@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import chain, zip_longest
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,8 @@ from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Array, Interface, Tensors, dtype_name
 
 _KEPT_ENTRIES: Final = 256
+# Outputs that nobody need look at more closely.
+_SMALL: Final = 1_024
 # Bytes of an array that take some hundred microseconds to write as JSON; what a string takes besides its own.
 _PIECE: Final = 65_536
 _TEXT: Final = 32
@@ -55,7 +58,8 @@ class Encoder:
             orjson.dumps(name),
             orjson.dumps(version),
         )
-        self._content = binary.content_of(interface.outputs)
+        self._texts = any(s.dtype == "BYTES" for s in interface.outputs)
+        self._content = binary.content_bytes if self._texts else attrgetter("nbytes")
         self._types = {s.name: (s.numpy_dtype, s.dtype) for s in interface.outputs}
         self._labels = labels
         self._limits = limits
@@ -63,12 +67,31 @@ class Encoder:
         self._where: tuple[Candidate | None, bytes] = (None, b"")
         self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
 
+    def written_bytes(self, request: InferRequest, outputs: Tensors) -> int:
+        """How much of the requested outputs, at most, has to be written piece by piece: as JSON, as classes,
+        and strings; the rest is sent as it is. Raises InvalidInput for more than is sent."""
+        size = 0
+        for wanted in request.outputs:
+            size += self._content(outputs[wanted.name])
+        if size > self._limits.output_bytes:
+            raise InvalidInput(
+                f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
+            )
+        if size <= _SMALL:
+            return size
+        return sum(
+            self._content(outputs[w.name])
+            for w in request.outputs
+            if self._texts or not (w.binary or w.region) or w.classes
+        )
+
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+        """Of outputs that `written_bytes` has let pass. Raises InvalidInput for what JSON cannot express, and
+        for more text than is sent."""
         known, where = self._where
         if known is not candidate:
             where = _about(candidate)
             self._where = candidate, where
-        self._check_size(request.outputs, outputs)
         identity = b"" if request.id is None else b',"id":' + msgspec.json.encode(request.id)
         text: list[Any] = [self._start, identity, where]
         blobs: list[Any] = []
@@ -88,24 +111,17 @@ class Encoder:
                     raise self._too_large()
                 text.append(piece)
         text.append(b"]}")
-        if not size:
-            text = [b"".join(text)]
-        size = sum(map(len, text))
+        if size:
+            size = sum(map(len, text))
+        else:
+            head = b"".join(text)
+            text, size = [head], len(head)
         if size > self._limits.output_bytes:
             raise self._too_large()
         return Encoded([*text, *blobs], size) if blobs else Encoded(text)
 
     def _too_large(self) -> InvalidInput:
         return InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
-
-    def _check_size(self, wanted: tuple[RequestedOutput, ...], outputs: Tensors) -> None:
-        size = 0
-        for output in wanted:
-            size += self._content(outputs[output.name])
-        if size > self._limits.output_bytes:
-            raise InvalidInput(
-                f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
-            )
 
     def _entry(
         self, wanted: RequestedOutput, array: Array, blobs: list[Any], allow_nan: bool

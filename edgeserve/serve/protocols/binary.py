@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
-from operator import attrgetter
 from typing import Final
 
 import numpy as np
@@ -66,11 +64,6 @@ def content_bytes(array: Array) -> int:
     first = array.reshape(-1)[:_COUNTED].tolist()
     known = sum([len(t) if isinstance(t, bytes | str) else 1 for t in first])
     return array.nbytes + known * array.size // max(1, len(first))
-
-
-def content_of(specs: Iterable[TensorSpec]) -> Callable[[Array], int]:
-    """content_bytes for tensors of these kinds: quick where there are no strings."""
-    return content_bytes if any(s.dtype == "BYTES" for s in specs) else attrgetter("nbytes")
 
 
 def to_bytes(array: Array) -> bytes | memoryview:

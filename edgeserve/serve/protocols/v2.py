@@ -53,7 +53,6 @@ class Codec:
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(None)
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
-        self._content = binary.content_of(interface.outputs)
         self._ports = {
             s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
         }
@@ -63,6 +62,8 @@ class Codec:
         }
         self._repeated = Repeated()
         self._encoder = answers.Encoder(name, version, interface, labels, self._limits, self._shm)
+        # To be asked before `encode`.
+        self.written_bytes = self._encoder.written_bytes
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
         """Decode one infer request; `header_length` is Inference-Header-Content-Length.
@@ -92,17 +93,6 @@ class Codec:
         if header_length is None or self._has_texts:
             return size
         return min(size, header_length)
-
-    def written_bytes(self, request: InferRequest, outputs: Tensors) -> int:
-        """How much of the requested outputs has to be written piece by piece: as JSON, as classes, and
-        strings; the rest is sent as it is."""
-        size = 0
-        for wanted in request.outputs:
-            array = outputs[wanted.name]
-            as_it_is = wanted.binary or wanted.region is not None
-            if not as_it_is or wanted.classes or array.dtype.hasobject:
-                size += self._content(array)
-        return size
 
     def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
         """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
