@@ -75,7 +75,7 @@ class TfliteToTflite:
                 if not options.get("calibration"):
                     raise ValueError(f"{name} needs calibration data")
                 data = Path(str(options["calibration"]))
-                samples = _samples(data, bindings["inputs"])
+                samples = _samples(data, bindings["inputs"], _called(file, signature))
                 # The quantizer makes a list of what it is given, and goes on where it was.
                 while part := list(islice(samples, _AT_ONCE)):
                     measured = tool.calibrate(
@@ -126,6 +126,14 @@ def _with_signature(source: Path, scratch: Path) -> tuple[Path, str]:
     return copy, "serving_default"
 
 
+def _called(file: Path, signature: str) -> dict[str, str]:
+    """What the signature calls the inputs, by their tensors' names: TensorFlow's differ."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(file)).get_signature_runner(signature)
+    return {str(tensor["name"]): name for name, tensor in runner.get_input_details().items()}
+
+
 def _per_tensor(qtyping: Any, method: str) -> Any:
     """How operators are quantized with one scale for all of their weights (int8)."""
     activations = None
@@ -167,7 +175,9 @@ def _left_in_float(file: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _samples(
+    calibration: Path, inputs: Mapping[str, Any], called: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
     """The requests, called and laid out as the file wants them."""
     import numpy as np
 
@@ -176,7 +186,8 @@ def _samples(calibration: Path, inputs: Mapping[str, Any]) -> Iterator[dict[str,
         for name, array in request.items():
             binding = inputs.get(name) or {"name": name, "permutation": None}
             order = binding["permutation"]
-            laid_out[binding["name"]] = np.ascontiguousarray(
+            tensor = binding["name"]
+            laid_out[called.get(tensor, tensor)] = np.ascontiguousarray(
                 array if order is None else array.transpose(order)
             )
         yield laid_out

@@ -39,6 +39,8 @@ from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets import Target
 from edgeserve.tensors import Interface
 
+# Whose documentation says so; LiteRT adds in 32 bits.
+_SATURATING: Final = ("onnxruntime", "openvino")
 _SATURATES: Final = (
     "int8 was proven on this CPU, which has no VNNI: its sums may saturate, those of a CPU with VNNI do "
     "not (--target cpu-x86-avx2 leaves them room)"
@@ -317,7 +319,9 @@ def _few_threads(rows: Sequence[Row]) -> list[str]:
 
 def _saturation(target: Target, rows: Sequence[Row]) -> list[str]:
     """What of int8 was measured here may be worse than on a target whose sums do not saturate."""
-    measured = any(r.precision == "int8" and r.measured is not None for r in rows)
+    measured = any(
+        r.precision == "int8" and r.measured is not None and r.runtime in _SATURATING for r in rows
+    )
     if not measured or target.quantization.reduce_range or not machine().int8_saturates:
         return []
     return [_SATURATES]

@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -122,6 +123,47 @@ def test_static_int8_is_near_the_source(tmp_path: Path) -> None:
     inputs = {"image": images(32)}
     got = run(main, "int8", SMALL_CNN, inputs)["logits"]
     wanted = reference(small_cnn(), inputs)["logits"]
+    assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
+
+
+def with_signature_input(file: Path, name: str, copy: Path) -> Path:
+    """The file, whose signature calls its input so, as TensorFlow's call it otherwise than the tensor."""
+    flatbuffers = pytest.importorskip("flatbuffers", reason="needs ai-edge-litert")
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(file.read_bytes(), 0))
+    model.signatureDefs[0].inputs[0].name = name.encode()
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    copy.write_bytes(bytes(builder.Output()))
+    return copy
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_signature_may_call_inputs_otherwise_than_their_tensors(tmp_path: Path) -> None:
+    renamed = with_signature_input(
+        DATA / "small-cnn-fp32.tflite", "picture", tmp_path / "renamed.tflite"
+    )
+    tensor = Interpreter(str(renamed)).get_input_details()[0]["name"]
+    assert tensor != "picture"
+    np.savez(
+        tmp_path / "calibration.npz",
+        **{f"{i}/{tensor}": image[None] for i, image in enumerate(images(32, seed=2))},
+    )
+    main = convert(
+        renamed,
+        tmp_path / "out",
+        "tflite-to-tflite",
+        precision="int8",
+        calibration=str(tmp_path / "calibration.npz"),
+    )
+    spec = msgspec.structs.replace(SMALL_CNN.inputs[0], name=tensor)
+    interface = msgspec.structs.replace(SMALL_CNN, inputs=(spec,))
+    got = run(main, "int8", interface, {tensor: images(32)})["logits"]
+    wanted = reference(small_cnn(), {"image": images(32)})["logits"]
     assert 10 * np.log10(np.sum(wanted**2) / np.sum((got - wanted) ** 2)) > 20
 
 
