@@ -58,7 +58,7 @@ def ranges(file: Path) -> dict[str, tuple[float, float]]:
 
 def test_percentile_and_entropy_leave_out_what_minmax_keeps(tmp_path: Path) -> None:
     inputs = coloured(400)
-    inputs[7, 0, 3, 3] = 1000.0  # one value of 307,200: 0.0003 %
+    inputs[7, 0, 3, 3] = 100.0  # one value of 307,200: 0.0003 %; the others are below 15
     setup = Setup(tmp_path, inputs=inputs)
     found: dict[str, dict[str, tuple[float, float]]] = {}
     methods: list[CalibrationMethod] = ["minmax", "percentile", "entropy"]
@@ -68,9 +68,9 @@ def test_percentile_and_entropy_leave_out_what_minmax_keeps(tmp_path: Path) -> N
         assert recipe.calibration is not None
         assert recipe.calibration.samples == 400
         found[method] = ranges(tmp_path / f"{method}.onnx")
-    assert found["minmax"]["image"][1] == pytest.approx(1000.0, rel=0.01)
-    assert found["percentile"]["image"][1] < 200.0
-    assert found["entropy"]["image"][1] < 200.0
+    assert found["minmax"]["image"][1] == pytest.approx(100.0, rel=0.01)
+    assert found["percentile"]["image"][1] < 50.0
+    assert found["entropy"]["image"][1] < 50.0
     assert found["percentile"] != found["entropy"]
     session = onnxruntime.InferenceSession(str(tmp_path / "entropy.onnx"))
     assert session.run(None, setup.samples[0])[0].shape == (1, 10)
