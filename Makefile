@@ -1,5 +1,6 @@
 # Two commands on a fresh machine with Python 3.11 and make: `make demo`, `make test`.
 PYTHON ?= python3
+PROCESSES ?= 2
 VENV := .venv
 DEMO_VENV := .venvs/demo
 WEBGPU_VENV := .venvs/webgpu
@@ -31,8 +32,9 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
+# Files of tests side by side: much of a test's time is spent waiting.
 unit: $(VENV)/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow

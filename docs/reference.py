@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from edgeserve.cli.main import app
+from edgeserve.cli.main import command_line
 
 _WIDTH = 100
 _HEAD = """\
@@ -19,7 +19,7 @@ What `edgeserve COMMAND --help` prints, made by `make reference`. What the comma
 
 def main() -> None:
     print(_HEAD)
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(command_line())
     _print_help()
     for name, command in group.commands.items():
         _print_help(name)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _print_help(*words: str) -> None:
-    text = CliRunner().invoke(app, [*words, "--help"], terminal_width=_WIDTH).output
+    text = CliRunner().invoke(command_line(), [*words, "--help"], terminal_width=_WIDTH).output
     lines = (f"    {line}".rstrip() for line in text.strip().splitlines())
     print(f"## edgeserve {' '.join(words)}".strip(), "", *lines, "", sep="\n")
 

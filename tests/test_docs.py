@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from edgeserve.bundle import Bundle
-from edgeserve.cli.main import app
+from edgeserve.cli.main import command_line
 from tests import documented
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def test_every_documented_command_and_flag_exists(page: str, line: str) -> None:
     words = shlex.split(re.sub(r"[\[\]|`…]|\.\.\.", " ", line.partition("  #")[0]), comments=True)[
         1:
     ]
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(command_line())
     while words and words[0].startswith("-"):
         words.pop(0)
     command = group
@@ -69,7 +69,7 @@ def known_flags(command: Any) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_named_in_the_text_exists(page: Path) -> None:
     named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", page.read_text("utf-8")))
-    assert named - known_flags(typer.main.get_command(app)) <= OTHERS_FLAGS
+    assert named - known_flags(typer.main.get_command(command_line())) <= OTHERS_FLAGS
 
 
 # What is not run here, and why: patterns of lines.

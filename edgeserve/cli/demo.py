@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,13 +91,11 @@ def _step(number: str, what: str) -> None:
 
 def _run(*arguments: str) -> None:
     """One command, shown as it would be typed. Raises CheckFailed when it does not succeed."""
-    from edgeserve.cli.main import app
+    from edgeserve.cli.main import run_command
     from edgeserve.errors import CheckFailed
 
     print(f"$ edgeserve {shlex.join(arguments)}\n", flush=True)
-    code: Any = typer.main.get_command(app)(
-        args=list(arguments), prog_name="edgeserve", standalone_mode=False
-    )
+    code = run_command(arguments)
     if code:
         raise CheckFailed(
             f"edgeserve {arguments[0]} ended with exit code {code}",

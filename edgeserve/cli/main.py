@@ -1,6 +1,7 @@
-"""The `edgeserve` command: registers every command file, prints errors, sets exit codes.
+"""The `edgeserve` command: registers command files, prints errors, sets exit codes.
 
-Command files import nothing heavy at module level: `edgeserve --help` answers within 150 ms.
+Command files import nothing heavy at module level: `edgeserve --help` answers within 150 ms. The files
+of commands that are not called are not imported at all: a server does without their memory.
 """
 
 from __future__ import annotations
@@ -10,34 +11,26 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup, TyperOption
 
 import edgeserve
-from edgeserve.cli import (
-    archive,
-    bench,
-    check,
-    convert,
-    demo,
-    doctor,
-    env,
-    gate,
-    infer,
-    inspect,
-    package,
-    run,
-    status,
-    targets,
-)
 from edgeserve.cli.output import print_error
 from edgeserve.errors import EdgeServeError, UsageError
 
 # The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
 # longer depends on.
 _WrongUsage: Any = typer.BadParameter.__mro__[2]
+
+# In the order of `edgeserve --help`; each in a file of its name in edgeserve/cli.
+COMMANDS: Final = (
+    "check", "convert", "bench", "gate", "run", "infer", "status", "package", "archive", "inspect",
+    "targets", "doctor", "env", "demo",
+)  # fmt: skip
 
 # What help texts call a value, in place of the names of typer's own types.
 _METAVARS: Final = {
@@ -62,30 +55,13 @@ class _Commands(TyperGroup):
         return command
 
 
-app = typer.Typer(
-    name="edgeserve",
-    cls=_Commands,
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich-formatted help doubles the start-up time
-    pretty_exceptions_enable=False,
-    help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
-    epilog="Start with: edgeserve demo",
-)
-for command in (
-    check, convert, bench, gate, run, infer, status, package, archive, inspect, targets, doctor, env,
-    demo,
-):  # fmt: skip
-    command.register(app)
-
-
 def _version(value: bool) -> None:
     if value:
         print(f"edgeserve {edgeserve.__version__}")
         raise typer.Exit
 
 
-@app.callback()
-def options(
+def _options(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -107,6 +83,34 @@ def options(
         os.environ["EDGESERVE_QUIET"] = "1"
 
 
+def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line with the commands `names`."""
+    app = typer.Typer(
+        name="edgeserve",
+        cls=_Commands,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # rich-formatted help doubles the start-up time
+        pretty_exceptions_enable=False,
+        help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
+        epilog="Start with: edgeserve demo",
+    )
+    app.callback()(_options)
+    for name in names:
+        import_module(f"edgeserve.cli.{name}").register(app)
+    return app
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. Raises what the command raises."""
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    # No option that may stand before a command takes a value. What is no command is told beside all that are.
+    app = command_line([called] if called in COMMANDS else COMMANDS)
+    result: Any = typer.main.get_command(app)(
+        args=list(arguments), prog_name="edgeserve", standalone_mode=False
+    )
+    return result if isinstance(result, int) else 0
+
+
 def _as_ours(error: Any) -> UsageError:
     """Wrong flags told as every other error is."""
     what = error.format_message().rstrip(".")
@@ -123,10 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal without "…" is no reason to fail
     debug = "--debug" in arguments or os.environ.get("EDGESERVE_DEBUG") not in (None, "", "0")
     try:
-        result: Any = typer.main.get_command(app)(
-            args=arguments, prog_name="edgeserve", standalone_mode=False
-        )
-        sys.exit(result if isinstance(result, int) else 0)
+        sys.exit(run_command(arguments))
     except EdgeServeError as error:
         if debug:
             traceback.print_exc()

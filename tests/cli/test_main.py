@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import edgeserve
-from edgeserve.cli.main import app
+from edgeserve.cli.main import command_line
 
 HEAVY = {
     "numpy",
@@ -43,6 +43,16 @@ def test_help_imports_nothing_heavy() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_other_commands_take_no_memory() -> None:
+    code = (
+        "import sys\nfrom edgeserve.cli.main import main\n"
+        "try:\n    main(['-q', 'run', '--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "print(sorted(m for m in sys.modules if m in ('edgeserve.cli.run', 'edgeserve.cli.bench')))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "['edgeserve.cli.run']"
 
 
 def test_importing_edgeserve_imports_no_engine() -> None:
@@ -77,11 +87,11 @@ def test_version_and_help() -> None:
 
 
 def test_every_command_says_in_a_whole_line_what_it_is_for_and_has_an_example() -> None:
-    group: Any = typer.main.get_command(app)
-    text = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    group: Any = typer.main.get_command(command_line())
+    text = CliRunner().invoke(command_line(), ["--help"], terminal_width=80).output
     assert "..." not in text.partition("Commands:")[2]
     for name in group.commands:
-        said = CliRunner().invoke(app, [name, "--help"]).output
+        said = CliRunner().invoke(command_line(), [name, "--help"]).output
         assert f"Example: edgeserve {name}" in said
 
 
