@@ -220,14 +220,7 @@ class ServedModel:
             output=tensor_configs(self.interface.outputs, self.interface),
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
-            dynamic_batching=DynamicBatching(
-                settings.preferred,
-                int(settings.delay_s * 1e6),
-                settings.priorities if settings.priorities > 1 else 0,
-                settings.default_priority if settings.priorities > 1 else 0,
-            )
-            if batching
-            else None,
+            dynamic_batching=DynamicBatching.of(settings) if batching else None,
             parameters=task_parameters(self.bundle),
         )
 

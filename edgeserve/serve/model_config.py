@@ -6,9 +6,12 @@ Source: triton-inference-server/common, protobuf/model_config.proto. The structs
 
 from __future__ import annotations
 
+from typing import Final, Literal, Self
+
 import msgspec
 
 from edgeserve.bundle import Bundle
+from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
 from edgeserve.tensors import Interface, TensorSpec
 
 
@@ -28,13 +31,48 @@ class InstanceGroup(msgspec.Struct, frozen=True):
     count: int
 
 
-class DynamicBatching(msgspec.Struct, frozen=True):
-    """How requests are put together."""
+TimeoutAction = Literal["REJECT", "DELAY"]
+_ACTIONS: Final[dict[OnTimeout, TimeoutAction]] = {"reject": "REJECT", "delay": "DELAY"}
 
+
+class QueuePolicy(msgspec.Struct, frozen=True):
+    """How requests wait. Times in microseconds, 0: none; `max_queue_size` counts those that run, too."""
+
+    timeout_action: TimeoutAction
+    default_timeout_microseconds: int
+    allow_timeout_override: bool
+    max_queue_size: int
+
+    @classmethod
+    def of(cls, rules: EngineSettings | LevelSettings, queue: int) -> Self:
+        limit = round(rules.timeout_s * 1e6)
+        return cls(_ACTIONS[rules.on_timeout], limit, rules.own_timeouts, queue)
+
+
+class DynamicBatching(msgspec.Struct, frozen=True):
+    """How requests are put together, and how they wait for it."""
+
+    default_queue_policy: QueuePolicy
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     priority_levels: int = 0
     default_priority_level: int = 0
+    priority_queue_policy: dict[int, QueuePolicy] = {}
+
+    @classmethod
+    def of(cls, settings: EngineSettings) -> Self:
+        several = settings.priorities > 1
+        return cls(
+            QueuePolicy.of(settings, settings.queue),
+            settings.preferred,
+            round(settings.delay_s * 1e6),
+            settings.priorities if several else 0,
+            settings.default_priority if several else 0,
+            {
+                priority: QueuePolicy.of(own, settings.queue if own.queue is None else own.queue)
+                for priority, own in settings.levels.items()
+            },
+        )
 
 
 class Latest(msgspec.Struct, frozen=True):

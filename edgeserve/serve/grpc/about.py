@@ -230,7 +230,8 @@ def _tensor(spec: TensorSpec) -> m.ModelMetadataResponse.TensorMetadata:
 
 def _copy(source: msgspec.Struct, destination: Message) -> None:
     """Field by field, by name: these structs are named after the messages."""
-    json_format.ParseDict(msgspec.to_builtins(source), destination, ignore_unknown_fields=True)
+    fields = msgspec.to_builtins(source, str_keys=True)
+    json_format.ParseDict(fields, destination, ignore_unknown_fields=True)
 
 
 def _only_repository(name: str) -> None:

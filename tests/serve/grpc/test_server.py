@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve.app import Background
 from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.grpc.stream import READER
+from edgeserve.serve.model_settings import PrioritySettings
 from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     MAX_BODY,
@@ -87,6 +90,45 @@ def test_metadata_config_statistics_index_and_settings(
     assert list(client.get_trace_settings().settings["trace_level"].value) == ["OFF"]
     assert client.get_log_settings().settings["log_info"].bool_param
     assert not client.get_cuda_shared_memory_status().regions
+
+
+def test_the_configuration_tells_how_requests_wait(slow_file: Path) -> None:
+    own = (PrioritySettings(1, timeout=0.25, timeout_action="delay"), PrioritySettings(3, queue=5))
+    said = settings(
+        slow_file, queue=9, timeout=1.5, own_timeouts=False, priority_levels=3, default_priority=2,
+        priority=own, preferred_batches=(2, 4), batch_delay=0.003,
+    )  # fmt: skip
+    with Background(said) as running, triton.InferenceServerClient(address(running)) as client:
+        over_grpc = client.get_model_config("slow", as_json=True)["config"]["dynamic_batching"]
+        with urllib.request.urlopen(f"{running.url}/v2/models/slow/config") as answer:
+            over_http = json.load(answer)["dynamic_batching"]
+    assert over_http == {
+        "preferred_batch_size": [2, 4],
+        "max_queue_delay_microseconds": 3000,
+        "priority_levels": 3,
+        "default_priority_level": 2,
+        "default_queue_policy": queue_policy("REJECT", 1_500_000, False, 9),
+        "priority_queue_policy": {
+            "1": queue_policy("DELAY", 250_000, False, 9),
+            "3": queue_policy("REJECT", 1_500_000, False, 5),
+        },
+    }
+    # JSON of protobuf: 64-bit numbers are strings, what has its default is left out.
+    assert over_grpc["default_queue_policy"] == {
+        "default_timeout_microseconds": "1500000", "max_queue_size": 9
+    }  # fmt: skip
+    assert over_grpc["priority_queue_policy"]["1"] == {
+        "timeout_action": "DELAY", "default_timeout_microseconds": "250000", "max_queue_size": 9
+    }  # fmt: skip
+
+
+def queue_policy(action: str, timeout_us: int, own: bool, size: int) -> dict[str, object]:
+    return {
+        "timeout_action": action,
+        "default_timeout_microseconds": timeout_us,
+        "allow_timeout_override": own,
+        "max_queue_size": size,
+    }
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
