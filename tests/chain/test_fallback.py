@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, Usa
 from edgeserve.workers import WorkerSession
 from tests.bench import acme
 from tests.bundles import linear, linear_bundle
+from tests.waiting import wait_for
 
 CPU = Candidate("onnx-fp32", "onnxruntime", "cpu")
 GPU = Candidate("onnx-fp32", "onnxruntime", "gpu")
@@ -50,13 +50,6 @@ def ask(chain: Chain, count: int = 1, seed: int = 0) -> str:
     outputs, candidate = chain.run({"x": x})
     np.testing.assert_allclose(outputs["y"], linear(x), rtol=1e-5, atol=1e-6)
     return candidate.device
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def pid_of(chain: Chain) -> int:

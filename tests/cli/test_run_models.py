@@ -8,7 +8,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.cli.test_run import get, run, serving
 from tests.serve.conftest import RawClient, post
 from tests.serve.repositories import shifted_bundle, version
+from tests.waiting import wait_for
 
 
 def body(value: float) -> bytes:
@@ -30,13 +30,6 @@ def ask(url: str, model: str, value: float = 0.0) -> float:
         status, _, answer = client.response()
     assert status == 200, answer
     return float(json.loads(answer)["outputs"][0]["data"][0]) - value
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 class Asking(threading.Thread):

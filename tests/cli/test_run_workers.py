@@ -28,10 +28,11 @@ import pytest
 from edgeserve.serve.grpc import SERVICE, messages
 from tests.bundles import linear_bundle
 from tests.cli.test_run import NPU_THEN_CPU, Client, Process, get, run, serving
-from tests.cli.test_run_models import Asking, body, wait_for
+from tests.cli.test_run_models import Asking, body
 from tests.serve.conftest import RawClient, post
 from tests.serve.repositories import shifted_bundle, version
 from tests.serve.slow import slow_bundle
+from tests.waiting import wait_for
 
 TWO = ("--http-port", "0", "--workers", "2")
 OWN_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]

@@ -10,10 +10,11 @@ import pytest
 
 from edgeserve.serve.addresses import addresses_of
 from tests.cli.test_run import Process, serving
-from tests.cli.test_run_models import body, wait_for
+from tests.cli.test_run_models import body
 from tests.cli.test_run_workers import TWO, client_of_each, ready, workers
 from tests.serve.conftest import RawClient, post
 from tests.serve.repositories import shifted_bundle
+from tests.waiting import wait_for
 
 REQUEST = post(body(0), "/v2/models/m/infer")
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -376,7 +377,10 @@ def test_an_operator_that_openvino_lacks_is_named_and_the_others_serve(tmp_path:
 
 @pytest.mark.parametrize(
     ("limit", "hint"),
-    [({"max_size": 1000}, "onnx-int8 has 10"), ({"max_latency": 0.0}, " takes 0.0")],
+    [
+        ({"max_size": 1000}, r"onnx-int8 has 10"),
+        ({"max_latency": 0.0}, r"onnx-\S+ takes [\d.]+ ms"),
+    ],
 )
 def test_limits_that_nothing_keeps_are_named_with_what_comes_nearest(
     digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
@@ -388,7 +392,7 @@ def test_limits_that_nothing_keeps_are_named_with_what_comes_nearest(
             recipes=["static"], **limit,
         )  # fmt: skip
     assert "onnx-fp32: " in (caught.value.cause or "")
-    assert hint in (caught.value.hint or "")
+    assert re.search(hint, caught.value.hint or "")
     assert not (tmp_path / "x.edge").exists()
 
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.workers import WorkerSession
 from tests.bundles import linear, linear_bundle
+from tests.waiting import wait_for
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,6 @@ def check(chain: Chain, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(1 + seed % 8, 4)).astype(np.float32)
     outputs, _ = chain.run({"x": x})
     np.testing.assert_allclose(outputs["y"], linear(x), rtol=1e-5, atol=1e-6)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60.0
-    while not condition():
-        assert time.monotonic() < end, "the device did not come back"
-        time.sleep(0.002)
 
 
 def main() -> int:

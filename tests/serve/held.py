@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -33,13 +31,6 @@ class Held:
 
     def wait(self) -> None:
         assert self.begun.acquire(timeout=20)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def failures(server: Background, reason: str) -> int:

@@ -6,9 +6,8 @@ import json
 import re
 import socket
 import struct
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -20,6 +19,7 @@ from edgeserve.serve.settings import Settings
 from tests.bundles import linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
+from tests.waiting import wait_for
 
 SLOW = post(infer_body([[1, 2, 3, 4]]), "/v2/models/slow/infer")
 LINEAR = post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/infer")
@@ -47,13 +47,6 @@ def metric(server: Background, name: str) -> float:
         found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.MULTILINE)
     assert found is not None, name
     return float(found[1])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def in_flight(server: Background) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,6 +16,7 @@ from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.settings import Settings
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
+from tests.waiting import wait_for
 
 OLD, NEW, CONTROL = "old-key-0123456789", "new-key-0123456789", "control-key-0123456789"
 
@@ -52,13 +53,6 @@ def loading(key: str) -> bytes:
 def status(client: RawClient, request: bytes) -> int:
     client.send(request)
     return client.response()[0]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def works(server: Background, key: str) -> bool:

@@ -27,7 +27,8 @@ from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 from tests.bundles import write_bundle
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.held import HEALTH, Held, failures, in_flight, wait_for
+from tests.serve.held import HEALTH, Held, failures, in_flight
+from tests.waiting import wait_for
 
 WIDTH = 20_000  # 80 KB as an array
 STEPS = np.arange(WIDTH, dtype=np.float32) / 7

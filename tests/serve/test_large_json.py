@@ -25,8 +25,9 @@ from edgeserve.serve.protocols import document, json_data, v2
 from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.held import HEALTH, Held, failures, in_flight, wait_for
+from tests.serve.held import HEALTH, Held, failures, in_flight
 from tests.serve.repositories import version
+from tests.waiting import wait_for
 
 PADDING = b" " * 40_000
 

@@ -25,6 +25,7 @@ from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, Sou
 from edgeserve.runtimes import LoadOptions
 from edgeserve.workers import Limits, WorkerSession, open_worker, process
 from tests.bundles import linear, linear_bundle
+from tests.waiting import wait_for
 from tests.workers.networks import wide_bundle, worker_for
 
 
@@ -56,13 +57,6 @@ def start() -> Iterator[Start]:
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def test_it_answers_like_the_session_it_stands_for(start: Start, bundle: Bundle) -> None:

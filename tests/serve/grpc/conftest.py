@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,13 +92,6 @@ def request(rows: int = 1, **fields: object) -> messages.ModelInferRequest:
 
 def samples(rows: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not check():
-        assert time.monotonic() < end, "it did not happen within 10 s"
-        time.sleep(0.01)
 
 
 def pending(server: Background) -> float:

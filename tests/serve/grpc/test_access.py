@@ -20,7 +20,6 @@ from edgeserve.serve.grpc import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     address,
-    eventually,
     method,
     request,
     samples,
@@ -28,6 +27,7 @@ from tests.serve.grpc.conftest import (
     tensor,
 )
 from tests.serve.test_tls import Authority
+from tests.waiting import wait_for
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"
 PREFIX = "edgeserve-grpc-test-"
@@ -133,7 +133,7 @@ def test_models_load_and_unload(controlled: Background) -> None:
         asked = health_pb2.HealthCheckRequest(service="linear")
         client.unload_model("linear")
         assert not client.is_model_ready("linear")
-        eventually(lambda: probe.Check(asked).status == 2)
+        wait_for(lambda: probe.Check(asked).status == 2)
         (entry,) = client.get_model_repository_index().models
         assert (entry.state, entry.reason) == ("UNAVAILABLE", "it was unloaded")
         with pytest.raises(InferenceServerException, match="not ready") as caught:

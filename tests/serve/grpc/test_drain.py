@@ -19,7 +19,6 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.grpc import SERVICE, messages
 from tests.serve.grpc.conftest import (
     address,
-    eventually,
     method,
     pending,
     request,
@@ -27,6 +26,7 @@ from tests.serve.grpc.conftest import (
     settings,
 )
 from tests.serve.slow import slow
+from tests.waiting import wait_for
 
 
 def slow_requests(rows: int) -> tuple[bytes, np.ndarray]:
@@ -56,7 +56,7 @@ def test_calls_in_flight_are_answered(slow_file: Path) -> None:
     with grpc.insecure_channel(address(server)) as channel:
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
         calls = [infer.future(message) for _ in range(120)]
-        eventually(lambda: pending(server) > 0)
+        wait_for(lambda: pending(server) > 0)
         taken = pending(server)
         server.stop()
         check(calls, wanted, at_least=int(taken))

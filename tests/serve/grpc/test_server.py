@@ -29,7 +29,6 @@ from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     MAX_BODY,
     address,
-    eventually,
     method,
     pending,
     request,
@@ -40,6 +39,7 @@ from tests.serve.grpc.conftest import (
 from tests.serve.grpc.models import NUMERIC
 from tests.serve.held import failures
 from tests.serve.slow import slow
+from tests.waiting import wait_for
 
 
 def close_to(got: Any, x: Any) -> None:
@@ -348,7 +348,7 @@ def test_a_deadline_ends_a_call_where_timeouts_only_delay(slow_file: Path) -> No
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
         hasty = infer.future(slow_request(1), timeout=1)
         assert hasty.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        eventually(lambda: failures(server, "canceled") == 1)
+        wait_for(lambda: failures(server, "canceled") == 1)
         assert pending(server) == 0
 
 
@@ -469,8 +469,8 @@ def test_a_stream_that_is_left(slow_server: Background) -> None:
         next(answers)
         assert READER in [t.name for t in threading.enumerate()]
         answers.cancel()
-    eventually(lambda: pending(slow_server) == 0)
-    eventually(lambda: READER not in [t.name for t in threading.enumerate()])
+    wait_for(lambda: pending(slow_server) == 0)
+    wait_for(lambda: READER not in [t.name for t in threading.enumerate()])
 
 
 def test_too_many_streams(bundle: Path) -> None:
@@ -484,7 +484,7 @@ def test_too_many_streams(bundle: Path) -> None:
     with Background(settings(bundle)) as server, grpc.insecure_channel(address(server)) as channel:
         open_stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
         calls = [open_stream(quiet()) for _ in range(40)]
-        eventually(lambda: sum(c.done() for c in calls) == 8)
+        wait_for(lambda: sum(c.done() for c in calls) == 8)
         refused = {c.code() for c in calls if c.done()}
         assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         method(channel, "ModelInfer")(request().SerializeToString())
