@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
-from edgeserve.cli.main import command_line
+from edgeserve.cli.commands import command_line
 
 _WIDTH = 100
 _HEAD = """\

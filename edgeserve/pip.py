@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,6 +65,7 @@ def run(
         text=True,
         errors="replace",
         pass_fds=pass_fds,
+        start_new_session=True,  # pip has children of its own, which are ended with it
     )
     last: deque[str] = deque(maxlen=200)
     assert process.stdout is not None
@@ -71,6 +75,9 @@ def run(
             on_line(line)
         return Finished(process.wait(), tuple(last))
     finally:
+        if os.name == "posix":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
         process.stdout.close()

@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from edgeserve.bundle import Bundle
-from edgeserve.cli.main import command_line
+from edgeserve.cli.commands import command_line
 from tests import documented
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -104,7 +104,8 @@ def pack(bundle: Bundle, destination: Path, *, force: bool = False) -> None:
 
     Raises OutputExists (unless `force`), BundleError (a file of it is damaged), WriteFailed.
     """
-    if destination.exists() and (destination.is_dir() or not force):
+    # Only a file is replaced: --force must not put one in the place of a folder or a device.
+    if destination.exists() and not (destination.is_file() and force):
         raise OutputExists(
             f"{destination} exists", hint="choose another -o, or --force to replace a file"
         )

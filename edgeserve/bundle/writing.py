@@ -1,14 +1,17 @@
 """Writing a bundle, or another folder, all or nothing.
 
 Everything is made in a hidden folder beside the destination, fsynced, then renamed. The folder is
-locked while its writer lives, so the next `convert` to the same place removes what a killed one left.
+locked while its writer lives: a second writer to the same place fails, and the next one removes what a
+killed one left.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import shutil
 import tempfile
@@ -73,28 +76,57 @@ def folder_writer(
     OutputExists (unless `force`), WriteFailed (disk full, no permission).
     """
     check_destination(destination, kind, force=force)
-    with write_errors(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(destination)
-        scratch = Path(
-            tempfile.mkdtemp(
-                prefix=f".{destination.name}.partial-", dir=destination.parent.absolute()
+    with write_errors(destination), _claimed(destination, kind) as scratch:
+        check_destination(destination, kind, force=force)  # another process may have ended just now
+        root, work = scratch / kind.name, scratch / "work"
+        root.mkdir()
+        work.mkdir()
+        yield root, work
+        _share(root)
+        _sync_tree(root)
+        _replace(root, destination)
+
+
+@contextlib.contextmanager
+def _claimed(destination: Path, kind: FolderKind) -> Iterator[Path]:
+    """A scratch folder beside `destination`, locked while the block runs, then removed.
+
+    Raises OutputExists where another writer is at work on the same destination.
+    """
+    parent = destination.parent.absolute()
+    parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(parent):
+        if _remove_stale(destination):
+            raise OutputExists(
+                f"another process is writing {destination}",
+                hint=f"wait until it has ended, or choose another -o for this {kind.name}",
             )
-        )
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=parent))
+        remove = functools.partial(shutil.rmtree, scratch, ignore_errors=True)
+        atexit.register(remove)  # should a signal interrupt the removal below
         lock = os.open(scratch / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            if os.name == "posix":
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            root, work = scratch / kind.name, scratch / "work"
-            root.mkdir()
-            work.mkdir()
-            yield root, work
-            _share(root)
-            _sync_tree(root)
-            _replace(root, destination)
-        finally:
-            os.close(lock)
-            shutil.rmtree(scratch, ignore_errors=True)
+        if os.name == "posix":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield scratch
+    finally:
+        os.close(lock)
+        remove()
+        atexit.unregister(remove)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder that leaves no file behind."""
+    if os.name != "posix":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_destination(destination: Path, kind: FolderKind | None = None, *, force: bool) -> None:
@@ -128,10 +160,11 @@ def write_errors(destination: Path) -> Iterator[None]:
         raise WriteFailed(f"cannot write {destination}", cause=str(error), hint=hint) from error
 
 
-def _remove_stale(destination: Path) -> None:
-    """Remove scratch folders whose writer is gone (killed, machine lost power)."""
+def _remove_stale(destination: Path) -> bool:
+    """Remove scratch folders whose writer is gone (killed, machine lost power); whether one lives."""
     if os.name != "posix":
-        return
+        return False
+    lives = False
     for folder in destination.parent.glob(f".{destination.name}.partial-*"):
         try:
             lock = os.open(folder / _LOCK, os.O_RDWR)
@@ -140,11 +173,12 @@ def _remove_stale(destination: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            continue  # its writer lives
+            lives = True
         else:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+    return lives
 
 
 def _share(root: Path) -> None:

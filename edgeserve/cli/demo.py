@@ -91,7 +91,7 @@ def _step(number: str, what: str) -> None:
 
 def _run(*arguments: str) -> None:
     """One command, shown as it would be typed. Raises CheckFailed when it does not succeed."""
-    from edgeserve.cli.main import run_command
+    from edgeserve.cli.commands import run_command
     from edgeserve.errors import CheckFailed
 
     print(f"$ edgeserve {shlex.join(arguments)}\n", flush=True)

@@ -1,154 +1,117 @@
-"""The `edgeserve` command: registers command files, prints errors, sets exit codes.
+"""The `edgeserve` command: from exec to exit code.
 
-Command files import nothing heavy at module level: `edgeserve --help` answers within 150 ms. The files
-of commands that are not called are not imported at all: a server does without their memory.
+This file imports nothing but what is built in, so that signals and streams are looked after before the
+rest of the program is imported, which takes longer than many a command.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Annotated, Any, Final
 
-import typer
-from typer.core import TyperGroup, TyperOption
-
-import edgeserve
-from edgeserve.cli.output import print_error
-from edgeserve.errors import EdgeServeError, UsageError
-
-# The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
-# longer depends on.
-_WrongUsage: Any = typer.BadParameter.__mro__[2]
-
-# In the order of `edgeserve --help`; each in a file of its name in edgeserve/cli.
-COMMANDS: Final = (
-    "check", "convert", "bench", "gate", "run", "infer", "status", "package", "archive", "inspect",
-    "targets", "doctor", "env", "demo",
-)  # fmt: skip
-
-# What help texts call a value, in place of the names of typer's own types.
-_METAVARS: Final = {
-    "str": "TEXT",
-    "int": "N",
-    "int range": "N",
-    "float": "NUMBER",
-    "float range": "NUMBER",
-    "path": "PATH",
-}
-
-
-class _Commands(TyperGroup):
-    """The commands, their options' values named for people. Only the one that is used is touched."""
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        for inner in (command, *getattr(command, "commands", {}).values()):
-            for option in getattr(inner, "params", ()):
-                if isinstance(option, TyperOption) and option.metavar is None:
-                    option.metavar = _METAVARS.get(option.type.name)
-        return command
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(f"edgeserve {edgeserve.__version__}")
-        raise typer.Exit
-
-
-def _options(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", envvar="EDGESERVE_DEBUG", help="Show tracebacks.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")
-    ] = False,
-) -> None:
-    context.obj = {"debug": debug}
-    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
-    if quiet:
-        os.environ["EDGESERVE_QUIET"] = "1"
-
-
-def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
-    """The command line with the commands `names`."""
-    app = typer.Typer(
-        name="edgeserve",
-        cls=_Commands,
-        no_args_is_help=True,
-        rich_markup_mode=None,  # rich-formatted help doubles the start-up time
-        pretty_exceptions_enable=False,
-        help="Convert a trained model for a device, prove it, measure it, gate it, serve it.",
-        epilog="Start with: edgeserve demo",
-    )
-    app.callback()(_options)
-    for name in names:
-        import_module(f"edgeserve.cli.{name}").register(app)
-    return app
-
-
-def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code. Raises what the command raises."""
-    called = next((word for word in arguments if not word.startswith("-")), None)
-    # No option that may stand before a command takes a value. What is no command is told beside all that are.
-    app = command_line([called] if called in COMMANDS else COMMANDS)
-    result: Any = typer.main.get_command(app)(
-        args=list(arguments), prog_name="edgeserve", standalone_mode=False
-    )
-    return result if isinstance(result, int) else 0
-
-
-def _as_ours(error: Any) -> UsageError:
-    """Wrong flags told as every other error is."""
-    what = error.format_message().rstrip(".")
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "edgeserve"
-    return UsageError(what[:1].lower() + what[1:], hint=f"{command} --help")
+# A server looks after its own signals and streams: it outlives both.
+_SERVER = "run"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1, 2, 3 or 130 (see docs/cli.md)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Run the command line; exits as docs/cli.md says.
+
+    With `arguments`, the process's signals and streams are left as they are: it may not be ours.
+    """
+    if arguments is not None:
+        sys.exit(_run(arguments))
+    arguments = sys.argv[1:]
+    from edgeserve.cli import endings
+
+    if next((word for word in arguments if not word.startswith("-")), None) == _SERVER:
+        from edgeserve.cli.streams import fill_gaps
+
+        fill_gaps()
+        sys.exit(_run(arguments))
+    try:
+        endings.install()
+        code = _guarded(arguments)
+        endings.uninstall()
+    except BaseException:
+        if endings.caught() is None:
+            raise
+        code = 130
+    if (number := endings.caught()) is not None:
+        endings.end(number)
+    sys.exit(code)
+
+
+def _guarded(arguments: list[str]) -> int:
+    """One command's exit code; what could not be written to stdout changes it."""
+    from edgeserve.cli import endings, streams
+
+    output = streams.guard()
+    endings.watch()
+    try:
+        code = _run(arguments)
+    except SystemExit as ended:  # typer's completion; rich, where a pipe is closed
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    return output.exit_code(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """One command's exit code, its error printed."""
+    debug = "--debug" in arguments or os.environ.get("EDGESERVE_DEBUG") not in (None, "", "0")
+    try:
+        return _called(arguments)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:  # noqa: BLE001 - the last resort before the user
+        return _failed(error, debug=debug)
+
+
+def _called(arguments: list[str]) -> int:
+    import io
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without "…" is no reason to fail
-    debug = "--debug" in arguments or os.environ.get("EDGESERVE_DEBUG") not in (None, "", "0")
-    try:
-        sys.exit(run_command(arguments))
-    except EdgeServeError as error:
-        if debug:
-            traceback.print_exc()
-        print_error(error)
-        sys.exit(error.exit_code)
-    except _WrongUsage as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
+    from edgeserve.cli.commands import run_command
+
+    return run_command(arguments)
+
+
+def _failed(error: Exception, *, debug: bool) -> int:
+    import typer
+
+    from edgeserve.cli import endings
+    from edgeserve.cli.commands import WRONG_USAGE, as_ours
+    from edgeserve.cli.output import print_error
+    from edgeserve.cli.streams import NotWritten
+    from edgeserve.errors import EdgeServeError
+
+    if endings.caught() is not None or isinstance(error, NotWritten):
+        return 3  # `main` tells of either, whatever has become of it on the way here
+    if isinstance(error, typer.Abort):
+        return _interrupted()
+    if isinstance(error, WRONG_USAGE):
+        shown = getattr(error, "show", None)
+        if type(error).__name__ == "NoArgsIsHelpError" and shown is not None:
+            shown()
         else:
-            print_error(_as_ours(error))
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+            print_error(as_ours(error))
+        return 2
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, EdgeServeError):
+        print_error(error)
+        return error.exit_code
+    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    print("cause: this is a mistake in edgeserve, not in your input", file=sys.stderr)
+    print("hint: run it again with --debug and report what it prints", file=sys.stderr)
+    return 3
+
+
+def _interrupted() -> int:
+    from edgeserve.cli import endings
+
+    if endings.caught() is None:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:  # noqa: BLE001 - the last resort before the user
-        if debug:
-            traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        print("cause: this is a mistake in edgeserve, not in your input", file=sys.stderr)
-        print("hint: run it again with --debug and report what it prints", file=sys.stderr)
-        sys.exit(3)
+    return 130

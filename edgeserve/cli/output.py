@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ def is_quiet() -> bool:
     return os.environ.get("EDGESERVE_QUIET") == "1"
 
 
+# How often progress is told where nobody looks at a bar.
+LINE_EVERY_S: Final = 30.0
 # In files and pipes, where nobody knows how wide a line may be.
 _WIDTH: Final = 140
 
@@ -54,7 +58,24 @@ def print_line(console: Console, text: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on stderr while the block runs; yields the function that moves it."""
+    """A bar on stderr while the block runs; yields the function that moves it. Where stderr is not a
+    terminal, a line every 30 s."""
+    if is_quiet():
+        yield _say_nothing
+    elif sys.stderr.isatty():
+        with _bar() as say:
+            yield say
+    else:
+        with _lines() as say:
+            yield say
+
+
+def _say_nothing(what: str, share: float | None) -> None:
+    """With --quiet."""
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, float | None], None]]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -64,13 +85,7 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
         TimeElapsedColumn(),
     )
     # Redrawing costs CPU time that would be measured: twice a second is enough.
-    with Progress(
-        *columns,
-        console=stderr_console(),
-        transient=True,
-        disable=is_quiet() or not sys.stderr.isatty(),
-        refresh_per_second=2,
-    ) as bar:
+    with Progress(*columns, console=stderr_console(), transient=True, refresh_per_second=2) as bar:
         task = bar.add_task("starting", total=None)
 
         def say(what: str, share: float | None) -> None:
@@ -78,6 +93,31 @@ def progress() -> Iterator[Callable[[str, float | None], None]]:
             bar.update(task, description=what, total=total, completed=share or 0.0)
 
         yield say
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[str, float | None], None]]:
+    """A thread prints them: a call into an engine may take minutes."""
+    latest = "starting"
+    began = time.monotonic()
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(LINE_EVERY_S):
+            minutes, seconds = divmod(round(time.monotonic() - began), 60)
+            print(f"[{minutes}:{seconds:02}] {latest}", file=sys.stderr, flush=True)
+
+    def say(what: str, share: float | None) -> None:
+        nonlocal latest
+        latest = what if share is None else f"{what}, {share:.0%}"
+
+    teller = threading.Thread(target=tell, name="edgeserve-progress", daemon=True)
+    teller.start()
+    try:
+        yield say
+    finally:
+        over.set()
+        teller.join()
 
 
 def to_json(value: Any) -> str:

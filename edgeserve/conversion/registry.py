@@ -221,13 +221,15 @@ def _supervise(command: list[str], scratch: Path) -> tuple[int, str]:
     """Run to the end: exit code and what was printed. The child dies with this call, or this process.
 
     It has a session of its own, so that its whole family can be killed, and a stdin that ends when
-    this process does. Converters leave files where they run: that is the scratch folder.
+    this process does. Converters leave files where they run, and, when they are killed, in the folder of
+    temporary files: both are the scratch folder.
     """
     printed = scratch / "printed.txt"
     with printed.open("wb") as output:
         process = subprocess.Popen(
             command,
             cwd=scratch,
+            env=os.environ | {"TMPDIR": str(scratch)},
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

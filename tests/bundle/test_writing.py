@@ -114,16 +114,56 @@ def test_kill_9_leaves_no_bundle_and_the_next_writer_cleans_up(tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["m.edge"]
 
 
-def test_a_living_writer_is_not_cleaned_away(tmp_path: Path) -> None:
+def test_of_two_writers_to_one_place_the_second_fails_at_once(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "m.edge") as first:
-        (first.root / "file").write_bytes(b"x")
-        with bundle_writer(tmp_path / "m.edge") as second:
-            (second.root / "manifest.json").write_text("second")
-        assert (first.root / "file").exists()
-        (tmp_path / "m.edge" / "manifest.json").unlink()
-        (tmp_path / "m.edge").rmdir()
         (first.root / "manifest.json").write_text("first")
+        with pytest.raises(OutputExists, match="another process is writing"):
+            linear_bundle(tmp_path, "m")
+        assert (first.root / "manifest.json").exists()
+        linear_bundle(tmp_path, "other")
     assert (tmp_path / "m.edge" / "manifest.json").read_text() == "first"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.edge", "other.edge"]
+
+
+def test_of_many_writers_that_start_together_one_writes(tmp_path: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITE_TOGETHER), str(tmp_path / "m.edge"), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in "abcd"
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    told = [child.communicate(timeout=60)[0].strip() for child in children]
+    wrote = [name for name, text in zip("abcd", told, strict=True) if text == "wrote"]
+    assert len(wrote) == 1, told
+    assert (tmp_path / "m.edge" / "manifest.json").read_text() == wrote[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.edge"]
+
+
+WRITE_TOGETHER = """
+    import sys, time
+    from pathlib import Path
+    from edgeserve.bundle.writing import bundle_writer
+    from edgeserve.errors import OutputExists
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        with bundle_writer(Path(sys.argv[1])) as writer:
+            (writer.root / "manifest.json").write_text(sys.argv[2])
+            time.sleep(1.0)
+        print("wrote")
+    except OutputExists as error:
+        print(error.message)
+"""
 
 
 WRITE_TOO_MUCH = """

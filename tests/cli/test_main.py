@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import edgeserve
-from edgeserve.cli.main import command_line
+from edgeserve.cli.commands import command_line
 
 HEAVY = {
     "numpy",
