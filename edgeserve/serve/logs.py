@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import uuid
 from typing import Final, Literal
@@ -11,7 +12,9 @@ from typing import Final, Literal
 # One line a request; off unless `--access-log`.
 ACCESS: Final = logging.getLogger("edgeserve.access")
 _FIELDS: Final = "edgeserve_fields"
-_ID: Final = 200  # characters of a client's request id
+_MOST: Final = 200  # characters of what a client named
+# Values that are shown as they are; all others as JSON strings, which end where they seem to.
+_PLAIN: Final = re.compile(r"[\w./:@%+,~*-]+", re.ASCII)
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,12 +49,27 @@ def log_request(
 ) -> None:
     """One request was answered. One without an id gets one, so that its line can be told apart.
 
-    A client's id is cut, and cannot break the line.
+    A client's id is cut, and cannot break the line or pass for another field.
     """
-    identity = (request_id or uuid.uuid4().hex)[:_ID]
-    if not identity.isprintable():
-        identity = repr(identity)
-    shown = {"id": identity, "model": model, "version": version,
-             "result": result, **fields}  # fmt: skip
-    text = " ".join(f"{k}={v}" for k, v in shown.items())
-    ACCESS.info(text, extra={_FIELDS: shown})
+    identity = (request_id or uuid.uuid4().hex)[:_MOST]
+    _log({"id": identity, "model": model, "version": version, "result": result, **fields})
+
+
+def log_refused(
+    protocol: str, method: str, path: str, status: int | str, reason: str, peer: str
+) -> None:
+    """One request was refused before a model was asked, or by it. What the client sent is cut."""
+    _log({
+        "protocol": protocol, "method": method[:_MOST], "path": path[:_MOST], "status": status,
+        "result": reason, "peer": peer,
+    })  # fmt: skip
+
+
+def _log(shown: dict[str, object]) -> None:
+    text = " ".join(f"{name}={_shown(value)}" for name, value in shown.items())
+    ACCESS.info("%s", text, extra={_FIELDS: shown})
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

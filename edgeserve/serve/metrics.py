@@ -142,10 +142,22 @@ class ServerMetrics:
             ["model", "from", "to"],
             registry=self.registry,
         )
-        self.refused = Counter(
+        self._http_refused = Counter(
             "edgeserve_http_refused",
-            "Connections refused or malformed",
-            ["status"],
+            "Requests refused over HTTP",
+            ["status", "reason"],
+            registry=self.registry,
+        )
+        self._grpc_refused = Counter(
+            "edgeserve_grpc_refused",
+            "Calls refused over gRPC",
+            ["code", "reason"],
+            registry=self.registry,
+        )
+        self.refused = 0  # over both
+        self.accept_failures = Counter(
+            "edgeserve_accept_failures",
+            "Times that connections could not be accepted, mostly for too many open files",
             registry=self.registry,
         )
         self.connections = Gauge(
@@ -175,6 +187,16 @@ class ServerMetrics:
                 metric.remove(*labels)
         for histograms in (self._batch, self._queue, self._compute):
             histograms.forget(name, version)
+
+    def refuse_http(self, status: int, reason: str) -> None:
+        """A request was refused; `reason` is one of a few words, never a client's."""
+        self._http_refused.labels(str(status), reason).inc()
+        self.refused += 1
+
+    def refuse_grpc(self, code: str, reason: str) -> None:
+        """Likewise a call; from any thread."""
+        self._grpc_refused.labels(code, reason).inc()
+        self.refused += 1
 
     def watch_flight(self, flight: InFlight) -> None:
         self._in_flight.set_function(lambda: flight.count)

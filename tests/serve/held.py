@@ -37,7 +37,8 @@ def failures(server: Background, reason: str) -> int:
     with RawClient(server.url) as client:
         client.send(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
         text = client.response()[2].decode()
-    (line,) = [x for x in text.splitlines() if f'reason="{reason}"' in x and "_total" in x]
+    name, label = "edgeserve_request_failures_total", f'reason="{reason}"'
+    (line,) = [x for x in text.splitlines() if x.startswith(name) and label in x]
     return int(float(line.rpartition(" ")[2]))
 
 

@@ -29,6 +29,7 @@ from tests.bundles import linear, linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 
+INFER = "/v2/models/linear/infer"
 GET = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
@@ -223,7 +224,8 @@ def test_chunked_bodies_are_put_together(client: RawClient, size: int) -> None:
     ],
 )
 def test_broken_chunks_are_refused(client: RawClient, chunks: bytes, status: int) -> None:
-    client.send(b"POST / HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    head = b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n"
+    client.send(head + chunks)
     assert client.response()[0] == status
     assert client.is_closed()
 
@@ -481,3 +483,58 @@ def ask_on(client: socket.socket, seconds: float) -> None:
         with contextlib.suppress(BlockingIOError):
             client.send(b"GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n")
         time.sleep(0.005)
+
+
+# What older clients, and those that would rather speak HTTP/2, send.
+
+
+def test_http_1_0_is_told_that_the_connection_stays(client: RawClient) -> None:
+    old = b"GET /v2/health/live HTTP/1.0\r\n\r\n"
+    for _ in range(2):
+        client.send(old[:-2] + b"Connection: keep-alive\r\n\r\n")
+        status, headers, _ = client.response()
+        assert (status, headers["connection"]) == (200, "keep-alive")
+    body = infer_body([[1, 2, 3, 4]])
+    for length in (body, body + b" " * 100_000, body):
+        asked = post(length, INFER, "Connection: Keep-Alive", "Expect: 100-continue")
+        client.send(asked.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        status, headers, _ = client.response()  # nothing is expected before it
+        assert (status, headers["connection"]) == (200, "keep-alive")
+    client.send(post(b"{", INFER, "Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"))
+    status, headers, _ = client.response()
+    assert (status, headers["connection"]) == (400, "keep-alive")
+    client.send(old)
+    status, headers, _ = client.response()
+    assert (status, headers["connection"]) == (200, "close")
+    assert client.is_closed()
+
+
+def test_http_1_1_is_told_nothing_of_a_connection_that_stays(client: RawClient) -> None:
+    client.send(GET[:-2] + b"Connection: keep-alive\r\n\r\n")
+    status, headers, _ = client.response()
+    assert (status, "connection" in headers) == (200, False)
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQA"),
+        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+        ("Connection: keep-alive, Upgrade", "Upgrade: TLS/1.0, HTTP/2.0"),
+        ("Upgrade: h2c",),
+    ],
+)
+def test_an_upgrade_that_is_offered_is_passed_over(
+    client: RawClient, offer: tuple[str, ...]
+) -> None:
+    body = infer_body([[1, 2, 3, 4]])
+    asked = post(body, INFER, *offer)
+    lines = ["GET /v2/health/live HTTP/1.1", "Host: t", *offer]
+    for _ in range(2):
+        client.send("\r\n".join(lines).encode() + b"\r\n\r\n" + asked)
+        assert [client.response()[0] for _ in range(2)] == [200, 200]
+        client.send(asked[:-5])
+        client.send(asked[-5:] + post(body + b" " * 100_000, INFER, *offer))
+        assert [client.response()[0] for _ in range(2)] == [200, 200]
+        client.send(chunked(body, 7).replace(b"Host", "\r\n".join((*offer, "Host")).encode(), 1))
+        assert client.response()[0] == 200

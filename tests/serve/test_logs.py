@@ -11,8 +11,8 @@ from edgeserve.serve import logs
     ("identity", "shown"),
     [
         ("mine", "id=mine model"),
-        ("x\nWARNING root: forged", r"id='x\nWARNING root: forged' model"),
-        ("\x1b[2J", r"id='\x1b[2J' model"),
+        ("x\nWARNING root: forged", r'id="x\nWARNING root: forged" model'),
+        ("\x1b[2J", r'id="\u001b[2J" model'),
         ("n" * 1000, f"id={'n' * 200} model"),
     ],
 )

@@ -17,6 +17,7 @@ import tritonclient.http as triton
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.app import Background
+from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.server import HttpServer
@@ -184,6 +185,16 @@ def test_a_renewal_that_does_not_fit_keeps_the_old_one(
     assert tls.pem()[0] == certificate.read_bytes()
 
 
+class Holder:
+    """Takes every request, and leaves it at that."""
+
+    def __init__(self, held: list[Request]) -> None:
+        self.handle = held.append
+
+    def admit(self, head: Head, address: str) -> None:
+        head.route, head.most = self, 1 << 20
+
+
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_handshake_that_ends_while_the_server_drains_holds_nobody_up(
     authority: Authority, *, adopted: bool
@@ -193,7 +204,7 @@ def test_a_handshake_that_ends_while_the_server_drains_holds_nobody_up(
     async def story() -> None:
         tls = Tls(str(certificate), str(key))
         held: list[Request] = []
-        server = HttpServer(held.append, Limits(), ServerMetrics(), tls)
+        server = HttpServer(Holder(held), Limits(), ServerMetrics(), tls)
         host, port = await server.listen("127.0.0.1", 0)
         context = client_context(authority)
         _, writer = await asyncio.open_connection(host, port, ssl=context)

@@ -14,9 +14,11 @@ _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 class ChunkDecoder:
     """Fed with bytes as they come; `body` grows until `feed` says what is left over behind the end."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, most: int) -> None:
+        """`most` bounds the body, in bytes."""
         self.body = bytearray()
         self._limits = limits
+        self._most = most
         self._buffer = bytearray()
         self._left = 0  # bytes of the current chunk still to come, with its CRLF
         self._chunks = 0
@@ -50,9 +52,11 @@ class ChunkDecoder:
         length = int(size, 16)
         self._chunks += 1
         if self._chunks > self._limits.chunks:
-            raise Refused(413, f"the body has more than {self._limits.chunks} chunks")
-        if len(self.body) + length > self._limits.body_bytes:
-            raise Refused(413, f"the body is larger than {self._limits.body_bytes} bytes")
+            raise Refused(
+                413, f"the body has more than {self._limits.chunks} chunks", "too_many_chunks"
+            )
+        if len(self.body) + length > self._most:
+            raise Refused(413, f"the body is larger than {self._most} bytes", "body_too_large")
         if length == 0:
             self._trailer = True
         else:

@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from edgeserve.serve.http.chunks import ChunkDecoder
 from edgeserve.serve.http.head import END, Head, Refused, Repeated, parse_head
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import RETRY, Response
+from edgeserve.serve.http.response import RETRY, Refusal, Response
 
 if TYPE_CHECKING:
     from edgeserve.serve.http.buffers import BodyBuffers
     from edgeserve.serve.limits import Limits
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSES: Final = b"\r\nConnection: close"
+_KEEPS: Final = b"\r\nConnection: keep-alive"
 _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
 _KEPT_HEAD_BYTES: Final = 2_048
+# A refused request's body is read and thrown away up to that; where it is longer the connection ends.
+_SKIPPED_BYTES: Final = 65_536
+# A client that has closed its side gets the answer to what is begun within that; the rest is not run.
+_LEFT_S: Final = 0.05
 INCOMING_BYTES: Final = 16_384
+_LOGGED_BYTES: Final = 300
 
 
 class Owner(Protocol):
@@ -37,9 +44,13 @@ class Owner(Protocol):
 
     def disconnected(self, connection: Connection) -> None: ...
 
+    def admit(self, head: Head, address: str) -> Refusal | None:
+        """Route a head, before anything of a body is taken; the answer to one that is not let in."""
+        ...
+
     def handle(self, request: Request) -> None: ...
 
-    def refused(self, status: int) -> None: ...
+    def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None: ...
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -59,16 +70,20 @@ class Connection(asyncio.BufferedProtocol):
         self._seen = 0  # of it at `since`
         self._held = 0
         self._chunks: ChunkDecoder | None = None
+        self._skip = 0  # bytes still to come of the body of a request that was refused
+        self._keeps = b""  # what answers say of the connection that stays open
         self._current: Request | None = None
         self._close_after = False
         self._parsing = False
         self._paused = False
         self._blocked = False  # the client does not read its answers
         self._lingering = False
+        self._aborted = False
         self._eof = False
         self._arrived = 0
         self._drain_at: int | None = None  # requests that begin behind this byte are not answered
         self.address = ""
+        self.trusted = False  # once a request that needs leave was let in
         self.since = time.monotonic()
 
     # asyncio's side
@@ -79,7 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         self.address = str(peer[0]) if peer else ""
         problem = self._owner.connected(self)
         if problem is not None:
-            self._refuse(Refused(503, problem))
+            self._refuse(Refused(503, problem, "connections"))
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -100,7 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._body is not None:
             self._received += count
             if not self._hold(count):
-                self._refuse(Refused(503, "too many large bodies at one time"))
+                self._refuse(Refused(503, "too many large bodies at one time", "bodies"))
             elif self._received == len(self._body):
                 self._hand_over(self._body)
                 self._advance()
@@ -115,9 +130,24 @@ class Connection(asyncio.BufferedProtocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        # A client that closes its writing half may still wait for the answers to what it sent.
+        # Those that give up close their side, and so do a few that wait for the answer: what has begun is
+        # answered, what has not is not run, as nginx does with what it has passed on.
         self._eof = True
+        if self._current is not None:
+            self._look_for_begin(self._current)
         return self.owes_later
+
+    def _look_for_begin(self, request: Request) -> None:
+        asyncio.get_running_loop().call_later(_LEFT_S, self._give_up, request)
+
+    def _give_up(self, request: Request) -> None:
+        """Take back what a client that has closed its side asked for, unless it has begun."""
+        if request is not self._current or self._transport is None or request.begun:
+            return
+        if request.gone is None:  # it is being read
+            self._look_for_begin(request)
+        else:
+            self._transport.close()  # connection_lost does the rest
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -179,11 +209,13 @@ class Connection(asyncio.BufferedProtocol):
         """One step of parsing; False when more bytes are needed."""
         if self._head is None:
             return self._read_head()
+        if self._skip:
+            return self._skip_some()
         if self._chunks is not None:
             data, self._buffer = bytes(self._buffer), bytearray()
             rest = self._chunks.feed(data)
             if not self._hold(len(self._chunks.body) - self._held):
-                raise Refused(503, "too many large bodies at one time")
+                raise Refused(503, "too many large bodies at one time", "bodies")
             if rest is None:
                 return False
             self._buffer += rest
@@ -221,25 +253,70 @@ class Connection(asyncio.BufferedProtocol):
             del self._buffer[: end + 4]
         else:
             raw = bytes(self._buffer[: end + 4])
-            del self._buffer[: end + 4]
             head = self._new_head(raw)
-            kept = len(raw) <= _KEPT_HEAD_BYTES
-            self._last = Repeated(raw, head, self._limits.body_bytes) if kept else None
+            del self._buffer[: end + 4]
+            self._keeps = _KEEPS if head.asks_to_keep else b""
+            self._last = None
+            refusal = self._owner.admit(head, self.address)
+            if refusal is not None:
+                return self._turn_away(head, refusal)
+            self.trusted = self.trusted or head.trusted
+            if len(raw) <= _KEPT_HEAD_BYTES:
+                self._last = Repeated(raw, head, head.most)
         self._head = head
         self.since = time.monotonic()
         self._received = self._seen = 0
         if head.length is None:
-            self._chunks = ChunkDecoder(self._limits)
+            self._chunks = ChunkDecoder(self._limits, head.most)
         if head.expects_continue and head.length != 0 and self._transport is not None:
             self._transport.write(_CONTINUE)
+        return True
+
+    def _turn_away(self, head: Head, refusal: Refusal) -> bool:
+        """Answer a request before its body, of which nothing is kept; whether parsing goes on behind it."""
+        length = head.length
+        promised = head.expects_continue and length != 0  # nobody knows whether it comes
+        if not head.keep_alive or promised or length is None or length > _SKIPPED_BYTES:
+            self._end(refusal, head)
+            return False
+        there = min(length, len(self._buffer))
+        del self._buffer[:there]
+        self._close_after = self._close_after or self._is_drained()
+        if self._close_after:
+            self._end(refusal, head)
+            return False
+        self._owner.refused(refusal, (head.method, head.path), self.address)
+        self._write(refusal, head_only=head.method == "HEAD")
+        self.since = time.monotonic()
+        self._received = self._seen = 0
+        self._skip = length - there
+        self._head = head if self._skip else None
+        return True
+
+    def _skip_some(self) -> bool:
+        there = min(self._skip, len(self._buffer))
+        del self._buffer[:there]
+        self._skip -= there
+        self._received += there
+        if self._skip:
+            return False
+        self._head = None
+        self.since = time.monotonic()
+        if self._is_drained():
+            self._close_after = True
+            self.close()
         return True
 
     def _check_partial_head(self) -> None:
         if len(self._buffer) >= self._limits.head_bytes:
             line_end = self._buffer.find(b"\r\n", 0, self._limits.head_bytes)
             if line_end < 0 or line_end > self._limits.uri_bytes + 32:
-                raise Refused(414, f"the URI is longer than {self._limits.uri_bytes} bytes")
-            raise Refused(431, f"the head is larger than {self._limits.head_bytes} bytes")
+                raise Refused(
+                    414, f"the URI is longer than {self._limits.uri_bytes} bytes", "uri_too_long"
+                )
+            raise Refused(
+                431, f"the head is larger than {self._limits.head_bytes} bytes", "head_too_large"
+            )
         if self._buffer.count(b"\n") != self._buffer.count(b"\r\n"):
             raise Refused(400, "lines must end with CRLF")
 
@@ -247,11 +324,15 @@ class Connection(asyncio.BufferedProtocol):
         head = parse_head(raw, self._limits)
         if head.length is not None and head.length > self._limits.body_bytes:
             raise Refused(
-                413, f"the body is {head.length} bytes, at most {self._limits.body_bytes} are taken"
+                413,
+                f"the body is {head.length} bytes, at most {self._limits.body_bytes} are taken",
+                "body_too_large",
             )
         expects = head.headers.get(b"expect")
-        if expects is not None and not head.expects_continue:
-            raise Refused(417, "the only expectation that can be met is 100-continue")
+        if expects is not None and expects.lower() != b"100-continue":
+            raise Refused(
+                417, "the only expectation that can be met is 100-continue", "expectation"
+            )
         return head
 
     def _hand_over(self, body: bytes | bytearray | memoryview) -> None:
@@ -278,6 +359,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None:
             return
         self._close_after = self._close_after or self._is_drained()
+        if response.refused:
+            asked = (request.head.method, request.head.path)
+            self._owner.refused(cast("Refusal", response), asked, self.address)
         self._write(response, head_only=request.head.method == "HEAD")
         if self._close_after:
             self._buffer.clear()  # nothing behind the last answer is run
@@ -297,8 +381,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._buffer:
             self._advance()
-        if self._eof and not self.owes_later:
-            self.close()
+        if self._eof:
+            if self._current is not None:
+                self._look_for_begin(self._current)
+            elif not self._blocked:
+                self.close()
 
     def _hold(self, count: int) -> bool:
         self._held += count
@@ -313,7 +400,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         parts = response.parts
         size = len(parts[0]) if len(parts) == 1 else response.size
-        head = response.head(size, close=self._close_after)
+        head = response.head(size, _CLOSES if self._close_after else self._keeps)
         if head_only or not size:
             self._transport.write(head)
         elif size <= _JOIN_BYTES:
@@ -323,15 +410,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, refusal: Refused) -> None:
         """Answer and close: after a malformed request nobody knows where the next one starts."""
-        self._owner.refused(refusal.status)
+        again = RETRY if refusal.status == 503 else ()
+        answer = Refusal(refusal.status, refusal.reason, refusal.message, again)
+        self._end(answer, self._head)
+
+    def _end(self, refusal: Refusal, head: Head | None) -> None:
+        """Answer, and take nothing more."""
+        asked = _begun(self._buffer) if head is None else (head.method, head.path)
+        self._owner.refused(refusal, asked, self.address)
         self._close_after = True
         self._current = None
         self._buffer.clear()
         self._release()
         self._head = self._body = self._chunks = None
         if self._transport is not None:
-            again = RETRY if refusal.status == 503 else ()
-            self._write(Response.error(refusal.status, refusal.message, again))
+            self._write(refusal, head_only=head is not None and head.method == "HEAD")
             if self._transport.can_write_eof():
                 # Closing now would reset the connection under a client that is still sending, which
                 # would then not see the answer: what it sends is thrown away for a moment.
@@ -363,23 +456,28 @@ class Connection(asyncio.BufferedProtocol):
             received = len(self._chunks.body) if self._chunks is not None else self._received
             if received - self._seen >= limits.body_rate * waited:
                 self.since, self._seen = now, received
+            elif waited > limits.body_s and self._skip:
+                self._transport.abort()  # it has its answer
             elif waited > limits.body_s:
                 self._refuse(
                     Refused(
                         408,
                         f"the body came slower than {limits.body_rate} bytes a second for "
                         f"{limits.body_s:g} s",
+                        "slow",
                     )
                 )
         elif self._buffer:
             if waited > limits.head_s:
-                self._refuse(Refused(408, f"the head did not arrive within {limits.head_s:g} s"))
+                problem = f"the head did not arrive within {limits.head_s:g} s"
+                self._refuse(Refused(408, problem, "slow"))
         elif waited > limits.idle_s:
             self._transport.close()
 
     def forget(self) -> None:
         """Heads that come again are routed again: the leave to ask for that may have ended."""
         self._last = None
+        self.trusted = False
         if self._head is not None:
             self._head.route = None
 
@@ -399,6 +497,11 @@ class Connection(asyncio.BufferedProtocol):
         return not unread or self._arrived - len(unread) >= self._drain_at
 
     @property
+    def idle_stranger(self) -> bool:
+        """Whether nobody who has leave for anything asked for something here, and nothing is handled."""
+        return not self.trusted and self._current is None and not self._aborted
+
+    @property
     def owes(self) -> bool:
         """Whether somebody waits here: a request is arriving or running, or an answer being sent."""
         if self._transport is None:
@@ -416,5 +519,14 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
     def abort(self) -> None:
+        self._aborted = True
         if self._transport is not None:
             self._transport.abort()
+
+
+def _begun(data: bytearray) -> tuple[str, bytes]:
+    """The method and the path that a head which was not parsed begins with, for the log."""
+    method, _, rest = (
+        bytes(data[:_LOGGED_BYTES]).lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
+    )
+    return method.decode("latin-1"), rest.partition(b" ")[0].partition(b"?")[0]

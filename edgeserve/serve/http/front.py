@@ -61,7 +61,7 @@ class HttpFront:
                 repository, metrics, authoriser, limits, shm, flight, management, together
             )
             self._routers.append(router)
-            return HttpServer(router.handle, limits, metrics, tls)
+            return HttpServer(router, limits, metrics, tls)
 
         separate = settings.control_port is not None
         self._data = listener(settings.host, control=not separate)
@@ -93,7 +93,7 @@ class HttpFront:
             first, *others = await _bind(server, host, port)
         else:
             listeners = self._inherited.listeners(plane)
-            first, *others = [await server.accept_from(one) for one in listeners]
+            first, *others = [server.accept_from(one) for one in listeners]
         self.also += [f"{of}{self._url(*other)}" for other in others]
         return self._url(*first)
 

@@ -22,7 +22,7 @@ _REASONS: Final = {
     414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
     431: "Request Header Fields Too Large", 500: "Internal Server Error",
     501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
-    505: "HTTP Version Not Supported",
+    505: "HTTP Version Not Supported", 429: "Too Many Requests",
 }  # fmt: skip
 
 
@@ -32,20 +32,29 @@ def status_line(status: int) -> bytes:
 
 
 class Refused(Exception):
-    """The request cannot be taken; the connection is closed after the answer."""
+    """The request cannot be taken; the connection is closed after the answer.
 
-    def __init__(self, status: int, message: str) -> None:
+    `reason` is the word that it is counted under.
+    """
+
+    def __init__(self, status: int, message: str, reason: str = "malformed") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.reason = reason
 
 
 class Head:
     """One parsed head. `length` is None for a chunked body, 0 for none; `aligned_at` is the byte of the
-    body that tensors begin at. `route` is the router's: heads that repeat are routed once."""
+    body that tensors begin at; `asks_to_keep`: a client of HTTP/1.0 that asked to keep the connection.
+
+    `route`, `most` and `trusted` are the router's: what answers, the largest body that it reads, and
+    whether the caller needed leave and has it. Heads that repeat are routed once.
+    """
 
     __slots__ = (
-        "aligned_at", "expects_continue", "headers", "keep_alive", "length", "method", "path", "route",
+        "aligned_at", "asks_to_keep", "expects_continue", "headers", "keep_alive", "length", "method",
+        "most", "path", "route", "trusted",
     )  # fmt: skip
 
     def __init__(
@@ -55,16 +64,22 @@ class Head:
         headers: dict[bytes, bytes],
         length: int | None,
         keep_alive: bool,
+        *,
+        old: bool = False,
     ) -> None:
+        """`old`: of HTTP/1.0, where nothing is expected before an answer."""
         self.method = method
         self.path = path
         self.headers = headers
         self.length = length
         self.keep_alive = keep_alive
-        self.expects_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.asks_to_keep = old and keep_alive
+        self.expects_continue = not old and headers.get(b"expect", b"").lower() == b"100-continue"
         at = headers.get(b"inference-header-content-length", b"")
         self.aligned_at = int(at) if at.isdigit() and len(at) < 10 else 0
         self.route: Any = None
+        self.most = 0
+        self.trusted = False
 
     def of_length(self, length: int) -> Head:
         """The same head, with another Content-Length; `headers` keeps the text of the first."""
@@ -78,10 +93,15 @@ class Head:
         other.keep_alive = self.keep_alive
         other.expects_continue = self.expects_continue
         other.aligned_at = self.aligned_at
+        other.asks_to_keep = self.asks_to_keep
         other.route = self.route
+        other.most = self.most
+        other.trusted = self.trusted
         return other
 
 
+# How clients begin that know beforehand that a server speaks HTTP/2.
+_HTTP2: Final = b"PRI * HTTP/2"
 _CONTENT_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]+)")
 # Of a length that can be taken, and CR.
 _DIGITS: Final = 19
@@ -95,8 +115,8 @@ class Repeated:
     __slots__ = ("_after", "_at", "_before", "_most", "_raw", "head")
 
     def __init__(self, raw: bytes, head: Head, most: int) -> None:
-        """`raw` ends with an empty line, and has been parsed as `head`; bodies of over `most` bytes are
-        refused."""
+        """`raw` ends with an empty line, and has been parsed as `head` and routed; bodies of over `most`
+        bytes are refused."""
         self._most = most
         found = _CONTENT_LENGTH.search(raw)
         self._raw = raw  # with the length of `head`
@@ -153,12 +173,16 @@ class _Tokens:
 def parse_head(data: bytes, limits: Limits) -> Head:
     """Parse a head that ends with an empty line. Raises Refused."""
     _check_lines(data)
+    if data.startswith(_HTTP2):
+        raise Refused(505, "HTTP/2 is not supported over HTTP ports, use HTTP/1.1", "version")
     tokens = _Tokens()
     parser = tokens.parser = httptools.HttpRequestParser(tokens)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
-        raise Refused(501, "protocol upgrades are not supported") from None
+        # What it offers may be ignored (RFC 9110, section 7.8), and what it asks for is answered.
+        if parser.get_method() == b"CONNECT":
+            raise Refused(501, "tunnels are not supported", "unsupported") from None
     except httptools.HttpParserError as error:
         raise Refused(400, f"malformed request: {error}") from None
     finally:
@@ -166,12 +190,12 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     if not tokens.complete:
         raise Refused(400, "malformed request head")
     if len(tokens.url) > limits.uri_bytes:
-        raise Refused(414, f"the URI is longer than {limits.uri_bytes} bytes")
+        raise Refused(414, f"the URI is longer than {limits.uri_bytes} bytes", "uri_too_long")
     if len(tokens.fields) > limits.headers:
-        raise Refused(431, f"more than {limits.headers} headers")
+        raise Refused(431, f"more than {limits.headers} headers", "head_too_large")
     version = parser.get_http_version()
     if version not in ("1.0", "1.1"):
-        raise Refused(505, f"HTTP/{version} is not supported")
+        raise Refused(505, f"HTTP/{version} is not supported", "version")
     headers = _unique(tokens.fields)
     if version == "1.1" and b"host" not in headers:
         raise Refused(400, "a Host header is required")
@@ -179,7 +203,8 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     if not path.startswith(b"/"):
         raise Refused(400, "the request target must be a path")
     method = parser.get_method().decode("ascii", "replace")
-    return Head(method, path, headers, _length(headers, version), tokens.keep_alive)
+    length = _length(headers, version)
+    return Head(method, path, headers, length, tokens.keep_alive, old=version == "1.0")
 
 
 def _check_lines(data: bytes) -> None:
@@ -214,7 +239,9 @@ def _length(headers: dict[bytes, bytes], version: str) -> int | None:
         if length is not None:
             raise Refused(400, "Content-Length and Transfer-Encoding contradict each other")
         if version == "1.0" or coding.lower() != b"chunked":
-            raise Refused(501, "the only transfer coding is chunked, on HTTP/1.1")
+            raise Refused(
+                501, "the only transfer coding is chunked, on HTTP/1.1", "transfer_coding"
+            )
         return None
     if length is None:
         return 0

@@ -20,7 +20,8 @@ from edgeserve.serve.flight import InFlight
 from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import JSON, Form, Response, form
+from edgeserve.serve.http.response import JSON, Form, Refusal, Response, form
+from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model import ServedModel
@@ -91,7 +92,7 @@ class Codecs:
 class InferRoute:
     """What a head asks for: inference by one model, in one form. Heads that repeat share it.
 
-    Raises InvalidInput for a head that says something impossible.
+    Raises InvalidInput for a head that says something impossible, and NoRoute for a coding that is not known.
     """
 
     def __init__(
@@ -113,6 +114,10 @@ class InferRoute:
         self._header_length = header_length(headers)
         self._coding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
         self._plain = self._coding in ("identity", "")
+        if not self._plain and self._coding not in CODINGS:
+            message = f"content codings: expected {' or '.join(CODINGS)}, got another"
+            accepted = (("Accept-Encoding", "gzip, deflate"),)
+            raise NoRoute(Refusal(415, "content_coding", message, accepted))
         self._accepts = accepted_coding(headers.get(b"accept-encoding"))
         self._model: ServedModel | None = None
         self._codec: v2.Codec | None = None
@@ -136,11 +141,8 @@ class InferRoute:
             codec = self._codec_of(model)
         if self._plain:
             self._run(model, codec, request, request.body)
-        elif self._coding in CODINGS:
-            self._inflate(model, request)
         else:
-            message = f"content codings: expected {' or '.join(CODINGS)}, got another"
-            request.respond(Response.error(415, message, (("Accept-Encoding", "gzip, deflate"),)))
+            self._inflate(model, request)
 
     def _codec_of(self, model: ServedModel) -> v2.Codec:
         if model is not self._model or self._codec is None:
@@ -242,6 +244,7 @@ class InferRoute:
 
             self._flight.count += 1
             request.gone = gone
+            request.work = pending
 
     def _answer(
         self,
@@ -251,7 +254,7 @@ class InferRoute:
         result: Outcome | EdgeServeError,
     ) -> None:
         if not isinstance(result, Outcome):
-            request.respond(failure(result))
+            request.respond(failure(result, logged=True))
             return
         outputs, candidate = result.outputs, result.candidate
         try:
@@ -332,7 +335,7 @@ class InferRoute:
                 request.respond(failure(error))
             except BodyTooLarge as error:
                 failed("invalid")
-                request.respond(Response.error(413, str(error)))
+                request.respond(Refusal(413, "body_too_large", str(error)))
             except Exception:  # on a thread nobody else would answer
                 log.exception("a request could not be handled")
                 request.respond(Response.error(500, "the server failed; its log says why"))

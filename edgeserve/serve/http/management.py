@@ -19,7 +19,7 @@ from edgeserve.serve.access import Forbidden, Role
 from edgeserve.serve.control import Control
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.response import Refusal, Response
 from edgeserve.serve.http.route import NoRoute, Route, later, not_allowed, reading
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.protocols.document import check_depth
@@ -81,7 +81,7 @@ class Management:
         if match := _SETTING.fullmatch(path):
             check(Role.INFER)
             if head.method == "POST":
-                raise NoRoute(Response.error(405, READ_ONLY, (("Allow", "GET, HEAD"),)))
+                raise NoRoute(Refusal(405, "method", READ_ONLY, (("Allow", "GET, HEAD"),)))
             document = LOG_SETTINGS if match[1] else TRACE_SETTINGS
             name = match[2]
             return reading(head, lambda: self._setting(document, name))
@@ -105,6 +105,7 @@ class Management:
         check(Role.INFER if match[2] else Role.CONTROL)
         if head.method != "POST":
             raise not_allowed("POST")
+        head.most = _BODY
         if match[1] is not None:
             raise InvalidInput("repository: expected none to be named, this server has one")
         if match[2]:
@@ -147,11 +148,12 @@ class Management:
     def _memory_route(self, head: Head, match: re.Match[bytes]) -> Route:
         region = None if match[2] is None else _text(match[2])
         if match[1] == b"cuda":
-            raise NoRoute(Response.error(400, NO_CUDA))
+            raise NoRoute(Refusal(400, "unsupported", NO_CUDA))
         if match[3] == b"status":
             return reading(head, lambda: Response.struct(self._shm.status(region)))
         if head.method != "POST":
             raise not_allowed("POST")
+        head.most = _BODY
 
         async def register(request: Request) -> Response:
             if not self._shm.enabled or region is None:

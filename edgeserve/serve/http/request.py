@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
@@ -12,20 +12,36 @@ if TYPE_CHECKING:
     from edgeserve.serve.http.connection import Connection
 
 
-class Request:
-    """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that."""
+class Work(Protocol):
+    """What a request waits for."""
 
-    __slots__ = ("_connection", "body", "gone", "head")
+    started: bool
+
+
+class Request:
+    """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that.
+
+    `work` is what it waits for, where that may not have begun: a client that closes its side is then taken
+    to have left.
+    """
+
+    __slots__ = ("_connection", "body", "gone", "head", "work")
 
     def __init__(self, connection: Connection, head: Head, body: bytes | memoryview) -> None:
         self._connection = connection
         self.head = head
         self.body = body
         self.gone: Callable[[], None] | None = None
+        self.work: Work | None = None
 
     @property
     def address(self) -> str:
         return self._connection.address
+
+    @property
+    def begun(self) -> bool:
+        """Whether what it asks for runs."""
+        return self.work is not None and self.work.started
 
     @property
     def waits(self) -> bool:

@@ -40,6 +40,8 @@ class Response:
 
     __slots__ = ("form", "header_length", "parts")
 
+    refused = False  # whether it says that a request is not served
+
     def __init__(self, shared: Form, parts: list[Any], header_length: int | None = None) -> None:
         self.form = shared
         self.parts = parts
@@ -60,21 +62,43 @@ class Response:
         """Of msgspec structs, or containers of them."""
         return cls.of(status, [msgspec.json.encode(document)], headers=headers)
 
-    @classmethod
-    def error(cls, status: int, message: str, headers: Headers = ()) -> Response:
-        """What of a message came from the client is short and, whatever it was, text."""
-        text = message[:_MESSAGE].encode("utf-8", "replace").decode()
-        return cls.json({"error": text}, status, headers)
+    @staticmethod
+    def error(status: int, message: str, headers: Headers = ()) -> Response:
+        """The server failed. What of a message came from the client is short and, whatever it was, text."""
+        return Response(form(status, JSON, headers), [_error(message)])
 
     @property
     def size(self) -> int:
         return sum(map(len, self.parts))
 
-    def head(self, size: int, *, close: bool) -> bytes:
-        """Everything before the body of `size` bytes."""
-        if self.header_length is None and not close:
+    def head(self, size: int, more: bytes) -> bytes:
+        """Everything before the body of `size` bytes; `more` are header lines, each behind its CRLF."""
+        if self.header_length is None and not more:
             return b"%s%d\r\n\r\n" % (self.form.start, size)
-        more = b"\r\nConnection: close" if close else b""
         if self.header_length is not None:
             more += b"\r\nInference-Header-Content-Length: %d" % self.header_length
         return b"%s%d%s\r\n\r\n" % (self.form.start, size, more)
+
+
+class Refusal(Response):
+    """The answer to a request that is not served; each is counted by its status and reason.
+
+    `reason` is one of the words in docs/operations.md, never a client's text. `logged`: the access log has a
+    line about it already.
+    """
+
+    __slots__ = ("logged", "reason")
+
+    refused = True
+
+    def __init__(
+        self, status: int, reason: str, message: str, headers: Headers = (), *, logged: bool = False
+    ) -> None:
+        super().__init__(form(status, JSON, headers), [_error(message)])
+        self.reason = reason
+        self.logged = logged
+
+
+def _error(message: str) -> bytes:
+    text = message[:_MESSAGE].encode("utf-8", "replace").decode()
+    return orjson.dumps({"error": text})

@@ -10,7 +10,7 @@ from typing import Any, Final
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.response import Refusal, Response
 from edgeserve.serve.http.status import failure
 
 log = logging.getLogger(__name__)
@@ -18,20 +18,23 @@ log = logging.getLogger(__name__)
 # The event loop refers to tasks weakly.
 _TASKS: Final[set[asyncio.Task[None]]] = set()
 
+# Of a body that no route reads.
+IGNORED_BYTES: Final = 65_536
+
 Route = Callable[[Request], None]
 
 
 class NoRoute(Exception):
-    """Nothing answers here; the response says what would."""
+    """Nothing answers here; the refusal says what would."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.form.status)
-        self.response = response
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.form.status)
+        self.refusal = refusal
 
 
 def not_allowed(allowed: str) -> NoRoute:
     message = f"method not allowed, use {allowed}"
-    return NoRoute(Response.error(405, message, (("Allow", allowed),)))
+    return NoRoute(Refusal(405, "method", message, (("Allow", allowed),)))
 
 
 def later(request: Request, answer: Coroutine[Any, Any, Response]) -> None:

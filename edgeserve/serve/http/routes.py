@@ -21,9 +21,9 @@ from edgeserve.serve.http.infer import Codecs, InferRoute
 from edgeserve.serve.http.management import Management
 from edgeserve.serve.http.page import PATHS, StatusPage
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import RETRY, Response
-from edgeserve.serve.http.route import NoRoute, Route, not_allowed, reading
-from edgeserve.serve.http.status import failure
+from edgeserve.serve.http.response import RETRY, Refusal, Response
+from edgeserve.serve.http.route import IGNORED_BYTES, NoRoute, Route, not_allowed, reading
+from edgeserve.serve.http.status import refused
 from edgeserve.serve.http.together import Together
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
@@ -78,28 +78,40 @@ class Router:
     def handle(self, request: Request) -> None:
         """Answer now or later; never raises."""
         try:
-            self._handle(request)
+            head = request.head
+            if head.route is None:  # the leave that there was may have ended
+                refusal = self.admit(head, request.address)
+                if refusal is not None:
+                    request.respond(refusal)
+                    return
+            head.route(request)
         except Exception:
             log.exception("a request could not be handled")
             request.respond(Response.error(500, "the server failed; its log says why"))
 
-    def _handle(self, request: Request) -> None:
-        head = request.head
-        route: Route | None = head.route
-        if route is None:
-            try:
-                route = self._route(head, caller_of(head, request.address))
-            except NoRoute as error:
-                request.respond(error.response)
-                return
-            except EdgeServeError as error:
-                request.respond(failure(error))
-                return
-            head.route = route
-        route(request)
+    def admit(self, head: Head, address: str) -> Refusal | None:
+        """Say what answers a head, and how much it reads, or why its request is not served; never raises.
+
+        To be asked before anything of the body is taken.
+        """
+        head.most, head.trusted = IGNORED_BYTES, False
+        try:
+            route = self._route(head, caller_of(head, address))
+        except NoRoute as error:
+            return error.refusal
+        except EdgeServeError as error:
+            refusal = refused(error)
+            if refusal is None:
+                log.exception("a request could not be routed")
+            return refusal or Refusal(503, "unavailable", str(error))
+        if head.length is not None and head.length > head.most:
+            message = f"the body is {head.length} bytes, at most {head.most} are taken here"
+            return Refusal(413, "body_too_large", message)
+        head.route = route
+        return None
 
     def _route(self, head: Head, caller: Caller) -> Route:
-        """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound."""
+        """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound, ModelUnavailable."""
         path = head.path
         if path == b"/v2/health/live":
             return reading(head, lambda: Response.json({"live": True}))
@@ -108,14 +120,19 @@ class Router:
             if self._together is not None:
                 return self._together.health(head, detailed=detailed)
             return reading(head, lambda: self._health(detailed=detailed))
+
+        def check(role: Role) -> None:
+            self._authoriser.check(role, caller)
+            head.trusted = True
+
         if self._together is not None:
-            shared = self._together.find(head, lambda role: self._authoriser.check(role, caller))
+            shared = self._together.find(head, check)
             if shared is not None:
                 return shared
-        managed = self._management.find(head, lambda role: self._authoriser.check(role, caller))
+        managed = self._management.find(head, check)
         if managed is not None:
             return managed
-        self._authoriser.check(Role.INFER, caller)
+        check(Role.INFER)
         if path in PATHS:
             return reading(head, lambda: self._page.answer(head))
         fixed = self._fixed.get(path)
@@ -123,11 +140,13 @@ class Router:
             return reading(head, fixed)
         match = _MODEL.fullmatch(path)
         if match is None:
-            raise NoRoute(Response.error(404, "no such route"))
+            raise NoRoute(Refusal(404, "unknown_route", "no such route"))
         name, version = decoded(match[1]), None if match[2] is None else decoded(match[2])
         if match[3] == b"infer":
             if head.method != "POST":
                 raise not_allowed("POST")
+            self._repository.find(name, version)
+            head.most = self._limits.body_bytes
             return InferRoute(
                 self._repository,
                 self._codecs,
@@ -151,7 +170,7 @@ class Router:
             f"model '{known}' does not generate text: models here compute tensors from tensors, "
             f"ask /v2/models/{known}/infer"
         )
-        return NoRoute(Response.error(501, message))
+        return NoRoute(Refusal(501, "unsupported", message))
 
     # about the server and its models
 

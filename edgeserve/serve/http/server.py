@@ -1,4 +1,4 @@
-"""The listening side: accepts connections, hands requests to the router, sweeps, drains."""
+"""The listening side: takes connections in, hands requests to the router, sweeps, drains."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve import logs
 from edgeserve.serve.addresses import joined
+from edgeserve.serve.http.accepting import Acceptor, bound
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
+from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Refusal
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.tls import Tls
@@ -25,9 +28,23 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S: Final = 1.0
 _SHRINK_S: Final = 30.0
-# Turns of the event loop in which what the kernel holds at SIGTERM is accepted and read: asyncio's
-# own loop takes four from accepting to reading, uvloop two.
+# Turns of the event loop in which what came with a connection at SIGTERM is read: asyncio's own loop takes
+# four from accepting to reading, uvloop two.
 _TURNS: Final = 5
+# Connections that are ended where the process may have no more files open.
+_MAKES_ROOM: Final = 8
+
+
+class Handler(Protocol):
+    """What a server hands heads and requests to."""
+
+    def admit(self, head: Head, address: str) -> Refusal | None:
+        """Route a head, or say why its request is not served; nothing of a body is taken before."""
+        ...
+
+    def handle(self, request: Request) -> None:
+        """Answer a request, now or later; never raises."""
+        ...
 
 
 class HttpServer:
@@ -35,22 +52,23 @@ class HttpServer:
 
     def __init__(
         self,
-        handle: Callable[[Request], None],
+        handler: Handler,
         limits: Limits,
         metrics: ServerMetrics,
         tls: Tls | None = None,
     ) -> None:
         self.limits = limits
-        self.handle = handle
+        self.admit = handler.admit
+        self.handle = handler.handle
         self.incoming = bytearray(INCOMING_BYTES)
         self.bodies = BodyBuffers(limits.bodies_bytes)
         self._metrics = metrics
         self._tls = tls
         self._connections: set[Connection] = set()
-        self._adopting: set[asyncio.Task[None]] = set()
+        self._adopting: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._addresses: Counter[str] = Counter()
         self._empty = asyncio.Event()
-        self._servers: list[asyncio.Server] = []
+        self._acceptor = Acceptor(self.adopt, self._no_room)
         self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
         self._shrink_at = time.monotonic() + _SHRINK_S
@@ -61,7 +79,7 @@ class HttpServer:
         Raises EnvironmentProblem when it is in use or may not be used.
         """
         try:
-            return await self._accept(host=host, port=port)
+            sockets = await bound(host, port)
         except OSError as error:
             in_use = error.errno == errno.EADDRINUSE
             raise EnvironmentProblem(
@@ -69,20 +87,16 @@ class HttpServer:
                 cause="the port is in use" if in_use else str(error),
                 hint="--http-port 0 picks a free one" if in_use else None,
             ) from None
+        first, *_ = [self.accept_from(one) for one in sockets]
+        return first
 
-    async def accept_from(self, bound: socket.socket) -> tuple[str, int]:
-        """Start accepting on a socket, whose address is returned; it is closed when the server is. What was
-        queued while nobody accepted is answered, too."""
-        return await self._accept(sock=bound)
-
-    async def _accept(self, **where: Any) -> tuple[str, int]:  # Any: as create_server takes it
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), backlog=1024, **where, **self._tls_options()
-        )
-        if not self._servers:
+    def accept_from(self, listener: socket.socket) -> tuple[str, int]:
+        """Start accepting on a bound socket, whose address is returned; it is closed when the server is.
+        What was queued while nobody accepted is answered, too."""
+        self._acceptor.listen(listener)
+        if self._sweeper is None:
             self._sweep()
-        self._servers.append(server)
-        address = server.sockets[0].getsockname()
+        address = listener.getsockname()
         return str(address[0]), int(address[1])
 
     def _tls_options(self) -> dict[str, Any]:
@@ -91,31 +105,64 @@ class HttpServer:
         return {"ssl": self._tls.context, "ssl_handshake_timeout": self.limits.handshake_s}
 
     def adopt(self, accepted: socket.socket) -> None:
-        """Serve a connection that was accepted elsewhere."""
+        """Serve a connection that was accepted."""
+        if len(self._adopting) >= self.limits.connections:
+            next(iter(self._adopting)).cancel()  # the handshake that takes longest
         task = asyncio.ensure_future(self._adopt(accepted))
-        self._adopting.add(task)
-        task.add_done_callback(self._adopting.discard)
+        self._adopting[task] = None
+        task.add_done_callback(self._adopted)
+
+    def _adopted(self, task: asyncio.Task[None]) -> None:
+        del self._adopting[task]
 
     async def _adopt(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         try:
+            with contextlib.suppress(OSError):  # not of TCP
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Connection(self), accepted, **self._tls_options()
             )
         except OSError as error:  # also what a TLS handshake ends with
             log.debug("a connection cannot be taken over: %s", error)
             accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
+
+    def _no_room(self) -> None:
+        """The process may have no more files open, and somebody waits."""
+        self._metrics.accept_failures.inc()
+        self._send_away(_MAKES_ROOM)
+
+    def _send_away(self, count: int, address: str | None = None) -> int:
+        """End the connections (of one address) that have waited longest for somebody who showed no leave;
+        how many there were. Those who have leave find room so, whoever else connects."""
+        idle = [
+            c
+            for c in self._connections
+            if c.idle_stranger and (address is None or c.address == address)
+        ]
+        for connection in (chosen := sorted(idle, key=lambda c: c.since)[:count]):
+            connection.abort()
+        return len(chosen)
 
     def connected(self, connection: Connection) -> str | None:
         """Take a connection in; why it may not stay, if so."""
+        problem = self._too_many(connection.address)
         self._connections.add(connection)
         self._addresses[connection.address] += 1
         self._metrics.connections.inc()
         if self._draining:  # it was in its handshake when the others were told
             asyncio.get_running_loop().call_soon(connection.finish)
-        if len(self._connections) > self.limits.connections:
+        return problem
+
+    def _too_many(self, address: str) -> str | None:
+        """Why there is no room for one more, unless somebody else's can be made."""
+        if len(self._connections) >= self.limits.connections and not self._send_away(1):
             return "too many connections"
-        if self._addresses[connection.address] > self.limits.connections_per_address:
+        full = self._addresses[address] >= self.limits.connections_per_address
+        if full and not self._send_away(1, address):
             return "too many connections from this address"
         return None
 
@@ -128,8 +175,13 @@ class HttpServer:
             self._empty.set()
         self._metrics.connections.dec()
 
-    def refused(self, status: int) -> None:
-        self._metrics.refused.labels(str(status)).inc()
+    def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None:
+        """Count a request that is not served, and log it where requests are. `asked`: method and path."""
+        status, reason = refusal.form.status, refusal.reason
+        self._metrics.refuse_http(status, reason)
+        if not refusal.logged and logs.ACCESS.isEnabledFor(logging.INFO):
+            method, path = asked[0], asked[1].decode("latin-1")
+            logs.log_refused("http", method, path, status, reason, address)
 
     def forget_routes(self) -> None:
         """Have every connection's next request routed, and its caller checked, anew."""
@@ -141,10 +193,10 @@ class HttpServer:
 
         False when a request or an answer was still on its way after `timeout_s`.
         """
+        self._acceptor.accept_all()
         for _ in range(_TURNS):
             await asyncio.sleep(0)
-        for server in self._servers:
-            server.close()
+        self._acceptor.close()
         self._draining = True
         for connection in list(self._connections):
             connection.finish()
@@ -160,10 +212,11 @@ class HttpServer:
     async def close(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
+        self._acceptor.close()
+        for task in self._adopting:
+            task.cancel()
         for connection in list(self._connections):
             connection.abort()
-        for server in self._servers:
-            server.close()
         await asyncio.sleep(0)
 
     def _sweep(self) -> None:

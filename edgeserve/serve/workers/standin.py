@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Container, Sequence
 from typing import Final
 
@@ -16,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # Until what could not be accepted or handed over is tried again.
 _PAUSE_S: Final = 0.1
+# Until the log says again what it has said.
+_QUIET_S: Final = 10.0
 
 
 class Standin:
@@ -33,6 +36,8 @@ class Standin:
         self._pool.setblocking(False)
         self._late: tuple[Plane, socket.socket] | None = None
         self._again: asyncio.TimerHandle | None = None
+        self._quiet_until = 0.0
+        self.failures = 0  # to accept
 
     @property
     def pool(self) -> int:
@@ -65,7 +70,10 @@ class Standin:
         except (BlockingIOError, ConnectionError):
             return  # the worker was faster, or the client left
         except OSError as error:
-            log.warning("a connection cannot be accepted now: %s", error)
+            self.failures += 1
+            if time.monotonic() >= self._quiet_until:
+                log.warning("connections cannot be accepted now: %s", error.strerror or error)
+                self._quiet_until = time.monotonic() + _QUIET_S
             self._pause()
             return
         self._late = (one.plane, connection)
