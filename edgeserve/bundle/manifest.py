@@ -12,7 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgeserve.errors import BundleError
-from edgeserve.tensors import DTYPES, Interface
+from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
 SCHEMA_VERSION: Final = "1.0"
 MANIFEST_NAME: Final = "manifest.json"
@@ -218,7 +218,8 @@ class Rejected(_Strict, frozen=True):
 
 
 class Manifest(_Strict, frozen=True):
-    """The whole of `manifest.json`."""
+    """The whole of `manifest.json`. `state` are the variables of a model that keeps a state between calls:
+    each request starts from the initial one."""
 
     schema_version: str
     name: str
@@ -233,6 +234,7 @@ class Manifest(_Strict, frozen=True):
     tools: dict[str, str]
     rejected: tuple[Rejected, ...] = ()
     reference_latency_ms: float | None = None
+    state: tuple[TensorSpec, ...] = ()
 
     def variant(self, variant_id: str) -> Variant:
         for variant in self.variants:

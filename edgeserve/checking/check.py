@@ -28,6 +28,7 @@ from edgeserve.checking.support import Judge, versions
 from edgeserve.conversion.sources import detect_format
 from edgeserve.errors import SourceError, UsageError
 from edgeserve.inspecting import ModelReport, inspect_model
+from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.targets import ChainEntry, Target
 
 _ORDER: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
@@ -55,6 +56,7 @@ def check(
     sizes = estimates(model, facts.graph_bytes) if model else ()
     int8 = any("int8" in e.precisions for t in targets for e in t.chain)
     findings = list(model_findings(model, int8=int8)) if model else []
+    findings += _state(facts)
     findings += _reference(judge, findings)
     sound = not any(f.level == "error" for f in findings)
     reports = []
@@ -77,6 +79,17 @@ def check(
         findings=tuple(sorted(findings, key=lambda f: _ORDER[f.level])),
         estimates=sizes,
     )
+
+
+def _state(facts: ModelReport) -> list[Finding]:
+    kept, passed = told_state(facts.state), told_passed(facts.passed)
+    found = []
+    if kept:
+        hint = "edgeserve serves each request from the initial state, alone in its batch"
+        found.append(Finding("state", "warning", kept, hint=hint))
+    if passed:
+        found.append(Finding("passed-state", "note", passed))
+    return found
 
 
 def _refuse_other_sources(path: Path) -> None:

@@ -32,6 +32,8 @@ RULES: Final[dict[str, str]] = {
     "dynamic-shape": "Dimensions that vary where the target wants them fixed.",
     "fixed-batch": "The batch size is fixed in the model, so requests cannot share a batch.",
     "interface": "An input or output that is not a tensor with a known type and shape.",
+    "state": "The model keeps a state between calls, which each request starts anew.",
+    "passed-state": "A state goes through inputs and outputs: the client keeps it.",
     "shape-inference": "Shapes inside the model contradict each other.",
     "float64": "Weights in double precision.",
     "control-flow": "If, Loop or Scan.",

@@ -59,14 +59,16 @@ def inspect(
 
 def _render_model(report: ModelReport) -> None:
     from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.inspecting.report import told_passed, told_state
 
     console = stdout_console()
-    facts = [
+    facts: list[tuple[str, str | None]] = [
         ("model", report.path),
         ("format", f"{report.format} ({report.version})"),
         ("producer", report.producer),
         ("parameters", f"{report.parameters:,}"),
         ("size", size_text(report.size_bytes)),
+        ("state", told_state(report.state) or told_passed(report.passed)),
     ]
     facts += [
         ("file", f"{f.name}, {size_text(f.size_bytes)}, sha256 {f.sha256}") for f in report.files
@@ -123,6 +125,7 @@ def _render_model(report: ModelReport) -> None:
 
 def _render_bundle(report: BundleReport) -> None:
     from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.inspecting.report import told_state
 
     console, manifest = stdout_console(), report.manifest
     batch = manifest.interface.max_batch
@@ -134,6 +137,7 @@ def _render_bundle(report: BundleReport) -> None:
         ("task", manifest.task.kind),
         ("preprocess", _preprocess(manifest.task)),
         ("batch", f"requests may share one, up to {batch} rows" if batch else "one request each"),
+        ("state", told_state(manifest.state)),
         ("golden", f"{manifest.golden.samples} samples"),
         ("digests", f"all {report.verified_files} files are as they were written"),
         ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),

@@ -34,6 +34,7 @@ from edgeserve.conversion.search import Found
 from edgeserve.conversion.source import SourceModel
 from edgeserve.devices import machine
 from edgeserve.evaluate import class_scores
+from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets import Target
@@ -140,6 +141,7 @@ def write_bundle(
         tools=_tools(),
         rejected=tuple(_rejected(v, target, built) for v in verdicts if not v.chosen),
         reference_latency_ms=proof.reference_latency_ms,
+        state=model.state,
     )
     writer.write_manifest(manifest)
     Bundle.open(writer.root)  # what was written must read
@@ -299,6 +301,13 @@ def unmet_wishes(
         )
         found.append(f"the recipe {recipe} was not tried for {target.name}: {why}")
     return found
+
+
+def state_remarks(model: SourceModel) -> list[str]:
+    """What is to be known of a model with a state, its own or one that its callers keep."""
+    kept, passed = told_state(model.state), told_passed(model.passed)
+    own = [f"{kept}; every request starts from the initial one, alone in its batch"] if kept else []
+    return [*own, *([passed] if passed else [])]
 
 
 def _missing(verdicts: Sequence[Verdict], target: Target) -> list[str]:

@@ -227,7 +227,11 @@ class Builder:
 
     def _as_it_is(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
         """A variant of a source that is not ONNX: its own file, or another format of it."""
-        if plan.format == self._source.format and plan.precision == self._source.precision:
+        same = plan.format == self._source.format
+        if same and plan.precision == "bf16" and self._source.precision == "fp32":
+            # The engine casts what it computes: the file is the same.
+            return _copy_beside(self._source.path, out), Recipe("cast to bf16", "edgeserve")
+        if same and plan.precision == self._source.precision:
             return _copy_beside(self._source.path, out), Recipe("as it is", "edgeserve")
         path = shortest_path(self._source.format, plan.format)
         return self._walk(path, self._source.path, plan.precision, out), Recipe(

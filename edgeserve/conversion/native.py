@@ -50,6 +50,7 @@ def read_native(path: Path, format_name: str) -> SourceModel:
         interface=interface,
         facts=_facts(report),
         precision=_precision(report),
+        state=report.state,
     )
 
 

@@ -15,6 +15,7 @@ from edgeserve.conversion.assemble import (
     optional_entries,
     ordered_chain,
     report,
+    state_remarks,
     unmet_wishes,
     write_bundle,
 )
@@ -70,7 +71,9 @@ def convert(
         data = _that_runs(data, reference, model, options)
         if data.calibration is not None:
             check_runs(reference, data.calibration)
-        interface = proven_batching(model, reference, data.proof)
+        interface = model.interface
+        if not model.state:  # rows of a batch would follow each other, or share a state
+            interface = proven_batching(model, reference, data.proof)
         threads = threads_served(reference, data.proof[0])
         if threads:
             reference.close()
@@ -108,7 +111,7 @@ def convert(
                 cause="--strict was given",
                 hint="leave out --strict to get the bundle with what serves instead",
             )
-        data = msgspec.structs.replace(data, remarks=(*data.remarks, *unmet))
+        data = msgspec.structs.replace(data, remarks=(*data.remarks, *state_remarks(model), *unmet))
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)

@@ -26,6 +26,7 @@ from edgeserve.errors import (
 )
 from edgeserve.evaluate import Samples
 from edgeserve.inspecting.onnx import external_files
+from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
@@ -42,7 +43,8 @@ class SourceModel(msgspec.Struct, frozen=True):
     most frameworks is ONNX by now; `source` tells of the file that the user gave.
 
     `proto` is an onnx.ModelProto with its external data loaded, None for other formats. `labels` is a
-    list of class names that the source brought along.
+    list of class names that the source brought along. `state` are the variables that the model keeps between
+    calls; `passed` pairs of an input and an output by which its callers keep one.
     """
 
     path: Path
@@ -53,6 +55,8 @@ class SourceModel(msgspec.Struct, frozen=True):
     facts: ModelFacts
     precision: Precision = "fp32"
     labels: Path | None = None
+    state: tuple[TensorSpec, ...] = ()
+    passed: tuple[tuple[str, str], ...] = ()
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
@@ -82,7 +86,10 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         opset=_opset(proto),
     )
     interface = _interface(onnx, proto, path)
-    return SourceModel(path, "onnx", proto, source, interface, ModelFacts.of(proto))
+    return SourceModel(
+        path, "onnx", proto, source, interface, ModelFacts.of(proto),
+        passed=tuple(passed_state(proto)),
+    )  # fmt: skip
 
 
 def save_onnx(proto: Any, destination: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from pathlib import Path
@@ -56,7 +57,43 @@ def inspect_openvino(path: Path) -> ModelReport:
         map(_spec, model.outputs),
         operators,
         weights,
+        _state(path),
     )
+
+
+def _state(path: Path) -> list[TensorSpec]:
+    """The variables of ReadValue and Assign layers, of those in the bodies of loops, too.
+
+    From the text: the engine lists a model's variables without those of inner bodies. Where a layer does
+    not tell type and shape, its first port does.
+    """
+    found: dict[str, TensorSpec] = {}
+    text = path.read_text("utf-8", errors="replace")
+    for layer in _LAYER.finditer(text):
+        attributes = dict(_ATTRIBUTE.findall(layer["data"]))
+        name = html.unescape(attributes.get("variable_id", ""))
+        kind, dims = attributes.get("variable_type"), attributes.get("variable_shape")
+        if kind in (None, "dynamic") or dims in (None, "..."):
+            port = _PORT.search(layer["ports"])
+            kind = port["precision"].lower().replace("fp", "f") if port else "unknown"
+            dims = ",".join(_DIM.findall(port["dims"])) if port else ""
+        assert kind is not None
+        shape = tuple(int(d) if d.strip().isdigit() else "?" for d in (dims or "").split(",") if d)
+        spec = TensorSpec(name, _NAMES.get(kind, kind), shape)
+        if name not in found or len(shape) > len(found[name].shape):
+            found[name] = spec
+    return list(found.values())
+
+
+_LAYER: Final = re.compile(
+    r'<layer\b[^>]*\btype="(?:ReadValue|Assign)"[^>]*>\s*<data\b(?P<data>[^>]*)/?>(?P<ports>.*?)</layer>',
+    re.DOTALL,
+)
+_ATTRIBUTE: Final = re.compile(r'(\w+)="([^"]*)"')
+_PORT: Final = re.compile(
+    r'<port\b[^>]*precision="(?P<precision>\w+)"[^>]*>(?P<dims>.*?)</port>', re.DOTALL
+)
+_DIM: Final = re.compile(r"<dim>(-?\d+)</dim>")
 
 
 def _dtype(element_type: Any) -> str:

@@ -46,7 +46,9 @@ class ModelReport(msgspec.Struct, frozen=True):
     """What a model file holds.
 
     Sizes add up: `size_bytes` = the weights + `graph_bytes` (structure, names, and weights' headers).
-    `operators` counts the graph's nodes with those of its subgraphs, most frequent first.
+    `operators` counts the graph's nodes with those of its subgraphs, most frequent first. `state` are the
+    variables that the model keeps from one call to the next; `passed` pairs an input with the output that
+    is the input of the next call: a state that the caller keeps.
     """
 
     path: str
@@ -62,6 +64,8 @@ class ModelReport(msgspec.Struct, frozen=True):
     parameters: int
     weights: tuple[Share, ...]
     largest: tuple[Weight, ...]
+    state: tuple[TensorSpec, ...] = ()
+    passed: tuple[tuple[str, str], ...] = ()
 
 
 def model_report(
@@ -73,6 +77,8 @@ def model_report(
     outputs: Iterable[TensorSpec],
     operators: Iterable[str],
     weights: list[Weight],
+    state: Iterable[TensorSpec] = (),
+    passed: Iterable[tuple[str, str]] = (),
 ) -> ModelReport:
     """Add up what a format's reader found. The first of `paths` is the model, others its data."""
     root = paths[0].parent
@@ -92,7 +98,23 @@ def model_report(
         parameters=sum(w.elements for w in weights),
         weights=_shares(weights),
         largest=tuple(sorted(weights, key=lambda w: -w.size_bytes)[:_LARGEST]),
+        state=tuple(state),
+        passed=tuple(passed),
     )
+
+
+def told_state(state: Iterable[TensorSpec]) -> str | None:
+    """What is said wherever a model with variables is met; None for one without."""
+    kept = ", ".join(f"'{s.name}' {s.describe()}" for s in state)
+    return f"the model keeps a state between calls: {kept}" if kept else None
+
+
+def told_passed(passed: Iterable[tuple[str, str]]) -> str | None:
+    """What is said of a state that goes through inputs and outputs; None where none does."""
+    pairs = ", ".join(
+        f"output '{given}' is input '{taken}' of the next call" for taken, given in passed
+    )
+    return f"the client keeps the model's state: {pairs}" if pairs else None
 
 
 def _model_file(path: Path, root: Path) -> ModelFile:

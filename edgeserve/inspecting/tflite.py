@@ -51,7 +51,30 @@ def _report(path: Path, schema: Any, model: Any, size: int) -> ModelReport:
         [_spec(first.tensors[i], types) for i in first.outputs],
         [codes[op.opcodeIndex] for graph in model.subgraphs for op in graph.operators or ()],
         _weights(model, types, size),
+        _state(model, codes, types),
     )
+
+
+def _state(model: Any, codes: list[str], types: dict[int, str]) -> list[TensorSpec]:
+    """Variable tensors, and resource variables with the type and shape of what is read from or written to
+    them. Several handles may be of one variable."""
+    found = []
+    resources: dict[str, TensorSpec] = {}
+    for graph in model.subgraphs:
+        found += [_spec(t, types) for t in graph.tensors if t.isVariable]
+        handles: dict[int, str] = {}
+        for op in graph.operators or ():
+            kind = codes[op.opcodeIndex]
+            if kind == "VAR_HANDLE":
+                shared = _text(getattr(op.builtinOptions, "sharedName", None))
+                name = shared or _text(graph.tensors[op.outputs[0]].name)
+                handles[int(op.outputs[0])] = name
+                resources.setdefault(name, TensorSpec(name, "RESOURCE", ()))
+            elif kind in ("READ_VARIABLE", "ASSIGN_VARIABLE") and int(op.inputs[0]) in handles:
+                value = graph.tensors[op.outputs[0] if kind == "READ_VARIABLE" else op.inputs[1]]
+                spec, name = _spec(value, types), handles[int(op.inputs[0])]
+                resources[name] = TensorSpec(name, spec.dtype, spec.shape)
+    return [*found, *resources.values()]
 
 
 def _weights(model: Any, types: dict[int, str], file_size: int) -> list[Weight]:

@@ -103,7 +103,8 @@ def percent(share: float) -> str:
 class Session(Protocol):
     """An opened variant. `run` is synchronous, releases the GIL while the engine computes, and may be
     called from several threads. It expects tensors that fit `inputs` and does not check them again;
-    it raises InferenceFailed with the engine's message."""
+    it raises InferenceFailed with the engine's message. Of a model that keeps a state, each call starts
+    from the initial one."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]: ...

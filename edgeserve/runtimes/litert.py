@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ from edgeserve.runtimes.litert_placement import (
     placement_on_cpu,
 )
 from edgeserve.runtimes.litert_ports import in_rows, ports_of
+from edgeserve.runtimes.litert_state import Kept, kept_by
 from edgeserve.runtimes.native import caught_output, environment_key
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
@@ -234,7 +235,10 @@ def _without_greeting() -> Iterator[None]:
 
 
 class _Instance:
-    """One interpreter, and how the interface's tensors are called, laid out and scaled in its file."""
+    """One interpreter, and how the interface's tensors are called, laid out and scaled in its file.
+
+    Every run starts from the file's initial state.
+    """
 
     def __init__(
         self,
@@ -246,7 +250,8 @@ class _Instance:
     ) -> None:
         module, _ = _engine()
         resolver = module.OpResolverType
-        self._interpreter = module.Interpreter(
+        self._make = partial(
+            module.Interpreter,
             model_path=str(model.path),
             num_threads=threads,
             experimental_delegates=delegates,
@@ -254,10 +259,28 @@ class _Instance:
             if default_delegates
             else resolver.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
-        self._inputs, self._outputs = ports_of(self._interpreter, model)
+        self._model = model
+        self._open()
+        self._kept = kept_by(self._interpreter, model.path)
+        self._used = False
+
+    def _open(self) -> None:
+        self._interpreter = self._make()
+        self._inputs, self._outputs = ports_of(self._interpreter, self._model)
         self._interpreter.allocate_tensors()
 
+    def _forget(self) -> None:
+        """Go back to the initial state."""
+        if self._kept is Kept.RESOURCES:
+            self._open()
+        else:
+            self._interpreter.reset_all_variables()
+
     def run(self, inputs: Tensors) -> Tensors:
+        if self._kept is not Kept.NOTHING:
+            if self._used:
+                self._forget()
+            self._used = True
         arrays = [port.to_file(inputs[port.spec.name]) for port in self._inputs]
         self._fit(arrays)
         for port, array in zip(self._inputs, arrays, strict=True):

@@ -20,6 +20,7 @@ from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, Un
 from edgeserve.runtimes.base import LoadOptions, Placement
 from edgeserve.runtimes.litert_placement import operators_of, placement_fully_on
 from edgeserve.runtimes.litert_ports import in_rows, ports_of
+from edgeserve.runtimes.litert_state import Kept, kept_by
 from edgeserve.runtimes.native import NativeLog, caught_output
 from edgeserve.tensors import Tensors, TensorSpec
 
@@ -55,6 +56,11 @@ class CompiledSession:
             interpreter = _interpreter(engine, model.path)
         self._inputs, self._outputs = ports_of(interpreter, model)
         self._operators = operators_of(interpreter)
+        if kept_by(interpreter, model.path) is not Kept.NOTHING:
+            raise UnsupportedModel(
+                f"litert cannot serve {model.path.name} on {device}",
+                cause="the model keeps a state between calls, which its accelerators cannot reset",
+            )
         del interpreter
         self._rows = self._inputs[0].shape[0] if model.interface.max_batch else 0
         self._compiled, log = _compile(model.path, device, self._precision, options.options)

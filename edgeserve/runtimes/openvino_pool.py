@@ -14,7 +14,8 @@ from edgeserve.tensors import Array, Tensors
 class Pool:
     """A compiled model with `count` infer requests; as many threads may call it at one time.
 
-    Raises RuntimeError, the engine's own, from every method.
+    Every call starts from the model's initial state, where it keeps one (ReadValue, Assign). Raises
+    RuntimeError, the engine's own, from every method.
     """
 
     def __init__(self, compiled: Any, model: VariantFiles, count: int) -> None:
@@ -30,11 +31,18 @@ class Pool:
         ]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(count):
-            self._requests.put(compiled.create_infer_request())
+            request = compiled.create_infer_request()
+            self._requests.put(request)
+        try:
+            self._keeps = bool(request.query_state())
+        except RuntimeError:  # a plug-in that knows no variables compiles no model with them
+            self._keeps = False
 
     def run(self, inputs: Tensors) -> Tensors:
         request = self._requests.get()
         try:
+            if self._keeps:
+                request.reset_state()
             # Handing the inputs to `infer` takes it longer than all else that it does in Python.
             for name, index, tensors in self._given:
                 request.set_input_tensor(index, tensors.of(inputs[name]))
