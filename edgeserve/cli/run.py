@@ -234,6 +234,13 @@ def command(
     drain_timeout: Annotated[
         float | None, typer.Option(help="Seconds that requests in flight get on SIGTERM [30].")
     ] = None,
+    lame_duck: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Time after SIGTERM in which /v2/health/ready is 503 and connections are accepted [0].",
+        ),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback without protection.")
     ] = None,
@@ -317,6 +324,7 @@ def command(
         "metrics_compat": metrics_compat.value if metrics_compat is not None else None,
         "max_body": max_body,
         "drain_timeout": drain_timeout,
+        "lame_duck": lame_duck,
         "insecure": insecure,
         "keys": str(keys) if keys is not None else None,
         "tls_cert": str(tls_cert) if tls_cert is not None else None,

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,12 +18,15 @@ from edgeserve.chain import Attempt, Chain
 from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.serve import logs
+from edgeserve.serve.apart import is_busy
 from edgeserve.serve.control import Control, OwnControl
+from edgeserve.serve.ending import Stop, leave, leave_later, on_hangup
 from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
+from edgeserve.serve.load_metrics import LoadMetrics
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.model_settings import size_bytes
@@ -108,16 +110,34 @@ async def _serve(
     on_start: Callable[[Started], None],
     reread: Callable[[], Settings] | None,
 ) -> bool:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with Service(settings, loop, reread) as service:
-        loop.add_signal_handler(signal.SIGHUP, service.hang_up)
-        on_start(await service.start())
+    stop = Stop()
+    async with Service(settings, asyncio.get_running_loop(), reread) as service:
+        on_hangup(service.hang_up)
+        on_start(await start_unless_stopped(service, stop))
         settle()
         await stop.wait()
-        return await service.drain()
+        done = await service.drain()
+        end_soon(0 if done else 1)
+        return done
+
+
+async def start_unless_stopped(service: Service, stop: Stop) -> Started:
+    """What serves. Ends the process if it is asked to end before: no request can have come. Raises what
+    `Service.start` raises."""
+    starting = asyncio.ensure_future(service.start())
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        leave(stop.code)
+    stopped.cancel()
+    return starting.result()
+
+
+def end_soon(code: int) -> None:
+    """Every request is answered or given up. Nobody waits for what still opens or hangs in a device."""
+    if is_busy():
+        leave(code)
+    leave_later(code)
 
 
 def settle() -> None:
@@ -155,6 +175,9 @@ class Service:
             budget=size_bytes(settings.memory_budget, "memory_budget") // settings.workers,
             readiness=settings.readiness,
             resident=resident_bytes,
+        )
+        metrics.registry.register(
+            LoadMetrics(self._repository.load_states, self._repository.load_failures)
         )
         if settings.metrics_compat == "triton":
             metrics.registry.register(TritonMetrics(self._repository.loaded))
@@ -229,7 +252,7 @@ class Service:
         journal = self._siblings.journal
         if names is not None:
             names = tuple(n for n in (*names, *journal.on) if n not in journal.off)
-        await self._repository.start(names, journal.off)
+        await self._repository.start(names, journal.off, journal.expected, journal.held)
 
     def hang_up(self) -> None:
         """Follow settings and files now."""
@@ -239,7 +262,9 @@ class Service:
 
     async def _follow(self) -> None:
         """On SIGHUP, and every `watch` seconds, have the repository follow settings and files."""
+        refreshing: asyncio.Task[None] | None = None
         while True:
+            self._tasks = [task for task in self._tasks if not task.done()]
             every = self._settings.watch or None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every):
@@ -256,7 +281,10 @@ class Service:
             if asked:
                 log.warning("settings and models are read again")
             self._settings = followed(self._settings, new)
-            await self._repository.refresh()
+            if asked or refreshing is None or refreshing.done():
+                # Not waited for: a device may open slowly, and keys may have to be changed meanwhile.
+                refreshing = asyncio.ensure_future(self._repository.refresh())
+                self._tasks.append(refreshing)
 
     async def _read_keys(self) -> None:
         """Only the keys that there are now work from now on. Raises UsageError."""
@@ -270,8 +298,11 @@ class Service:
         log.warning("the keys have changed: %r", keys)
 
     async def drain(self) -> bool:
-        """Not ready, no new connections; what has begun is answered, within the drain timeout."""
+        """Not ready, then no new connections; what has begun is answered, within the drain timeout."""
         self._repository.stop_serving()
+        if self._settings.lame_duck:
+            log.info("not ready; connections are accepted for %g s more", self._settings.lame_duck)
+            await asyncio.sleep(self._settings.lame_duck)
         if self._siblings is not None:
             self._siblings.leave()
         log.info("draining")

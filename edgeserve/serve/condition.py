@@ -9,13 +9,18 @@ from edgeserve.serve.repository import ModelRepository
 
 
 def conditions(repository: ModelRepository) -> dict[str, dict[str, Any]]:
-    """By the models' names: whether each is ready, what serves it, and why it is not."""
-    models = {m.name: _condition(m) for m in repository.loaded()}
+    """By the models' names: whether each is ready, what serves it, and why it is not. `failed_versions` are
+    those whose last load failed, with the reason, whatever serves meanwhile."""
+    models: dict[str, dict[str, Any]] = {}
+    for model in sorted(repository.loaded(), key=lambda m: int(m.version)):
+        models[model.name] = {"version": model.version, **_condition(model)}
+    failed = repository.load_states()
     for entry in repository.index():
-        if entry.state != "READY":
-            models.setdefault(entry.name, {"version": entry.version})["ready"] = False
-        if entry.reason:
-            models[entry.name]["reason"] = entry.reason
+        known = models.setdefault(entry.name, {"version": entry.version, "ready": False})
+        if entry.reason and known["version"] == entry.version:
+            known["reason"] = entry.reason
+        if failed.get((entry.name, entry.version)):
+            known.setdefault("failed_versions", {})[entry.version] = entry.reason
     return models
 
 

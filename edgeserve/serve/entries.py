@@ -63,6 +63,11 @@ class Entry:
         return self.model is not None and self.model.engine is not None
 
     @property
+    def failed(self) -> bool:
+        """Whether its last load failed, whatever serves."""
+        return self.error is not None and self.off is None
+
+    @property
     def problem(self) -> str:
         """Why it could not be loaded, without the server's own paths."""
         path = self.source.path

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from edgeserve.errors import ModelUnavailable
+from edgeserve.serve.apart import apart
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.entries import Entry, Opens
 from edgeserve.serve.model import ServedModel
@@ -52,7 +54,7 @@ class Memory:
                 )
             await self._make_room(max(least, entry.size))
             before = self._resident()
-            engine = await asyncio.to_thread(self._opener.open, entry.source, model)
+            engine = await apart(partial(self._opener.open, entry.source, model), Engine.close)
             entry.size = max(least, self._resident() - before)
             await self._make_room(entry.size)
             return engine

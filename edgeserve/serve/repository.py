@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Final, Literal
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from functools import partial
+from typing import Final, Literal, TypeVar
 
 from edgeserve.errors import (
     EdgeServeError,
@@ -18,6 +20,7 @@ from edgeserve.errors import (
     UsageError,
     quoted,
 )
+from edgeserve.serve.apart import apart
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.entries import Entry, IndexEntry, Opened, Opens
 from edgeserve.serve.heap import collect
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 # What load takes beside the name: nothing, so far. Models come from this machine's disk only.
 Parameters = Mapping[str, "str | int | bool | bytes"]
 Scan = Callable[[], list[ModelSource]]
+_T = TypeVar("_T")
 
 # A request may hold a model for a moment before it runs: replaced ones answer that much longer.
 _GRACE_S: Final = 1.0
@@ -60,11 +64,18 @@ class ModelRepository:
         self._entries: dict[str, dict[str, Entry]] = {}
         self._memory = Memory(opener, budget, resident, self._all, self._finish)
         self._newest: dict[str, ServedModel] = {}
-        self._changing = asyncio.Lock()
+        # One change of a model at a time; changes of different models do not wait for each other.
+        self._changing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._following = asyncio.Lock()
+        self._changes: Counter[str] = Counter()  # by clients
         self._tasks: set[asyncio.Task[None]] = set()
         self._demanded: set[tuple[str, str]] = set()
         self._serving = False
+        self._leaving = asyncio.Event()  # no version is opened any more, but what requests wait for
         self._ending = asyncio.Event()
+        # Models whose absence makes the server unready: those it started with, and those that have served.
+        self._expected: set[str] = set()
+        self._load_failures: dict[str, int] = {}
 
     # What protocols ask
 
@@ -112,12 +123,29 @@ class ModelRepository:
 
     @property
     def ready(self) -> bool:
-        """Whether the server takes requests, and its models answer: all that shall serve, or any."""
+        """Whether the server takes requests and its models answer: every model that should serve has a
+        version that does, or any model has.
+
+        A server that serves nothing is not ready. A model that came later and has never served here does not
+        count until it does: nobody was sent here for it.
+        """
         if not self._serving:
             return False
-        wanted = [e for e in self._all() if e.off is None]
-        states = [e.ready for e in wanted]
-        return any(states) if self._readiness == "any" and states else all(states)
+        states = []
+        for name, versions in self._entries.items():
+            wanted = [e for e in versions.values() if e.off is None]
+            answers = any(e.ready for e in wanted)
+            if answers or (wanted and name in self._expected):
+                states.append(answers)
+        return any(states) if self._readiness == "any" else bool(states) and all(states)
+
+    def load_states(self) -> dict[tuple[str, str], bool]:
+        """Every known version, and whether its last load failed."""
+        return {e.source.key: e.failed for e in self._all()}
+
+    def load_failures(self) -> dict[str, int]:
+        """How often loading failed since the server started, by the models' names."""
+        return dict.fromkeys(self._entries, 0) | self._load_failures
 
     def _all(self) -> list[Entry]:
         return [e for versions in self._entries.values() for e in versions.values()]
@@ -125,27 +153,37 @@ class ModelRepository:
     # How it changes
 
     async def start(
-        self, names: tuple[str, ...] | None = None, off: Mapping[str, str] | None = None
+        self,
+        names: tuple[str, ...] | None = None,
+        off: Mapping[str, str] | None = None,
+        expected: Collection[str] | None = None,
+        held: Collection[ModelSource] = (),
     ) -> None:
         """Load what there is (`names`: only those), but for models that are `off`, which says why. What
-        fails is kept with its reason.
+        fails is kept with its reason. The server is not ready without the `expected` models (None: all).
+        `held` are versions that serve elsewhere, and here too until a newer one does.
 
         Raises UsageError when the settings cannot be followed.
         """
-        sources = await asyncio.to_thread(self._scan)
-        absent = sorted(set(names or ()) - {s.name for s in sources})
+        sources = await self._scanned()
+        known, there = {s.key for s in sources}, {s.name for s in sources}
+        older = [s for s in held if s.key not in known and s.name in there]
+        absent = sorted(set(names or ()) - there)
         if absent:
             raise UsageError(f"load: there is no model '{absent[0]}'")
-        async with self._changing:
-            for source in sources:
+        async with self._following:
+            for source in (*older, *sources):
                 entry = self._enter(source)
                 if names is not None and source.name not in names:
                     entry.off = "it was not asked for"
                 if off is not None and source.name in off:
                     entry.off = off[source.name]
+                if entry.off is None and (expected is None or source.name in expected):
+                    self._expected.add(source.name)
             for entry in self._all():
                 if entry.off is None:
                     await self._try(entry)
+            self._drop_others(self._all(), known)
 
     def failures(self) -> list[EdgeServeError]:
         """Why models that shall serve do not."""
@@ -156,17 +194,29 @@ class ModelRepository:
 
         What is replaced answers until its successor does.
         """
-        try:
-            sources = await asyncio.to_thread(self._scan)
-        except EdgeServeError as error:
-            log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
-            return
-        async with self._changing:
-            known = {s.key for s in sources}
-            off = {n: e.off for n, v in self._entries.items() for e in v.values() if e.off}
+        async with self._following:
+            changed = dict(self._changes)
+            try:
+                sources = await self._scanned()
+            except EdgeServeError as error:
+                log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
+                return
+            by_name: dict[str, list[ModelSource]] = {name: [] for name in self._entries}
             for source in sources:
-                await self._follow(source, off.get(source.name))
-            self._drop_others(self._all(), known)
+                by_name.setdefault(source.name, []).append(source)
+            for name, its in by_name.items():
+                async with self._changing[name]:
+                    if self._changes[name] != changed.get(name, 0):
+                        continue  # a client changed it after the scan
+                    entries = self._entries.get(name, {})
+                    off = next((e.off for e in entries.values() if e.off), None)
+                    for source in its:
+                        await self._follow(source, off)
+                    self._drop_others(list(entries.values()), {s.key for s in its})
+
+    async def _scanned(self) -> list[ModelSource]:
+        """What is on disk. Raises what scanning raises, and ModelUnavailable when the server ends."""
+        return await _unless(self._leaving, apart(self._scan))
 
     def _drop_others(self, entries: list[Entry], known: set[tuple[str, str]]) -> None:
         """Drop what is not among `known`; but a version that serves stays until one of those does."""
@@ -175,7 +225,7 @@ class ModelRepository:
                 continue
             wanted = [e for e in self._entries[entry.source.name].values()
                       if e.source.key in known and e.off is None]  # fmt: skip
-            if not wanted or any(e.model is not None for e in wanted):
+            if entry.model is None or not wanted or any(e.model is not None for e in wanted):
                 self._drop(entry, "it is not served any more")
 
     async def _follow(self, source: ModelSource, off: str | None) -> None:
@@ -200,10 +250,13 @@ class ModelRepository:
             raise InvalidInput(
                 f"load parameter '{min(parameters)}' is not taken: models come from this server's disk"
             )
-        sources = [s for s in await asyncio.to_thread(self._scan) if s.name == name]
-        if not sources:
-            raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
-        async with self._changing:
+        async with self._changing[name]:
+            sources = [s for s in await self._scanned() if s.name == name]
+            if not sources:
+                if name not in self._entries:
+                    self._changing.pop(name)  # a client's word is not kept
+                raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
+            self._changes[name] += 1
             failed: EdgeServeError | None = None
             for source in sources:
                 entry = self._entries.get(name, {}).get(source.version) or self._enter(source)
@@ -216,10 +269,13 @@ class ModelRepository:
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what it has begun is answered first. Raises ModelNotFound."""
-        async with self._changing:
+        if name not in self._entries:
+            raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
+        async with self._changing[name]:
             entries = self._entries.get(name)
             if not entries:
                 raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
+            self._changes[name] += 1
             closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
             for entry in entries.values():
                 entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"
@@ -236,14 +292,17 @@ class ModelRepository:
     async def _try(self, entry: Entry, *, demanded: bool = False) -> None:
         """Load an entry as its source says; a failure is kept in it. Where memory is short only one that
         was demanded, or is in memory already, sends others away."""
-        if self._ending.is_set():
+        if self._leaving.is_set():
             return
         before = entry.state
         entry.state = "LOADING"
         try:
             opened = await self._opened(entry, demanded=demanded)
         except EdgeServeError as error:
-            self._failed(entry, error)
+            if self._leaving.is_set():
+                entry.error = error
+            else:
+                self._failed(entry, error)
             entry.state = before if entry.model is not None else "UNAVAILABLE"
             return
         self._put(entry, opened)
@@ -251,9 +310,11 @@ class ModelRepository:
     async def _opened(self, entry: Entry, *, demanded: bool) -> Opened:
         """What an entry's source gives, before it serves. Raises what opening raises."""
         source = entry.source
-        model = await asyncio.to_thread(self._opener.describe, source)
+        model = await _unless(self._leaving, apart(partial(self._opener.describe, source)))
         into_memory = demanded or entry.in_memory or self._memory.fits(entry, model)
-        return Opened(source, model, await self._memory.open(entry, model) if into_memory else None)
+        if not into_memory:
+            return Opened(source, model, None)
+        return Opened(source, model, await _unless(self._leaving, self._memory.open(entry, model)))
 
     def _put(self, entry: Entry, opened: Opened) -> None:
         """Serve what was opened from now on; what served before answers what it has."""
@@ -264,6 +325,8 @@ class ModelRepository:
             model.attach(opened.engine)
         old, entry.model = entry.model, model
         entry.state, entry.error, entry.failures = "READY", None, 0
+        if opened.engine is not None:
+            self._expected.add(source.name)
         self._note_newest(source.name)
         if old is not None:
             log.info("model '%s' version %s was replaced", *source.key)
@@ -298,9 +361,10 @@ class ModelRepository:
             if entry is None or model is None or model.engine is not None:
                 return
             try:
-                engine = await self._memory.open(entry, model)
+                engine = await _unless(self._ending, self._memory.open(entry, model))
             except EdgeServeError as error:
-                self._failed(entry, error)
+                if not self._ending.is_set():
+                    self._failed(entry, error)
                 cause = entry.problem
                 model.fail(ModelUnavailable(f"model '{key[0]}' is not ready", cause=cause))
                 return
@@ -310,12 +374,15 @@ class ModelRepository:
                 model.fail(ModelUnavailable(f"model '{key[0]}' was replaced", hint="ask again"))
                 return
             model.attach(engine)
+            self._expected.add(model.name)
         finally:
             self._demanded.discard(key)
 
     def _failed(self, entry: Entry, error: EdgeServeError) -> None:
         entry.error = error
         entry.failures += 1
+        name = entry.source.name
+        self._load_failures[name] = self._load_failures.get(name, 0) + 1
         pause = min(_RETRY_LONGEST_S, _RETRY_S * 2 ** min(10, entry.failures - 1))
         entry.retry_at = time.monotonic() + pause
         log.error(
@@ -330,6 +397,7 @@ class ModelRepository:
         del self._entries[name][version]
         if not self._entries[name]:
             del self._entries[name]
+            self._expected.discard(name)
 
     def _retire(self, entry: Entry, reason: str, *, grace: bool) -> asyncio.Task[None] | None:
         """Take an entry's model out of service, and close it once it has answered what it has."""
@@ -371,7 +439,9 @@ class ModelRepository:
         self._serving = True
 
     def stop_serving(self) -> None:
+        """Not ready from now on. Versions that are being opened are given up; requests are answered."""
         self._serving = False
+        self._leaving.set()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
@@ -380,16 +450,34 @@ class ModelRepository:
 
     async def close(self) -> None:
         """Close every model; what still waits is not answered."""
+        self._leaving.set()
         self._ending.set()
-        async with self._changing:
-            while self._tasks:
-                await asyncio.gather(*self._tasks)
-            for entry in self._all():
-                model, entry.model = entry.model, None
-                if model is None:
-                    continue
-                engine = model.detach("the server ends")
-                model.close("the server ends")
-                if engine is not None:
-                    await asyncio.to_thread(engine.close)
+        for lock in (self._following, *list(self._changing.values())):
+            async with lock:  # whoever has it was told to leave
+                pass
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+        for entry in self._all():
+            model, entry.model = entry.model, None
+            if model is None:
+                continue
+            engine = model.detach("the server ends")
+            model.close("the server ends")
+            if engine is not None:
+                await asyncio.to_thread(engine.close)
         self._newest.clear()
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[object, None, _T]) -> _T:
+    """What `work` gives, unless `event` comes first: an engine may take minutes to open, and cannot be
+    interrupted. Then raises ModelUnavailable."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ModelUnavailable("the model is not loaded", cause="the server ends")
+        return task.result()
+    finally:
+        waiting.cancel()
+        task.cancel()

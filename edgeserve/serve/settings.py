@@ -46,7 +46,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `host` localhost, the default, is 127.0.0.1 and ::1. `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
     (a prefix of names) lets them register system shared memory; both need the control role.
     `control_port` moves everything that needs it to an address of its own, where `control_names` are
-    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`.
+    the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`. On SIGTERM
+    the server is not ready but accepts connections for `lame_duck` seconds, then answers what it has
+    within `drain_timeout` seconds.
     From `fallback` to `inject`: as in ChainOptions."""
 
     bundle: str | None = None
@@ -99,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metrics_compat: Literal["none", "triton"] = "none"
     max_body: int | None = None
     drain_timeout: float = 30.0
+    lame_duck: float = 0.0
     insecure: bool = False
     keys: str | None = None
     tls_cert: str | None = None
@@ -127,7 +130,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if value <= 0 or not math.isfinite(value):
                 raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
         for key in (
-            "threads", "instances", "timeout", "drain_timeout", "recheck", "worker_memory", "watch",
+            "threads", "instances", "timeout", "drain_timeout", "lame_duck", "recheck",
+            "worker_memory", "watch",
         ):  # fmt: skip
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):

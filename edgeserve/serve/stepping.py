@@ -47,9 +47,9 @@ class SteppingRepository(ModelRepository):
 
     async def prepare(self, key: Key, *, demanded: bool) -> None:
         """Open a version. Raises what opening raises; ModelUnavailable for one that is not known."""
-        entry = self._entries.get(key[0], {}).get(key[1])
-        async with self._changing:
-            if entry is None or self._ending.is_set():
+        async with self._changing[key[0]]:
+            entry = self._entries.get(key[0], {}).get(key[1])
+            if entry is None or self._leaving.is_set():
                 raise ModelUnavailable(f"model '{key[0]}' is not known to this worker")
             before, entry.state = entry.state, "LOADING"
             try:

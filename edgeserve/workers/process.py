@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from edgeserve import startup
 from edgeserve.errors import DeviceLost, DeviceUnavailable
 from edgeserve.workers.messages import Close, Ping, encode
 
@@ -253,13 +254,14 @@ def _spawn(descriptors: list[int], limits: Limits) -> subprocess.Popen[bytes]:
     # -P: a file of the current folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "edgeserve.workers", str(os.getpid()), str(control)]
     command += [",".join(map(str, slots)), str(limits.memory_bytes)]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,  # drivers complain on either
-        stderr=subprocess.STDOUT,
-        pass_fds=descriptors,
-    )
+    with startup.hangups_held():  # for good: the owner reloads, and this process ends with it
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,  # drivers complain on either
+            stderr=subprocess.STDOUT,
+            pass_fds=descriptors,
+        )
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.serve.condition import conditions
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, ResponseCache
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
@@ -70,7 +72,7 @@ def test_load_unload_statistics_config(tmp_path: Path) -> None:
             with pytest.raises(ModelNotFound):
                 repository.find("other")
             assert [(e.name, e.state) for e in repository.index()] == [("a", "UNAVAILABLE")]
-            assert repository.ready  # nothing is missing that shall serve
+            assert not repository.ready  # it serves nothing
             await repository.load("a")
             model = repository.find("a")
             assert model.ready
@@ -153,7 +155,7 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
             (folder / "a" / "3" / "a.edge" / "manifest.json").write_text("{")
             await repository.refresh()
             assert await ask(repository.find("a")) == 2  # the newer one does not load
-            assert not repository.ready
+            assert repository.ready
             reason = repository.index()[-1].reason
             assert "a.edge/manifest.json" in reason
             assert str(tmp_path) not in reason
@@ -372,6 +374,63 @@ def test_files_that_do_not_load_leave_what_serves(tmp_path: Path) -> None:
             assert repository.ready
             (entry,) = repository.index()
             assert (entry.state, "truncated" in entry.reason) == ("READY", True)
+
+    asyncio.run(story())
+
+
+def test_a_model_that_never_served_takes_readiness_from_no_other(tmp_path: Path) -> None:
+    """But a model that the server started with does, and one that has served."""
+
+    async def story() -> None:
+        folder = tmp_path / "m"
+        folder.mkdir()
+        async with repository_of(folder_settings(folder)) as repository:
+            assert not repository.ready  # it serves nothing
+            (shifted_bundle(folder, "bad", 2) / "manifest.json").write_text("{")
+            await repository.refresh()
+            assert not repository.ready
+            shifted_bundle(folder, "good", 1)
+            await repository.refresh()
+            assert repository.ready
+            assert repository.load_states() == {("bad", "1"): True, ("good", "1"): False}
+            assert repository.load_failures() == {"bad": 1, "good": 0}
+            told = conditions(repository)
+            assert (told["good"]["ready"], told["bad"]["ready"]) == (True, False)
+            assert "manifest.json" in told["bad"]["failed_versions"]["1"]
+        async with repository_of(folder_settings(folder)) as repository:
+            assert await ask(repository.find("good")) == 1
+            assert not repository.ready  # it started with both
+            shutil.rmtree(folder / "bad.edge")
+            await repository.refresh()
+            assert repository.ready
+            await repository.unload("good")
+            assert not repository.ready
+
+    asyncio.run(story())
+
+
+def test_the_newest_version_that_loads_serves_while_newer_ones_fail(tmp_path: Path) -> None:
+    async def story() -> None:
+        folder = tmp_path / "m"
+        version(folder, "a", 1, 1)
+        metrics = ServerMetrics()
+        async with repository_of(folder_settings(folder), metrics) as repository:
+            for number in (2, 3):
+                (version(folder, "a", number, number) / "a.edge" / "manifest.json").write_text("{")
+                await repository.refresh()
+                assert repository.ready
+                assert await ask(repository.find("a")) == 1
+            assert set(conditions(repository)["a"]["failed_versions"]) == {"3"}
+            config = folder / "a" / "config.pbtxt"
+            config.write_text("dynamic_batching {")
+            await repository.refresh()
+            assert repository.ready
+            assert await ask(repository.find("a")) == 1
+            config.unlink()
+            version(folder, "a", 4, 4)
+            await repository.refresh()
+            assert await ask(repository.find("a")) == 4
+            assert [(e.version, e.state) for e in repository.index()] == [("4", "READY")]
 
     asyncio.run(story())
 

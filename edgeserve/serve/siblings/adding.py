@@ -94,7 +94,8 @@ def _models(states: Mapping[int, State], index: list[IndexEntry]) -> dict[str, d
                 worst[name] = condition
     for entry in index:
         said = worst.get(entry.name, {})
-        if entry.state == "UNAVAILABLE" and said.get("ready"):
+        its = said.get("version", entry.version) == entry.version
+        if its and entry.state == "UNAVAILABLE" and said.get("ready"):
             worst[entry.name] = {**said, "ready": False, "reason": entry.reason}
     return worst
 

@@ -97,13 +97,16 @@ class Counts(msgspec.Struct, frozen=True):
 class Journal(msgspec.Struct, frozen=True):
     """What became of a server since it started, for a worker that starts later. `number` grows with each
     change; `off` are models that shall not be loaded, and why; `on` are those that were loaded although
-    the settings do not name them."""
+    the settings do not name them; the server is not ready without the `expected` models (None: all there
+    are). `held` are the versions that serve, whose successors may have failed."""
 
     settings: Settings
     number: int = 0
     off: dict[str, str] = {}
     on: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
+    expected: tuple[str, ...] | None = None
+    held: tuple[ModelSource, ...] = ()
 
 
 # The supervisor asks workers

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import sys
 
@@ -19,7 +18,8 @@ import msgspec
 from edgeserve.devices import usable_cores
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve import logs
-from edgeserve.serve.app import Service, event_loop, settle
+from edgeserve.serve.app import Service, end_soon, event_loop, settle, start_unless_stopped
+from edgeserve.serve.ending import Stop, on_hangup
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.siblings import Link
 from edgeserve.serve.siblings.inherited import Inherited
@@ -44,23 +44,23 @@ def main() -> int:
 
 async def _serve(order: Order, end: socket.socket) -> int:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = Stop()
     link = await Link.over(end, _nothing_yet)
-    link.reading.add_done_callback(lambda _: stop.set())
+    link.reading.add_done_callback(lambda _: stop.ask())
     try:
         settings = order.journal.settings
         inherited = Inherited(order.listeners, order.pool)
         async with Service(
             settings, loop, link=link, journal=order.journal, inherited=inherited
         ) as service:
-            loop.add_signal_handler(signal.SIGHUP, service.hang_up)
-            started = await service.start()
+            on_hangup(service.hang_up)
+            started = await start_unless_stopped(service, stop)
             link.tell(Serving(msgspec.msgpack.encode(started)))
             settle()
             await stop.wait()
-            return 0 if await service.drain() else 1
+            code = 0 if await service.drain() else 1
+            end_soon(code)
+            return code
     except EdgeServeError as error:
         link.tell(Failed(Failure.of(error)))
         return error.exit_code

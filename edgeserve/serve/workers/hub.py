@@ -71,14 +71,14 @@ class Hub:
         member.link = link
         self.members[member.number] = member
 
-    def remove(self, member: Member) -> None:
+    async def remove(self, member: Member) -> None:
         """A worker has ended: what it had counted stays."""
         if member.report is not None:
             self._departed.add(member.report)
             member.report = None
         member.serves = False
         self.members.pop(member.number, None)
-        self._joined(member)
+        await self._joined(member)
         self._changed()
         if not member.started.done():
             error = EnvironmentProblem(
@@ -98,16 +98,16 @@ class Hub:
                 if self.members.has(member):
                     member.report = report
             case Join():
-                await self.changes.lock.acquire()
+                await self.changes.gate.close()
                 member.joining = True
                 # Before it listens: who asks it must hear of it, too.
                 member.serves, member.heard = True, time.monotonic()
                 if not self.members.has(member):  # it ended while it waited
                     member.serves = False
-                    self._joined(member)
+                    await self._joined(member)
                 return self.changes.journal
             case Serving(started):
-                self._joined(member)
+                await self._joined(member)
                 if not member.started.done():
                     member.started.set_result(started)
                 member.listens = True
@@ -133,10 +133,10 @@ class Hub:
                 raise EdgeServeError(f"{type(request).__name__} is not for the supervisor")
         return None
 
-    def _joined(self, member: Member) -> None:
+    async def _joined(self, member: Member) -> None:
         if member.joining:
             member.joining = False
-            self.changes.lock.release()
+            await self.changes.gate.open()
 
     async def hung(self, limit_s: float) -> list[Member]:
         """Those that serve, and have not said how they are for so long. To be called now and then."""

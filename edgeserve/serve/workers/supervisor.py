@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import socket
 import sys
 import time
@@ -16,8 +15,10 @@ from typing import Final
 
 import msgspec
 
+from edgeserve import startup
 from edgeserve.serve import logs
 from edgeserve.serve.app import Started
+from edgeserve.serve.ending import Stop, leave, on_hangup
 from edgeserve.serve.settings import Settings, SettingsSource
 from edgeserve.serve.siblings.link import Link, send_order
 from edgeserve.serve.siblings.messages import Order
@@ -48,7 +49,13 @@ def serve_in_processes(
     """
     logs.set_up(settings.log_format, access=settings.access_log)
     with ReservedPorts(settings) as reserved, asyncio.Runner() as runner:
-        return runner.run(Supervisor(reserved, source).run(on_start))
+        return runner.run(_supervise(reserved, source, on_start))
+
+
+async def _supervise(
+    reserved: ReservedPorts, source: SettingsSource, on_start: Callable[[Started], None]
+) -> bool:
+    return await Supervisor(reserved, source).run(on_start)
 
 
 class Supervisor:
@@ -61,25 +68,25 @@ class Supervisor:
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stop = asyncio.Event()
+        self._stop = Stop(self._kill_all)
         self._serving = False
         self._clean = True
 
     async def run(self, on_start: Callable[[Started], None]) -> bool:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._refresh, True)
+        on_hangup(self._hang_up)
         try:
             started = await self._start_all()
             if started is not None:
                 self._serving = True
+                await self._hub.changes.began(started)
                 on_start(started)
                 checking = asyncio.ensure_future(self._end_hung())
                 self._tasks.add(checking)
                 await self._until_stopped()
         finally:
             await self._end()
+        if not self._serving and self._stop.code:
+            leave(self._stop.code)
         return self._clean
 
     async def _start_all(self) -> Started | None:
@@ -94,7 +101,7 @@ class Supervisor:
             waited: list[asyncio.Future[object]] = [stop, every]  # type: ignore[list-item] # invariant
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-            if self._stop.is_set():
+            if self._stop.asked:
                 every.cancel()
                 return None
             told = every.result()
@@ -105,12 +112,12 @@ class Supervisor:
     async def _until_stopped(self) -> None:
         """Until SIGTERM or SIGINT; follow files every `watch` seconds."""
         every = self._settings.watch or None
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(every):
-                    await self._stop.wait()
-            if not self._stop.is_set():
-                await self._hub.changes.refresh()
+        stopped = asyncio.ensure_future(self._stop.wait())
+        while not stopped.done():
+            await asyncio.wait({stopped}, timeout=every)
+            if not stopped.done():
+                refreshing = self._refresh(False)
+                await asyncio.wait({stopped, refreshing}, return_when=asyncio.FIRST_COMPLETED)
 
     async def _end_hung(self) -> None:
         """Kill workers that hang; others are started in their place."""
@@ -123,14 +130,18 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     self._processes[member.number].kill()
 
-    def _refresh(self, asked: bool) -> None:
+    def _hang_up(self) -> None:
+        self._refresh(True)
+
+    def _refresh(self, asked: bool) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._hub.changes.refresh(asked=asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _stand_in(self) -> None:
         """Nobody's connections wait for a worker that is gone, leaves or hangs."""
-        if not self._stop.is_set():
+        if not self._stop.asked:
             everybody = set(range(1, self._settings.workers + 1))
             self._standin.accept_for(everybody - self._hub.accepting())
 
@@ -140,7 +151,7 @@ class Supervisor:
         """A worker process, which has its order and a link."""
         ours, theirs = socket.socketpair()
         listeners, pool = self._standin.listeners_of(number), self._standin.pool
-        with theirs:
+        with theirs, startup.hangups_held():
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "edgeserve.serve.workers", str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -163,15 +174,15 @@ class Supervisor:
         while True:
             began = time.monotonic()
             process, link = self._processes[member.number], member.link
-            if self._stop.is_set():
+            if self._stop.asked:
                 _terminate(process)
             code = await process.wait()
             assert link is not None
             await asyncio.wait([link.reading], timeout=_PAUSE_S)  # what it still said
             served = member.serves
-            self._hub.remove(member)
+            await self._hub.remove(member)
             await link.close()
-            if self._stop.is_set():
+            if self._stop.asked:
                 self._clean = self._clean and (code == 0 or not served)
                 return
             if not self._serving:
@@ -183,27 +194,31 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, pause - lived)):
                     await self._stop.wait()
-            if self._stop.is_set():
+            if self._stop.asked:
                 return
             member = await self._start(member.number)
 
     async def _end(self) -> None:
         """Have every worker drain; end those that take too long over it."""
-        self._stop.set()
+        self._stop.ask()
         self._standin.close()
         for task in self._tasks:
             task.cancel()
         for process in self._processes.values():
             _terminate(process)
         if self._keepers:
-            limit = self._settings.drain_timeout + _LAST_S
+            limit = self._settings.lame_duck + self._settings.drain_timeout + _LAST_S
             _, late = await asyncio.wait(self._keepers, timeout=limit)
             if late:
                 self._clean = False
-                for process in self._processes.values():
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
+                self._kill_all()
                 await asyncio.wait(late)
+
+    def _kill_all(self) -> None:
+        for process in self._processes.values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
 
 
 def _terminate(process: Process) -> None:

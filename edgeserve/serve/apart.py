@@ -1,0 +1,71 @@
+"""Blocking work on daemon threads of its own: an engine that opens a device cannot be interrupted, and must
+not keep the server from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_running: set[threading.Thread] = set()
+
+
+def is_busy() -> bool:
+    """Whether any such work still runs in this process."""
+    return any(thread.is_alive() for thread in list(_running))
+
+
+async def apart(
+    work: Callable[[], _T],
+    discard: Callable[[_T], object] = lambda _: None,
+    name: str = "edgeserve-opening",
+) -> _T:
+    """What `work` returns or raises. If the caller is cancelled meanwhile, the thread goes on alone and gives
+    its result to `discard`."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+    lock = threading.Lock()
+    left = False
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type] # None is what the work returned
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:  # noqa: BLE001 - raised where the work was asked for
+            error = caught
+        with lock:
+            alone = left
+            if not alone:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(settle, result, error)
+        _running.discard(threading.current_thread())
+        if alone and error is None:
+            discard(result)  # type: ignore[arg-type] # as above
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    _running.add(thread)
+    thread.start()
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        with lock:
+            left = True
+        done.add_done_callback(lambda _: _drop(done, discard))
+        raise
+
+
+def _drop(done: asyncio.Future[_T], discard: Callable[[_T], object]) -> None:
+    """Its result came between the cancellation and its being noticed."""
+    if not done.cancelled() and done.exception() is None:
+        threading.Thread(target=discard, args=(done.result(),), daemon=True).start()
