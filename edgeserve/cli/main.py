@@ -24,9 +24,13 @@ def main(arguments: list[str] | None = None) -> None:
     from edgeserve.cli import endings
 
     if next((word for word in arguments if not word.startswith("-")), None) == _SERVER:
-        from edgeserve.cli.streams import fill_gaps
+        from edgeserve import startup
+
+        startup.keep_hangups()  # first: until then a SIGHUP ends this process
+        from edgeserve.cli.streams import fill_gaps, replace_missing
 
         fill_gaps()
+        replace_missing()
         sys.exit(_run(arguments))
     try:
         endings.install()

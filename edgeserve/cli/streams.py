@@ -82,6 +82,13 @@ def fill_gaps() -> None:
                 os.close(opened)
 
 
+def replace_missing() -> None:
+    """Have `sys.stdin`, `sys.stdout` and `sys.stderr` be streams where they were closed at the start."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - open as long as the process lives
+
+
 def guard() -> Output:
     """Put streams that behave as described in place of `sys.stdout` and `sys.stderr`."""
     fill_gaps()

@@ -32,6 +32,9 @@ from edgeserve.pip import Say
 _KIND: Final = FolderKind("package", "package.json")
 # Wheels of pure Python run with any glibc; this is the oldest that CPython 3.11 is built with.
 _OLDEST_GLIBC: Final = (2, 17)
+# What a service manager waits before it kills: 30 s of draining, 15 s for models and workers to close, and room for
+# up to 15 s of lame_duck.
+_STOP_S: Final = 60
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -159,6 +162,7 @@ def _write_files(root: Path, bundle_name: str, written: Package, options: Option
         "BUNDLE_NAME": bundle_name,
         "HOST": json.dumps(options.host),
         "PORT": str(options.http_port),
+        "STOP": str(_STOP_S),
         "PORT_NUMBER": str(options.http_port),
         "GRPC": "# grpc_port = 8001"
         if options.grpc_port is None

@@ -198,8 +198,11 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, house: Path) -> None
     unit = out / "edgeserve-linear.service"
     text = unit.read_text()
     for line in ("DynamicUser=yes", "ProtectSystem=strict", "NoNewPrivileges=yes",
-                 "PrivateDevices=yes"):  # fmt: skip
+                 "PrivateDevices=yes", "ExecReload=/bin/kill -HUP $MAINPID", "LimitNOFILE=65536",
+                 "TimeoutStopSec=60"):  # fmt: skip
         assert line in text
+    settings = tomllib.loads((out / "serve.toml").read_text())
+    assert settings["lame_duck"] + settings["drain_timeout"] + 15 < 60
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here; the text alone was checked")
     unit.write_text(text.replace("@@VENV@@/bin/edgeserve", "/bin/true").replace("@@HERE@@", "/"))
