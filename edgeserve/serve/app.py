@@ -195,7 +195,7 @@ class Service:
             self._siblings, inherited,
         )  # fmt: skip
         self._grpc = open_grpc(
-            settings, self._repository, self._shm, flight, control, self._siblings
+            settings, self._repository, self._shm, flight, metrics, control, self._siblings
         )
         self._following = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -427,6 +427,7 @@ def open_grpc(
     repository: ModelRepository,
     shm: SharedMemory,
     flight: InFlight,
+    metrics: ServerMetrics,
     control: Control,
     siblings: Siblings | None = None,
 ) -> GrpcFront | None:
@@ -439,7 +440,7 @@ def open_grpc(
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"
         ) from None
-    return GrpcFront(settings, repository, shm, flight, control, siblings)
+    return GrpcFront(settings, repository, shm, flight, metrics, control, siblings)
 
 
 def event_loop() -> asyncio.AbstractEventLoop:

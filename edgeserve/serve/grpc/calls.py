@@ -90,6 +90,7 @@ class Inference:
         "_refusal",
         "_request",
         "_streamed",
+        "asked",
         "deadline",
         "id",
         "result",
@@ -111,6 +112,7 @@ class Inference:
         self._answer: bytes | None = None
         self.deadline: float | None = None
         self.id = ""
+        self.asked = False  # the model was, which logs what becomes of it
         self.result: Outcome | EdgeServeError | None = None
 
     def decode(self) -> None:
@@ -158,6 +160,7 @@ class Inference:
         self._request = codec.bind(
             decoded, model.interface, self._read_regions(decoded), remaining_s
         )
+        self.asked = True
         self._pending = model.infer(self._request, self._ran)
         if self.result is None:
             flight.count += 1

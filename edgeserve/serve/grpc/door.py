@@ -1,4 +1,4 @@
-"""Who is let in: every call of every service passes here before a thread is spent on it."""
+"""Who is let in: every call of every service passes here before a thread is spent on it, or its message read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import msgspec
 from edgeserve.serve.access import AccessDenied, Role, key_of
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.refusals import Refusals
+from edgeserve.serve.reasons import reason_of
 
 # Raises AccessDenied for a key, or the lack of one, that does not give the role.
 Admit = Callable[[Role, str | None], None]
@@ -31,18 +33,18 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
     """
 
     def __init__(
-        self, methods: Mapping[str, Method], admit: Admit, pools: Pools, max_inferences: int
+        self,
+        methods: Mapping[str, Method],
+        admit: Admit,
+        pools: Pools,
+        max_inferences: int,
+        refusals: Refusals,
     ) -> None:
         self._methods = methods
         self._admit = admit
         self._pools = pools
         self._max_inferences = max_inferences
-        self._full = self._refusal(
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            f"{max_inferences} calls wait or run already: try again later",
-        )
-
-        self._shut = self._refusal(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        self._refusals = refusals
         self._open = True
         self.seen = 0
 
@@ -52,27 +54,33 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
 
     def service(self, details: Any) -> Any:
         self.seen += 1
-        method = self._methods.get(details.method)
+        path = details.method
+        method = self._methods.get(path)
         if method is None:
-            return None  # UNIMPLEMENTED, says grpc
+            code = grpc.StatusCode.UNIMPLEMENTED
+            return self._refusal(path, code, "unknown_method", "Method not found!")
         if method.role is not Role.OPEN:
             if not self._open:
-                return self._shut
+                code = grpc.StatusCode.UNAVAILABLE
+                return self._refusal(path, code, "draining", "the server is shutting down")
             try:
                 self._admit(method.role, key_in(details.invocation_metadata))
             except AccessDenied as error:
-                return self._refusal(status_of(error), text_of(error))
+                reason = reason_of(error) or "forbidden"
+                return self._refusal(path, status_of(error), reason, text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
-            return self._full
+            text = f"{self._max_inferences} calls wait or run already: try again later"
+            return self._refusal(path, grpc.StatusCode.RESOURCE_EXHAUSTED, "calls", text)
         return method.handler
 
-    def _refusal(self, code: grpc.StatusCode, text: str) -> Any:
+    def _refusal(self, path: str, code: grpc.StatusCode, reason: str, text: str) -> Any:
         def refuse(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+            self._refusals.note(code, reason, path, context)
             context.abort(code, text)
             raise AssertionError("abort raises")
 
         # Of the four kinds the one that waits for no message.
-        return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.control, refuse))
+        return grpc.stream_unary_rpc_method_handler(self._pools.on(self._pools.refusals, refuse))
 
 
 def key_in(metadata: Iterable[Any]) -> str | None:

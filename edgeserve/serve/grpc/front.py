@@ -12,6 +12,7 @@ from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
+from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.shm import SharedMemory
@@ -32,6 +33,7 @@ class GrpcFront:
         repository: ModelRepository,
         shm: SharedMemory,
         flight: InFlight,
+        metrics: ServerMetrics,
         control: Control,
         siblings: Siblings | None = None,
     ) -> None:
@@ -60,10 +62,13 @@ class GrpcFront:
                 elements=limits.elements,
                 queue=settings.queue,
                 idle_s=limits.idle_s,
+                handshake_s=limits.handshake_s,
+                connections=limits.connections,
                 compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
                 processes=settings.workers,
             ),
             admit,
+            metrics,
             server_credentials(settings),
             control=control,
             siblings=siblings,

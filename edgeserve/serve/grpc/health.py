@@ -12,7 +12,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from edgeserve.serve.grpc import SERVICE
+from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.refusals import Refusals
 
 NAME: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _STATUS: Final = health_pb2.HealthCheckResponse
@@ -22,8 +24,9 @@ class Health:
     """The statuses, told by the event loop and read on the threads of calls. `renew` has them told anew
     and waits for that, where it does not take too long."""
 
-    def __init__(self, renew: Callable[[], None]) -> None:
+    def __init__(self, renew: Callable[[], None], refusals: Refusals | None = None) -> None:
         self._renew = renew
+        self._refusals = refusals
         self._statuses: dict[str, int] = {}
         self._changed = threading.Condition()
         self._drained = False
@@ -51,16 +54,18 @@ class Health:
             self._changed.notify_all()
 
     def check(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        service = _service(message, context)
+        service = self._service(message, "Check", context)
         self._renew()
         status = self._statuses.get(service)
         if status is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {service!r:.60}")
+            code = grpc.StatusCode.NOT_FOUND
+            self._note(code, "unknown_model", "Check", context)
+            context.abort(code, f"unknown service {service!r:.60}")
         return bytes(_STATUS(status=status).SerializeToString())
 
     def watch(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """The status now and whenever it changes, until the client leaves."""
-        service = _service(message, context)
+        service = self._service(message, "Watch", context)
         told = None
         context.add_callback(self._wake)
         while context.is_active():
@@ -72,21 +77,29 @@ class Health:
             told = status
             yield bytes(_STATUS(status=status).SerializeToString())
 
-    def handlers(self, pools: Pools) -> dict[str, grpc.RpcMethodHandler]:
+    def handlers(self, pools: Pools, arrivals: Arrivals) -> dict[str, grpc.RpcMethodHandler]:
         """By the methods' names."""
+        check, watch = (arrivals.with_message(b) for b in (self.check, self.watch))
         return {
-            "Check": grpc.unary_unary_rpc_method_handler(pools.on(pools.control, self.check)),
-            "Watch": grpc.unary_stream_rpc_method_handler(pools.on_stream(self.watch)),
+            "Check": grpc.stream_unary_rpc_method_handler(pools.on(pools.probes, check)),
+            "Watch": grpc.stream_stream_rpc_method_handler(pools.on_watch(watch)),
         }
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
+    def _service(self, message: bytes, method: str, context: grpc.ServicerContext) -> str:
+        try:
+            return str(health_pb2.HealthCheckRequest.FromString(message).service)
+        except DecodeError:
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            self._note(code, "malformed", method, context)
+            context.abort(code, "the message is no HealthCheckRequest")
+            raise
 
-def _service(message: bytes, context: grpc.ServicerContext) -> str:
-    try:
-        return str(health_pb2.HealthCheckRequest.FromString(message).service)
-    except DecodeError:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
-        raise
+    def _note(
+        self, code: grpc.StatusCode, reason: str, method: str, context: grpc.ServicerContext
+    ) -> None:
+        if self._refusals is not None:
+            self._refusals.note(code, reason, f"/{NAME}/{method}", context)

@@ -19,7 +19,9 @@ class GrpcLimits(msgspec.Struct, frozen=True):
     streams: int = 32
     compress_bytes: int | None = None
     streams_per_connection: int = 1024
+    connections: int = 1024
     idle_s: float = 300.0
+    handshake_s: float = 10.0
     keepalive_s: float = 60.0
     processes: int = 1
 
@@ -33,6 +35,8 @@ class GrpcLimits(msgspec.Struct, frozen=True):
             ("grpc.max_metadata_size", self.metadata_bytes),
             ("grpc.absolute_max_metadata_size", 2 * self.metadata_bytes),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.server_handshake_timeout_ms", int(self.handshake_s * 1000)),
             ("grpc.max_connection_idle_ms", int(self.idle_s * 1000)),
             ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import grpc
+
+# Streams that watch the health, which need no leave.
+_WATCHES: Final = 32
 
 
 class CallPool(ThreadPoolExecutor):
@@ -32,16 +35,27 @@ class CallPool(ThreadPoolExecutor):
 
 class Pools:
     """The threads of the server: calls that infer wait on theirs for the engine, so that health and
-    control need threads that they leave free. Owns them.
+    control need threads that they leave free. What anybody may ask has threads of its own, which strangers
+    can keep busy without harm to others. Owns them.
 
     grpc 1.12 and newer run a behaviour on the pool in its `experimental_thread_pool`; one that did not
     would run all on the first pool.
     """
 
-    def __init__(self, infer_threads: int, max_streams: int) -> None:
+    def __init__(
+        self,
+        infer_threads: int,
+        max_streams: int,
+        full: Callable[[grpc.ServicerContext], None] = lambda context: None,
+    ) -> None:
+        """`full` is told of each stream that is one too many."""
+        self.full = full
         self.max_streams = max_streams
         self.infer = CallPool(infer_threads, "edgeserve-grpc")
         self.control = CallPool(4, "edgeserve-grpc-control")
+        self.refusals = CallPool(2, "edgeserve-grpc-refusal")
+        self.probes = CallPool(16, "edgeserve-grpc-probe")
+        self.watches = CallPool(_WATCHES + 4, "edgeserve-grpc-watch")
         # A few more than streams, which tell the others that they are too many.
         self.streams = CallPool(max_streams + 4, "edgeserve-grpc-stream")
 
@@ -54,15 +68,25 @@ class Pools:
 
     def on_stream(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
         """`behaviour` on the threads of streams, unless `max_streams` are open."""
+        return self._limited(self.streams, self.max_streams, behaviour)
 
+    def on_watch(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+        """`behaviour` on the threads of those who watch the health."""
+        return self._limited(self.watches, _WATCHES, behaviour)
+
+    def _limited(
+        self, pool: CallPool, most: int, behaviour: Callable[..., Iterator[Any]]
+    ) -> Callable[..., Any]:
         def limited(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            if self.streams.calls > self.max_streams:
+            if pool.calls > most:
+                self.full(context)
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams are open")
             yield from behaviour(requests, context)
 
-        return self.on(self.streams, limited)
+        return self.on(pool, limited)
 
     def close(self) -> None:
         """End the threads; blocks until they have."""
-        for pool in (self.infer, self.control, self.streams):
+        every = (self.infer, self.control, self.refusals, self.probes, self.watches, self.streams)
+        for pool in every:
             pool.shutdown(wait=True)

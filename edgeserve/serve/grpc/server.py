@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Final
 
@@ -18,11 +19,14 @@ from edgeserve.serve.entries import IndexEntry
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
 from edgeserve.serve.grpc.about import About
+from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.calls import Inferences
 from edgeserve.serve.grpc.door import Admit, Door, Method
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
-from edgeserve.serve.grpc.service import INFER, Service
+from edgeserve.serve.grpc.refusals import Refusals
+from edgeserve.serve.grpc.service import INFER, OPEN, Service
+from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.siblings import Siblings
@@ -31,7 +35,6 @@ _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005
 _QUIET_S: Final = 0.05
 _ARRIVING_S: Final = 0.25
-_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _CONTROL: Final = frozenset(
     {
         "RepositoryModelLoad",
@@ -56,6 +59,7 @@ class GrpcServer:
         flight: InFlight,
         limits: GrpcLimits,
         admit: Admit,
+        metrics: ServerMetrics,
         credentials: grpc.ServerCredentials | None = None,
         *,
         control: Control,
@@ -66,8 +70,10 @@ class GrpcServer:
         self._repository = repository
         self._credentials = credentials
         self._admit = admit
-        self._pools = Pools(limits.threads, limits.streams)
-        self._health = health.Health(self._renew_health)
+        refusals = Refusals(metrics)
+        self._pools = Pools(limits.threads, limits.streams, _too_many(refusals))
+        self._arrivals = Arrivals()
+        self._health = health.Health(self._renew_health, refusals)
         self._siblings = siblings
         self._telling: asyncio.Task[None] | None = None
         about = About(
@@ -83,10 +89,13 @@ class GrpcServer:
             self._inferences,
             about,
             self._pools,
+            self._arrivals,
+            refusals,
             limits.compress_bytes,
         )
         self._server = grpc.server(self._pools.infer, options=limits.channel_options())
-        self._door = Door(self._methods(), admit, self._pools, limits.threads + limits.queue)
+        most = limits.threads + limits.queue
+        self._door = Door(self._methods(), admit, self._pools, most, refusals)
         self._server.add_generic_rpc_handlers((self._door,))
         self._timer: asyncio.TimerHandle | None = None
 
@@ -180,6 +189,7 @@ class GrpcServer:
 
     def _watch_health(self) -> None:
         self._tell_health()
+        self._arrivals.sweep()
         self._timer = self._loop.call_later(_HEALTH_S, self._watch_health)
 
     def _methods(self) -> dict[str, Method]:
@@ -187,14 +197,20 @@ class GrpcServer:
             f"/{SERVICE}/{name}": Method(handler, _role(name), name == INFER)
             for name, handler in self._service.handlers().items()
         }
-        for name, handler in self._health.handlers(self._pools).items():
+        for name, handler in self._health.handlers(self._pools, self._arrivals).items():
             found[f"/{health.NAME}/{name}"] = Method(handler, Role.OPEN)
         for name, handler in reflection.handlers(self._pools).items():
             found[name] = Method(handler, Role.INFER)
         return found
 
 
+def _too_many(refusals: Refusals) -> Callable[[grpc.ServicerContext], None]:
+    """What is done about a stream that is one too many."""
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    return lambda context: refusals.note(code, "streams", "", context)
+
+
 def _role(method: str) -> Role:
-    if method in _OPEN:
+    if method in OPEN:
         return Role.OPEN
     return Role.CONTROL if method in _CONTROL else Role.INFER

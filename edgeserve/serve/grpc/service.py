@@ -17,18 +17,24 @@ from google.protobuf.message import DecodeError
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access import AccessDenied
 from edgeserve.serve.engine import ShuttingDown
-from edgeserve.serve.grpc import messages
+from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.grpc.about import About
-from edgeserve.serve.grpc.calls import Inferences
+from edgeserve.serve.grpc.arriving import Arrivals
+from edgeserve.serve.grpc.calls import Inference, Inferences
 from edgeserve.serve.grpc.door import key_in
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.grpc.stream import Stream
 
 log = logging.getLogger(__name__)
 
 INFER: Final = "ModelInfer"
+# What anybody may ask.
+OPEN: Final = frozenset({"ServerLive", "ServerReady"})
 _STREAM: Final = "ModelStreamInfer"
+_INFER_PATH: Final = f"/{SERVICE}/{INFER}"
+_STREAM_PATH: Final = f"/{SERVICE}/{_STREAM}"
 # Years: grpc says so where a client set no deadline.
 _NO_DEADLINE_S: Final = 1e8
 
@@ -41,12 +47,16 @@ class Service:
         inferences: Inferences,
         about: About,
         pools: Pools,
+        arrivals: Arrivals,
+        refusals: Refusals,
         compress_bytes: int | None = None,
     ) -> None:
         """Answers of less than `compress_bytes` are not compressed; None: grpc compresses none."""
         self._inferences = inferences
         self._about = about
         self._pools = pools
+        self._arrivals = arrivals
+        self._refusals = refusals
         self._compress_bytes = compress_bytes
         self._streams: set[Stream] = set()
         self._lock = threading.Lock()
@@ -63,10 +73,14 @@ class Service:
                 handler = grpc.stream_stream_rpc_method_handler(self._pools.on_stream(self._stream))
             else:
                 request = getattr(messages, method.input_type.name)
-                behaviour = self._telling(getattr(self._about, method.name), request)
-                handler = grpc.unary_unary_rpc_method_handler(
-                    self._pools.on(self._pools.control, behaviour)
-                )
+                name = f"/{SERVICE}/{method.name}"
+                behaviour = self._telling(name, getattr(self._about, method.name), request)
+                if method.name in OPEN:
+                    placed = self._pools.on(self._pools.probes, _unread(behaviour))
+                else:
+                    reading = self._arrivals.with_message(behaviour)
+                    placed = self._pools.on(self._pools.control, reading)
+                handler = grpc.stream_unary_rpc_method_handler(placed)
             built[method.name] = handler
         return built
 
@@ -95,19 +109,26 @@ class Service:
         try:
             return self._sized(call.answer(), context)
         except EdgeServeError as error:
+            self._refusals.note_error(error, _INFER_PATH, context, logged=call.asked)
             return _abort(context, error)
         except Exception as error:  # noqa: BLE001 - the client is told
             return _abort(context, _unforeseen(error))
 
     def _stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         key = key_in(context.invocation_metadata())
-        stream = Stream(self._inferences, requests, lambda: remaining_s(context), key)
+
+        def refused(error: EdgeServeError, call: Inference) -> None:
+            self._refusals.note_error(error, _STREAM_PATH, context, logged=call.asked)
+
+        stream = Stream(self._inferences, requests, lambda: remaining_s(context), key, refused)
         with self._lock:
             draining = self._draining
             if not draining:
                 self._streams.add(stream)
         if draining:
-            _abort(context, ShuttingDown("the server is shutting down"))
+            error = ShuttingDown("the server is shutting down")
+            self._refusals.note_error(error, _STREAM_PATH, context)
+            _abort(context, error)
         try:
             if self._opened(context, stream.left):
                 for answer in stream.answers():
@@ -118,16 +139,15 @@ class Service:
             with self._lock:
                 self._streams.discard(stream)
 
-    def _telling(self, method: Any, request_class: Any) -> Callable[..., bytes]:
+    def _telling(self, path: str, method: Any, request_class: Any) -> Callable[..., bytes]:
         def behaviour(message: bytes, context: grpc.ServicerContext) -> bytes:
             self._opened(context, lambda: None)
             try:
                 request = request_class.FromString(message)
             except DecodeError:
-                context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    f"the message is no {request_class.DESCRIPTOR.full_name}",
-                )
+                code = grpc.StatusCode.INVALID_ARGUMENT
+                self._refusals.note(code, "malformed", path, context)
+                context.abort(code, f"the message is no {request_class.DESCRIPTOR.full_name}")
             work = method(request)
             try:
                 answer = asyncio.run_coroutine_threadsafe(work, self._inferences.loop)
@@ -137,6 +157,7 @@ class Service:
             try:
                 return self._sized(bytes(answer.result().SerializeToString()), context)
             except EdgeServeError as error:
+                self._refusals.note_error(error, path, context)
                 return _abort(context, error)
             except Exception as error:  # noqa: BLE001 - the client is told
                 return _abort(context, _unforeseen(error))
@@ -163,6 +184,11 @@ class Service:
             return True
         ended()
         return False
+
+
+def _unread(behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
+    """A behaviour whose message says nothing, so that nobody waits for it."""
+    return lambda messages, context: behaviour(b"", context)
 
 
 def remaining_s(context: grpc.ServicerContext) -> float | None:

@@ -29,8 +29,10 @@ class Stream:
         requests: Iterator[bytes],
         remaining_s: Callable[[], float | None],
         key: str | None = None,
+        refused: Callable[[EdgeServeError, Inference], None] = lambda error, call: None,
     ) -> None:
-        """`key` is what the caller was let in with."""
+        """`key` is what the caller was let in with; `refused` is told of each request that got an error."""
+        self._refused = refused
         self.key = key
         self._inferences = inferences
         self._requests = requests
@@ -55,6 +57,7 @@ class Stream:
             try:
                 answer = codec.in_stream(call.answer())
             except EdgeServeError as error:
+                self._refused(error, call)
                 answer = codec.stream_error(text_of(error), call.id)
             yield answer
             self._room.release()

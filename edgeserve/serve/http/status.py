@@ -11,20 +11,21 @@ from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
 from edgeserve.serve.flight import TooManyInFlight
 from edgeserve.serve.http.response import RETRY, Headers, Refusal, Response
+from edgeserve.serve.reasons import reason_of
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 _CHALLENGE: Final[Headers] = (("WWW-Authenticate", 'Bearer realm="edgeserve"'),)
-_TABLE: Final[tuple[tuple[type[EdgeServeError], int, str, Headers], ...]] = (
-    (InvalidInput, 400, "invalid", ()),
-    (Unauthenticated, 401, "unauthenticated", _CHALLENGE),
-    (Forbidden, 403, "forbidden", ()),
-    (SharedMemoryOff, 403, "shared_memory_off", ()),
-    (ModelNotFound, 404, "unknown_model", ()),
-    (UnknownRegion, 404, "unknown_region", ()),
-    (ModelUnavailable, 503, "unavailable", RETRY),
-    (QueueFull, 503, "queue_full", RETRY),
-    (ShuttingDown, 503, "draining", RETRY),
-    (TooManyInFlight, 503, "in_flight", RETRY),
+_TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
+    (InvalidInput, 400, ()),
+    (Unauthenticated, 401, _CHALLENGE),
+    (Forbidden, 403, ()),
+    (SharedMemoryOff, 403, ()),
+    (ModelNotFound, 404, ()),
+    (UnknownRegion, 404, ()),
+    (ModelUnavailable, 503, RETRY),
+    (QueueFull, 503, RETRY),
+    (ShuttingDown, 503, RETRY),
+    (TooManyInFlight, 503, RETRY),
 )
 
 
@@ -39,7 +40,10 @@ def failure(error: EdgeServeError, *, logged: bool = False) -> Response:
 
 def refused(error: EdgeServeError) -> Refusal | None:
     """The answer to a request that is not served; None for an error that is the server's."""
-    for kind, status, reason, headers in _TABLE:
+    reason = reason_of(error)
+    if reason is None:
+        return None
+    for kind, status, headers in _TABLE:
         if isinstance(error, kind):
             if isinstance(error, QueueFull):
                 headers = (("Retry-After", str(max(1, math.ceil(error.retry_s)))),)

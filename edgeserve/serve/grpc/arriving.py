@@ -1,0 +1,45 @@
+"""Messages that calls wait for on a thread: one that does not come ends its call."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc
+
+# A message comes with its call's head, or right behind it.
+_WAITS_S: Final = 5.0
+
+
+class Arrivals:
+    """The calls whose message has not come. `sweep` is to be called now and then."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[grpc.ServicerContext, float] = {}
+
+    def with_message(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        """Of the behaviour of a call with one message, that of one with any number: it waits only so long
+        for the first."""
+
+        def waits(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with self._lock:
+                self._waiting[context] = time.monotonic()
+            try:
+                message = next(messages, b"")
+            finally:
+                with self._lock:
+                    del self._waiting[context]
+            return behaviour(message, context)
+
+        return waits
+
+    def sweep(self) -> None:
+        """End the calls that have waited too long."""
+        oldest = time.monotonic() - _WAITS_S
+        with self._lock:
+            late = [context for context, since in self._waiting.items() if since < oldest]
+        for context in late:
+            context.cancel()

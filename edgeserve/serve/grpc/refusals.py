@@ -1,0 +1,54 @@
+"""Calls that are refused: counted by code and reason, and logged where requests are."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import unquote
+
+import grpc
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve import logs
+from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.metrics import ServerMetrics
+from edgeserve.serve.reasons import reason_of
+
+
+class Refusals:
+    """Told by any thread."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def note(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        method: str,
+        context: grpc.ServicerContext,
+        *,
+        logged: bool = False,
+    ) -> None:
+        """A call, or a request in a stream, is not served. `logged`: the access log has a line already."""
+        self._metrics.refuse_grpc(code.name, reason)
+        if not logged and logs.ACCESS.isEnabledFor(logging.INFO):
+            logs.log_refused("grpc", "POST", method, code.name, reason, peer_of(context))
+
+    def note_error(
+        self,
+        error: EdgeServeError,
+        method: str,
+        context: grpc.ServicerContext,
+        *,
+        logged: bool = False,
+    ) -> None:
+        """As `note`, of an error; not of those that are the server's own or the client's leaving."""
+        reason = reason_of(error)
+        if reason is not None:
+            self.note(status_of(error), reason, method, context, logged=logged)
+
+
+def peer_of(context: grpc.ServicerContext) -> str:
+    """The client's address, without the port."""
+    address = unquote(str(context.peer()))
+    return address.partition(":")[2].rpartition(":")[0].strip("[]") or address
