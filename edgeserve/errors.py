@@ -16,6 +16,7 @@
         ├── ToolEnvironmentError   3  a tool environment cannot be made or used
         ├── DeviceUnavailable      3  holds the engine's own message
         ├── InferenceFailed        3  a runtime raised while running
+        │   ├── BeyondEngine       3  values that this engine computes in a narrower type
         │   ├── DeviceLost         3  the device's process died, hung or was ended
         │   └── WrongNumbers       3  not finite, or not the golden samples' any more
         ├── ModelUnavailable       3  a known model that does not serve now; the cause says why
@@ -122,6 +123,11 @@ class DeviceUnavailable(EnvironmentProblem):
 
 class InferenceFailed(EnvironmentProblem):
     """A runtime raised while running; `cause` is the engine's own message."""
+
+
+class BeyondEngine(InferenceFailed):
+    """A request holds values that this engine would silently compute in a narrower type. That says nothing
+    about the device, and another engine may take them."""
 
 
 class DeviceLost(InferenceFailed):

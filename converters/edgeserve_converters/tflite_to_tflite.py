@@ -187,8 +187,8 @@ def _samples(
             binding = inputs.get(name) or {"name": name, "permutation": None}
             order = binding["permutation"]
             tensor = binding["name"]
-            laid_out[called.get(tensor, tensor)] = np.ascontiguousarray(
-                array if order is None else array.transpose(order)
+            laid_out[called.get(tensor, tensor)] = np.asarray(
+                array if order is None else array.transpose(order), order="C"
             )
         yield laid_out
 

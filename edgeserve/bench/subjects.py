@@ -33,6 +33,7 @@ from edgeserve.errors import (
     nearest,
 )
 from edgeserve.runtimes import LoadOptions, Placement, Session, runtime
+from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.tensors import Tensors
 
 SOURCE_INDEX: Final = -1
@@ -211,7 +212,7 @@ def _open(bundle: Bundle, subject: Subject, threads: int) -> Opened | Skipped:
         stage = "golden"
         error = subject.check(bundle, session)
         settle(session)
-        return Opened(subject, session, session.placement(), error)
+        return Opened(subject, session, asked_placement(session), error)
     except (EdgeServeError, ImportError) as problem:
         if session is not None:
             session.close()

@@ -27,11 +27,13 @@ from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.running import Runner
 from edgeserve.errors import (
+    BeyondEngine,
     CheckFailed,
     DeviceLost,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
+    InvalidInput,
     WrongNumbers,
 )
 from edgeserve.runtimes import Session
@@ -188,6 +190,8 @@ class Chain:
         if isinstance(error, DeviceLost):
             self.step_down(failed, error)
             return None
+        if isinstance(error, BeyondEngine):
+            return self._elsewhere(failed, inputs, error)
         if not self.options.fallback:
             if isinstance(error, NonFinite) and self.still_right(failed):
                 return error.outputs, failed.candidate
@@ -211,6 +215,23 @@ class Chain:
             return None
         self.step_down(failed, error)
         return answer
+
+    def _elsewhere(self, serving: Opened, inputs: Tensors, error: BeyondEngine) -> Answer:
+        """An answer of a candidate whose engine takes these values; what serves goes on serving.
+
+        Raises InvalidInput where no engine of the chain does.
+        """
+        link = self.candidates.link_of(serving)
+        for other in self.candidates.successors(link) if self.options.fallback else ():
+            with self._stepping:
+                opened = self.candidates.open_one([other])
+            if opened is None:
+                continue
+            try:
+                return self._runner.answer(opened, inputs), opened.candidate
+            except InferenceFailed as also:
+                log.debug("%s: %s", opened.candidate.label, also)
+        raise InvalidInput(error.message, cause=error.cause, hint=error.hint)
 
     def _without_backup(self, failed: Opened, error: InferenceFailed) -> Answer | None:
         if self.still_right(failed):

@@ -15,6 +15,7 @@ from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes.guarded import load_guarded, load_known
 from edgeserve.runtimes.inject import STAND_IN, Faults, parse_fault
 from edgeserve.workers import Limits, WorkerSession, open_worker
 
@@ -57,7 +58,7 @@ def open_candidate(
     )
     files, adapter = bundle.variant_files(candidate.variant), runtime(candidate.runtime)
     if not faults:
-        return adapter.load(files, candidate.device, options)
+        return load_known(adapter, files, candidate.device, options)
     injected = Faults.parse(faults, fault_state)
     return injected.load(adapter, files, candidate.device, options, candidate.label)
 
@@ -86,9 +87,12 @@ def open_session(
 
 
 def open_apart(name: str, files: VariantFiles, device: str, options: LoadOptions) -> Session:
-    """Open a variant: an accelerator in a process of its own, where its driver can do no harm, a CPU here."""
+    """Open a variant: an accelerator in a process of its own, where its driver can do no harm, a CPU here.
+
+    Whatever the engine raises becomes an EdgeServeError, at every call of the session, too.
+    """
     if sys.platform != "linux" or device.partition(".")[0] == "cpu":
-        return runtime(name).load(files, device, options)
+        return load_guarded(runtime(name), files, device, options)
     label = f"{name}/{device}/{files.id}"
     return open_worker(name, files, device, options, label=label, limits=Limits())
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.checking.estimate import estimates
+from edgeserve.checking.links import without_links
 from edgeserve.checking.model import OnnxModel, open_onnx
 from edgeserve.checking.report import (
     Answer,
@@ -52,7 +53,17 @@ def check(
     model = open_onnx(path, shapes) if facts.format == "onnx" else None
     if shapes and model is None:
         raise UsageError(f"--shape fixes dimensions of ONNX models, and {path} is {facts.format}")
-    judge = Judge(facts, model)
+    with without_links(model) if model else contextlib.nullcontext() as opened:
+        return _report(path, targets, facts, model, Judge(facts, opened))
+
+
+def _report(
+    path: Path,
+    targets: Sequence[Target],
+    facts: ModelReport,
+    model: OnnxModel | None,
+    judge: Judge,
+) -> CheckReport:
     sizes = estimates(model, facts.graph_bytes) if model else ()
     int8 = any("int8" in e.precisions for t in targets for e in t.chain)
     findings = list(model_findings(model, int8=int8)) if model else []

@@ -12,6 +12,7 @@ import msgspec
 
 from edgeserve.conversion.source import fix_shapes
 from edgeserve.errors import SourceError
+from edgeserve.inspecting.onnx import checkable, external_files
 
 # A protobuf message, and with it a model without external data, ends at 2 GB.
 PROTOBUF_LIMIT: Final = 1_900_000_000
@@ -132,7 +133,9 @@ def _open(path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OnnxModel
     nodes = tuple(_all_nodes(proto, opsets))
     weights = {w.name: w for w in _weights(onnx, proto)}
     external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
-    _check(onnx, proto, path, external=external, opset=opsets.get(""))
+    if external:
+        external_files(path, onnx.external_data_helper._get_all_tensors(proto))
+    _check(onnx, proto, path, opset=opsets.get(""))
     batched = _batched(proto, weights)
     values, problem = _infer(onnx, proto, batched=batched)
     return OnnxModel(
@@ -161,15 +164,13 @@ def weight_bytes(dtype: str, elements: int) -> int | None:
         return None
 
 
-def _check(onnx: Any, proto: Any, path: Path, *, external: bool, opset: int | None) -> None:
+def _check(onnx: Any, proto: Any, path: Path, *, opset: int | None) -> None:
     """What onnx's checker refuses is no valid model; unknown operators are findings, not errors."""
     if opset is None or opset > onnx.defs.onnx_opset_version():
         return
     try:
-        if external:
-            onnx.checker.check_model(str(path))
-        elif proto.ByteSize() < PROTOBUF_LIMIT:
-            onnx.checker.check_model(proto)
+        if proto.ByteSize() < PROTOBUF_LIMIT:
+            onnx.checker.check_model(checkable(onnx, proto))
     except onnx.checker.ValidationError as error:
         text = str(error).strip().splitlines()[0]
         # Operators and IR versions it does not know are findings: engines may know them.

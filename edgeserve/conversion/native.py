@@ -16,6 +16,7 @@ from edgeserve.errors import SourceError, UnsupportedModel
 from edgeserve.inspecting import ModelReport, inspect_model
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes.guarded import load_guarded
 from edgeserve.targets import ChainEntry, Target
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
@@ -58,7 +59,7 @@ def open_native(model: SourceModel, threads: int = 0) -> Session:
     """The source on its own runtime's CPU, computing in f32, with so many threads a call (0: the
     engine's choice). Raises what the runtime's `load` raises."""
     files = VariantFiles("source", model.path, model.format, model.precision, model.interface)
-    return runtime(NATIVE[model.format]).load(files, "cpu", LoadOptions(threads=threads))
+    return load_guarded(runtime(NATIVE[model.format]), files, "cpu", LoadOptions(threads=threads))
 
 
 def _named(spec: TensorSpec, path: Path) -> TensorSpec:

@@ -37,7 +37,7 @@ from edgeserve.conversion.source import (
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
 from edgeserve.conversion.timing import threads_served
-from edgeserve.errors import CheckFailed, SourceError, UnsupportedModel, UsageError
+from edgeserve.errors import CheckFailed, EdgeServeError, SourceError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
@@ -118,7 +118,7 @@ def convert(
             problem: object = "static int8 quantizes none"
             try:
                 layers = explain(builder, data, writer.work / "explain")
-            except UnsupportedModel as error:
+            except EdgeServeError as error:
                 problem = error
             if not layers:
                 remark = f"layers could not be ranked: {problem}"

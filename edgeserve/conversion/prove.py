@@ -6,6 +6,7 @@ them alike.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -27,9 +28,10 @@ from edgeserve.conversion.timing import (
     time_in_turns,
 )
 from edgeserve.devices import machine
-from edgeserve.errors import DataError, InferenceFailed
+from edgeserve.errors import DataError, DeviceLost, InferenceFailed
 from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
 from edgeserve.runtimes import Session, engine_version, runtime
+from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.tensors import Interface, Tensors
 
 # Golden samples travel with the bundle: as many as asked for, within this size, at least one.
@@ -140,12 +142,20 @@ def _first_look(
     kept = []
     for item in opened:
         beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
-        ratio = quickest(item.session, inputs) / quickest(beside.session, inputs) if beside else 0.0
-        if ratio <= _HOPELESS:
+        ratio, problem = 0.0, None
+        if beside is not None:
+            # Where fp32 fails there is nothing to be slower than: it drops out with its own message.
+            with contextlib.suppress(InferenceFailed):
+                own = quickest(beside.session, inputs)
+                try:
+                    ratio = quickest(item.session, inputs) / own
+                except InferenceFailed as error:
+                    problem = str(error)
+        if problem is None and ratio <= _HOPELESS:
             kept.append(item)
             continue
         index = subjects.index(item.subject)
-        problem = f"cannot win: {ratio:.1f}x the time of fp32 at first sight"
+        problem = problem or f"cannot win: {ratio:.1f}x the time of fp32 at first sight"
         trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         item.session.close()
     return kept
@@ -203,7 +213,10 @@ def _measured(
     entry = item.subject.chain_entry
     mine = times[str(index)]
     speedup = speedup_interval(times["reference"], mine)
-    placed = item.session.placement()
+    try:
+        placed = asked_placement(item.session)
+    except DeviceLost as error:
+        return msgspec.structs.replace(trial, problem=str(error))
     measured = Measured(
         runtime=entry.runtime,
         runtime_version=engine_version(runtime(entry.runtime)) or "unknown",

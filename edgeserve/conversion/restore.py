@@ -18,7 +18,7 @@ from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.prove import quality
-from edgeserve.errors import DeviceUnavailable, InferenceFailed, UnsupportedModel
+from edgeserve.errors import DataError, EdgeServeError
 from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets import ChainEntry
@@ -110,7 +110,9 @@ def restore(
                 low = middle
         kept = _joined(units[:high])
         problem(kept)  # what the builder keeps is the last file that was made
-    except (UnsupportedModel, DeviceUnavailable, InferenceFailed) as error:
+    except DataError:
+        raise  # the calibration data are wrong for every variant
+    except EdgeServeError as error:
         return Restoration(entry.label, (), (), False, str(error))
     return Restoration(entry.label, tuple(ranking), tuple(kept), True, "")
 

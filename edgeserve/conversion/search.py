@@ -26,6 +26,7 @@ from edgeserve.conversion.timing import Pace, Subject, race
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
 from edgeserve.runtimes import Session, runtime
+from edgeserve.runtimes.guarded import in_words
 from edgeserve.targets import ChainEntry, Target
 from edgeserve.tensors import Interface
 
@@ -197,6 +198,12 @@ class Search:
                 raise
             except EdgeServeError as error:
                 self._built[plan.variant] = error
+            except OSError:
+                raise  # a full disk is not the tool's fault
+            except Exception as error:  # noqa: BLE001 - of a quantizer or converter: a row in the report
+                self._built[plan.variant] = UnsupportedModel(
+                    f"{plan.variant} could not be made", cause=in_words(error)
+                )
         made = self._built[plan.variant]
         if isinstance(made, EdgeServeError):
             raise made

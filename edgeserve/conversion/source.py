@@ -25,10 +25,11 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.evaluate import Samples
-from edgeserve.inspecting.onnx import external_files
+from edgeserve.inspecting.onnx import checkable, external_files, load_external
 from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.runtimes.guarded import load_guarded
 from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
 
 # Requests of one model that can share a batch share at most so many rows.
@@ -73,10 +74,10 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         raise SourceError(f"{path} is a folder, not an ONNX file")
     proto = _parse(onnx, path)
     external = external_files(path, onnx.external_data_helper._get_all_tensors(proto))
-    onnx.load_external_data_for_model(proto, str(path.parent))
     if shapes:
         fix_shapes(proto, shapes)
     _check(onnx, proto, path)
+    load_external(onnx, proto, path.parent)
     sizes = [path, *external]
     source = Source(
         format="onnx",
@@ -115,7 +116,7 @@ def open_reference(model: SourceModel, file: Path, threads: int = 0) -> Session:
     """
     files = VariantFiles("source", file, "onnx", "fp32", model.interface)
     try:
-        return runtime("onnxruntime").load(files, "cpu", LoadOptions(threads=threads))
+        return load_guarded(runtime("onnxruntime"), files, "cpu", LoadOptions(threads=threads))
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"onnxruntime cannot run {model.path.name}",
@@ -222,6 +223,7 @@ def _check(onnx: Any, proto: Any, path: Path) -> None:
             f"{path} uses opset {opset}", cause=f"edgeserve reads {MIN_OPSET} and newer",
             hint="export the model again with opset 17 or newer",
         )  # fmt: skip
+    proto = checkable(onnx, proto)
     if _exceeds_protobuf(proto):
         return  # the checker takes no larger protobuf; onnxruntime checks the graph when it loads it
     try:

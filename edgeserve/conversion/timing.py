@@ -15,7 +15,7 @@ from edgeserve.bundle import Variant, VariantFiles
 from edgeserve.chain import open_apart
 from edgeserve.conversion.choose import AS_FAST, Trial
 from edgeserve.devices import plan_instances, usable_cores
-from edgeserve.errors import DependencyMissing, DeviceUnavailable, InferenceFailed, UsageError
+from edgeserve.errors import DependencyMissing, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.evaluate import Samples
 from edgeserve.runtimes import LoadOptions, Session
 from edgeserve.targets import ChainEntry
@@ -56,9 +56,9 @@ def open_subject(subject: Subject, threads: int) -> tuple[Trial, Session | None]
     )
     try:
         return trial, open_apart(entry.runtime, subject.files, entry.device, options)
-    except (DeviceUnavailable, DependencyMissing) as error:
+    except (DeviceUnavailable, DependencyMissing, ImportError) as error:
         return msgspec.structs.replace(trial, unverified=str(error)), None
-    except UsageError as error:
+    except EdgeServeError as error:
         return msgspec.structs.replace(trial, problem=str(error)), None
 
 
@@ -68,16 +68,13 @@ def threads_for(entry: ChainEntry, threads: int) -> int:
 
 
 def quickest(session: Session, inputs: Tensors) -> float:
-    """The quickest of a few calls, of short ones of many, in seconds; 0 for a session that fails."""
+    """The quickest of a few calls, of short ones of many, in seconds. Raises InferenceFailed."""
     best = float("inf")
     calls, end = 0, time.perf_counter() + _FIRST_LOOK_S
     while calls < _FIRST_CALLS or time.perf_counter() < end:
         calls += 1
         began = time.perf_counter()
-        try:
-            session.run(inputs)
-        except InferenceFailed:
-            return 0.0  # dropped later, with its own message
+        session.run(inputs)
         best = min(best, time.perf_counter() - began)
     return best
 

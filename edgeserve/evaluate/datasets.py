@@ -297,7 +297,7 @@ def _request(sample: Array, spec: TensorSpec) -> Array:
             cause=f"expected [{','.join(map(str, spec.shape))}], got {list(sample.shape)} each",
             hint="the first axis of an array counts samples; edgeserve inspect MODEL shows the inputs",
         )
-    return np.ascontiguousarray(shaped, spec.numpy_dtype)
+    return np.asarray(shaped, spec.numpy_dtype, order="C")
 
 
 def _read_csv(path: Path) -> list[tuple[str, str]]:

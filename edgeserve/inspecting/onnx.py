@@ -80,12 +80,51 @@ def _nodes(proto: Any) -> Iterator[Any]:
                 pending.extend(graph.node)
 
 
+def checkable(onnx: Any, proto: Any) -> Any:
+    """What onnx's checker can judge of a model whose external data are not loaded: a copy in which they are
+    scalars; the model itself where it has none.
+
+    The checker opens external files itself otherwise, and refuses links, which the Hugging Face cache is
+    made of. What matters of those files, `external_files` has checked.
+    """
+    if not any(_is_external(t) for t in onnx.external_data_helper._get_all_tensors(proto)):
+        return proto
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    for tensor in onnx.external_data_helper._get_all_tensors(copy):
+        if _is_external(tensor):
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+            del tensor.dims[:]
+            tensor.raw_data = bytes(16)
+    return copy
+
+
+def load_external(onnx: Any, proto: Any, folder: Path) -> None:
+    """Read external data into the model. Links of the files themselves are followed, as onnxruntime does;
+    that no location leads out of the folder, `external_files` has checked."""
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if not _is_external(tensor):
+            continue
+        info = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
+        with (folder / info["location"]).open("rb") as file:
+            file.seek(_number(info.get("offset", "0")))
+            length = info.get("length", "")
+            tensor.raw_data = file.read(_number(length)) if length else file.read()
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _is_external(tensor: Any) -> bool:
+    return bool(tensor.data_location == tensor.EXTERNAL)
+
+
 def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
     """The files that external ones of a model's tensors lie in. Raises SourceError for one that is absent,
     too short or not below the model's folder."""
     needed: dict[str, int] = {}
     for tensor in tensors:
-        if tensor.data_location != tensor.EXTERNAL:
+        if not _is_external(tensor):
             continue
         info = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
         location = info.get("location", "")

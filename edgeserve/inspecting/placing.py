@@ -8,6 +8,7 @@ from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import ChainOptions, check_golden, open_session
 from edgeserve.errors import BundleError, EdgeServeError
 from edgeserve.runtimes import Placement
+from edgeserve.runtimes.guarded import asked_placement
 
 
 class PlacedHere(msgspec.Struct, frozen=True):
@@ -32,7 +33,7 @@ def _placed(bundle: Bundle, candidate: Candidate) -> PlacedHere:
         session = open_session(bundle, candidate, ChainOptions(isolate="always"))
         try:
             error = check_golden(bundle, session, candidate.variant)
-            return PlacedHere(label, session.placement(), error)
+            return PlacedHere(label, asked_placement(session), error)
         finally:
             session.close()
     except BundleError:

@@ -173,7 +173,9 @@ class LiteRtSession:
             if not self._rows:
                 return instance.run(inputs)
             return in_rows(instance.run, inputs, self._rows)
-        except (ValueError, RuntimeError, MemoryError) as error:
+        except EdgeServeError:
+            raise
+        except Exception as error:
             raise InferenceFailed(f"litert failed on {self.device}", cause=_text(error)) from error
         finally:
             self._idle.put(instance)

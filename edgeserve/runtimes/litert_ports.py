@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import UnsupportedModel
+from edgeserve.runtimes.narrowing import beyond, fits_in
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
 
@@ -59,6 +60,8 @@ class Port:
         self._order = binding.permutation
         self._back = tuple(int(i) for i in np.argsort(self._order)) if self._order else None
         self._quantized = self._scale != 0.0 and spec.numpy_dtype.kind == "f"
+        kinds = (spec.numpy_dtype.kind, self.dtype.kind)
+        self._narrowed = set(kinds) <= {"i", "u"} and not np.can_cast(spec.numpy_dtype, self.dtype)
 
     def to_file(self, array: Array) -> Array:
         if self._order:
@@ -67,14 +70,16 @@ class Port:
             limits = np.iinfo(self.dtype)
             steps = np.rint(array / np.float32(self._scale)) + self._zero
             array = np.clip(steps, limits.min, limits.max)
-        return np.ascontiguousarray(array, self.dtype)
+        elif self._narrowed and not fits_in(array, self.dtype):
+            raise beyond("litert", self.spec.name, self.dtype)
+        return np.asarray(array, self.dtype, order="C")
 
     def from_file(self, array: Array) -> Array:
         if self._quantized and array.dtype.kind in "iu":
             array = (array.astype(np.float32) - np.float32(self._zero)) * np.float32(self._scale)
         if self._back:
             array = array.transpose(self._back)
-        return np.ascontiguousarray(array, self.spec.numpy_dtype)
+        return np.asarray(array, self.spec.numpy_dtype, order="C")
 
 
 def _signature_names(interpreter: Any) -> dict[str, dict[str, int]]:

@@ -22,7 +22,7 @@ def run_bf16(session: Any, inputs: Tensors, halves: set[str], outputs: list[str]
 
     values = {
         name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-            np.ascontiguousarray(array), _BFLOAT16
+            np.asarray(array, order="C"), _BFLOAT16
         )
         if name in halves
         else ort.OrtValue.ortvalue_from_numpy(array)

@@ -182,6 +182,7 @@ class OnnxRuntimeSession:
         self._kernels: list[Kernel] = []
         self._takes_nothing = False
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._example: Tensors | None = None  # of the CPU: the first request, for `placement`
         self.device = device
         self.hardware: str | None = opening.hardware
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
@@ -203,6 +204,8 @@ class OnnxRuntimeSession:
             raise InferenceFailed(
                 f"onnxruntime failed on {self.device}", cause=engine_words(error)
             ) from error
+        if self._example is None and self._provider == CPU:
+            self._example = {n: a.copy() for n, a in inputs.items()}
         if self._profile is not None:
             self._read_profile({name: array.shape for name, array in inputs.items()})
         if self._takes_nothing:
@@ -223,18 +226,14 @@ class OnnxRuntimeSession:
                 self._takes_nothing = owners == {CPU}
 
     def placement(self) -> Placement:
-        """Read from a profile. On the CPU that takes a second session and an inference there: onnxruntime
-        tells its fused graph no other way."""
+        """Read from a profile. On the CPU that takes a second session, which runs the first request once more:
+        onnxruntime tells its fused graph no other way."""
         if self._provider == CPU:
             return self._cpu_placement()
         if self._profile is not None:  # nothing has run yet
             example = example_of(self._session, {})
-            try:
+            with contextlib.suppress(Exception):  # made-up inputs need not fit the model
                 self._session.run(None, example)
-            except Exception as error:
-                raise InferenceFailed(
-                    f"onnxruntime failed on {self.device}", cause=engine_words(error)
-                ) from error
             self._read_profile({name: array.shape for name, array in example.items()})
         return placement_of(
             self._kernels,
@@ -251,12 +250,24 @@ class OnnxRuntimeSession:
 
         profile = profile_file()
         opening = _open(ort, self._model.path, CPU, self.device, self._options, profile)
-        opening.session.run(None, example_of(opening.session, {}))
-        kernels = profile.finish(opening.session) if profile else []
+        example = self._example or example_of(opening.session, {})
+        try:
+            if self._bf16:
+                run_bf16(opening.session, example, self._bf16, self._files_names)
+            else:
+                opening.session.run(None, example)
+        except Exception:  # made-up inputs need not fit the model
+            kernels = []
+            if profile is not None:
+                profile.finish(opening.session)
+        else:
+            kernels = profile.finish(opening.session) if profile else []
         ops = Counter(kernel.op for kernel in kernels)
         int8 = sum(ops[op] for op in INT8_OPS)
         compute = int8 + sum(ops[op] for op in FLOAT_OPS)
         precision = "int8" if int8 else "fp16" if self._model.precision == "fp16" else "fp32"
+        if not kernels:
+            return Placement({}, self._model.precision, 0, 0)
         macs = {"cpu": 1.0} if compute else {}
         return Placement({"cpu": 1.0}, precision, compute, int8, mac_shares=macs)
 
@@ -288,7 +299,8 @@ def _open(
 ) -> _Opening:
     """A session on this provider and no other. Raises DeviceUnavailable, UnsupportedModel, SourceError."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    # What a call fails with is in the exception; of providers, stderr may hold more than that.
+    settings.log_severity_level = 4 if provider == CPU else 3
     settings.intra_op_num_threads = options.threads
     entries = session_entries(options.options)
     if not options.spin:

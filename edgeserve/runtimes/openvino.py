@@ -13,11 +13,13 @@ from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
+    EdgeServeError,
     InferenceFailed,
     SourceError,
     UnsupportedModel,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
+from edgeserve.runtimes.narrowing import beyond, fits_in
 from edgeserve.runtimes.openvino_cache import cache_folder
 from edgeserve.runtimes.openvino_placement import Layer, macs_of, placement_of
 from edgeserve.runtimes.openvino_pool import Pool
@@ -26,6 +28,9 @@ from edgeserve.tensors import Tensors, TensorSpec
 _NAMES: Final = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 # Options of this adapter; all others go to the engine.
 _OWN: Final = ("inference_precision", "cache")
+# Types that every plug-in computes in INT32: larger values are clamped without a word.
+_NARROWED: Final = ("INT64", "UINT64", "UINT32")
+_INT32: Final = np.dtype(np.int32)
 _BORDERS: Final = {"Input", "Output", "Const", "Parameter", "Result", "Constant"}
 
 
@@ -90,6 +95,16 @@ class OpenVinoSession:
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self.concurrency = max(1, options.instances)
+        try:
+            self._open(model, device, options)
+        except EdgeServeError:
+            raise
+        except Exception as error:  # shapes that do not propagate, tensors that the file lacks
+            raise UnsupportedModel(
+                f"openvino cannot open '{model.id}' on '{device}'", cause=_reason(error)
+            ) from error
+
+    def _open(self, model: VariantFiles, device: str, options: LoadOptions) -> None:
         batched = model.interface.max_batch > 0
         network = _read(model)
         self._rows = batched and (options.static_shapes or model.batch == 1)
@@ -104,12 +119,16 @@ class OpenVinoSession:
                 compiled = _compile(network, model, device, options)
                 self._larger.append((size, Pool(compiled, model, self.concurrency)))
         self.hardware = _full_name(device)
+        self._wide = tuple(s.name for s in self.inputs if s.dtype in _NARROWED)
 
     def run(self, inputs: Tensors) -> Tensors:
+        for name in self._wide:
+            if not fits_in(inputs[name], _INT32):
+                raise beyond("openvino", name, _INT32)
         rows = len(next(iter(inputs.values()))) if self._rows else 1
         try:
             return self._pool.run(inputs) if rows == 1 else self._run_rows(inputs, rows)
-        except RuntimeError as error:
+        except Exception as error:
             raise InferenceFailed(
                 f"openvino failed on {self.device}", cause=_reason(error)
             ) from error
@@ -123,6 +142,7 @@ class OpenVinoSession:
         return {s.name: np.concatenate([p[s.name] for p in parts]) for s in self.outputs}
 
     def placement(self) -> Placement:
+        """Raises RuntimeError where the engine does not tell."""
         precision = self._pool.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         try:
             layers = [op.get_rt_info() for op in self._pool.compiled.get_runtime_model().get_ops()]

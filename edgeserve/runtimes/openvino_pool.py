@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeserve.bundle import VariantFiles
-from edgeserve.tensors import Array, Tensors
+from edgeserve.tensors import Array, Tensors, TensorSpec
 
 
 class Pool:
@@ -21,7 +21,9 @@ class Pool:
     def __init__(self, compiled: Any, model: VariantFiles, count: int) -> None:
         self.compiled = compiled
         interface = model.interface
-        given = [(s.name, compiled.input(model.binding(s.name).name)) for s in interface.inputs]
+        given = [
+            (s.name, compiled.input(model.binding(s.name).name)) for s in _kept(compiled, model)
+        ]
         taken = [(s, compiled.output(model.binding(s.name).name)) for s in interface.outputs]
         self._given = [(n, compiled.inputs.index(port), _Tensors(port)) for n, port in given]
         # The engine hands out bf16 as if it were fp16.
@@ -59,6 +61,17 @@ class Pool:
         while not self._requests.empty():
             self._requests.get()
         self.compiled = None
+
+
+def _kept(compiled: Any, model: VariantFiles) -> list[TensorSpec]:
+    """The interface's inputs that the compiled model has. A conversion drops those that nothing reads.
+
+    All of them where the compiled model has others instead: then looking one up tells the name it lacks.
+    """
+    names = [port.get_names() for port in compiled.inputs]
+    inputs = model.interface.inputs
+    kept = [s for s in inputs if any(model.binding(s.name).name in found for found in names)]
+    return kept if len(kept) == len(names) else list(inputs)
 
 
 class _Tensors:

@@ -22,6 +22,7 @@ from edgeserve.bundle.manifest import Option
 from edgeserve.devices import usable_cores
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError
 from edgeserve.runtimes import LoadOptions, Runtime, engine_version, runtime
+from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.runtimes.native import NativeLog
 from edgeserve.runtimes.probes import PROBE_FILES
 from edgeserve.targets import ChainEntry
@@ -92,7 +93,7 @@ def open_here(name: str, device: str, options: Mapping[str, Option]) -> Probe:
             load_ms=1000 * (loaded - began),
             run_ms=1000 * (ran - loaded),
             hardware=getattr(session, "hardware", None),
-            placement=session.placement().describe(),
+            placement=asked_placement(session).describe(),
             version=engine_version(adapter),
         )
     finally:

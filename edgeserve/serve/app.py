@@ -17,6 +17,7 @@ import msgspec
 from edgeserve.chain import Attempt, Chain
 from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
+from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
 from edgeserve.serve.apart import is_busy
 from edgeserve.serve.control import Control, OwnControl
@@ -82,7 +83,7 @@ def _placement(chain: Chain) -> str | None:
     if chain.candidate.device.partition(".")[0] == "cpu" or chain.options.inject:
         return None
     try:
-        return chain.session.placement().describe()
+        return asked_placement(chain.session).describe()
     except EdgeServeError as error:
         log.debug("placement: %s", error)
         return None
