@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import msgspec
 from edgeserve.conversion.options import Options
 from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples, class_scores, load_labelled, load_samples
-from edgeserve.evaluate.datasets import random_samples
+from edgeserve.evaluate.made_up import Span, made_up_samples
 from edgeserve.evaluate.streams import (
     COMMAND,
     from_callable,
@@ -35,13 +36,24 @@ class Data(msgspec.Struct, frozen=True):
     proof: Samples
     remarks: tuple[str, ...]
 
+    @property
+    def random(self) -> tuple[Samples, ...]:
+        """What of the samples is made up."""
+        return tuple(s for s in (self.proof, self.calibration) if s is not None and s.random)
+
     @classmethod
-    def load(cls, interface: Interface, options: Options, open_size: int = OPEN_SIZE) -> Data:
-        """`open_size` is that of dynamic dimensions of random samples. Raises DataError, before anything
-        expensive is done."""
+    def load(
+        cls,
+        interface: Interface,
+        options: Options,
+        spans: Mapping[str, Span] | None = None,
+        open_size: int = OPEN_SIZE,
+    ) -> Data:
+        """`spans` say what random samples are made of, `open_size` is that of their dynamic dimensions. Raises
+        DataError, before anything expensive is done."""
         remarks: list[str] = []
         classes = _classes(interface, options)
-        pool = _calibration_pool(interface, options, open_size)
+        pool = _calibration_pool(interface, options, spans, open_size)
         calibration = pool.take(options.calibration_samples) if pool else None
         if calibration is not None and calibration.random:
             remarks.append("calibrated on random data: int8 accuracy on real inputs is unknown")
@@ -58,7 +70,7 @@ class Data(msgspec.Struct, frozen=True):
             remarks.append(
                 "no calibration data: static int8 was not tried, fidelity is on random inputs"
             )
-            proof = random_samples(interface, MIN_HELD_OUT, open_size=open_size)
+            proof = made_up_samples(interface, MIN_HELD_OUT, spans, open_size=open_size)
             return cls(None, proof, tuple(remarks))
         if pool.random:
             return cls(calibration, pool, tuple(remarks))
@@ -69,11 +81,13 @@ class Data(msgspec.Struct, frozen=True):
         return cls(calibration, pool.take(PROOF_SAMPLES), tuple(remarks))
 
 
-def _calibration_pool(interface: Interface, options: Options, open_size: int) -> Samples | None:
+def _calibration_pool(
+    interface: Interface, options: Options, spans: Mapping[str, Span] | None, open_size: int
+) -> Samples | None:
     if options.calibrate is None:
         return None
     if options.calibrate == "random":
-        return random_samples(interface, options.calibration_samples, open_size=open_size)
+        return made_up_samples(interface, options.calibration_samples, spans, open_size=open_size)
     wanted = options.calibration_samples + PROOF_SAMPLES
     if callable(options.calibrate):
         name = getattr(options.calibrate, "__qualname__", "the callable")

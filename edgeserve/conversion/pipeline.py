@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
 from edgeserve.bundle import Candidate, Source
+from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import (
     is_here,
@@ -21,7 +22,7 @@ from edgeserve.conversion.assemble import (
 )
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
-from edgeserve.conversion.data import Data
+from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
@@ -29,7 +30,6 @@ from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
     SourceModel,
-    check_runs,
     open_reference,
     proven_batching,
     read_onnx,
@@ -37,7 +37,7 @@ from edgeserve.conversion.source import (
 )
 from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
 from edgeserve.conversion.timing import threads_served
-from edgeserve.errors import CheckFailed, EdgeServeError, SourceError, UnsupportedModel, UsageError
+from edgeserve.errors import CheckFailed, EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import Target
@@ -66,18 +66,17 @@ def convert(
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
         _check_explain(model, options)
-        data = Data.load(model.interface, options)
-        reference = _open(model, writer.work)
-        data = _that_runs(data, reference, model, options)
-        if data.calibration is not None:
-            check_runs(reference, data.calibration)
+        first = first_run(
+            model, options, lambda level: _open(model, writer.work, 0, _leveled(level))
+        )
+        reference, data, target = first.reference, first.data, first.target(target)
         interface = model.interface
         if not model.state:  # rows of a batch would follow each other, or share a state
             interface = proven_batching(model, reference, data.proof)
         threads = threads_served(reference, data.proof[0])
         if threads:
             reference.close()
-            reference = _open(model, writer.work, threads)
+            reference = _open(model, writer.work, threads, _leveled(first.level))
         builder = Builder(
             model,
             interface,
@@ -182,25 +181,19 @@ def _simplified(model: SourceModel, options: Options, work: Path, say: Say) -> S
     return msgspec.structs.replace(smaller, path=model.path, source=model.source)
 
 
-def _open(model: SourceModel, work: Path, threads: int = 0) -> Session:
+def _open(
+    model: SourceModel, work: Path, threads: int = 0, options: Mapping[str, Option] | None = None
+) -> Session:
     if model.format in NATIVE:
         return open_native(model, threads)
-    return open_reference(model, save_onnx(model.proto, work / "source.onnx")[0], threads)
+    file = work / "source.onnx"
+    if not file.exists():  # it is opened more than once
+        save_onnx(model.proto, file)
+    return open_reference(model, file, threads, options)
 
 
-def _that_runs(data: Data, reference: Session, model: SourceModel, options: Options) -> Data:
-    """The data, or random ones with open dimensions of 1, should the source fail on larger ones.
-
-    Raises SourceError when it fails on those, too.
-    """
-    try:
-        check_runs(reference, data.proof)
-    except SourceError:
-        if not data.proof.random or all(s.is_static for s in model.interface.inputs):
-            raise
-        data = Data.load(model.interface, options, open_size=1)
-        check_runs(reference, data.proof)
-    return data
+def _leveled(level: str | None) -> dict[str, Option]:
+    return {} if level is None else {LEVEL_OPTION: level}
 
 
 def _check_calibration(model: SourceModel, options: Options) -> None:

@@ -245,8 +245,11 @@ def _golden(
     chosen = [first, *(samples[i] for i in range(1, count))]
     join = np.concatenate if interface.max_batch else np.stack
     # Samples of differing dynamic shapes cannot be stacked: keep those like the first.
-    shapes = {n: a.shape for n, a in first.items()}
-    alike = [i for i, c in enumerate(chosen) if {n: a.shape for n, a in c.items()} == shapes]
+    shapes = [
+        {n: a.shape for n, a in (*given.items(), *answer.items())}
+        for given, answer in zip(chosen, wanted, strict=False)
+    ]
+    alike = [i for i, found in enumerate(shapes) if found == shapes[0]]
     inputs = {s.name: join([chosen[i][s.name] for i in alike]) for s in interface.inputs}
     outputs = {s.name: join([wanted[i][s.name] for i in alike]) for s in interface.outputs}
     return inputs, outputs

@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import Precision, Source, VariantFiles
+from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.errors import (
-    DataError,
     DependencyMissing,
     InferenceFailed,
     SourceError,
@@ -30,7 +30,7 @@ from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.guarded import load_guarded
-from edgeserve.tensors import Interface, Tensors, TensorSpec, dtype_name, join_batches
+from edgeserve.tensors import Interface, TensorSpec, dtype_name, join_batches
 
 # Requests of one model that can share a batch share at most so many rows.
 MAX_BATCH: Final = 32
@@ -108,7 +108,9 @@ def save_onnx(proto: Any, destination: Path) -> list[Path]:
     return [destination, data]
 
 
-def open_reference(model: SourceModel, file: Path, threads: int = 0) -> Session:
+def open_reference(
+    model: SourceModel, file: Path, threads: int = 0, options: Mapping[str, Option] | None = None
+) -> Session:
     """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less, with
     so many threads a call (0: the engine's choice).
 
@@ -116,7 +118,8 @@ def open_reference(model: SourceModel, file: Path, threads: int = 0) -> Session:
     """
     files = VariantFiles("source", file, "onnx", "fp32", model.interface)
     try:
-        return load_guarded(runtime("onnxruntime"), files, "cpu", LoadOptions(threads=threads))
+        chosen = LoadOptions(threads=threads, options=dict(options or {}))
+        return load_guarded(runtime("onnxruntime"), files, "cpu", chosen)
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"onnxruntime cannot run {model.path.name}",
@@ -159,26 +162,6 @@ def proven_batching(model: SourceModel, session: Session, samples: Samples) -> I
         elif not np.array_equal(joined, got):
             return interface
     return msgspec.structs.replace(interface, max_batch=MAX_BATCH)
-
-
-def check_runs(session: Session, samples: Samples) -> Tensors:
-    """Run one sample; raises SourceError when the model itself fails on it, DataError when a sample
-    holds NaN or infinity and the model answers NaN: nothing could be proven on that."""
-    spoilt = samples.first_not_finite()
-    try:
-        if spoilt is not None and _has_nan(session.run(samples[spoilt])):
-            raise DataError(
-                f"{samples.source} holds NaN or infinity",
-                cause=f"the model answers NaN to sample {spoilt}",
-                hint="remove such samples, or fill in what is missing",
-            )
-        return session.run(samples[0])
-    except InferenceFailed as error:
-        raise SourceError("the source model fails on its own input", cause=error.cause) from None
-
-
-def _has_nan(outputs: Tensors) -> bool:
-    return any(bool(np.isnan(a).any()) for a in outputs.values() if a.dtype.kind == "f")
 
 
 def _onnx() -> Any:

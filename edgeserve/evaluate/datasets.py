@@ -14,7 +14,7 @@ import numpy as np
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import DataError
 from edgeserve.preprocess import image_files, load_image
-from edgeserve.tensors import PADDING_MASKS, Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 
 LABEL_KEYS: Final = ("label", "labels", "y")
 
@@ -95,35 +95,6 @@ class Samples:
 
 def _spread(total: int, count: int) -> list[int]:
     return list(range(total)) if total <= count else [i * total // count for i in range(count)]
-
-
-def random_samples(
-    interface: Interface, count: int, seed: int = 0, *, open_size: int = 1
-) -> Samples:
-    """Standard normal inputs (integers, which may be indices: 0 or 1; masks of padding: 1). Dynamic
-    dimensions but the first get `open_size`.
-
-    They prove nothing about real data.
-    """
-    generator = np.random.default_rng(seed)
-    arrays: Tensors = {}
-    for spec in interface.inputs:
-        shape = [
-            d if isinstance(d, int) else open_size if axis else 1
-            for axis, d in enumerate(spec.shape)
-        ]
-        if interface.max_batch or (shape and shape[0] == 1):
-            shape = shape[1:]
-        if spec.numpy_dtype.kind == "O":
-            raise DataError(
-                f"input '{spec.name}' takes strings: random samples make no sense for it"
-            )
-        size, floats = (count, *shape), spec.numpy_dtype.kind == "f"
-        values: Array = generator.normal(size=size) if floats else generator.integers(0, 2, size)
-        if spec.name in PADDING_MASKS:
-            values = np.ones(size)
-        arrays[spec.name] = values.astype(spec.numpy_dtype)
-    return Samples("random", interface, arrays=arrays, sha256=f"seed-{seed}", random=True)
 
 
 def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None) -> Samples:

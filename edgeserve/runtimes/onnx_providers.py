@@ -203,7 +203,9 @@ _INDEXED: Final = {
     "DmlExecutionProvider": "device_id",
 }
 # Options of this adapter, not the provider's.
-_OWN: Final = ("provider", "allow_cpu")
+# How far onnxruntime optimizes the graph: disabled, basic, extended, all.
+LEVEL: Final = "graph_optimization_level"
+_OWN: Final = ("provider", "allow_cpu", LEVEL)
 _SESSION_ENTRIES: Final = ("session.", "ep.", "optimization.", "mlas.")
 
 

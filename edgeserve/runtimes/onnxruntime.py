@@ -28,6 +28,7 @@ from edgeserve.errors import (
     InvalidInput,
     SourceError,
     UnsupportedModel,
+    UsageError,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.native import NativeLog, caught_output, environment_key
@@ -45,6 +46,7 @@ from edgeserve.runtimes.onnx_placement import (
 )
 from edgeserve.runtimes.onnx_providers import (
     CPU,
+    LEVEL,
     PROVIDERS,
     accelerators_to_try,
     engine_words,
@@ -305,6 +307,9 @@ def _open(
     entries = session_entries(options.options)
     if not options.spin:
         entries.setdefault("session.intra_op.allow_spinning", "0")
+    level = options.options.get(LEVEL)
+    if level is not None:
+        settings.graph_optimization_level = _level(ort, str(level))
     hardware = None
     providers: list[Any] | None = [CPU]
     try:
@@ -358,6 +363,20 @@ def _open(
             hint="the device is missing, or the model has no operator that the provider knows",
         )
     return _Opening(session, hardware, profile)
+
+
+def _level(ort: Any, name: str) -> Any:
+    """Raises UsageError for a level that onnxruntime does not have."""
+    levels = ort.GraphOptimizationLevel
+    known = {
+        "disabled": levels.ORT_DISABLE_ALL, "basic": levels.ORT_ENABLE_BASIC,
+        "extended": levels.ORT_ENABLE_EXTENDED, "all": levels.ORT_ENABLE_ALL,
+    }  # fmt: skip
+    if name not in known:
+        raise UsageError(
+            f"{LEVEL} '{name}' is not a level of onnxruntime", hint=f"levels: {', '.join(known)}"
+        )
+    return known[name]
 
 
 def _takes_part(session: Any, provider: str) -> bool:

@@ -103,7 +103,7 @@ def test_openvino_fp16_halves_the_weights(tmp_path: Path) -> None:
 
 
 def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
-    from edgeserve.evaluate.datasets import random_samples
+    from edgeserve.evaluate.made_up import made_up_samples
     from edgeserve.quantize import StaticQuantizer
     from edgeserve.targets import load_target
 
@@ -113,7 +113,7 @@ def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
     interface = Interface(SMALL_CNN.inputs, SMALL_CNN.outputs[:1])
     # The tests' CPU may be one whose sums saturate.
     scheme = msgspec.structs.replace(load_target("cpu-x86").quantization, reduce_range=True)
-    samples = random_samples(interface, 4)
+    samples = made_up_samples(interface, 4)
     quantizer = StaticQuantizer(tmp_path / "fp32.onnx", samples, scheme, tmp_path)
     quantizer.quantize(tmp_path / "int8.onnx")
     main, weights = convert(onnx.load(tmp_path / "int8.onnx"), tmp_path, "openvino-ir")

@@ -10,7 +10,7 @@ import pytest
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import DataError
 from edgeserve.evaluate import load_labelled, load_samples
-from edgeserve.evaluate.datasets import random_samples
+from edgeserve.evaluate.made_up import made_up_samples
 from edgeserve.tensors import Interface, TensorSpec
 
 IMAGE = Interface(
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         load_samples(tmp_path, IMAGE, HOW)
 
 
-def test_random_samples_are_marked_and_repeatable() -> None:
-    a, b = random_samples(PAIR, 3), random_samples(PAIR, 3)
+def test_made_up_samples_are_marked_and_repeatable() -> None:
+    a, b = made_up_samples(PAIR, 3), made_up_samples(PAIR, 3)
     assert a.random
     assert all(np.array_equal(x["a"], y["a"]) for x, y in zip(a, b, strict=True))
