@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from edgeserve.bundle import Bundle, Candidate, Preprocess
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import InvalidInput
 from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.values import Misfit, array_of
 
 if TYPE_CHECKING:
     from edgeserve.conversion.options import Conversion
@@ -150,13 +151,13 @@ class Model:
     def _array(self, name: str, value: npt.ArrayLike) -> Array:
         if isinstance(value, np.ndarray):
             return value
-        wanted = self.interface.input(name).numpy_dtype
+        spec = self.interface.input(name)
+        if not isinstance(value, _PLAIN):
+            return np.asarray(value)  # a tensor of another package, which has a type of its own
         try:
-            return np.asarray(value, wanted)
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(
-                f"input '{name}': expected {wanted} values", cause=str(error)
-            ) from None
+            return array_of(_plain(value), spec.dtype)
+        except Misfit as error:
+            raise InvalidInput(f"input '{name}': {error}") from None
 
     def close(self) -> None:
         self._chain.close()
@@ -171,6 +172,16 @@ class Model:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_PLAIN: Final = (list, tuple, bool, int, float, str, bytes, np.generic)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and Python values, where lists hold arrays or numpy's scalars."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _text(value: str | Path | None) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from edgeserve.client import Question
 from edgeserve.errors import DataError, InvalidInput, UsageError
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
+from edgeserve.values import Misfit, array_of, fitting
 
 if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
@@ -85,7 +88,7 @@ def _one(source: str, content: bytes, interface: Interface) -> Question:
     if isinstance(document, dict) and isinstance(document.get("inputs"), list):
         return _v2(source, document, interface)
     values = document if isinstance(document, dict) else {"": document}
-    return Question(_named({n: _array(n, v) for n, v in values.items()}, interface))
+    return Question(_named(values, interface))
 
 
 def _npz(content: bytes) -> Tensors:
@@ -103,37 +106,29 @@ def _v2(source: str, document: dict[str, Any], interface: Interface) -> Question
         spec = interface.input(given.name)
         if given.datatype != spec.dtype:
             raise InvalidInput(f"input '{spec.name}': expected {spec.dtype}, got {given.datatype}")
-        array = _array(given.name, given.data)
-        try:
-            inputs[given.name] = _typed(spec, array).reshape(given.shape)
-        except ValueError:
+        array = _typed(spec, given.data)
+        if array.size != math.prod(given.shape):
             raise InvalidInput(
                 f"input '{spec.name}': {array.size} elements do not make shape {given.shape}"
-            ) from None
+            )
+        inputs[given.name] = array.reshape(given.shape)
     outputs = tuple(o.name for o in request.outputs)
     return Question(inputs, outputs, request.parameters, request.id)
 
 
-def _array(name: str, values: Any) -> Array:
-    try:
-        return np.asarray(values)
-    except ValueError:
-        raise DataError(f"'{name}': its lists differ in length") from None
-
-
-def _named(arrays: Tensors, interface: Interface) -> Tensors:
-    """Arrays as the model's inputs. A lone array without a name is the lone input."""
+def _named(values: Mapping[str, Any], interface: Interface) -> Tensors:
+    """Arrays and lists as the model's inputs. A lone one without a name is the lone input."""
     known = {s.name for s in interface.inputs}
-    given = {n: a for n, a in arrays.items() if n in known or n not in _LABELS}
+    given = {n: v for n, v in values.items() if n in known or n not in _LABELS}
     if len(given) == len(known) == 1 and next(iter(given)) in ("", "arr_0"):
         given = dict(zip(known, given.values(), strict=True))
     tensors: Tensors = {}
-    for name, array in given.items():
+    for name, value in given.items():
         if not name:
             wanted = ", ".join(sorted(known))
             raise InvalidInput(f"the model has several inputs ({wanted}): give an .npz or JSON")
         spec = interface.input(name)
-        tensors[name] = _batched(spec, _typed(spec, array))
+        tensors[name] = _batched(spec, _typed(spec, value))
     for spec in interface.inputs:
         if spec.name not in tensors:
             got = ", ".join(sorted(given)) or "nothing"
@@ -146,23 +141,26 @@ def _batched(spec: TensorSpec, array: Array) -> Array:
     return array[None] if array.ndim == len(spec.shape) - 1 else array
 
 
-def _typed(spec: TensorSpec, array: Array) -> Array:
-    """The array in the model's element type, where that loses nothing but precision."""
-    wanted = spec.numpy_dtype
-    if spec.dtype == "BYTES":
-        if array.dtype.kind not in "SUO":
-            raise InvalidInput(f"input '{spec.name}': expected texts, got {array.dtype}")
-        texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
-        result = np.empty(len(texts), dtype=object)
-        result[:] = texts
-        return result.reshape(array.shape)
-    if array.dtype.kind in "SUO" or not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise InvalidInput(f"input '{spec.name}': expected {spec.dtype} values, got {array.dtype}")
-    with np.errstate(over="ignore"):
-        typed = array.astype(wanted)
-    if wanted.kind in "iu" and not np.array_equal(typed, array):
-        raise InvalidInput(f"input '{spec.name}': a value is outside {spec.dtype}")
-    return typed
+def _typed(spec: TensorSpec, value: Any) -> Array:
+    """An array, or values of JSON, in the model's element type, where that loses nothing but precision."""
+    try:
+        if not isinstance(value, np.ndarray):
+            array = array_of(value, spec.dtype)
+            return _encoded(array) if spec.dtype == "BYTES" else array
+        if spec.dtype == "BYTES":
+            if value.dtype.kind not in "SUO":
+                raise Misfit(f"expected texts, got {value.dtype}")
+            return _encoded(value)
+        return fitting(value, spec.dtype)
+    except Misfit as error:
+        raise InvalidInput(f"input '{spec.name}': {error}") from None
+
+
+def _encoded(array: Array) -> Array:
+    texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
+    result = np.empty(len(texts), dtype=object)
+    result[:] = texts
+    return result.reshape(array.shape)
 
 
 def _images(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import numpy as np
 
 from edgeserve.client.problems import unreadable
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols import binary
 from edgeserve.tensors import DTYPES, Array, TensorSpec
+from edgeserve.values import Misfit, checked, unnested
 
 
 def tensor_from_bytes(
@@ -23,14 +23,18 @@ def tensor_from_bytes(
 
 
 def tensor_from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array:
-    """A tensor from a JSON list. Raises InferenceFailed for data that do not fit."""
+    """A tensor from a JSON list, where null is NaN, as other servers write it. Raises InferenceFailed for
+    data that do not fit."""
     try:
+        if not isinstance(data, list):
+            raise Misfit("expected a list")
+        values, _ = unnested(data)
         if datatype == "BYTES":
-            texts = np.empty(len(data), dtype=object)
-            texts[:] = [str(value).encode() for value in data]
-            return texts.reshape(shape)
-        return np.asarray(data, DTYPES[datatype]).reshape(shape)
-    except (ValueError, KeyError, TypeError) as error:
+            values = [v.encode() if isinstance(v, str) else v for v in values]
+        elif DTYPES[datatype].kind == "f":
+            values = [math.nan if v is None else v for v in values]
+        return checked(values, datatype).reshape(shape)
+    except (ValueError, KeyError) as error:
         raise unreadable(f"output '{name}': {error}") from None
 
 

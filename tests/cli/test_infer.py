@@ -209,6 +209,7 @@ def test_top_shows_indices_where_nothing_names_classes(run: Run, folder: Path, u
         (b'{"z": [1, 2]}', 2, "unknown input 'z'"),
         (b"{}", 2, "input 'x' (FP32[batch,4]) is missing"),
         (b'{"x": ["a", "b", "c", "d"]}', 2, "expected FP32 values"),
+        (b'{"x": [true, 1.5, 2, 3]}', 2, "expected FP32 values, got a boolean"),
         (b'{"inputs": [{"name": "x"}]}', 2, "is not a v2 request"),
         (b"{", 2, "cannot be read"),
         (b"PK\x03\x04", 2, "cannot be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 import msgspec
@@ -109,9 +110,17 @@ def parse_json(data: bytes) -> Any:
         if b"NaN" not in data and b"Infinity" not in data:
             raise InvalidInput(f"the body is not JSON: {error}") from None
     try:
-        return json.loads(data)
+        return json.loads(data.decode(), parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON: {error}") from None
+
+
+def _finite(text: str) -> float:
+    """As orjson reads a number. Raises ValueError for one that no double holds."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text:.40} is out of range")
+    return value
 
 
 def as_object(value: Any, what: str) -> dict[str, Any]:

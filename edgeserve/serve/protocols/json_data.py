@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array as arrays
 import math
 from collections.abc import Iterator
 from typing import Any, Final
@@ -14,14 +13,10 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.protocols.document import kind_of, parse_json
 from edgeserve.tensors import Array, TensorSpec
+from edgeserve.values import Misfit, checked, packed, unnested
 
 NO_JSON_FORM: Final = {"FP16", "BF16"}
 _SCALARS: Final[dict[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
-# What Python's array type calls these; it makes one of a list several times as fast as numpy does.
-_CODES: Final = {
-    "INT8": "b", "UINT8": "B", "INT16": "h", "UINT16": "H", "INT32": "i", "UINT32": "I",
-    "INT64": "q", "UINT64": "Q", "FP32": "f", "FP64": "d",
-}  # fmt: skip
 _MAX_NESTED: Final = 8
 # A millisecond or a few of parsing.
 _PIECE: Final = 1 << 20
@@ -33,14 +28,13 @@ _MAX_SIZE: Final = 2**63 - 1
 class JsonPort:
     """One input of a model: checks shapes for it, and makes arrays of JSON data."""
 
-    __slots__ = ("_code", "_decoders", "_dims", "_elements", "_rows", "spec")
+    __slots__ = ("_decoders", "_dims", "_elements", "_rows", "spec")
 
     def __init__(self, spec: TensorSpec, limits: Limits, max_batch: int = 0) -> None:
         self.spec = spec
         self._rows = max_batch
         self._dims = spec.wire_shape
         self._elements = limits.elements
-        self._code = _CODES.get(spec.dtype)
         scalar = _SCALARS.get(spec.numpy_dtype.kind)
         self._decoders: list[msgspec.json.Decoder[Any]] = []
         if scalar is not None and spec.dtype not in NO_JSON_FORM:
@@ -99,7 +93,7 @@ class JsonPort:
         """The array, if all is as it should be; else None, and `_general` says why."""
         array: Array | None
         try:
-            array = self._flat(self._decoders[0].decode(text))
+            array = packed(self._decoders[0].decode(text), self.spec.dtype)
         except msgspec.MsgspecError:
             array = self._nested(text)
         except (ValueError, OverflowError):
@@ -107,11 +101,6 @@ class JsonPort:
         if array is None or array.size != math.prod(shape):
             return None
         return array.reshape(shape)
-
-    def _flat(self, values: list[Any]) -> Array:
-        if self._code is None:
-            return np.array(values, self.spec.numpy_dtype)
-        return np.frombuffer(arrays.array(self._code, values), self.spec.numpy_dtype)
 
     def _nested(self, text: msgspec.Raw) -> Array | None:
         depth = _depth(text)
@@ -125,11 +114,8 @@ class JsonPort:
     def _decoded(self, text: msgspec.Raw | memoryview | bytes, depth: int) -> Array:
         if not 1 <= depth <= _MAX_NESTED:
             raise ValueError("nested too deep")
-        values = self._decoders[depth - 1].decode(text)
-        if depth == 1:
-            return self._flat(values)
-        with np.errstate(over="ignore"):
-            return np.array(values, self.spec.numpy_dtype)
+        values, shape = unnested(self._decoders[depth - 1].decode(text))
+        return packed(values, self.spec.dtype).reshape(shape)
 
     def _large(self, text: msgspec.Raw, shape: tuple[int, ...]) -> Array:
         """What cannot be right is refused before it is parsed, and nothing is parsed twice to say more."""
@@ -143,7 +129,9 @@ class JsonPort:
             )
         try:
             return self._in_pieces(memoryview(text), _depth(text)).reshape(shape)
-        except (msgspec.MsgspecError, ValueError, OverflowError, TypeError):
+        except OverflowError:
+            raise InvalidInput(f"{name} data: a value is outside {self.spec.dtype}") from None
+        except (msgspec.MsgspecError, ValueError, TypeError):
             raise InvalidInput(
                 f"{name} data: expected {expected} {self.spec.dtype} values, in one list or in lists "
                 "that do not differ in length"
@@ -153,16 +141,16 @@ class JsonPort:
         """As `_decoded`, but no call takes longer than a piece: other threads wait for Python's lock only
         that long. Raises what decoding raises, and ValueError for lists that differ in length."""
         if len(text) <= _PIECE or depth < 1:
-            return self._piece(text, depth)
+            return self._decoded(text, depth)
         if depth == 1:
-            return np.concatenate([self._piece(b"[%b]" % piece, 1) for piece in _cut(text)])
+            return np.concatenate([self._decoded(b"[%b]" % piece, 1) for piece in _cut(text)])
         parts: list[Array] = []
         rows: list[memoryview] = []
         size = 0
         for raw in _ROWS.decode(text):
             row = memoryview(raw)
             if size + len(row) > _PIECE and rows:
-                parts.append(self._piece(b"[%b]" % b",".join(rows), depth))
+                parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
                 rows, size = [], 0
             if len(row) > _PIECE:
                 parts.append(self._in_pieces(row, depth - 1)[np.newaxis])
@@ -170,46 +158,25 @@ class JsonPort:
                 rows.append(row)
                 size += len(row)
         if rows:
-            parts.append(self._piece(b"[%b]" % b",".join(rows), depth))
+            parts.append(self._decoded(b"[%b]" % b",".join(rows), depth))
         return np.concatenate(parts)
-
-    def _piece(self, text: memoryview | bytes, depth: int) -> Array:
-        try:
-            return self._decoded(text, depth)
-        except OverflowError:
-            if self.spec.numpy_dtype.kind != "f":
-                raise
-            values = self._decoders[depth - 1].decode(text)
-            with np.errstate(over="ignore"):
-                return np.array(values, np.float64).astype(self.spec.numpy_dtype)
 
     def _general(self, shape: tuple[int, ...], data: Any) -> Array:
         spec = self.spec
         if not isinstance(data, list):
             raise InvalidInput(f"input '{spec.name}' data: expected a list, got {kind_of(data)}")
         expected = math.prod(shape)
-        if spec.dtype == "BYTES":
-            return _texts(spec, shape, data)
         try:
-            array = np.asarray(data)
-        except ValueError:
-            raise InvalidInput(f"input '{spec.name}' data: its lists differ in length") from None
+            values, _ = unnested(data)
+            array = checked(values, spec.dtype)
+        except Misfit as error:
+            raise InvalidInput(f"input '{spec.name}' data: {error}") from None
         if array.size != expected:
             raise InvalidInput(
                 f"input '{spec.name}' data: expected {expected} elements for shape {list(shape)}, "
                 f"got {array.size}"
             )
-        if array.size == 0:
-            return np.zeros(shape, spec.numpy_dtype)
-        if not _castable(array, spec):
-            raise InvalidInput(
-                f"input '{spec.name}' data: expected {spec.dtype} values, got {array.dtype}"
-            )
-        with np.errstate(over="ignore"):
-            typed = array.astype(spec.numpy_dtype)
-        if spec.numpy_dtype.kind in "iu" and not np.array_equal(typed, array):
-            raise InvalidInput(f"input '{spec.name}' data: a value is outside {spec.dtype}")
-        return typed.reshape(shape)
+        return (_encoded(spec, array) if spec.dtype == "BYTES" else array).reshape(shape)
 
 
 def _commas(text: memoryview) -> int:
@@ -245,32 +212,9 @@ def _depth(text: msgspec.Raw) -> int:
     return depth
 
 
-def _castable(array: Array, spec: TensorSpec) -> bool:
-    kind, wanted = array.dtype.kind, spec.numpy_dtype.kind
-    if wanted == "f":
-        return kind in "iuf"
-    if wanted in "iu":
-        return kind in "iu"
-    return kind == wanted
-
-
-def _texts(spec: TensorSpec, shape: tuple[int, ...], data: list[Any]) -> Array:
-    flat: list[Any] = []
-    stack = [iter(data)]
-    while stack:
-        for item in stack[-1]:
-            if isinstance(item, list):
-                stack.append(iter(item))
-                break
-            flat.append(item)
-        else:
-            stack.pop()
-    if not all(isinstance(t, str) for t in flat):
-        raise InvalidInput(f"input '{spec.name}' data: expected strings")
-    if len(flat) != math.prod(shape):
-        raise InvalidInput(
-            f"input '{spec.name}' data: expected {math.prod(shape)} strings, got {len(flat)}"
-        )
-    array = np.empty(len(flat), dtype=object)
-    array[:] = [t.encode("utf-8", "surrogatepass") for t in flat]
-    return array.reshape(shape)
+def _encoded(spec: TensorSpec, texts: Array) -> Array:
+    try:
+        texts[:] = [t.encode() for t in texts]
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise InvalidInput(f"input '{spec.name}' data: a string is not valid Unicode") from None
+    return texts
