@@ -1,5 +1,6 @@
 """The bundle: what `convert` writes and everything else reads."""
 
+from edgeserve.bundle.labels import Labels
 from edgeserve.bundle.manifest import (
     Accuracy,
     Binding,
@@ -30,6 +31,7 @@ __all__ = [
     "Fidelity",
     "FileEntry",
     "Golden",
+    "Labels",
     "Manifest",
     "Measured",
     "Placed",

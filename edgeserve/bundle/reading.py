@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edgeserve.bundle.labels import Labels, labelled, names_in
 from edgeserve.bundle.manifest import (
     MANIFEST_NAME,
     Binding,
@@ -133,10 +134,21 @@ class Bundle:
         )
 
     def labels(self) -> list[str] | None:
+        """The class names."""
+        entry = self.manifest.task.labels
+        return None if entry is None else list(names_in(self._text(entry)))
+
+    def output_labels(self) -> dict[str, Labels]:
+        """The class names by output: empty without labels, and where nothing says whose they are."""
         entry = self.manifest.task.labels
         if entry is None:
-            return None
-        return self.verified_path(entry).read_text("utf-8").splitlines()
+            return {}
+        names = names_in(self._text(entry))
+        output = labelled(self.manifest.interface, len(names))
+        return {} if output is None else {output: Labels(entry.path, names)}
+
+    def _text(self, entry: FileEntry) -> str:
+        return self.verified_path(entry).read_text("utf-8")
 
     @property
     def size_bytes(self) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
     from edgeserve.cli.scores import Inferred
     from edgeserve.client import Access, Answer, Question
+    from edgeserve.tensors import Array
 
 _STDOUT = Path("-")
 _TOP = 5
@@ -85,7 +86,7 @@ def command(
         render(result, save)
 
 
-_Asked = tuple["Answer", "tuple[str, ...] | None", float]
+_Asked = tuple["Answer", dict[str, tuple[str, ...]], float]
 
 
 def _ask_server(
@@ -153,9 +154,9 @@ def _ask_bundle(
             found = {name: computed[name] for name in names}
             parts.append(Answer(found, bundle.name, "", Where(by.device, by.runtime, by.variant)))
         elapsed_ms = 1000 * (time.perf_counter() - began)
-    labels = bundle.labels()
     assert isinstance(bundle, Bundle)
-    return _joined(parts), None if labels is None else tuple(labels), elapsed_ms
+    labels = {output: own.names for output, own in bundle.output_labels().items()}
+    return _joined(parts), labels, elapsed_ms
 
 
 def _bundle(path: str) -> Any:
@@ -204,8 +205,7 @@ def _save(answer: Answer, path: Path) -> None:
 
     from edgeserve.bundle.writing import write_errors
 
-    # Texts as fixed-width bytes: an .npz without pickle cannot hold objects.
-    arrays = {n: a.astype("S") if a.dtype == object else a for n, a in answer.outputs.items()}
+    arrays = {n: _without_objects(n, a) for n, a in answer.outputs.items()}
     file = io.BytesIO()
     np.savez(file, allow_pickle=False, **arrays)
     if path == _STDOUT:
@@ -215,8 +215,27 @@ def _save(answer: Answer, path: Path) -> None:
         path.write_bytes(file.getvalue())
 
 
+def _without_objects(name: str, array: Array) -> Array:
+    """Texts as fixed-width bytes: an .npz without pickle cannot hold objects. Raises UsageError."""
+    import numpy as np
+
+    from edgeserve.errors import UsageError
+
+    if array.dtype != object:
+        return array
+    texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
+    if any(t.endswith(b"\0") for t in texts):
+        raise UsageError(
+            f"output '{name}' cannot be written to an .npz",
+            cause="a text ends in a NUL byte, which numpy would drop",
+            hint="--json prints it",
+        )
+    return np.array(texts, "S").reshape(array.shape)
+
+
 def render(result: Inferred, saved: Path | None) -> None:
     from edgeserve.cli.output import stderr_console, stdout_console
+    from edgeserve.cli.scores import shown
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
@@ -236,7 +255,7 @@ def render(result: Inferred, saved: Path | None) -> None:
             label = [s.label or ""] * labelled
             add_row(
                 table,
-                *[str(s.row)] * several, str(s.rank), f"{s.score:.6g}", str(s.index), *label,
+                *[str(s.row)] * several, str(s.rank), shown(s.score), str(s.index), *label,
             )  # fmt: skip
         console.print(table)
     by = ", ".join(filter(None, (result.device, result.runtime, result.variant)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from edgeserve.client import Answer
 from edgeserve.client.tensors import json_values
 from edgeserve.tensors import Array, dtype_name
+from edgeserve.values import best_first
 
 _SHOWN_VALUES: Final = 8
 
@@ -24,10 +25,13 @@ class Output(msgspec.Struct, frozen=True):
 
     @property
     def shown(self) -> str:
-        values = ", ".join(
-            f"{v:.6g}" if isinstance(v, float) else str(v) for v in self.data[:_SHOWN_VALUES]
-        )
+        values = ", ".join(shown(v) for v in self.data[:_SHOWN_VALUES])
         return values + (", …" if len(self.data) > _SHOWN_VALUES else "")
+
+
+def shown(value: Any) -> str:
+    """Integers whole, however large; other numbers in six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -36,7 +40,7 @@ class Score(msgspec.Struct, frozen=True):
     output: str
     row: int
     rank: int
-    score: float
+    score: int | float
     index: int
     label: str | None = None
 
@@ -55,15 +59,21 @@ class Inferred(msgspec.Struct, frozen=True):
 
 
 def inferred(
-    answer: Answer, labels: tuple[str, ...] | None, elapsed_ms: float, top: int, *, chosen: bool
+    answer: Answer,
+    labels: Mapping[str, tuple[str, ...]],
+    elapsed_ms: float,
+    top: int,
+    *,
+    chosen: bool,
 ) -> Inferred:
-    """The report. Class scores are what has a score for each label or, when the user has `chosen` to see
-    the best, any matrix of numbers."""
+    """The report. Class scores are what has a score for each of its `labels` or, when the user has `chosen`
+    to see the best, any matrix of numbers."""
     scores: list[Score] = []
     for name, array in answer.outputs.items():
         if array.ndim != 2 or array.dtype.kind not in "iuf":
             continue
-        fitting = labels if labels is not None and len(labels) == array.shape[1] else None
+        own = labels.get(name)
+        fitting = own if own is not None and len(own) == array.shape[1] else None
         if fitting is not None or chosen:
             scores += _best(name, array, top, fitting)
     where = answer.where
@@ -83,9 +93,9 @@ def inferred(
 
 
 def _best(name: str, array: Array, top: int, labels: tuple[str, ...] | None) -> list[Score]:
-    order = np.argsort(-array.astype(np.float64), axis=1, kind="stable")[:, :top]
+    order = best_first(array)[:, :top]
     return [
-        Score(name, row, rank, float(array[row, i]), int(i), labels[i] if labels else None)
+        Score(name, row, rank, array[row, i].item(), int(i), labels[i] if labels else None)
         for row, picks in enumerate(order)
         for rank, i in enumerate(picks, start=1)
     ]

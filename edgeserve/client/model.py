@@ -95,11 +95,12 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What a server tells of one model. `max_batch` of the interface is 0 where it is not known."""
+    """What a server tells of one model. `max_batch` of the interface is 0 where it is not known; `labels` are
+    the class names by output."""
 
     name: str
     interface: Interface
-    labels: tuple[str, ...] | None = None
+    labels: dict[str, tuple[str, ...]] = {}
     preprocess: Preprocess | None = None
 
 
@@ -145,7 +146,7 @@ def model_info(
                 tuple(_spec(wire, max_batch) for wire in outputs),
                 max_batch,
             ),
-            None if labels is None else msgspec.json.decode(labels, type=tuple[str, ...]),
+            {} if labels is None else msgspec.json.decode(labels, type=dict[str, tuple[str, ...]]),
             None if preprocess is None else msgspec.json.decode(preprocess, type=Preprocess),
         )
     except msgspec.MsgspecError as error:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle import Bundle, Candidate, Labels
 from edgeserve.chain import Attempt, Chain, ChainStatus, Fallback, LinkStatus, Promotion
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelUnavailable
 from edgeserve.serve import logs
@@ -35,6 +35,7 @@ from edgeserve.serve.model_config import (
     task_parameters,
     tensor_configs,
 )
+from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.v2 import InferRequest
 from edgeserve.serve.statistics import MemoryUsage, ModelStatistics, Recorder
 from edgeserve.tensors import Interface
@@ -59,7 +60,7 @@ class ServedModel:
         loop: asyncio.AbstractEventLoop,
         *,
         interface: Interface | None = None,
-        labels: list[str] | None = None,
+        labels: Mapping[str, Labels] | None = None,
         policy: VersionPolicy | None = None,
         cache: ResponseCache | None = None,
     ) -> None:
@@ -67,7 +68,10 @@ class ServedModel:
         self.version = version
         self.bundle = bundle
         self.interface = interface or bundle.manifest.interface
-        self.labels = labels if labels is not None else bundle.labels()
+        # What the repository's configuration names comes before what the bundle has.
+        self._labels = {**bundle.output_labels(), **(labels or {})}
+        self._names = {output: own.names for output, own in self._labels.items()}
+        self.classes = Classes(self.interface, self._names)
         self.metrics = metrics
         self.settings = settings
         self.engine: Engine | None = None
@@ -217,11 +221,11 @@ class ServedModel:
             version_policy=self._policy,
             max_batch_size=self.interface.max_batch,
             input=tensor_configs(self.interface.inputs, self.interface),
-            output=tensor_configs(self.interface.outputs, self.interface),
+            output=tensor_configs(self.interface.outputs, self.interface, self._labels),
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
             dynamic_batching=DynamicBatching.of(settings) if batching else None,
-            parameters=task_parameters(self.bundle),
+            parameters=task_parameters(self.bundle, self._names),
         )
 
     # Requests

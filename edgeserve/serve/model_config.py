@@ -6,21 +6,27 @@ Source: triton-inference-server/common, protobuf/model_config.proto. The structs
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Literal, Self
 
 import msgspec
 
-from edgeserve.bundle import Bundle
+from edgeserve.bundle import Bundle, Labels
 from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
 from edgeserve.tensors import Interface, TensorSpec
 
+NO_LABELS: Final[Mapping[str, Labels]] = MappingProxyType({})
 
-class TensorConfig(msgspec.Struct, frozen=True):
-    """One input or output; `dims` without the batch dimension where requests can share a batch."""
+
+class TensorConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input or output; `dims` without the batch dimension where requests can share a batch.
+    `label_filename` is for outputs whose classes have names."""
 
     name: str
     data_type: str
     dims: list[int]
+    label_filename: str = ""
 
 
 class InstanceGroup(msgspec.Struct, frozen=True):
@@ -127,22 +133,26 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: dict[str, ModelParameter] = {}
 
 
-def tensor_configs(specs: tuple[TensorSpec, ...], interface: Interface) -> tuple[TensorConfig, ...]:
+def tensor_configs(
+    specs: tuple[TensorSpec, ...], interface: Interface, labels: Mapping[str, Labels] = NO_LABELS
+) -> tuple[TensorConfig, ...]:
     return tuple(
         TensorConfig(
             spec.name,
             "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}",
             spec.wire_shape[1:] if interface.max_batch else spec.wire_shape,
+            labels[spec.name].file if spec.name in labels else "",
         )
         for spec in specs
     )
 
 
-def task_parameters(bundle: Bundle) -> dict[str, ModelParameter]:
-    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names, and
-    `edgeserve_preprocess`, how an image becomes the input; both as JSON."""
-    labels, preprocess = bundle.labels(), bundle.manifest.task.preprocess
-    known = {"labels": labels, "preprocess": preprocess}
+def task_parameters(
+    bundle: Bundle, labels: Mapping[str, tuple[str, ...]]
+) -> dict[str, ModelParameter]:
+    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names by output,
+    and `edgeserve_preprocess`, how an image becomes the input; both as JSON."""
+    known = {"labels": labels or None, "preprocess": bundle.manifest.task.preprocess}
     return {
         f"edgeserve_{name}": ModelParameter(msgspec.json.encode(value).decode())
         for name, value in known.items()

@@ -77,7 +77,7 @@ class Opener:
             self._metrics.model(source.name, source.version),
             self._loop,
             interface=_interface(bundle, source.settings),
-            labels=list(source.labels) if source.labels is not None else None,
+            labels=source.labels,
             policy=source.policy,
             cache=self._cache,
         )

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.bundle import Bundle
+from edgeserve.bundle import Bundle, Labels
+from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import BundleError, EdgeServeError, UsageError
 from edgeserve.serve.model_config import All, Latest, Specific, VersionPolicy
@@ -31,8 +32,8 @@ _MAX_LABELS: Final = 16 << 20
 
 
 class ModelSource(msgspec.Struct, frozen=True):
-    """One version of one model on disk. `fingerprint` changes with the files; `problem` says why it cannot
-    be loaded."""
+    """One version of one model on disk. `fingerprint` changes with the files; `labels` are those that
+    config.pbtxt names, by output; `problem` says why it cannot be loaded."""
 
     name: str
     version: str
@@ -40,7 +41,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     settings: Settings
     policy: VersionPolicy = VersionPolicy(latest=Latest())
     fingerprint: tuple[str, ...] = ()
-    labels: tuple[str, ...] | None = None
+    labels: dict[str, Labels] = {}
     problem: str | None = None
 
     @property
@@ -235,8 +236,9 @@ def _merged(settings: Settings, config: TritonConfig) -> Settings:
     return settings.changed({k: v for k, v in own.items() if v is not None})
 
 
-def _labels(folder: Path, root: Path, config: TritonConfig | None) -> tuple[str, ...] | None:
-    """The class names of the first output that has any. Raises UsageError."""
+def _labels(folder: Path, root: Path, config: TritonConfig | None) -> dict[str, Labels]:
+    """The class names of each output that has some. Raises UsageError."""
+    found = {}
     for output, name in (config.labels if config is not None else {}).items():
         file = folder / name
         if not file.resolve().is_relative_to(root):
@@ -244,10 +246,10 @@ def _labels(folder: Path, root: Path, config: TritonConfig | None) -> tuple[str,
         try:
             if file.stat().st_size > _MAX_LABELS:
                 raise UsageError(f"label_filename of '{output}' is too large")
-            return tuple(file.read_text("utf-8").splitlines())
+            found[output] = Labels(name, names_in(file.read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"label_filename of '{output}' cannot be read: {error}") from None
-    return None
+    return found
 
 
 def _fingerprint(path: Path) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ _BATCHING: Final = {
     "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
     "priority_levels", "default_priority_level", "priority_queue_policy",
 }  # fmt: skip
+_TENSOR: Final = {"name", "data_type", "dims", "label_filename"}
 _QUEUE: Final = {
     "default_timeout_microseconds", "allow_timeout_override", "max_queue_size", "timeout_action",
 }  # fmt: skip
@@ -78,6 +79,7 @@ def config_of(message: Message) -> TritonConfig:
     ignored = [n for n in message.names() if n not in _UNDERSTOOD]
     inner = batching or Message()
     ignored += [f"dynamic_batching.{n}" for n in inner.names() if n not in _BATCHING]
+    ignored += [*_ineffective(message, "input"), *_ineffective(message, "output")]
     queue = _Queue(inner.message("default_queue_policy"), "default_queue_policy")
     priority, ineffective = _priorities(inner)
     ignored += (*queue.ignored, *ineffective)
@@ -178,6 +180,17 @@ def _versions(policy: Message | None) -> VersionPolicy | None:
     if count is not None and count < 1:
         raise UsageError(f"num_versions: expected 1 or more, got {count}")
     return VersionPolicy(latest=Latest(count or 1))
+
+
+def _ineffective(message: Message, kind: str) -> list[str]:
+    """What inputs or outputs say that the bundle does not: `reshape`, `optional` and the like."""
+    entries = [entry for entry in message.all(kind) if isinstance(entry, Message)]
+    return [
+        f"{kind}[{entry.text('name')}].{field}"
+        for entry in entries
+        for field in entry.names()
+        if field not in _TENSOR
+    ]
 
 
 def _labels(message: Message) -> dict[str, str]:

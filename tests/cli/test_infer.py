@@ -26,6 +26,8 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.settings import Settings
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.networks import SMALL_CNN, images, small_cnn
+from tests.serve.found import found_bundle
+from tests.serve.test_texts import texts_bundle
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
 Run = Callable[..., tuple[int, str, str]]
@@ -130,6 +132,30 @@ def test_outputs_are_written_and_named(run: Run, folder: Path, url: str, tmp_pat
     assert f"wrote {file}" in err
     with np.load(file, allow_pickle=False) as saved:
         np.testing.assert_allclose(saved["y"], linear(X), rtol=1e-5)
+
+
+def test_texts_are_written_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
+    bundle, file, saved = str(texts_bundle(tmp_path)), tmp_path / "x.json", tmp_path / "y.npz"
+    file.write_text('{"x": [["caf\\u00e9", ""]]}')
+    assert run("infer", bundle, str(file), "-o", str(saved))[0] == 0
+    with np.load(saved) as arrays:
+        assert arrays["y"].tolist() == [["caf\u00e9".encode(), b""]]
+    file.write_text('{"x": [["a\\u0000", "b"]]}')
+    code, _, err = run("infer", bundle, str(file), "-o", str(saved))
+    assert code == 2
+    assert "ends in a NUL byte" in err
+
+
+def test_large_integers_are_whole_numbers(run: Run, tmp_path: Path) -> None:
+    bundle, file = str(found_bundle(tmp_path)), tmp_path / "x.json"
+    file.write_text('{"x": [[1, 2]], "ids": [9007199254740993]}')
+    assert "kinds INT64[1,1]  9007199254740993" in run("infer", bundle, str(file))[1]
+    assert "9007199254740993" in run("infer", bundle, str(file), "--top", "1")[1]
+    document = json.loads(run("infer", bundle, str(file), "--top", "1", "--json")[1])
+    assert document["top"][-1]["score"] == 2**53 + 1
+    file.write_text('{"x": [[1, 2]], "ids": [9007199254740993.0]}')
+    code, _, err = run("infer", bundle, str(file))
+    assert (code, "expected INT64 values" in err) == (2, True)
 
 
 def test_more_rows_than_a_batch_holds_are_several_requests(

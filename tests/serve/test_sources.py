@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from edgeserve.bundle import Labels
 from edgeserve.errors import UsageError
 from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.settings import Settings, settings_from
@@ -123,7 +124,7 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
     )
     sources = find_sources(Settings(repository=str(tmp_path), queue=99, batch_delay=1.0))
     assert [(s.name, s.version) for s in sources] == [("m", "2"), ("m", "3")]
-    assert sources[0].labels == ("cat", "dog")
+    assert sources[0].labels == {"y": Labels("labels.txt", ("cat", "dog"))}
     own = sources[0].settings
     assert (own.max_batch, own.preferred_batches, own.batch_delay) == (4, (2, 4), 0.0005)
     assert (own.priority_levels, own.default_priority, own.queue) == (3, 2, 16)
@@ -138,6 +139,8 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
 def test_what_a_configuration_says_without_effect_is_known() -> None:
     config = config_of(
         read(
+            "input [{ name: 'x' dims: [] reshape { shape: [1] } }] "
+            "output { name: 'y' label_filename: 'l' is_shape_tensor: false } "
             "optimization {} dynamic_batching { preserve_ordering: true "
             "default_queue_policy { timeout_action: DELAY fairness: 1 } priority_levels: 1 "
             "priority_queue_policy { key: 1 value { fairness: 2 } } "
@@ -146,8 +149,8 @@ def test_what_a_configuration_says_without_effect_is_known() -> None:
     )
     assert config.timeout_action == "delay"
     assert config.ignored == (
-        "optimization", "dynamic_batching.preserve_ordering", "default_queue_policy.fairness",
-        "priority_queue_policy[1].fairness", "priority_queue_policy[2]",
+        "optimization", "dynamic_batching.preserve_ordering", "input[x].reshape",
+        "output[y].is_shape_tensor", "default_queue_policy.fairness", "priority_queue_policy[1].fairness", "priority_queue_policy[2]",
     )  # fmt: skip
     assert config_of(read("")).batching is False
 

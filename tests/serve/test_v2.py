@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols import binary, v2
+from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.document import general, parse
 from edgeserve.tensors import DTYPES, Interface, TensorSpec, dtype_name
 
@@ -285,7 +286,7 @@ def encode(outputs: dict[str, np.ndarray], **wanted: Any) -> tuple[dict[str, Any
         LINEAR.inputs,
         tuple(TensorSpec(n, dtype_name(a.dtype), a.shape) for n, a in outputs.items()),
     )
-    codec = v2.Codec("m", "1", interface, ["cat", "dog"])
+    codec = v2.Codec("m", "1", interface, Classes(interface, {"y": ["cat", "dog"]}))
     encoded = codec.encode(request, outputs, Candidate("v", "r", "d"))
     body = b"".join(bytes(p) for p in encoded.parts)
     split = encoded.header_length or len(body)

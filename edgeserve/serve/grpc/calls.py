@@ -202,7 +202,7 @@ class Inference:
         head = codec.response_head(
             model.name, model.version, result.candidate, final=self._streamed
         )
-        return codec.encode(head, request, result.outputs, model.interface, model.labels)
+        return codec.encode(head, request, result.outputs, model.interface, model.classes)
 
     def _ran(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):

@@ -24,7 +24,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.grpc import messages
 from edgeserve.serve.grpc.large import split
 from edgeserve.serve.protocols import binary
-from edgeserve.serve.protocols.answers import classify
+from edgeserve.serve.protocols.classes import Classes, check_scores
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.protocols.v2 import check_reserved
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
@@ -144,7 +144,9 @@ def bind(
     if decoded.outputs:
         outputs = decoded.outputs
         for wanted in outputs:
-            _check_output(wanted, interface)
+            spec = interface.output(wanted.name)
+            if wanted.classes:
+                check_scores(spec)
     else:
         outputs = tuple([RequestedOutput(s.name, True) for s in interface.outputs])
     timeout = decoded.timeout_s
@@ -160,7 +162,7 @@ def encode(
     request: InferRequest,
     outputs: Tensors,
     interface: Interface,
-    labels: list[str] | None,
+    classes: Classes,
 ) -> bytes:
     """A serialized ModelInferResponse that begins with `head`. Outputs that went to shared memory are
     described only."""
@@ -172,7 +174,7 @@ def encode(
         array = outputs[wanted.name]
         datatype = interface.output(wanted.name).dtype
         if wanted.classes:
-            array = classify(array, wanted.classes, labels)
+            array = classes.best(wanted.name, array, wanted.classes)
             datatype = "BYTES"
         elif array.dtype != DTYPES[datatype]:
             datatype = dtype_name(array.dtype)
@@ -315,12 +317,6 @@ def _wanted(output: ModelInferRequest.InferRequestedOutputTensor) -> RequestedOu
     if classes and region is not None:
         raise InvalidInput(f"output '{output.name}': classes do not go to shared memory")
     return RequestedOutput(output.name, True, classes, region)
-
-
-def _check_output(wanted: RequestedOutput, interface: Interface) -> None:
-    dtype = interface.output(wanted.name).dtype
-    if wanted.classes and (DTYPES[dtype].kind not in "iuf" or dtype == "BF16"):
-        raise InvalidInput(f"output '{wanted.name}' holds no scores to classify by")
 
 
 def _region(parameters: Mapping[str, Any]) -> OutputRegion | None:

@@ -20,6 +20,7 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.protocols import binary
+from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.json_data import NO_JSON_FORM
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.shm import SharedMemory
@@ -50,7 +51,7 @@ class Encoder:
         name: str,
         version: str,
         interface: Interface,
-        labels: list[str] | None,
+        classes: Classes,
         limits: Limits,
         shm: SharedMemory,
     ) -> None:
@@ -61,7 +62,7 @@ class Encoder:
         self._texts = any(s.dtype == "BYTES" for s in interface.outputs)
         self._content = binary.content_bytes if self._texts else attrgetter("nbytes")
         self._types = {s.name: (s.numpy_dtype, s.dtype) for s in interface.outputs}
-        self._labels = labels
+        self._classes = classes
         self._limits = limits
         self._shm = shm
         self._where: tuple[Candidate | None, bytes] = (None, b"")
@@ -92,14 +93,15 @@ class Encoder:
         if known is not candidate:
             where = _about(candidate)
             self._where = candidate, where
-        identity = b"" if request.id is None else b',"id":' + msgspec.json.encode(request.id)
+        # An empty one is none, as with Triton.
+        identity = b"" if not request.id else b',"id":' + msgspec.json.encode(request.id)
         text: list[Any] = [self._start, identity, where]
         blobs: list[Any] = []
         size = 0  # of the pieces
         for wanted in request.outputs:
             array = outputs[wanted.name]
             if wanted.classes:
-                array = classify(array, wanted.classes, self._labels)
+                array = self._classes.best(wanted.name, array, wanted.classes)
             if len(text) > 3:
                 text.append(b",")
             if wanted.binary or wanted.region is not None or self._content(array) <= _PIECE:
@@ -211,21 +213,6 @@ def _about(candidate: Candidate) -> bytes:
             "edgeserve_variant": candidate.variant,
         }
     )
-
-
-def classify(scores: Array, classes: int, labels: list[str] | None) -> Array:
-    """The best classes of each row as "score:index[:label]", shape [rows, classes]."""
-    rows = scores.reshape(scores.shape[0], -1) if scores.ndim > 1 else scores.reshape(1, -1)
-    count = min(classes, rows.shape[1])
-    best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
-    texts = [
-        [f"{row[i]:f}:{i}" + (f":{labels[i]}" if labels and i < len(labels) else "") for i in picks]
-        for row, picks in zip(rows, best, strict=True)
-    ]
-    result = np.empty((len(texts), count), dtype=object)
-    for row, line in zip(result, texts, strict=True):
-        row[:] = [t.encode() for t in line]
-    return result
 
 
 def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> bytes:

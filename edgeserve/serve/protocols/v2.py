@@ -20,16 +20,17 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.protocols import answers, binary
-from edgeserve.serve.protocols.answers import Encoded, classify
+from edgeserve.serve.protocols.answers import Encoded
+from edgeserve.serve.protocols.classes import Classes, check_scores
 from edgeserve.serve.protocols.document import Document, InputEntry, parse
 from edgeserve.serve.protocols.json_data import JsonPort
 from edgeserve.serve.protocols.repeated import Repeated
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec
+from edgeserve.tensors import Interface, Tensors, TensorSpec
 
 __all__ = [
-    "Codec", "Encoded", "InferRequest", "OutputRegion", "RequestedOutput", "classify", "metadata",
+    "Codec", "Encoded", "InferRequest", "OutputRegion", "RequestedOutput", "metadata",
 ]  # fmt: skip
 
 # https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
@@ -45,7 +46,7 @@ class Codec:
         name: str,
         version: str,
         interface: Interface,
-        labels: list[str] | None = None,
+        classes: Classes | None = None,
         limits: Limits | None = None,
         shm: SharedMemory | None = None,
     ) -> None:
@@ -61,7 +62,9 @@ class Codec:
             for flag in (False, True)
         }
         self._repeated = Repeated()
-        self._encoder = answers.Encoder(name, version, interface, labels, self._limits, self._shm)
+        self._encoder = answers.Encoder(
+            name, version, interface, classes or Classes(interface), self._limits, self._shm
+        )
         # To be asked before `encode`.
         self.written_bytes = self._encoder.written_bytes
 
@@ -188,8 +191,8 @@ class Codec:
                 wanted[name] = RequestedOutput(name, default)
                 continue
             classes = _count(own, "classification", "a count", f"output '{name}' ")
-            if classes and (DTYPES[spec.dtype].kind not in "iuf" or spec.dtype == "BF16"):
-                raise InvalidInput(f"output '{name}' holds no scores to classify by")
+            if classes:
+                check_scores(spec)
             region = _region(own, f"output '{name}'") if _SHM in own else None
             if region is not None:
                 self._shm.check_room(region.region, region.offset, region.byte_size)

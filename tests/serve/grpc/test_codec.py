@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.grpc import codec, messages
+from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.request import InferRequest, RequestedOutput
 from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec, dtype_name
 from tests.bundles import LINEAR
@@ -174,7 +175,7 @@ def encoded(outputs: Tensors, request_id: str = "") -> messages.ModelInferRespon
     specs = tuple(TensorSpec(n, dtype_name(a.dtype), a.shape) for n, a in outputs.items())
     asked = InferRequest({}, 1, tuple(RequestedOutput(n, True) for n in outputs), request_id)
     head = codec.response_head("m", "3", candidate, final=False)
-    data = codec.encode(head, asked, outputs, Interface((), specs), None)
+    data = codec.encode(head, asked, outputs, Interface((), specs), Classes(Interface((), specs)))
     response = messages.ModelInferResponse.FromString(data)
     # Written by hand, yet what protobuf itself writes.
     assert len(response.SerializeToString()) == len(data)

@@ -1,0 +1,48 @@
+"""Class names, and which output of a model they name the classes of."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from edgeserve.tensors import DTYPES, Interface, TensorSpec
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """The class names of one output, and the file that they come from."""
+
+    file: str
+    names: tuple[str, ...]
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """One a line. Only line ends separate them: a name may hold what Unicode calls a line separator."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if not lines[-1]:
+        lines.pop()
+    return tuple(lines)
+
+
+def labelled(interface: Interface, classes: int) -> str | None:
+    """The output that `classes` names are for: the only one, or the only one that has as many classes.
+
+    None where there is no such output: then nothing says whose names they are.
+    """
+    outputs = [s for s in interface.outputs if DTYPES[s.dtype].kind in "iuf"]
+    if len(interface.outputs) == 1:
+        return outputs[0].name if outputs else None
+    fitting = [s for s in outputs if _classes(s) == classes]
+    if len(fitting) > 1:  # ids of classes are as many as scores where there is one a row
+        fitting = [s for s in fitting if DTYPES[s.dtype].kind == "f"] or fitting
+    return fitting[0].name if len(fitting) == 1 else None
+
+
+def _classes(spec: TensorSpec) -> int | None:
+    """How many numbers a row of an output holds; None where that varies."""
+    row = spec.shape[1:] if len(spec.shape) > 1 else spec.shape
+    return math.prod(d for d in row if isinstance(d, int)) if _is_fixed(row) else None
+
+
+def _is_fixed(row: tuple[int | str, ...]) -> bool:
+    return all(isinstance(d, int) for d in row)
