@@ -25,6 +25,8 @@ def passed_state(proto: Any) -> list[tuple[str, str]]:
     constants = {t.name for t in graph.initializer}
     inputs = {v.name: _type(v) for v in graph.input if v.name not in constants}
     outputs = {v.name: _type(v) for v in graph.output}
+    if not all(isinstance(name, str) for name in (*inputs, *outputs)):
+        return []  # protobuf hands out a name that is not UTF-8 as bytes
     pairs = {**_by_name(inputs, outputs), **_recurrent(graph, inputs, outputs)}
     return [(name, pairs[name]) for name in inputs if name in pairs]
 
