@@ -165,7 +165,8 @@ class Binding(_Strict, frozen=True):
 class Variant(_Strict, frozen=True):
     """One converted form of the model. `main` is the file a runtime opens; `batch` is 0 when any batch
     fits, else the one batch size the file accepts. `golden_tolerance` bounds the relative RMS error
-    of its outputs on the golden samples."""
+    of its outputs on the golden samples. `layers` counts layers by the precision of their weights in the
+    file."""
 
     id: str
     format: str
@@ -177,6 +178,7 @@ class Variant(_Strict, frozen=True):
     bindings: dict[str, Binding] = {}
     recipe: Recipe | None = None
     measured: tuple[Measured, ...] = ()
+    layers: dict[str, int] = {}
 
     @property
     def size_bytes(self) -> int:

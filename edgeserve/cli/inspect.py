@@ -59,6 +59,7 @@ def inspect(
 
 def _render_model(report: ModelReport) -> None:
     from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.inspecting.layers import told_layers
     from edgeserve.inspecting.report import told_passed, told_state
 
     console = stdout_console()
@@ -69,6 +70,7 @@ def _render_model(report: ModelReport) -> None:
         ("parameters", f"{report.parameters:,}"),
         ("size", size_text(report.size_bytes)),
         ("state", told_state(report.state) or told_passed(report.passed)),
+        ("weights", told_layers(report.layers)),
     ]
     facts += [
         ("file", f"{f.name}, {size_text(f.size_bytes)}, sha256 {f.sha256}") for f in report.files

@@ -28,6 +28,7 @@ from edgeserve.bundle.writing import BundleWriter
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import AS_FAST, Trial, Verdict
 from edgeserve.conversion.data import Data
+from edgeserve.conversion.made import partly
 from edgeserve.conversion.native import NATIVE
 from edgeserve.conversion.options import Conversion, Options, Row
 from edgeserve.conversion.search import Found
@@ -256,6 +257,7 @@ def report(
             *data.remarks,
             *_missing(verdicts, target),
             *_repairs(found, manifest.chain),
+            *partly(manifest.variants),
             *_unverified(target),
             *_few_threads(rows),
             *_saturation(target, rows),

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
+from edgeserve.conversion.made import made_layers
 from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.registry import (
     UnsupportedOperators,
@@ -102,6 +103,7 @@ class Builder:
         self._say(f"making {plan.variant}", None)
         try:
             main, recipe = self._make(plan, out)
+            layers = made_layers(main, plan)
         except BaseException:
             shutil.rmtree(out)
             raise
@@ -117,6 +119,7 @@ class Builder:
             batch=_FIXED_BATCH.get(plan.format, 0) if self._interface.max_batch else 0,
             bindings=bindings,
             recipe=recipe,
+            layers=dict(layers),
         )
 
     def restore(

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, InvalidInput, SourceError
+from edgeserve.inspecting.layers import onnx_layers
 from edgeserve.inspecting.passing import passed_state
 from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec, dtype_name
@@ -44,6 +45,7 @@ def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
         operators,
         [_weight(onnx, tensor) for tensor in constants],
         passed=passed_state(proto),
+        layers=onnx_layers(proto),
     )
 
 

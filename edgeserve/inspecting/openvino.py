@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from edgeserve import telemetry
 from edgeserve.errors import DependencyMissing, SourceError
+from edgeserve.inspecting.layers import openvino_layers
 from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
@@ -58,6 +59,7 @@ def inspect_openvino(path: Path) -> ModelReport:
         operators,
         weights,
         _state(path),
+        layers=openvino_layers(model),
     )
 
 

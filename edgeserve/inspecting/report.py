@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +48,8 @@ class ModelReport(msgspec.Struct, frozen=True):
     Sizes add up: `size_bytes` = the weights + `graph_bytes` (structure, names, and weights' headers).
     `operators` counts the graph's nodes with those of its subgraphs, most frequent first. `state` are the
     variables that the model keeps from one call to the next; `passed` pairs an input with the output that
-    is the input of the next call: a state that the caller keeps.
+    is the input of the next call: a state that the caller keeps. `layers` counts layers by the precision
+    of their weights.
     """
 
     path: str
@@ -66,6 +67,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     largest: tuple[Weight, ...]
     state: tuple[TensorSpec, ...] = ()
     passed: tuple[tuple[str, str], ...] = ()
+    layers: dict[str, int] = {}
 
 
 def model_report(
@@ -79,6 +81,7 @@ def model_report(
     weights: list[Weight],
     state: Iterable[TensorSpec] = (),
     passed: Iterable[tuple[str, str]] = (),
+    layers: Mapping[str, int] | None = None,
 ) -> ModelReport:
     """Add up what a format's reader found. The first of `paths` is the model, others its data."""
     root = paths[0].parent
@@ -100,6 +103,7 @@ def model_report(
         largest=tuple(sorted(weights, key=lambda w: -w.size_bytes)[:_LARGEST]),
         state=tuple(state),
         passed=tuple(passed),
+        layers=dict(layers or {}),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, SourceError
+from edgeserve.inspecting.layers import tflite_layers
 from edgeserve.inspecting.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
@@ -52,6 +53,7 @@ def _report(path: Path, schema: Any, model: Any, size: int) -> ModelReport:
         [codes[op.opcodeIndex] for graph in model.subgraphs for op in graph.operators or ()],
         _weights(model, types, size),
         _state(model, codes, types),
+        layers=tflite_layers(model, schema),
     )
 
 

@@ -55,20 +55,25 @@ def quantize_onnx_dynamic(model: Path, destination: Path, work: Path) -> Recipe:
 
 
 def quantize_onnx_weights(model: Path, destination: Path, bits: int) -> Recipe:
-    """Weights of MatMul in blocks of 32 values with `bits` (4 or 8) each; the rest as it is.
+    """Weights of MatMul, and of Gemm where it is one with a bias, in blocks of 32 values with `bits` (4
+    or 8) each; the rest as it is.
 
     Raises UnsupportedModel, DependencyMissing without `onnx` and `onnx-ir`.
     """
     tools = quantization()
     try:
         from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+        from onnxruntime.quantization.onnx_model import ONNXModel
     except ImportError as error:
         raise DependencyMissing(
             str(error.name or "onnx-ir"), needed_for="weight-only quantization", extra="convert"
         ) from None
     with silenced(), as_unsupported(model):
+        plain = ONNXModel(tools.onnx.load_model(str(model)))
+        plain.replace_gemm_with_matmul()  # as quantize_dynamic does
+        plain.clean_initializers()
         quantizer = nbits.MatMulNBitsQuantizer(
-            tools.onnx.load_model(str(model)),
+            plain.model,
             algo_config=nbits.DefaultWeightOnlyQuantConfig(
                 block_size=BLOCK,
                 is_symmetric=True,
