@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -19,7 +20,7 @@ from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
-from edgeserve.serve.apart import is_busy
+from edgeserve.serve.apart import apart, is_busy
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.ending import Stop, leave, leave_later, on_hangup
 from edgeserve.serve.engine import ResponseCache
@@ -28,6 +29,7 @@ from edgeserve.serve.flight import InFlight
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.http.front import HttpFront
 from edgeserve.serve.load_metrics import LoadMetrics
+from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.model_settings import size_bytes
@@ -49,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # How much of what a worker counted is lost at most when it is killed.
 _PUSH_S: Final = 1.0
+# The start-up table is read within that, or nobody reads it.
+_SHOWN_S: Final = 2.0
 
 
 class StartedModel(msgspec.Struct, frozen=True):
@@ -101,6 +105,7 @@ def serve(
     EnvironmentProblem when the address cannot be used.
     """
     few_arenas(max(2, usable_cores()))
+    write_on_a_thread()
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(_serve(settings, on_start, reread))
@@ -114,7 +119,7 @@ async def _serve(
     stop = Stop()
     async with Service(settings, asyncio.get_running_loop(), reread) as service:
         on_hangup(service.hang_up)
-        on_start(await start_unless_stopped(service, stop))
+        await shown(on_start, await start_unless_stopped(service, stop))
         settle()
         await stop.wait()
         done = await service.drain()
@@ -132,6 +137,15 @@ async def start_unless_stopped(service: Service, stop: Stop) -> Started:
         leave(stop.code)
     stopped.cancel()
     return starting.result()
+
+
+async def shown(on_start: Callable[[Started], None], started: Started) -> None:
+    """Have `on_start` print, on a thread: nobody may read it."""
+    try:
+        async with asyncio.timeout(_SHOWN_S):
+            await apart(partial(on_start, started), name="edgeserve-start")
+    except (OSError, SystemExit, TimeoutError) as error:
+        log.debug("the start-up table is not printed: %r", error)
 
 
 def end_soon(code: int) -> None:

@@ -19,6 +19,7 @@ from prometheus_client.utils import floatToGoString
 from edgeserve.bundle import Candidate
 from edgeserve.serve.engine import UNCOUNTED, BatchTimes
 from edgeserve.serve.flight import InFlight
+from edgeserve.serve.log_writer import DROPPED, dropped_lines
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -86,6 +87,16 @@ class _Requests(Collector):
         for labels, metrics in list(self._models.items()):
             family.add_metric(labels, metrics.answered, created=metrics.created)
         yield family
+
+
+class _Elsewhere(Collector):
+    """A counter without labels that is kept elsewhere."""
+
+    def __init__(self, name: str, what: str, count: Callable[[], int]) -> None:
+        self._name, self._what, self._count = name, what, count
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._what, self._count())
 
 
 class ServerMetrics:
@@ -160,6 +171,7 @@ class ServerMetrics:
             "Times that connections could not be accepted, mostly for too many open files",
             registry=self.registry,
         )
+        self.registry.register(_Elsewhere("edgeserve_log_lines_dropped", DROPPED, dropped_lines))
         self.connections = Gauge(
             "edgeserve_connections", "Open client connections", registry=self.registry
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from tests.cli.test_run import get, serving
 from tests.cli.test_run_models import ask
-from tests.serve.conftest import RawClient
+from tests.serve.conftest import RawClient, post
 from tests.serve.repositories import shifted_bundle, version
 from tests.waiting import wait_for
 
@@ -141,6 +142,32 @@ def test_a_lame_duck_is_not_ready_and_answers(tmp_path: Path, workers: str) -> N
         assert get(process.url, "/v2/health/live")[0] == 200
         assert ask(process.url, "m") == 1  # on a new connection
         assert process.popen.wait(30) == 0
+
+
+@BOTH
+def test_an_unread_log_stops_nothing(tmp_path: Path, workers: str) -> None:
+    """A pipe holds 64 KiB: more is logged than that."""
+    shifted_bundle(tmp_path, "m", 1)
+    arguments = ("m.edge", "--access-log", "--workers", workers)
+    with starting(*arguments, cwd=tmp_path, pause_s=0) as popen:
+        assert popen.stderr is not None
+        lines = []
+        for line in popen.stderr:
+            lines.append(line)
+            if line.startswith("try: "):
+                break
+        url = next(w for line in lines for w in line.split() if w.startswith("http://127"))
+        entry = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.0] * 4}
+        data = json.dumps({"inputs": [entry], "id": 190 * "r"}).encode()
+        for _ in range(2):  # both workers, more or less
+            with RawClient(url) as client:
+                client.socket.settimeout(20)
+                for _ in range(400):
+                    client.send(post(data, "/v2/models/m/infer"))
+                    assert client.response()[0] == 200
+        assert get(url, "/v2/health/live")[0] == 200
+        popen.terminate()
+        assert popen.wait(20) == 0
 
 
 def test_closed_streams_are_no_reason_to_end(tmp_path: Path) -> None:

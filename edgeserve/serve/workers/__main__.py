@@ -21,6 +21,7 @@ from edgeserve.serve import logs
 from edgeserve.serve.app import Service, end_soon, event_loop, settle, start_unless_stopped
 from edgeserve.serve.ending import Stop, on_hangup
 from edgeserve.serve.heap import few_arenas
+from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.siblings import Link
 from edgeserve.serve.siblings.inherited import Inherited
 from edgeserve.serve.siblings.link import receive_order
@@ -37,6 +38,7 @@ def main() -> int:
     few_arenas(max(2, usable_cores()))
     settings = order.journal.settings
     few_arenas(max(2, usable_cores() // settings.workers))
+    write_on_a_thread()
     logs.set_up(settings.log_format, access=settings.access_log)
     with asyncio.Runner(loop_factory=event_loop) as runner:
         return runner.run(_serve(order, end))

@@ -12,6 +12,7 @@ from edgeserve.errors import (
     EdgeServeError,
     EnvironmentProblem,
 )
+from edgeserve.serve.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.settings import Settings, SettingsSource
 from edgeserve.serve.shared_metrics import Family, Sample
 from edgeserve.serve.siblings import Link
@@ -184,6 +185,7 @@ class Hub:
                 "edgeserve_workers_silent", "gauge", "Those that did not answer just now", silent
             ),
             _family("edgeserve_worker_ends", "counter", "Workers that ended unasked", self.ends),
+            _family("edgeserve_log_lines_dropped", "counter", DROPPED, dropped_lines()),
         ]
 
     def _serving(self) -> int:

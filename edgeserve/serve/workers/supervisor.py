@@ -17,8 +17,9 @@ import msgspec
 
 from edgeserve import startup
 from edgeserve.serve import logs
-from edgeserve.serve.app import Started
+from edgeserve.serve.app import Started, shown
 from edgeserve.serve.ending import Stop, leave, on_hangup
+from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.settings import Settings, SettingsSource
 from edgeserve.serve.siblings.link import Link, send_order
 from edgeserve.serve.siblings.messages import Order
@@ -47,6 +48,7 @@ def serve_in_processes(
 
     Raises what the first worker's start raises.
     """
+    write_on_a_thread()
     logs.set_up(settings.log_format, access=settings.access_log)
     with ReservedPorts(settings) as reserved, asyncio.Runner() as runner:
         return runner.run(_supervise(reserved, source, on_start))
@@ -79,7 +81,7 @@ class Supervisor:
             if started is not None:
                 self._serving = True
                 await self._hub.changes.began(started)
-                on_start(started)
+                await shown(on_start, started)
                 checking = asyncio.ensure_future(self._end_hung())
                 self._tasks.add(checking)
                 await self._until_stopped()

@@ -1,0 +1,58 @@
+"""Log lines and a reader that stops reading."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+
+from edgeserve.serve.log_writer import LogWriter
+from tests.waiting import wait_for
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("t", logging.WARNING, __file__, 1, text, (), None)
+
+
+def test_lines_are_written_in_order() -> None:
+    reading, writing = os.pipe()
+    writer = LogWriter(writing)
+    for number in range(100):
+        writer.handle(record(f"line {number}"))
+    writer.flush()
+    assert os.read(reading, 1 << 16).decode().splitlines() == [f"line {n}" for n in range(100)]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_reader_that_stops_costs_lines_and_no_time() -> None:
+    reading, writing = os.pipe()
+    writer = LogWriter(writing, room=100_000)
+    began = time.monotonic()
+    for number in range(10_000):
+        writer.handle(record(f"line {number} " + 40 * "x"))
+    assert time.monotonic() - began < 5
+    assert writer.dropped > 5_000
+    text = b""
+    while not re.search(rb"(\d+) log lines were dropped", text):
+        text += os.read(reading, 1 << 16)
+    numbers = [int(n) for n in re.findall(rb"^line (\d+) ", text, re.MULTILINE)]
+    lost = re.search(rb"(\d+) log lines were dropped", text)
+    assert numbers == list(range(len(numbers)))  # in order, and whole
+    assert lost is not None
+    assert int(lost[1]) == writer.dropped
+    writer.handle(record("again"))
+    writer.flush()
+    assert b"again" in os.read(reading, 1 << 16)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_lines_that_nobody_will_read_are_counted() -> None:
+    reading, writing = os.pipe()
+    writer = LogWriter(writing)
+    os.close(reading)
+    writer.handle(record("lost"))
+    wait_for(lambda: writer.dropped == 1)
+    os.close(writing)
