@@ -195,7 +195,7 @@ class Service:
             LoadMetrics(self._repository.load_states, self._repository.load_failures)
         )
         if settings.metrics_compat == "triton":
-            metrics.registry.register(TritonMetrics(self._repository.loaded))
+            metrics.registry.register(TritonMetrics(metrics, self._repository.loaded))
         self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
         flight = InFlight(settings.limits.in_flight)
         metrics.watch_flight(flight)

@@ -20,6 +20,7 @@ from edgeserve.bundle import Candidate
 from edgeserve.serve.engine import UNCOUNTED, BatchTimes
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.log_writer import DROPPED, dropped_lines
+from edgeserve.serve.statistics import Recorder
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS: Final = (
@@ -60,9 +61,6 @@ class _Histograms(Collector):
 
     def labels(self, model: str, version: str, catch_up: Callable[[], None]) -> _Histogram:
         return self._models.setdefault((model, version), _Histogram(self._bounds, catch_up))
-
-    def forget(self, model: str, version: str) -> None:
-        self._models.pop((model, version), None)
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         family = HistogramMetricFamily(self._name, self._what, labels=["model", "version"])
@@ -166,6 +164,7 @@ class ServerMetrics:
             registry=self.registry,
         )
         self.refused = 0  # over both
+        self.steps = 0  # of chains
         self.accept_failures = Counter(
             "edgeserve_accept_failures",
             "Times that connections could not be accepted, mostly for too many open files",
@@ -185,20 +184,28 @@ class ServerMetrics:
         memory.set_function(lambda: process.memory_info().rss)
 
     def model(self, name: str, version: str) -> ModelMetrics:
-        """The counters of one version of a model, which outlive its being loaded again."""
+        """The counters of one version of a model, which outlive its being unloaded and loaded again."""
         known = self._models.get((name, version))
         if known is None:
             known = self._models[name, version] = ModelMetrics(self, name, version)
         return known
 
-    def forget(self, name: str, version: str) -> None:
-        """A version is not served any more: its labels go."""
-        metrics = self._models.pop((name, version), None)
-        for metric, labels in metrics.children if metrics is not None else ():
-            with contextlib.suppress(KeyError):
-                metric.remove(*labels)
-        for histograms in (self._batch, self._queue, self._compute):
-            histograms.forget(name, version)
+    def models(self) -> list[ModelMetrics]:
+        """Of every version that was ever served."""
+        return list(self._models.values())
+
+    def counted(self) -> list[int]:
+        """Numbers that tell whether anything was counted since they were last looked at."""
+        found = [self.refused, self.steps]
+        for model in self._models.values():
+            found += (model.answered, *model.failures.values())
+        return found
+
+    def retire(self, name: str, version: str) -> None:
+        """A version is not served any more: what it has counted stays, what is true of it now goes."""
+        metrics = self._models.get((name, version))
+        if metrics is not None:
+            metrics.retire()
 
     def refuse_http(self, status: int, reason: str) -> None:
         """A request was refused; `reason` is one of a few words, never a client's."""
@@ -225,41 +232,51 @@ def rendered(content: Collector) -> bytes:
 class ModelMetrics:
     """One model's children, looked up once: `labels()` costs more than counting does.
 
-    `children` are all of them, with their labels.
+    `recorder` has what the statistics of the protocols tell.
     """
 
     def __init__(self, server: ServerMetrics, name: str, version: str) -> None:
-        self._name = name
-        self._version = version
+        self.name = name
+        self.version = version
+        self.recorder = Recorder()
         self._server = server
-        self.children: set[tuple[Counter | Gauge, tuple[str, ...]]] = set()
+        self._gauges: set[tuple[Gauge, tuple[str, ...]]] = set()
+        self._retired = False
         # Not a prometheus_client counter: that one's lock costs ten times what counting does.
         self.answered = 0
         self.created = time.time()
-        self._failures = {r: self._counter(server._failures, name, version, r) for r in FAILURES}
+        self._failures = {r: server._failures.labels(name, version, r) for r in FAILURES}
         self.failures = dict.fromkeys(FAILURES, 0)
         self._ran: list[BatchTimes] = []  # and not observed yet
         self._batch = server._batch.labels(name, version, self._observe)
         self._queue = server._queue.labels(name, version, self._observe)
         self._compute = server._compute.labels(name, version, self._observe)
-        self.cache_hits = self._counter(server._cache_hits, name, version)
-        self.cache_misses = self._counter(server._cache_misses, name, version)
+        self.cache_hits = server._cache_hits.labels(name, version)
+        self.cache_misses = server._cache_misses.labels(name, version)
         self._serving: Candidate | None = None
 
-    def _counter(self, metric: Counter, *labels: str) -> Counter:
-        self.children.add((metric, labels))
-        return metric.labels(*labels)
-
     def _gauge(self, metric: Gauge, *labels: str) -> Gauge:
-        self.children.add((metric, labels))
+        self._gauges.add((metric, labels))
         return metric.labels(*labels)
 
     def watch_pending(self, pending: Callable[[], float]) -> None:
-        self._gauge(self._server._pending, self._name, self._version).set_function(pending)
+        """It serves from now on."""
+        self._retired = False
+        self._gauge(self._server._pending, self.name, self.version).set_function(pending)
 
-    def failed(self, reason: str) -> None:
+    def retire(self) -> None:
+        self._retired = True
+        self._serving = None
+        for metric, labels in self._gauges:
+            with contextlib.suppress(KeyError):
+                metric.remove(*labels)
+        self._gauges.clear()
+
+    def failed(self, reason: str, seconds: float = 0.0) -> None:
+        """A request failed, after so long."""
         self._failures[reason].inc()
         self.failures[reason] += 1
+        self.recorder.failed(seconds)
 
     def batch(self, batch: BatchTimes) -> None:
         """A batch ran. Observed when somebody looks, or many have run: between two calls of a model, that
@@ -278,18 +295,20 @@ class ModelMetrics:
 
     def serving(self, candidate: Candidate) -> None:
         """Say which candidate serves; the one before reads 0."""
-        if candidate is self._serving:
+        if candidate is self._serving or self._retired:
             return
         for known, value in ((self._serving, 0), (candidate, 1)):
             if known is not None:
-                labels = (self._name, self._version, known.variant, known.runtime, known.device)
+                labels = (self.name, self.version, known.variant, known.runtime, known.device)
                 self._gauge(self._server._candidate, *labels).set(value)
         self._serving = candidate
 
     def fell_back(self, source: Candidate, destination: Candidate, reason: str) -> None:
-        labels = (self._name, source.label, destination.label, reason)
-        self._counter(self._server._fallback, *labels).inc()
+        labels = (self.name, source.label, destination.label, reason)
+        self._server._fallback.labels(*labels).inc()
+        self._server.steps += 1
 
     def recovered(self, source: Candidate, destination: Candidate) -> None:
-        labels = (self._name, source.label, destination.label)
-        self._counter(self._server._recovered, *labels).inc()
+        labels = (self.name, source.label, destination.label)
+        self._server._recovered.labels(*labels).inc()
+        self._server.steps += 1

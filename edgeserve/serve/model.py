@@ -37,7 +37,7 @@ from edgeserve.serve.model_config import (
 )
 from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.v2 import InferRequest
-from edgeserve.serve.statistics import MemoryUsage, ModelStatistics, Recorder
+from edgeserve.serve.statistics import MemoryUsage, ModelStatistics
 from edgeserve.tensors import Interface
 
 Done = Callable[[Outcome | EdgeServeError], None]
@@ -82,7 +82,7 @@ class ServedModel:
         self._policy = policy or VersionPolicy(latest=Latest())
         self._cache = cache
         self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
-        self._recorder = Recorder()
+        self._recorder = metrics.recorder
         self._access = logs.ACCESS.isEnabledFor(logging.INFO)
         self._waiting: list[tuple[Pending, int]] = []
         self._chain: Chain | None = None
@@ -316,8 +316,7 @@ class ServedModel:
             self.metrics.answered += 1
             self.metrics.serving(result.candidate)
         else:
-            self._recorder.failed(time.perf_counter() - began)
-            self.metrics.failed(_reason(result))
+            self.metrics.failed(_reason(result), time.perf_counter() - began)
         if self._access:
             self._log(request, result, time.perf_counter() - began)
 

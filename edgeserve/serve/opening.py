@@ -99,8 +99,8 @@ class Opener:
         return 2 * model.bundle.manifest.variant(first.variant).size_bytes
 
     def forget(self, model: ServedModel) -> None:
-        """The model is no longer served: its metrics go."""
-        self._metrics.forget(model.name, model.version)
+        """The model is no longer served: what its metrics say of now goes."""
+        self._metrics.retire(model.name, model.version)
 
     def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
         return EngineSettings(

@@ -1,4 +1,4 @@
-"""What a model has done since it was loaded, in the words of Triton's statistics extension.
+"""What a model has done since the server started, in the words of Triton's statistics extension.
 
 Source: triton-inference-server/server, docs/protocol/extension_statistics.md. The structs encode to that
 document's JSON; times are nanoseconds, `last_inference` is milliseconds since the epoch.

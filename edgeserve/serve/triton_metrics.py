@@ -12,6 +12,7 @@ import psutil  # noqa: TID253 - only the server imports this module
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.statistics import Duration, ModelStatistics
 
@@ -81,14 +82,16 @@ _COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
 
 
 class TritonMetrics(Collector):
-    """Read from the models' own statistics when scraped; the event loop scrapes."""
+    """Read from the models' own statistics when scraped; the event loop scrapes. Models that are loaded no more
+    keep what they have counted."""
 
-    def __init__(self, models: Callable[[], list[ServedModel]]) -> None:
-        self._models = models
+    def __init__(self, metrics: ServerMetrics, loaded: Callable[[], list[ServedModel]]) -> None:
+        self._metrics = metrics
+        self._loaded = loaded
 
     def collect(self) -> Iterable[Metric]:
-        models = [(m, {"model": m.name, "version": m.version}) for m in self._models()]
-        statistics = [(m.statistics(), labels) for m, labels in models]
+        models = [(m, {"model": m.name, "version": m.version}) for m in self._metrics.models()]
+        statistics = [(m.recorder.read(m.name, m.version, ()), labels) for m, labels in models]
         for name, what, read in _COUNTERS:
             # Triton's counters do not end in _total, which a counter's must: made one when rendered.
             metric = Metric(name, what, "unknown")
@@ -98,7 +101,7 @@ class TritonMetrics(Collector):
         failure = Metric("nv_inference_request_failure", "Number of failed requests", "unknown")
         for model, labels in models:
             for reason, ours in _REASONS.items():
-                count = sum(model.metrics.failures[r] for r in ours)
+                count = sum(model.failures[r] for r in ours)
                 failure.add_sample(failure.name, {**labels, "reason": reason}, count)
         yield failure
         pending = Metric(
@@ -106,8 +109,9 @@ class TritonMetrics(Collector):
             "Instantaneous number of pending requests",
             "gauge",
         )
-        for model, labels in models:
-            pending.add_sample(pending.name, labels, model.pending())
+        for served in self._loaded():
+            labels = {"model": served.name, "version": served.version}
+            pending.add_sample(pending.name, labels, served.pending())
         yield pending
         memory = psutil.virtual_memory()
         for name, value in (

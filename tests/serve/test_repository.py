@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import re
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -150,7 +151,11 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
             assert await ask(old) == 1
             with pytest.raises(ModelNotFound, match="no version '1' of 'a': it has 2"):
                 repository.find("a", "1")
-            assert b'version="1"' not in metrics.render()
+            text = metrics.render().decode()
+            assert 'edgeserve_requests_total{model="a",version="1"} 1.0' in text
+            assert 'edgeserve_pending_requests{model="a",version="1"}' not in text
+            assert "edgeserve_candidate_info{" in text
+            assert not re.search(r'edgeserve_candidate_info\{.*version="1"\}', text)
             version(folder, "a", 3, 3)
             (folder / "a" / "3" / "a.edge" / "manifest.json").write_text("{")
             await repository.refresh()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
 from edgeserve.serve.entries import IndexEntry
-from edgeserve.serve.shared_metrics import Family, Sample, added
+from edgeserve.serve.shared_metrics import added
 from edgeserve.serve.siblings.messages import Counts, Key, Report, Standing, State, WorkerState
 from edgeserve.serve.statistics import (
     BatchStatistics,
@@ -183,39 +183,10 @@ class Departed:
         both = counts([self._report, Report(families, statistics)])
         self._report = Report(both.families, both.statistics)
 
-    def forget(self, key: Key) -> None:
-        """A version was loaded anew: its statistics, which count from then on, begin again."""
-
-        def stays(sample: Sample) -> bool:
-            of = (sample.labels.get("model"), sample.labels.get("version"))
-            return not sample.name.startswith("nv_") or of != key
-
-        self._report = Report(
-            _only(self._report.families, stays),
-            [s for s in self._report.statistics if (s.name, s.version) != key],
-        )
-
     def beside(self, living: Iterable[Report]) -> Report:
-        """What is left of them for the models that the living have; the rest is forgotten."""
+        """What is left of them; statistics only of the models that the living have, if any has said so."""
         there = {(s.name, s.version) for report in living for s in report.statistics}
-        names = {name for name, _ in there}
-        if not there:  # nobody has said anything yet
+        if not there:
             return self._report
-
-        def stays(sample: Sample) -> bool:
-            name, version = sample.labels.get("model"), sample.labels.get("version")
-            if name is None:
-                return True
-            return name in names if version is None else (name, version) in there
-
-        self._report = Report(
-            _only(self._report.families, stays),
-            [s for s in self._report.statistics if (s.name, s.version) in there],
-        )
-        return self._report
-
-
-def _only(families: list[Family], stays: Callable[[Sample], bool]) -> list[Family]:
-    return [
-        msgspec.structs.replace(f, samples=[s for s in f.samples if stays(s)]) for f in families
-    ]
+        shown = [s for s in self._report.statistics if (s.name, s.version) in there]
+        return Report(self._report.families, shown)

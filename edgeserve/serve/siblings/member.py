@@ -140,11 +140,7 @@ class Siblings:
 
     def push(self) -> None:
         """Leave what was counted with the supervisor, if it has changed."""
-        counted = [
-            count
-            for model in self._repository.loaded()
-            for count in (model.metrics.answered, *model.metrics.failures.values())
-        ]
+        counted = self._metrics.counted()
         if counted != self._pushed:
             self._pushed = counted
             self._link.tell(Push(self._report()))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from edgeserve.errors import (
@@ -52,7 +52,7 @@ _REGIONS: Final = "/shared memory"
 class Changes:
     """Has the `members` change together, and keeps the journal of it for those that come later.
 
-    `loaded` is told of each version that is loaded anew. Who closes the `gate` keeps changes from being made.
+    Who closes the `gate` keeps changes from being made.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class Changes:
         members: Members,
         settings: Settings,
         source: SettingsSource,
-        loaded: Callable[[Key], None],
     ) -> None:
         self.journal = Journal(settings)
         self.gate = Gate()
@@ -68,7 +67,6 @@ class Changes:
         self._changed: Counter[str] = Counter()  # by clients, to know what a scan is too old for
         self._members = members
         self._source = source
-        self._loaded = loaded
         self._killers: dict[str, ModelSource] = {}
 
     async def began(self, started: Started) -> None:
@@ -200,7 +198,6 @@ class Changes:
                 others = [n for n in numbers if n not in failures]
                 await self._members.ask(Abort(key, Failure.of(error)), type(None), _STEP_S, others)
                 return error
-        self._loaded(key)
         self._note(
             expected=tuple({*(self.journal.expected or ()), source.name}),
             held=(*(s for s in self.journal.held if s.key != key), source),

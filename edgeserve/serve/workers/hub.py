@@ -60,7 +60,7 @@ class Hub:
         self._changed = changed
         self.members = Members()
         self._departed = Departed()
-        self.changes = Changes(self.members, settings, source, self._departed.forget)
+        self.changes = Changes(self.members, settings, source)
         self.ends = 0
         self._standing = _Rounds(self._ask_standing)
         self._counts = _Rounds(self._ask_counts)

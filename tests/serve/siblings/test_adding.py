@@ -78,17 +78,19 @@ def test_what_a_dead_worker_counted_stays_and_what_it_measured_goes() -> None:
     (statistics,) = together.statistics
     assert statistics.execution_count == 3
     assert statistics.memory_usage == (MemoryUsage("CPU", 0, 10),)
-    departed.forget(("m", "1"))  # it was loaded anew: statistics begin again, metrics go on
-    together = counts([departed.beside([living]), living])
-    assert together.statistics[0].execution_count == 1
-    assert 'c_total{model="m",version="1"} 13.0' in rendered(Shown(together.families)).decode()
 
 
-def test_models_that_nobody_has_any_more_are_forgotten() -> None:
+def test_what_was_counted_of_models_that_nobody_has_any_more_stays() -> None:
     departed = Departed()
-    departed.add(Report(counted(2, 5), [recorded([])]))
-    living = Report(counted(10, 1, "n"), [recorded([], "n")])
-    assert 'model="m"' not in rendered(Shown(departed.beside([living]).families)).decode()
+    one = recorded([BatchTimes(1, (0.0,), 0.0, 1.0, 0.0)])
+    departed.add(Report(counted(2, 5), [one]))
+    other = Report(counted(10, 1, "n"), [recorded([], "n")])
+    left = departed.beside([other])
+    assert 'c_total{model="m",version="1"} 2.0' in rendered(Shown(left.families)).decode()
+    assert left.statistics == []  # nobody serves it
+    again = Report(counted(0, 1), [recorded([])])
+    (statistics,) = counts([departed.beside([again]), again]).statistics
+    assert statistics.execution_count == 1
 
 
 def state(ready: bool, serving: bool = True, **models: ModelState) -> State:
