@@ -366,7 +366,7 @@ def render(started: Started) -> None:
         serving = True
         for attempt in model.attempts:
             status = attempt.error or (
-                "standby" if not attempt.ok else "serving" if serving else ""
+                "standby, not open" if not attempt.ok else "serving" if serving else ""
             )
             serving = serving and not attempt.ok
             add_row(

@@ -62,7 +62,9 @@ def render(status: ServerStatus) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     console = stdout_console()
-    word = "ready" if status.ready else "not ready"
+    word = "not ready"
+    if status.ready:
+        word = "degraded" if any(_degraded(m) for m in status.models) else "ready"
     console.print(f"{status.url}  {status.server}, {word}\n", markup=False)
     numbers = ("answered", "failed", "batches", "queue ms", "compute ms", "total ms")
     table = table_of("model", "version", "state", "serves on", *numbers, right=numbers)
@@ -88,8 +90,13 @@ def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
             print_line(console, f"worker {worker.worker} is not ready{why}")
 
 
+def _degraded(model: ModelState) -> bool:
+    """Whether it serves, but not on the first candidate of its chain."""
+    return model.ready and model.instead_of is not None
+
+
 def _state(model: ModelState) -> str:
-    word = "ready" if model.ready else "not ready"
+    word = "degraded" if _degraded(model) else "ready" if model.ready else "not ready"
     return f"{word}: {model.reason}" if model.reason else word
 
 

@@ -207,7 +207,7 @@ class ServedModel:
             size = self.bundle.manifest.variant(self.candidate.variant).size_bytes
             kind = "CPU" if self.candidate.device == "cpu" else "GPU"
             memory = (MemoryUsage(kind, 0, size),)
-        return self._recorder.read(self.name, self.version, memory)
+        return self._recorder.read(self.name, self.version, memory, self.metrics.answered)
 
     def config(self) -> ModelConfig:
         kind = "KIND_CPU" if self.candidate.device == "cpu" else "KIND_GPU"

@@ -141,7 +141,10 @@ class Recorder:
         self._misses += 1
         self._misses_s += seconds
 
-    def read(self, name: str, version: str, memory: tuple[MemoryUsage, ...]) -> ModelStatistics:
+    def read(
+        self, name: str, version: str, memory: tuple[MemoryUsage, ...], answered: int
+    ) -> ModelStatistics:
+        """`answered` is how many requests were: of those that ran some had nobody to be answered to."""
         self._count()
         sizes = sorted(self._sizes.items())
         requests = sum(s.requests for _, s in sizes)
@@ -157,7 +160,7 @@ class Recorder:
             inference_count=sum(rows * s.batches for rows, s in sizes),
             execution_count=sum(s.batches for _, s in sizes),
             inference_stats=InferenceStatistics(
-                success=_duration(requests + self._hits, total),
+                success=_duration(answered, total),
                 fail=_duration(self._failed, self._failed_s),
                 queue=_duration(requests, queue),
                 compute_input=_duration(requests, entering),

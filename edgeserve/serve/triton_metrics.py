@@ -91,7 +91,9 @@ class TritonMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         models = [(m, {"model": m.name, "version": m.version}) for m in self._metrics.models()]
-        statistics = [(m.recorder.read(m.name, m.version, ()), labels) for m, labels in models]
+        statistics = [
+            (m.recorder.read(m.name, m.version, (), m.answered), labels) for m, labels in models
+        ]
         for name, what, read in _COUNTERS:
             # Triton's counters do not end in _total, which a counter's must: made one when rendered.
             metric = Metric(name, what, "unknown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -318,6 +321,33 @@ def test_status_shows_what_serves_where(run: Run, url: str) -> None:
     assert document["models"][0]["where"]["device"] == "cpu"
 
 
+def test_status_has_the_numbers_of_the_page(run: Run, folder: Path) -> None:
+    """Also for requests that fail, and for a model that was loaded again meanwhile."""
+    settings = Settings(bundle=str(folder / "linear.edge"), http_port=0, model_control=True)
+    good = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+    with Background(settings) as server:
+
+        def post(path: str, body: object) -> None:
+            sent = json.dumps(body).encode()
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(f"{server.url}{path}", sent).close()
+
+        for _ in range(2):
+            for body in (good, good, {}, [], good):
+                post("/v2/models/linear/infer", body)
+            post("/v2/repository/models/linear/load", {})
+        _, out, _ = run("status", server.url, "--json")
+        request = urllib.request.Request(
+            f"{server.url}/status", headers={"Accept": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            page = json.load(answer)
+    told = json.loads(out)["models"][0]["statistics"]
+    shown = page["models"][0]
+    assert (told["succeeded"], told["failed"]) == (6, 4)
+    assert (shown["answered"], sum(shown["failed"].values())) == (6, 4)
+
+
 def test_status_says_why_the_first_candidate_does_not_serve(run: Run, folder: Path) -> None:
     settings = Settings(
         bundle=str(folder / "linear.edge"),
@@ -328,6 +358,7 @@ def test_status_says_why_the_first_candidate_does_not_serve(run: Run, folder: Pa
         code, out, _ = run("status", server.url)
         document = json.loads(run("status", server.url, "--json")[1])
     assert code == 0
+    assert out.splitlines()[0].endswith(", degraded")
     words = " ".join(out.split())
     assert (
         "linear: onnxruntime/gpu/onnx-fp32 does not serve: cannot open 'gpu': "

@@ -71,6 +71,11 @@ def test_a_lost_device_is_on_the_page_in_its_own_words(tmp_path: Path) -> None:
         (CPU, "serving"),
     ]
     assert (found.ready, model.ready, model.device) == (True, True, "cpu")
+    assert (found.degraded, model.degraded) == (True, True)
+    for page, word, good in ((before, "ready", "good"), (text, "degraded", "bad")):
+        assert f"<title>edgeserve: {word}</title>" in page
+        assert f'<small><span class="{good}">{word}</span></small></h1>' in page
+    assert "degraded: not on its first candidate</span></small></h2>" in text
 
 
 def test_a_device_that_came_back_is_on_the_page(tmp_path: Path) -> None:
@@ -97,6 +102,8 @@ def test_a_device_that_came_back_is_on_the_page(tmp_path: Path) -> None:
     assert "it was away for" in text
     states = {c.candidate: c.state for c in model.candidates}
     assert states == {GPU: "serving", CPU: "standby"}
+    assert "standby, open</span>" in text
+    assert "<title>edgeserve: ready</title>" in text
 
 
 def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
@@ -125,6 +132,29 @@ def test_the_page_is_one_document_that_asks_for_nothing_else(server: Background)
     with RawClient(server.url) as client:
         client.send(post(b"{}", "/status"))
         assert client.response()[0] == 405
+
+
+def test_a_candidate_that_is_not_open_says_so(tmp_path: Path) -> None:
+    inject = ("gpu:stand-in",)
+    bundle = str(linear_bundle(tmp_path))
+    with Background(Settings(bundle=bundle, http_port=0, standby="cold", inject=inject)) as server:
+        text = get(server.url)[2]
+    assert ">standby, not open</td>" in text
+
+
+def test_on_a_phone_a_table_is_a_list(server: Background) -> None:
+    """No cell is wider than the screen: rows are blocks, each cell under its column's name."""
+    text = get(server.url)[2]
+    narrow = re.search(r"@media \(max-width: \S+\) \{(.*?)\n\}", text, re.DOTALL)
+    assert narrow is not None
+    assert "td { display: block; }" in narrow[1]
+    assert "nowrap" not in text.replace(
+        "@media (min-width: 60rem) { td code { white-space: nowrap; } }", ""
+    )
+    cells = re.findall(r'<td data-name="([^"]+)"', text)
+    assert cells[:4] == ["candidate", "device", "precision", "state"]
+    assert text.count("<td") == len(cells) == 7
+    assert 'content="width=device-width, initial-scale=1"' in text
 
 
 def test_the_page_is_for_those_who_may_infer(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class CandidateOverview(msgspec.Struct, frozen=True):
 
 
 class ModelOverview(msgspec.Struct, frozen=True):
-    """One version of one model. Requests are counted since the server started; `queue` is how many may
-    wait or run."""
+    """One version of one model. `degraded`: it serves, but not on the first candidate of its chain. Requests
+    are counted since the server started; `queue` is how many may wait or run."""
 
     name: str
     version: str
@@ -67,6 +67,7 @@ class ModelOverview(msgspec.Struct, frozen=True):
     failed: dict[str, int] = {}
     pending: int = 0
     queue: int = 0
+    degraded: bool = False
 
 
 class WorkerOverview(msgspec.Struct, frozen=True):
@@ -79,7 +80,8 @@ class WorkerOverview(msgspec.Struct, frozen=True):
 
 class Overview(msgspec.Struct, frozen=True):
     """The whole of it, as of `time` (seconds since 1970). Where there are several `workers`, states
-    and numbers are those of all, candidates as `process` has them."""
+    and numbers are those of all, candidates as `process` has them. `degraded`: it is ready, and a model is
+    degraded."""
 
     server: str
     version: str
@@ -90,6 +92,7 @@ class Overview(msgspec.Struct, frozen=True):
     serving: bool
     models: tuple[ModelOverview, ...]
     workers: tuple[WorkerOverview, ...] = ()
+    degraded: bool = False
 
 
 def overview(repository: ModelRepository, began: float) -> Overview:
@@ -113,6 +116,7 @@ def overview(repository: ModelRepository, began: float) -> Overview:
         ready=repository.ready,
         serving=repository.serving,
         models=tuple(models),
+        degraded=repository.ready and any(m.degraded for m in models),
     )
 
 
@@ -136,6 +140,7 @@ def _model(model: ServedModel, name: str, version: str, state: str, reason: str)
         device=status.candidate.device,
         placement=model.placements.get(status.candidate.label),
         since=status.since,
+        degraded=model.ready and status.reason is not None,
         rows_that_fit=status.max_rows,
         candidates=tuple(_candidate(model, s) for s in model.links),
         last_fallback=_fallback(model.fallbacks),

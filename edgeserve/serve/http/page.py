@@ -9,7 +9,7 @@ import base64
 import hashlib
 import html
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -38,7 +38,16 @@ table { border-collapse: collapse; width: 100%; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 dt { float: left; clear: left; min-width: 9rem; font-weight: 600; } dd { margin: 0 0 .2rem 9.5rem; }
-code { overflow-wrap: anywhere; } td code { white-space: nowrap; } .good { color: var(--good); } .bad { color: var(--bad); }
+code, dd, td, p { overflow-wrap: anywhere; } .good { color: var(--good); } .bad { color: var(--bad); }
+@media (min-width: 60rem) { td code { white-space: nowrap; } }
+@media (max-width: 45rem) {
+  body { margin: 1rem auto; }
+  dt { float: none; } dd { margin: 0 0 .4rem 0; }
+  thead { display: none; } table, tbody, tr, td { display: block; }
+  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  td, td.n { border: 0; padding: 0; text-align: left; } td:empty { display: none; }
+  td::before { content: attr(data-name) ": "; opacity: .7; } td:first-child::before { content: none; }
+}
 """
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HTML: Final = "text/html; charset=utf-8"
@@ -53,12 +62,16 @@ _HEADERS: Final[Headers] = (
     ("Vary", "Accept"),
     ("X-Content-Type-Options", "nosniff"),
 )
+_COLUMNS: Final = (
+    "candidate", "device", "precision", "state", "load ms", "golden error", "what it said",
+)  # fmt: skip
+_NUMBERS: Final = ("load ms", "golden error")
 _STATES: Final = {
-    "serving": "serves",
-    "standby": "stands by, open",
+    "serving": "serving",
+    "standby": "standby, open",
     "waiting": "failed",
     "out": "cannot run here",
-    "closed": "opened when needed",
+    "closed": "standby, not open",
 }
 
 
@@ -91,14 +104,16 @@ def wants_json(accept: bytes) -> bool:
 
 def render(found: Overview) -> str:
     """The document."""
-    word = "ready" if found.ready else "not ready" if found.serving else "draining or starting"
+    word = "not ready" if found.serving else "draining or starting"
+    if found.ready:
+        word = "degraded" if found.degraded else "ready"
     about = (
         f"<p>{_e(_clock(found.time))}, up {_e(_span(found.up_s))}, process {found.process}. "
         f"The page reloads itself every {_REFRESH_S} s. For machines: <code>/v2/health/ready</code>, "
         "<code>/metrics</code>, or this with <code>Accept: application/json</code>.</p>"
     )
     body = [
-        f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=found.ready)}</small></h1>",
+        f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=word == 'ready')}</small></h1>",
         about,
         *(_worker(worker) for worker in found.workers),
         *(_model(model, found.time) for model in found.models),
@@ -107,7 +122,7 @@ def render(found: Overview) -> str:
         body.append("<p>No models.</p>")
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><meta http-equiv="refresh" '
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="refresh" '
         f'content="{_REFRESH_S}"><title>edgeserve: {_e(word)}</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
     )
@@ -120,8 +135,10 @@ def _worker(worker: WorkerOverview) -> str:
 
 
 def _model(model: ModelOverview, now: float) -> str:
-    word = "ready" if model.ready else "not ready"
-    title = f"{_e(model.name)} <small>version {_e(model.version)}, {_word(word, good=model.ready)}</small>"
+    word = "not ready"
+    if model.ready:
+        word = "degraded: not on its first candidate" if model.degraded else "ready"
+    title = f"{_e(model.name)} <small>version {_e(model.version)}, {_word(word, good=word == 'ready')}</small>"
     return f"<h2>{title}</h2>\n<dl>{''.join(_facts(model, now))}</dl>\n{_candidates(model)}"
 
 
@@ -167,9 +184,9 @@ def _step(step: Step, now: float) -> str:
 def _candidates(model: ModelOverview) -> str:
     if not model.candidates:
         return ""
-    head = ("candidate", "device", "precision", "state", "load ms", "golden error", "what it said")
+    head = "".join(f"<th>{_e(name)}</th>" for name in _COLUMNS)
     rows = "".join(f"<tr>{_row(candidate)}</tr>\n" for candidate in model.candidates)
-    return f"<table><thead><tr>{_cells('th', head)}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
+    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
 
 
 def _row(found: CandidateOverview) -> str:
@@ -185,15 +202,12 @@ def _row(found: CandidateOverview) -> str:
         "" if found.golden_error is None else f"{found.golden_error:.2g}",
     )
     marked = _word(state, good=found.state in ("serving", "standby"), plain=found.state == "closed")
-    return (
-        f"<td><code>{_e(found.candidate)}</code></td>{_cells('td', (device, found.precision))}"
-        f"<td>{marked}</td>{''.join(f'<td class=n>{_e(n)}</td>' for n in numbers)}"
-        f"{_cells('td', (said,))}"
+    name = f"<code>{_e(found.candidate)}</code>"
+    cells = (name, _e(device), _e(found.precision), marked, *map(_e, numbers), _e(said))
+    return "".join(
+        f'<td data-name="{column}"{" class=n" if column in _NUMBERS else ""}>{cell}</td>'
+        for column, cell in zip(_COLUMNS, cells, strict=True)
     )
-
-
-def _cells(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{_e(text)}</{tag}>" for text in texts)
 
 
 def _fact(name: str, content: str) -> str:

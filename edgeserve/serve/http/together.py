@@ -112,6 +112,7 @@ def together(own: Overview, standing: Standing, counts: Counts) -> Overview:
             key = (sample.name, labels.get("model", ""), labels.get("version", ""))
             numbers.setdefault(key, {})[labels.get("reason", "")] = int(sample.value)
     states = {(e.name, e.version): e for e in standing.index}
+    degraded = {name for name, told in standing.models.items() if "instead_of" in told}
 
     def shown(model: ModelOverview) -> ModelOverview:
         key = (model.name, model.version)
@@ -121,6 +122,7 @@ def together(own: Overview, standing: Standing, counts: Counts) -> Overview:
             state=model.state if entry is None else entry.state,
             reason=model.reason if entry is None else entry.reason,
             ready=key in standing.serves,
+            degraded=key in standing.serves and (model.degraded or model.name in degraded),
             answered=numbers.get(("edgeserve_requests_total", *key), {}).get("", 0),
             failed={
                 reason: count
@@ -133,10 +135,12 @@ def together(own: Overview, standing: Standing, counts: Counts) -> Overview:
             queue=model.queue * max(1, len(standing.workers)),
         )
 
+    models = tuple(shown(model) for model in own.models)
     return msgspec.structs.replace(
         own,
         ready=standing.ready,
-        models=tuple(shown(model) for model in own.models),
+        degraded=standing.ready and any(m.degraded for m in models),
+        models=models,
         workers=tuple(WorkerOverview(w.worker, w.ready, w.reason) for w in standing.workers),
     )
 

@@ -35,7 +35,8 @@ def recorded(batches: list[BatchTimes], name: str = "m") -> ModelStatistics:
     recorder = Recorder()
     for batch in batches:
         recorder.batch(batch)
-    return recorder.read(name, "1", (MemoryUsage("CPU", 0, 10),))
+    answered = sum(len(batch.queue_s) for batch in batches)
+    return recorder.read(name, "1", (MemoryUsage("CPU", 0, 10),), answered)
 
 
 @given(BATCHES, BATCHES)
