@@ -3,6 +3,7 @@
 from edgeserve.bundle.labels import Labels
 from edgeserve.bundle.manifest import (
     Accuracy,
+    Batching,
     Binding,
     Calibration,
     Candidate,
@@ -24,6 +25,7 @@ from edgeserve.bundle.reading import Bundle, VariantFiles
 
 __all__ = [
     "Accuracy",
+    "Batching",
     "Binding",
     "Bundle",
     "Calibration",

@@ -133,9 +133,18 @@ class Placed(_Strict, frozen=True):
     left_on_cpu: dict[str, int] = {}
 
 
+class Batching(_Strict, frozen=True):
+    """How many rows requests may share, at most; 1: each request is run by itself. `reason` says in words
+    what that is known by, or what speaks against it."""
+
+    max_batch: int
+    reason: str
+
+
 class Measured(_Strict, frozen=True):
     """What was measured of a variant, with which runtime, where. Times in milliseconds, of one call with
-    so many `threads` (0: the engine's choice)."""
+    so many `threads` (0: the engine's choice). `batching` is what was found beside hostile neighbours; None
+    in bundles older than that."""
 
     runtime: str
     runtime_version: str
@@ -150,6 +159,7 @@ class Measured(_Strict, frozen=True):
     accuracy: Accuracy | None = None
     threads: int = 0
     placed: Placed | None = None
+    batching: Batching | None = None
 
 
 class Binding(_Strict, frozen=True):
@@ -166,7 +176,7 @@ class Variant(_Strict, frozen=True):
     """One converted form of the model. `main` is the file a runtime opens; `batch` is 0 when any batch
     fits, else the one batch size the file accepts. `golden_tolerance` bounds the relative RMS error
     of its outputs on the golden samples. `layers` counts layers by the precision of their weights in the
-    file."""
+    file. `batching` is what the variant's own graph says of its rows, None where it was not read."""
 
     id: str
     format: str
@@ -179,6 +189,7 @@ class Variant(_Strict, frozen=True):
     recipe: Recipe | None = None
     measured: tuple[Measured, ...] = ()
     layers: dict[str, int] = {}
+    batching: Batching | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -221,7 +232,8 @@ class Rejected(_Strict, frozen=True):
 
 class Manifest(_Strict, frozen=True):
     """The whole of `manifest.json`. `state` are the variables of a model that keeps a state between calls:
-    each request starts from the initial one."""
+    each request starts from the initial one. `batching` is what the source's graph says of the rows of its
+    batches; None in bundles that were written without reading it."""
 
     schema_version: str
     name: str
@@ -237,6 +249,7 @@ class Manifest(_Strict, frozen=True):
     rejected: tuple[Rejected, ...] = ()
     reference_latency_ms: float | None = None
     state: tuple[TensorSpec, ...] = ()
+    batching: Batching | None = None
 
     def variant(self, variant_id: str) -> Variant:
         for variant in self.variants:

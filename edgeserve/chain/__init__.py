@@ -1,5 +1,6 @@
 """The chain: a bundle's candidates in order of preference, opened with fallback."""
 
+from edgeserve.chain.batching import this_machine, try_neighbours
 from edgeserve.chain.board import BOARD, DeviceBoard
 from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
@@ -33,5 +34,7 @@ __all__ = [
     "open_session",
     "relative_rms_error",
     "settle",
+    "this_machine",
+    "try_neighbours",
     "with_stand_ins",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import DeviceBoard, device_key
 from edgeserve.chain.failures import in_words, is_permanent, reason_of
 from edgeserve.chain.links import Link
@@ -41,6 +41,8 @@ class Candidates:
         self.board = board
         self.lock = threading.Lock()
         self.closed = False
+        # What is known of the candidates' batches, by their labels: it outlives their sessions.
+        self.batching: dict[str, Batching] = {}
         self._on_loss: Callable[[Opened, DeviceLost], None] | None = None
         self.links = [Link(i, c, options) for i, c in enumerate(self._selected())]
         self.fault_state = (
@@ -142,7 +144,9 @@ class Candidates:
                 self.options,
                 fault_state=state,
                 cancelled=lambda: self.closed,
+                batching=self.batching.get(link.candidate.label),
             )
+            self.batching.setdefault(link.candidate.label, opened.batching)
             self.board.opened(device_key(link.candidate))
             with self.lock:
                 if self.closed:

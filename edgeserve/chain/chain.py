@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates, kind_of
 from edgeserve.chain.failures import (
@@ -118,6 +118,24 @@ class Chain:
     @property
     def serving(self) -> Opened:
         return self._serving
+
+    @property
+    def batching(self) -> Batching:
+        """How many rows requests may share on the candidate that serves now."""
+        return self._serving.batching
+
+    def batching_of(self, candidate: Candidate) -> Batching:
+        """The same of a candidate that has served."""
+        return self.candidates.batching[candidate.label]
+
+    def stop_batching(self, candidate: Candidate, reason: str) -> None:
+        """From now on requests share no batch on this candidate, also when it is opened again."""
+        found = Batching(1, reason)
+        self.candidates.batching[candidate.label] = found
+        for link in self.links:
+            if link.candidate.label == candidate.label and link.opened is not None:
+                link.opened.batching = found
+        self._tell()
 
     @property
     def may_wait(self) -> bool:

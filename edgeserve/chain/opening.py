@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edgeserve.bundle import Bundle, Candidate, VariantFiles
+from edgeserve.bundle import Batching, Bundle, Candidate, VariantFiles
+from edgeserve.chain.batching import batching_of
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
@@ -177,10 +178,16 @@ class Opened:
     """
 
     def __init__(
-        self, candidate: Candidate, session: Session, load_ms: float, error: float
+        self,
+        candidate: Candidate,
+        session: Session,
+        load_ms: float,
+        error: float,
+        batching: Batching,
     ) -> None:
         self.candidate = candidate
         self.session = session
+        self.batching = batching  # how many rows requests may share on it
         self.load_ms = load_ms
         self.golden_error = error
         self.failure: EdgeServeError | None = None  # why it is out of service
@@ -199,8 +206,9 @@ def open_proven(
     *,
     fault_state: str,
     cancelled: Callable[[], bool],
+    batching: Batching | None = None,
 ) -> Opened:
-    """Open, warm up, reproduce the golden samples.
+    """Open, warm up, reproduce the golden samples; `batching` is what is known already of its batches.
 
     Raises what opening and the golden check raise; an engine that cannot be imported is
     DeviceUnavailable.
@@ -216,9 +224,16 @@ def open_proven(
         ) from None
     try:
         golden_error = check_golden(bundle, session, candidate.variant)
-        check_batches(bundle, session, candidate.variant, options.batches)
+        if batching is None:
+            batching = batching_of(
+                bundle, candidate, session, options.batches,
+                tried=not faults_for(candidate, options.inject),
+            )  # fmt: skip
+        if batching.max_batch > 1:
+            check_batches(bundle, session, candidate.variant, options.batches)
     except BaseException:
         session.close()
         raise
     settle(session)
-    return Opened(candidate, session, 1000.0 * (time.perf_counter() - began), golden_error)
+    load_ms = 1000.0 * (time.perf_counter() - began)
+    return Opened(candidate, session, load_ms, golden_error, batching)

@@ -387,8 +387,8 @@ def render(started: Started) -> None:
         print_line(console, hint)
     for model in started.models:
         how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
-        batches = f"batches up to {model.max_batch}" if model.max_batch > 1 else "no batching"
-        print_line(console, f"serving {model.name} at {started.url} ({how}, {batches})")
+        ways = ", ".join(filter(None, (how, model.batching)))
+        print_line(console, f"serving {model.name} at {started.url} ({ways})")
         if model.placement is not None:
             print_line(console, f"placement of {model.name}: {model.placement}")
     print_line(console, f"status page: {started.url}/status")

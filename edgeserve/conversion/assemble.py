@@ -14,6 +14,7 @@ import numpy as np
 
 import edgeserve
 from edgeserve.bundle import (
+    Batching,
     Bundle,
     Candidate,
     FileEntry,
@@ -99,6 +100,7 @@ def write_bundle(
     writer: BundleWriter,
     model: SourceModel,
     interface: Interface,
+    batching: Batching,
     target: Target,
     options: Options,
     found: Found,
@@ -143,6 +145,7 @@ def write_bundle(
         rejected=tuple(_rejected(v, target, built) for v in verdicts if not v.chosen),
         reference_latency_ms=proof.reference_latency_ms,
         state=model.state,
+        batching=batching,
     )
     writer.write_manifest(manifest)
     Bundle.open(writer.root)  # what was written must read

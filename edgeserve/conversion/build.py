@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
+from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.made import made_layers
 from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.registry import (
@@ -120,6 +121,7 @@ class Builder:
             bindings=bindings,
             recipe=recipe,
             layers=dict(layers),
+            batching=of_variant(main, plan.format, self._interface),
         )
 
     def restore(

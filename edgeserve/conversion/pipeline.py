@@ -20,6 +20,7 @@ from edgeserve.conversion.assemble import (
     unmet_wishes,
     write_bundle,
 )
+from edgeserve.conversion.batching import by_graph
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
 from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
@@ -31,7 +32,6 @@ from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
     SourceModel,
     open_reference,
-    proven_batching,
     read_onnx,
     save_onnx,
 )
@@ -70,9 +70,7 @@ def convert(
             model, options, lambda level: _open(model, writer.work, 0, _leveled(level))
         )
         reference, data, target = first.reference, first.data, first.target(target)
-        interface = model.interface
-        if not model.state:  # rows of a batch would follow each other, or share a state
-            interface = proven_batching(model, reference, data.proof)
+        interface, batching = by_graph(model)
         threads = threads_served(reference, data.proof[0])
         if threads:
             reference.close()
@@ -124,7 +122,7 @@ def convert(
                 data = msgspec.structs.replace(data, remarks=(*data.remarks, remark))
         say("writing the bundle", None)
         manifest = write_bundle(
-            writer, model, interface, target, options, found, verdicts, chain, builder
+            writer, model, interface, batching, target, options, found, verdicts, chain, builder
         )
         reference.close()
     return report(destination, target, manifest, verdicts, found, data, layers)

@@ -17,6 +17,7 @@ from edgeserve.bench.interleave import Timings
 from edgeserve.bench.statistics import speedup_interval
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed
 from edgeserve.chain import settle
+from edgeserve.conversion.batching import on_engine
 from edgeserve.conversion.choose import Trial
 from edgeserve.conversion.timing import (
     Opened,
@@ -99,6 +100,7 @@ def prove(
             index = list(subjects).index(item.subject)
             found, accuracy = quality(interface, samples, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
+            trials[index] = _with_batching(trials[index], item, interface, samples)
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
@@ -233,6 +235,14 @@ def _measured(
         placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
     return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
+
+
+def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Samples) -> Trial:
+    if trial.measured is None:
+        return trial
+    batching = on_engine(item.subject, item.session, interface, samples)
+    measured = msgspec.structs.replace(trial.measured, batching=batching)
+    return msgspec.structs.replace(trial, measured=measured)
 
 
 def _golden(

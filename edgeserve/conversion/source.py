@@ -30,10 +30,8 @@ from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.guarded import load_guarded
-from edgeserve.tensors import Interface, TensorSpec, dtype_name, join_batches
+from edgeserve.tensors import Interface, TensorSpec, dtype_name
 
-# Requests of one model that can share a batch share at most so many rows.
-MAX_BATCH: Final = 32
 MIN_OPSET: Final = 7
 # What one protobuf file holds, with room for the graph.
 PROTOBUF_BYTES: Final = 1_900_000_000
@@ -63,8 +61,8 @@ class SourceModel(msgspec.Struct, frozen=True):
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
     """Read and check an ONNX file; `shapes` fixes the dimensions of inputs by name.
 
-    The interface's `max_batch` is 0 here: only running the model shows whether requests may share a
-    batch (`proven_batching`). Raises SourceError (missing, not ONNX, truncated, external data absent),
+    The interface's `max_batch` is 0 here: whether requests may share a batch is found by its graph
+    (`batching.by_graph`). Raises SourceError (missing, not ONNX, truncated, external data absent),
     UnsupportedModel (types without a tensor form), UsageError (`shapes` do not fit).
     """
     onnx = _onnx()
@@ -131,37 +129,6 @@ def open_reference(
         ) from None
 
 
-def proven_batching(model: SourceModel, session: Session, samples: Samples) -> Interface:
-    """The interface with `max_batch` set if two samples in one batch give what they give alone.
-
-    A dynamic first dimension does not say so by itself: it may be a sequence, or rows may interact.
-    """
-    interface = model.interface
-    dynamic = all(
-        s.shape and isinstance(s.shape[0], str) for s in (*interface.inputs, *interface.outputs)
-    )
-    if not dynamic or len(samples) < 2:
-        return interface
-    pair = [samples[0], samples[len(samples) - 1]]
-    if any(pair[0][n].shape != pair[1][n].shape for n in pair[0]):
-        return interface
-    try:
-        alone = [session.run(p) for p in pair]
-        together = session.run(join_batches(pair))
-    except InferenceFailed:
-        return interface
-    for spec in interface.outputs:
-        joined = np.concatenate([a[spec.name] for a in alone])
-        got = together[spec.name]
-        if joined.shape != got.shape:
-            return interface
-        if joined.dtype.kind == "f":
-            scale = float(np.max(np.abs(joined), initial=0.0)) or 1.0
-            if not np.allclose(joined, got, rtol=1e-3, atol=1e-3 * scale):
-                return interface
-        elif not np.array_equal(joined, got):
-            return interface
-    return msgspec.structs.replace(interface, max_batch=MAX_BATCH)
 
 
 def _onnx() -> Any:

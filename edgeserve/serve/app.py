@@ -56,14 +56,14 @@ _SHOWN_S: Final = 2.0
 
 
 class StartedModel(msgspec.Struct, frozen=True):
-    """One model that serves: what became of its candidates, and how its requests run. Without `attempts`
+    """One model that serves: what became of its candidates, how its requests run and share batches. Without `attempts`
     it comes into memory when it is asked for."""
 
     name: str
     version: str
     attempts: tuple[Attempt, ...] = ()
     inline: bool = False
-    max_batch: int = 1
+    batching: str = ""
     instances: int = 1
     placement: str | None = None
 
@@ -425,7 +425,7 @@ async def started(model: ServedModel) -> StartedModel:
         model.version,
         tuple(model.attempts),
         engine.inline,
-        engine.max_batch,
+        engine.batching,
         engine.settings.instances,
         placement,
     )

@@ -40,6 +40,7 @@ def _condition(model: ServedModel) -> dict[str, Any]:
         return {"ready": model.ready, **where(model), "reason": model.reason}
     status = model.status
     condition: dict[str, Any] = {"ready": model.ready, **where(model), "since": status.since}
+    condition["batching"] = model.engine.batching
     if status.max_rows:
         condition["rows_that_fit"] = status.max_rows
     if status.reason is not None:

@@ -151,6 +151,12 @@ class ServerMetrics:
             ["model", "from", "to"],
             registry=self.registry,
         )
+        self._unbatched = Counter(
+            "edgeserve_batching_stopped",
+            "Candidates whose batches were found to mix requests, which then run one at a time",
+            ["model", "version", "candidate"],
+            registry=self.registry,
+        )
         self._http_refused = Counter(
             "edgeserve_http_refused",
             "Requests refused over HTTP",
@@ -307,6 +313,10 @@ class ModelMetrics:
         labels = (self.name, source.label, destination.label, reason)
         self._server._fallback.labels(*labels).inc()
         self._server.steps += 1
+
+    def unbatched(self, candidate: Candidate) -> None:
+        """A candidate's batches were found to mix requests."""
+        self._server._unbatched.labels(self.name, self.version, candidate.label).inc()
 
     def recovered(self, source: Candidate, destination: Candidate) -> None:
         labels = (self.name, source.label, destination.label)

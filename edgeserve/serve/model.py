@@ -30,6 +30,7 @@ from edgeserve.serve.model_config import (
     InstanceGroup,
     Latest,
     ModelConfig,
+    ModelParameter,
     TransactionPolicy,
     VersionPolicy,
     task_parameters,
@@ -138,6 +139,10 @@ class ServedModel:
         self._recorder.batch(batch)
         self.metrics.batch(batch)
 
+    def unbatched(self, candidate: Candidate, reason: str) -> None:
+        """Told by the engine: its requests run one at a time from now on."""
+        self.metrics.unbatched(candidate)
+
     # What it is
 
     @property
@@ -225,8 +230,14 @@ class ServedModel:
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
             dynamic_batching=DynamicBatching.of(settings) if batching else None,
-            parameters=task_parameters(self.bundle, self._names),
+            parameters=task_parameters(self.bundle, self._names) | self._batching(),
         )
+
+    def _batching(self) -> dict[str, ModelParameter]:
+        """How its requests share batches, while it is in memory."""
+        if self.engine is None:
+            return {}
+        return {"edgeserve_batching": ModelParameter(self.engine.batching)}
 
     # Requests
 

@@ -88,7 +88,9 @@ class Opener:
         options = chain_options(source.settings, chosen.count, chosen.threads)
         chain = Chain(model.bundle, options)
         try:
-            return Engine(chain, model.settings, self._loop, model.ran, self._turns)
+            return Engine(
+                chain, model.settings, self._loop, model.ran, self._turns, model.unbatched
+            )
         except BaseException:
             chain.close()
             raise

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from edgeserve.bundle import Candidate
 from edgeserve.chain import Chain, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine.mailbox import Mailbox
@@ -44,10 +45,16 @@ ANSWERED.settled = True
 _NOT_QUEUED: Final = [0.0]
 
 
+class Inseparable(Exception):
+    """The answers of a batch are not those of its requests: each must be run by itself."""
+
+
 class Engine:
     """Owns its chain and its worker threads; lives on one event loop. May be made on any thread.
 
-    `on_batch` is told of every batch that ran, on the loop.
+    Requests share batches only where the chain knows that its candidate keeps them apart. `on_batch` is told
+    of every batch that ran, `on_unbatched` of a candidate whose batches were found to mix requests, and why;
+    both on the loop.
     """
 
     def __init__(
@@ -57,25 +64,22 @@ class Engine:
         loop: asyncio.AbstractEventLoop,
         on_batch: Callable[[BatchTimes], None] | None = None,
         turns: Turns | None = None,
+        on_unbatched: Callable[[Candidate, str], None] | None = None,
     ) -> None:
         self.chain = chain
         self.settings = settings
         self.pending = 0
         self._loop = loop
         self._on_batch = on_batch or (lambda batch: None)
+        self._on_unbatched = on_unbatched or (lambda candidate, reason: None)
         self._line = (turns or Turns(settings.instances)).line(settings.weight)
         self._closing = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._warm_up()
-        policy = BatchPolicy(
-            self.max_batch,
-            tuple(sorted(p for p in settings.preferred if p <= self.max_batch)),
-            settings.delay_s if self.max_batch > 1 else 0.0,
-            self._small,
-        )
-        self._queue = RequestQueue(policy, settings.priorities, delays=settings.delays)
+        self._queue = RequestQueue(self._policy(), settings.priorities, delays=settings.delays)
+        chain.listen(self._stepped)
         # Requests of the levels whose number is bounded apart.
         self._apart = {priority - 1: 0 for priority in settings.apart}
         self._mailbox = None if self.inline else Mailbox(loop)
@@ -98,10 +102,11 @@ class Engine:
         single = self._fastest(lambda: requests[0])
         # Another process, now or after a step up the chain, may keep the loop waiting.
         self.inline = single < INLINE_S and not self.chain.may_wait
-        self.max_batch = 1
         self._small = 0
         largest = min(self.settings.max_batch or interface.max_batch, interface.max_batch)
-        if largest > 1 and self.settings.batching and not self.inline:
+        # The most rows that are worth it, whichever candidate serves: 1 where batches do not pay.
+        self._worth = largest if self.settings.batching and not self.inline else 1
+        if min(self._worth, self.chain.batching.max_batch) > 1:
             sizes = [n for n in self.settings.preferred if 1 < n <= largest]
             few = min(sizes, default=min(4, largest))
 
@@ -110,10 +115,45 @@ class Engine:
                 together = self._fastest(lambda: join_batches([requests[0]] * rows))
                 return together < _WORTH * rows * single
 
-            self.max_batch = largest if pays(few) else 1
-            if sizes and few > 2 and self.max_batch > 1 and not pays(2):
+            if not pays(few):
+                self._worth = 1
+            elif sizes and few > 2 and not pays(2):
                 self._small = 1
         self.single_s = single
+
+    @property
+    def max_batch(self) -> int:
+        """The most rows that requests share now; 1: each is run by itself."""
+        return max(1, min(self._worth, self.chain.batching.max_batch))
+
+    @property
+    def batching(self) -> str:
+        """How requests share batches now, in words with the reason."""
+        allowed = self.chain.batching
+        if self.max_batch > 1:
+            return f"batches up to {self.max_batch}"
+        if self.inline:
+            return "one at a time: a call takes less than waiting for another"
+        if not self.settings.batching:
+            return "one at a time: batching is turned off"
+        if allowed.max_batch <= 1:
+            return f"one at a time: {allowed.reason}"
+        if self.settings.max_batch == 1 or self.chain.interface.max_batch <= 1:
+            return "one at a time: batches are limited to one row"
+        return "one at a time: batches do not pay here"
+
+    def _policy(self) -> BatchPolicy:
+        most = self.max_batch
+        return BatchPolicy(
+            most,
+            tuple(sorted(p for p in self.settings.preferred if p <= most)),
+            self.settings.delay_s if most > 1 else 0.0,
+            self._small,
+        )
+
+    def _stepped(self) -> None:
+        """Told by the chain, on any thread: another candidate may share other batches."""
+        self._queue.policy = self._policy()
 
     def _fastest(self, make: Callable[[], Tensors]) -> float:
         times = []
@@ -161,7 +201,7 @@ class Engine:
             self._enter_apart(request.level)
         elif self.pending >= settings.queue:
             self._make_room(request.level, self.pending)
-        if self.max_batch > 1:
+        if self._worth > 1:
             request.signature = tuple((n, a.shape[1:]) for n, a in request.inputs.items())
         request.holder = self
         self.pending += 1
@@ -299,6 +339,7 @@ class Engine:
         ready = time.perf_counter()
         outputs, candidate = self.chain.run(joined)
         ran = time.perf_counter()
+        self._check_rows(outputs, sizes, candidate)
         parts = split_batches(outputs, sizes)
         done = time.perf_counter()
         rows, elapsed = sum(sizes), done - began
@@ -308,6 +349,25 @@ class Engine:
             for r, part, waited in zip(alive, parts, queued, strict=True)
         ]
         return answers, BatchTimes(rows, queued, ready - began, ran - ready, done - ran)
+
+    def _check_rows(self, outputs: Tensors, sizes: list[int], candidate: Candidate) -> None:
+        """Raise Inseparable unless these are the answers of all requests one behind the other: as many rows as
+        went in, of a candidate that keeps rows apart. Another one may have taken over meanwhile."""
+        rows = sum(sizes)
+        for name, array in outputs.items():
+            found = len(array) if array.ndim else 0
+            if found != rows:
+                reason = f"rows interact ('{name}' had {found} rows where {rows} went in)"
+                self.chain.stop_batching(candidate, reason)
+                log.warning(
+                    "%s: %s; its requests are run one at a time from now on",
+                    candidate.label,
+                    reason,
+                )
+                self._loop.call_soon_threadsafe(self._on_unbatched, candidate, reason)
+                raise Inseparable(reason)
+        if rows > self.chain.batching_of(candidate).max_batch:
+            raise Inseparable(f"{candidate.label} takes requests one at a time")
 
     def _finish(
         self,

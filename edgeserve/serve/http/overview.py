@@ -49,7 +49,8 @@ class CandidateOverview(msgspec.Struct, frozen=True):
 
 class ModelOverview(msgspec.Struct, frozen=True):
     """One version of one model. `degraded`: it serves, but not on the first candidate of its chain. Requests
-    are counted since the server started; `queue` is how many may wait or run."""
+    are counted since the server started; `queue` is how many may wait or run, `batching` how they share
+    batches, in words."""
 
     name: str
     version: str
@@ -68,6 +69,7 @@ class ModelOverview(msgspec.Struct, frozen=True):
     pending: int = 0
     queue: int = 0
     degraded: bool = False
+    batching: str = ""
 
 
 class WorkerOverview(msgspec.Struct, frozen=True):
@@ -142,6 +144,7 @@ def _model(model: ServedModel, name: str, version: str, state: str, reason: str)
         since=status.since,
         degraded=model.ready and status.reason is not None,
         rows_that_fit=status.max_rows,
+        batching=model.engine.batching,
         candidates=tuple(_candidate(model, s) for s in model.links),
         last_fallback=_fallback(model.fallbacks),
         last_recovery=_recovery(model.promotions),

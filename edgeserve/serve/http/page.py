@@ -156,6 +156,8 @@ def _facts(model: ModelOverview, now: float) -> Iterator[str]:
         yield _fact("serves on", f"{where}{own}, for {_e(_span(now - model.since))}")
     if model.placement is not None:
         yield _fact("placement", _e(model.placement))
+    if model.batching:
+        yield _fact("requests run", _e(model.batching))
     if model.rows_that_fit:
         yield _fact(
             "memory", f"batches run in parts of {model.rows_that_fit} rows, more do not fit"

@@ -1,0 +1,82 @@
+"""Whether requests of a model may share a batch: what the source's graph says, what each variant's own graph
+says, and what each variant does on its engine beside hostile neighbours. All three must agree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgeserve.bundle import Batching
+from edgeserve.chain import try_neighbours
+from edgeserve.conversion.independence import rows_of_graph
+from edgeserve.conversion.source import SourceModel
+from edgeserve.conversion.timing import Subject
+from edgeserve.evaluate import Samples
+from edgeserve.runtimes import Session
+from edgeserve.tensors import Interface, TensorSpec
+
+# Requests of one model that can share a batch share at most so many rows.
+MAX_BATCH: Final = 32
+# As many samples are looked at for two of one shape, and for the integers that occur.
+_SAMPLES: Final = 8
+
+
+def by_graph(model: SourceModel) -> tuple[Interface, Batching]:
+    """The interface with `max_batch` set if the source's graph keeps rows apart, and what it says.
+
+    A dynamic first dimension does not say so by itself: it may be a sequence, or rows may interact.
+    """
+    interface = model.interface
+    if model.state:  # rows of a batch would follow each other, or share a state
+        return interface, Batching(1, "it keeps a state between calls")
+    if model.proto is None:
+        return interface, Batching(
+            1, f"rows are not known to be independent ({model.format} source)"
+        )
+    for spec in (*interface.inputs, *interface.outputs):
+        if not spec.shape or isinstance(spec.shape[0], int):
+            where = f"'{spec.name}' has no axis of any number of rows"
+            return interface, Batching(1, f"rows are not known to be independent ({where})")
+    found = rows_of_graph(model.proto)
+    if not found.known:
+        return interface, Batching(1, found.reason)
+    return _with_rows(interface), Batching(MAX_BATCH, found.reason)
+
+
+def _with_rows(interface: Interface) -> Interface:
+    """All first axes are the rows', whatever the file calls them."""
+    rows = interface.inputs[0].shape[0]
+
+    def named(spec: TensorSpec) -> TensorSpec:
+        return msgspec.structs.replace(spec, shape=(rows, *spec.shape[1:]))
+
+    return Interface(
+        tuple(map(named, interface.inputs)), tuple(map(named, interface.outputs)), MAX_BATCH
+    )
+
+
+def of_variant(file: Path, format_name: str, interface: Interface) -> Batching | None:
+    """What a variant's own graph says; None where it has none that is read, or requests share no batches."""
+    if format_name != "onnx" or not interface.max_batch:
+        return None
+    import onnx
+
+    proto: Any = onnx.load_model(str(file), load_external_data=False)
+    found = rows_of_graph(proto)
+    return Batching(interface.max_batch if found.known else 1, found.reason)
+
+
+def on_engine(
+    subject: Subject, session: Session, interface: Interface, samples: Samples
+) -> Batching | None:
+    """What a variant does beside hostile neighbours; None where requests share no batches. Raises DeviceLost."""
+    if interface.max_batch <= 1:
+        return None
+    known = subject.variant.batching
+    if known is not None and known.max_batch <= 1:
+        return known
+    seen = [samples[i] for i in range(min(_SAMPLES, len(samples)))]
+    return try_neighbours(session, interface, seen, subject.variant.precision)
