@@ -10,11 +10,11 @@ import typer
 from edgeserve.cli.output import print_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from rich.console import Console
 
-    from edgeserve.bundle import Measured, Recipe, Source, Task, Variant
+    from edgeserve.bundle import Manifest, Measured, Recipe, Source, Task, Variant
     from edgeserve.inspecting import BundleReport, ModelReport
     from edgeserve.inspecting.placing import PlacedHere
     from edgeserve.tensors import TensorSpec
@@ -130,7 +130,6 @@ def _render_bundle(report: BundleReport) -> None:
     from edgeserve.inspecting.report import told_state
 
     console, manifest = stdout_console(), report.manifest
-    batch = manifest.interface.max_batch
     facts: list[tuple[str, str | None]] = [
         ("bundle", f"{manifest.name} ({report.path})"),
         ("written", f"{manifest.created}, schema {manifest.schema_version}"),
@@ -138,7 +137,7 @@ def _render_bundle(report: BundleReport) -> None:
         ("source", _source(manifest.source)),
         ("task", manifest.task.kind),
         ("preprocess", _preprocess(manifest.task)),
-        ("batch", f"requests may share one, up to {batch} rows" if batch else "one request each"),
+        ("batch", _batch(manifest)),
         ("state", told_state(manifest.state)),
         ("golden", f"{manifest.golden.samples} samples"),
         ("digests", f"all {report.verified_files} files are as they were written"),
@@ -161,6 +160,11 @@ def _render_bundle(report: BundleReport) -> None:
         ("measured", "on", "latency ms", "speed-up", "fidelity", "accuracy", "int8 ops"),
         [(v.id, *_measured(m)) for v in manifest.variants for m in v.measured],
         right=("latency ms", "speed-up", "int8 ops"),
+    )
+    _table(
+        console,
+        ("batches", "on", "requests share", "known by"),
+        list(_batches(manifest)),
     )
     _table(
         console,
@@ -203,6 +207,28 @@ def _render_bundle(report: BundleReport) -> None:
         right=("size", "share"),
     )
     print_line(console, f"\nmeasure it here: edgeserve bench {report.path}")
+
+
+def _batch(manifest: Manifest) -> str:
+    """What the source's graph says."""
+    most, known = manifest.interface.max_batch, manifest.batching
+    text = f"requests may share one, up to {most} rows" if most else "one request each"
+    return f"{text}: {known.reason}" if known is not None else text
+
+
+def _batches(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    """What each variant does, by its graph or on an engine; nothing where requests never share a batch."""
+    for variant in manifest.variants if manifest.interface.max_batch > 1 else ():
+        if not variant.measured:
+            yield variant.id, "", "", "not tried yet: run tries it"
+        for measured in variant.measured:
+            found = measured.batching
+            on = _measured_on(measured)
+            if found is None:
+                yield variant.id, on, "", "not recorded: run tries it"
+            else:
+                shared = f"up to {found.max_batch} rows" if found.max_batch > 1 else "none"
+                yield variant.id, on, shared, found.reason
 
 
 def _source(source: Source) -> str:

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
 from edgeserve.bundle import Precision, Source, VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.errors import (
     DependencyMissing,
-    InferenceFailed,
     SourceError,
     UnsupportedModel,
     UsageError,
 )
-from edgeserve.evaluate import Samples
 from edgeserve.inspecting.onnx import checkable, external_files, load_external
 from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
@@ -127,8 +124,6 @@ def open_reference(
             hint="every variant is proven against the source in onnxruntime: export the model with "
             "standard operators, or with another opset",
         ) from None
-
-
 
 
 def _onnx() -> Any:

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from edgeserve.bundle import Bundle
-from edgeserve.chain import Chain, ChainOptions, relative_rms_error
+from edgeserve.chain import Chain, relative_rms_error
 from edgeserve.errors import CheckFailed
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
@@ -82,31 +82,3 @@ def test_numbers_of_padding_may_be_anything(tmp_path: Path, position: int) -> No
     else:
         with pytest.raises(CheckFailed):
             Chain(Bundle.open(path))
-
-
-@pytest.mark.parametrize(("batches", "found"), [((), False), ((16,), False), ((2, 4), True)])
-def test_batches_that_are_asked_for_are_proven_too(
-    tmp_path: Path, batches: tuple[int, ...], found: bool
-) -> None:
-    """The model adds the mean over its batch: alone, a row is doubled."""
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], name="mean"),
-            helper.make_node("Add", ["x", "mean"], ["y"], name="add"),
-        ],
-        "mixing",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    interface = Interface(
-        (TensorSpec("x", "FP32", ("batch", 3)),), (TensorSpec("y", "FP32", ("batch", 3)),), 8
-    )
-    x = np.float32([[1, 2, 3], [4, 5, 6], [-7, -8, -9]])
-    path = write_bundle(tmp_path, "mixing", model, interface, {"x": x}, {"y": 2 * x})
-    options = ChainOptions(batches=batches)
-    if found:
-        with pytest.raises(CheckFailed, match="in a batch of 2"):
-            Chain(Bundle.open(path), options)
-    else:
-        Chain(Bundle.open(path), options).close()
