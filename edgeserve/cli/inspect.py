@@ -217,8 +217,11 @@ def _batch(manifest: Manifest) -> str:
 
 
 def _batches(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    """What each variant does, by its graph or on an engine; nothing where requests never share a batch."""
-    for variant in manifest.variants if manifest.interface.max_batch > 1 else ():
+    """What each variant does, by its graph or on an engine; nothing where requests never share a batch, or
+    nothing was recorded."""
+    if manifest.batching is None or manifest.interface.max_batch <= 1:
+        return
+    for variant in manifest.variants:
         if not variant.measured:
             yield variant.id, "", "", "not tried yet: run tries it"
         for measured in variant.measured:
