@@ -9,6 +9,10 @@ class TooManyInFlight(EnvironmentProblem):
     """The server handles as many requests as it may at one time."""
 
 
+class TooManyBodies(EnvironmentProblem):
+    """What is held of requests takes as much memory as it may."""
+
+
 class InFlight:
     """Counts requests that wait for something: a thread, a queue, the model. Those answered at once, on
     the event loop, are never two at a time. Lives on the event loop; whoever enters leaves."""

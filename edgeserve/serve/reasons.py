@@ -7,7 +7,7 @@ from typing import Final
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import QueueFull, ShuttingDown
-from edgeserve.serve.flight import TooManyInFlight
+from edgeserve.serve.flight import TooManyBodies, TooManyInFlight
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 _REASONS: Final[tuple[tuple[type[EdgeServeError], str], ...]] = (
@@ -21,6 +21,7 @@ _REASONS: Final[tuple[tuple[type[EdgeServeError], str], ...]] = (
     (QueueFull, "queue_full"),
     (ShuttingDown, "draining"),
     (TooManyInFlight, "in_flight"),
+    (TooManyBodies, "bodies"),
 )
 
 

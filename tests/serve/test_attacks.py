@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import socket
 import struct
 import time
@@ -15,11 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 
 from edgeserve.serve.app import Background
+from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.settings import Settings
 from tests.serve.conftest import RawClient, post
@@ -439,6 +442,57 @@ def test_huge_shapes_are_refused_before_anything_is_allocated(target: Background
     for shape in ([2**40, 4], [2**62, 4], [2**20, 4]):
         refused(target, binary_body(16, bytes(16), shape=shape), 400, "expected at most")
     assert memory() - before < 8 * MIB
+
+
+def test_a_binary_body_that_no_input_can_have_is_not_taken(target: Background) -> None:
+    """Its head tells how much of it is tensors, and the model how much they can be: 64 rows of 16 bytes."""
+    for length, status in ((600 + 16 * 64 + 1, 413), (4 * MIB, 413), (599, 400)):
+        lines = f"Content-Length: {length}\r\nInference-Header-Content-Length: 600"
+        with RawClient(target.url) as client:
+            client.send(f"POST {INFER} HTTP/1.1\r\nHost: t\r\n{lines}\r\n\r\n".encode())
+            assert client.response()[0] == status  # before the body
+    for rows in (1, 64):  # what can be is taken, also where it comes in pieces
+        request = binary_body(16 * rows, bytes(16 * rows), shape=[rows, 4])
+        with RawClient(target.url) as client:
+            client.send(request[:-8])
+            time.sleep(0.05)
+            client.send(request[-8:] + binary_body(16 * rows, bytes(16 * rows), shape=[rows, 4]))
+            assert [client.response()[0] for _ in range(2)] == [200, 200]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no POSIX shared memory")
+def test_shared_memory_that_no_input_can_be_is_not_read(bundle: Path) -> None:
+    """A gigabyte for sixteen bytes, over both protocols: refused before any of it is read."""
+    settings = Settings(
+        bundle=str(bundle), http_port=0, grpc_port=0, shared_memory="edgeserve-attack-"
+    )
+    size, name = 1 << 30, f"edgeserve-attack-{os.getpid()}"
+    segment = Path("/dev/shm") / name
+    segment.touch()
+    try:
+        os.truncate(segment, size)  # sparse: it takes no memory until it is read
+        with Background(settings) as server:
+            register = json.dumps({"key": f"/{name}", "byte_size": size}).encode()
+            path = "/v2/systemsharedmemory/region/huge/register"
+            with RawClient(server.url) as client:
+                client.send(post(register, path).replace(b"Host: test", b"Host: localhost"))
+                assert client.response()[0] == 200
+            before = memory()
+            for claimed in (size, size - 1, 17):
+                where = {"shared_memory_region": "huge", "shared_memory_byte_size": claimed}
+                entry = {"name": "x", "shape": [1, 4], "datatype": "FP32", "parameters": where}
+                refused(server, post(json.dumps({"inputs": [entry]}).encode()), 400, "16 bytes")
+                message = messages.ModelInferRequest(model_name="linear")
+                given = message.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+                given.parameters["shared_memory_region"].string_param = "huge"
+                given.parameters["shared_memory_byte_size"].int64_param = claimed
+                with grpc.insecure_channel(str(server.started.grpc)) as channel:
+                    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+                    with pytest.raises(grpc.RpcError, match="16 bytes"):
+                        call(message.SerializeToString())
+            assert memory() - before < 64 * MIB
+    finally:
+        segment.unlink()
 
 
 def test_control_characters_in_strings_are_carried(target: Background) -> None:

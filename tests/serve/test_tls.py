@@ -191,6 +191,9 @@ class Holder:
     def __init__(self, held: list[Request]) -> None:
         self.handle = held.append
 
+    def announced(self, head: Head) -> None:
+        pass
+
     def admit(self, head: Head, address: str) -> None:
         head.route, head.most = self, 1 << 20
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Mailbox, Outcome, Pending, ShuttingDown
-from edgeserve.serve.flight import InFlight
+from edgeserve.serve.flight import InFlight, TooManyBodies
 from edgeserve.serve.grpc import codec
 from edgeserve.serve.grpc.errors import Canceled
 from edgeserve.serve.grpc.limits import GrpcLimits
@@ -48,6 +48,8 @@ class Inferences:
         self.loop = loop
         self.limits = limits
         self._mailbox = Mailbox(loop)
+        self._lock = threading.Lock()
+        self._held = 0  # bytes of large messages
 
     def start(self, message: bytes, remaining_s: float | None, *, streamed: bool) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
@@ -58,12 +60,28 @@ class Inferences:
         if remaining_s is not None:
             call.deadline = time.monotonic() + remaining_s
         if len(message) >= _SMALL:
+            if not self._hold(len(message)):
+                call.refuse(TooManyBodies("too many large messages at one time"))
+                return call
+            call.held = len(message)
             call.decode()
         try:
             self._mailbox.post(call.run)
         except RuntimeError:  # the loop has ended
             call.finish(ShuttingDown("the server is shutting down"))
         return call
+
+    def _hold(self, size: int) -> bool:
+        with self._lock:
+            if self._held + size > self.limits.messages_bytes:
+                return False
+            self._held += size
+            return True
+
+    def release(self, size: int) -> None:
+        """A call that held so much has its answer."""
+        with self._lock:
+            self._held -= size
 
     def close(self) -> None:
         """When no call can come any more."""
@@ -92,6 +110,7 @@ class Inference:
         "_streamed",
         "asked",
         "deadline",
+        "held",
         "id",
         "result",
     )
@@ -111,6 +130,7 @@ class Inference:
         self._pending: Pending | None = None
         self._answer: bytes | None = None
         self.deadline: float | None = None
+        self.held = 0  # bytes of its message that count
         self.id = ""
         self.asked = False  # the model was, which logs what becomes of it
         self.result: Outcome | EdgeServeError | None = None
@@ -125,6 +145,11 @@ class Inference:
             self._refusal = error
         except Exception as error:  # noqa: BLE001 - the client is told
             self._refusal = _unforeseen(error)
+
+    def refuse(self, error: EdgeServeError) -> None:
+        """Answer before anything is done about it."""
+        self._message = b""
+        self.finish(error)
 
     def run(self) -> None:
         """Find the model and hand it the request. Never raises."""
@@ -172,6 +197,8 @@ class Inference:
             self.result = result
             if self._flies:
                 self._owner.flight.count -= 1
+            if self.held:
+                self._owner.release(self.held)
             self._lock.release()
 
     def wait(self) -> None:
@@ -244,7 +271,13 @@ class Inference:
         tensors = {}
         for given in decoded.inputs:
             if given.region is not None:
-                region = given.region
+                region, most = given.region, self._owner.limits.receive_bytes
+                binary.check_size(given.spec, given.shape, region.byte_size)
+                if given.spec.dtype == "BYTES" and region.byte_size > most:
+                    raise InvalidInput(
+                        f"input '{given.spec.name}': expected at most {most} bytes, "
+                        f"got {region.byte_size}"
+                    )
                 data = shm.read(region.region, region.offset, region.byte_size)
                 tensors[given.spec.name] = binary.from_bytes(given.spec, given.shape, data)
         return tensors

@@ -9,7 +9,7 @@ import grpc
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
-from edgeserve.serve.flight import TooManyInFlight
+from edgeserve.serve.flight import TooManyBodies, TooManyInFlight
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 
@@ -27,6 +27,7 @@ _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (ModelUnavailable, grpc.StatusCode.UNAVAILABLE),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooManyInFlight, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (TooManyBodies, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (ShuttingDown, grpc.StatusCode.UNAVAILABLE),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Canceled, grpc.StatusCode.CANCELLED),

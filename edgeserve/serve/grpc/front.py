@@ -57,6 +57,7 @@ class GrpcFront:
             flight,
             GrpcLimits(
                 receive_bytes=limits.body_bytes,
+                messages_bytes=limits.bodies_bytes,
                 send_bytes=limits.output_bytes,
                 metadata_bytes=limits.head_bytes,
                 elements=limits.elements,

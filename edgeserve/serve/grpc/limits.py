@@ -11,6 +11,7 @@ class GrpcLimits(msgspec.Struct, frozen=True):
     are compressed for clients that accept it (None: none are)."""
 
     receive_bytes: int = 64 << 20
+    messages_bytes: int = 512 << 20
     send_bytes: int = 1 << 30
     metadata_bytes: int = 16_384
     elements: int = 1 << 28

@@ -48,6 +48,10 @@ class Owner(Protocol):
         """Route a head, before anything of a body is taken; the answer to one that is not let in."""
         ...
 
+    def announced(self, head: Head) -> Refusal | None:
+        """The answer to a request, which was let in, whose body cannot be right, before more of it is taken."""
+        ...
+
     def handle(self, request: Request) -> None: ...
 
     def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None: ...
@@ -172,12 +176,18 @@ class Connection(asyncio.BufferedProtocol):
         length = head.length
         if length is None or head.expects_continue or start + length < count:
             return False
-        self._head = head
         if start + length > count:
+            refusal = self._owner.announced(head)
+            if refusal is not None:
+                self._buffer += self._incoming_view[start:count]
+                self._turn_away(head, refusal)
+                return True
+            self._head = head
             self.since = time.monotonic()
             self._seen = 0
             self._begin_body(length, self._incoming_view[start:count])
             return True
+        self._head = head
         self._parsing = True  # an answer given at once must not begin to parse
         self._hand_over(self._incoming[start:count])
         self._parsing = False
@@ -263,6 +273,10 @@ class Connection(asyncio.BufferedProtocol):
             self.trusted = self.trusted or head.trusted
             if len(raw) <= _KEPT_HEAD_BYTES:
                 self._last = Repeated(raw, head, head.most)
+        if head.length is not None and head.length > len(self._buffer):
+            refusal = self._owner.announced(head)
+            if refusal is not None:
+                return self._turn_away(head, refusal)
         self._head = head
         self.since = time.monotonic()
         self._received = self._seen = 0

@@ -25,7 +25,7 @@ from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.model import ServedModel
-from edgeserve.serve.protocols import v2
+from edgeserve.serve.protocols import binary, v2
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Interface
@@ -121,6 +121,8 @@ class InferRoute:
         self._accepts = accepted_coding(headers.get(b"accept-encoding"))
         self._model: ServedModel | None = None
         self._codec: v2.Codec | None = None
+        self._sized: ServedModel | None = None  # whose inputs take at most
+        self._most: int | None = None  # bytes
         self._candidate: Candidate | None = None
         self._json: Form
         self._binary: Form
@@ -143,6 +145,23 @@ class InferRoute:
             self._run(model, codec, request, request.body)
         else:
             self._inflate(model, request)
+
+    def misfit(self, length: int) -> Refusal | None:
+        """What is wrong with a body of so many bytes. Raises ModelNotFound, ModelUnavailable."""
+        model = self._repository.find(self._name, self._version)
+        if self._header_length is None or not self._plain:
+            return None
+        if self._header_length > length:
+            message = f"the JSON is announced as {self._header_length} bytes of {length}"
+            return Refusal(400, "invalid", message)
+        if model is not self._sized:
+            self._sized, self._most = model, binary.most_bytes(model.interface)
+        most = self._most
+        given = length - self._header_length
+        if most is None or given <= most:
+            return None
+        message = f"the inputs of '{model.name}' are at most {most} bytes, got {given}"
+        return Refusal(413, "body_too_large", message)
 
     def _codec_of(self, model: ServedModel) -> v2.Codec:
         if model is not self._model or self._codec is None:

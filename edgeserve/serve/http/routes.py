@@ -110,6 +110,16 @@ class Router:
         head.route = route
         return None
 
+    def announced(self, head: Head) -> Refusal | None:
+        """Why a request cannot be right that was let in, by what its head says of the body; never raises."""
+        route = head.route
+        if not isinstance(route, InferRoute) or head.length is None:
+            return None
+        try:
+            return route.misfit(head.length)
+        except EdgeServeError as error:
+            return refused(error)
+
     def _route(self, head: Head, caller: Caller) -> Route:
         """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound, ModelUnavailable."""
         path = head.path

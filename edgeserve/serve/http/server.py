@@ -42,6 +42,10 @@ class Handler(Protocol):
         """Route a head, or say why its request is not served; nothing of a body is taken before."""
         ...
 
+    def announced(self, head: Head) -> Refusal | None:
+        """Why a request that was let in cannot be right, by what its head says of the body."""
+        ...
+
     def handle(self, request: Request) -> None:
         """Answer a request, now or later; never raises."""
         ...
@@ -59,6 +63,7 @@ class HttpServer:
     ) -> None:
         self.limits = limits
         self.admit = handler.admit
+        self.announced = handler.announced
         self.handle = handler.handle
         self.incoming = bytearray(INCOMING_BYTES)
         self.bodies = BodyBuffers(limits.bodies_bytes)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from edgeserve.errors import InvalidInput
-from edgeserve.tensors import Array, TensorSpec
+from edgeserve.tensors import Array, Interface, TensorSpec
 
 # Strings whose length is looked at; it takes some hundred microseconds.
 _COUNTED: Final = 4_096
@@ -22,14 +22,8 @@ def from_bytes(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Ar
     """A tensor over `data`, without a copy where alignment allows. Raises InvalidInput on any misfit."""
     if spec.dtype == "BYTES":
         return _texts(spec, shape, data)
-    dtype = spec.numpy_dtype
-    expected = math.prod(shape) * dtype.itemsize
-    if expected != len(data):
-        raise InvalidInput(
-            f"input '{spec.name}': expected {expected} bytes for {spec.dtype} {list(shape)}, "
-            f"got {len(data)}"
-        )
-    array = np.frombuffer(data, dtype.newbyteorder("<"))
+    check_size(spec, shape, len(data))
+    array = np.frombuffer(data, spec.numpy_dtype.newbyteorder("<"))
     if spec.dtype == "BOOL" and len(data) and int(np.frombuffer(data, np.uint8).max()) > 1:
         raise InvalidInput(f"input '{spec.name}': a BOOL is a byte of 0 or 1")
     if not array.flags.aligned:
@@ -37,10 +31,39 @@ def from_bytes(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Ar
     return array.reshape(shape)
 
 
-def _texts(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+def check_size(spec: TensorSpec, shape: tuple[int, ...], size: int) -> None:
+    """Whether `size` bytes can be a tensor, before they are read. Raises InvalidInput."""
     count = math.prod(shape)
-    if count > len(data) // 4:  # each takes at least its length; checked before allocating
-        raise InvalidInput(f"input '{spec.name}': {len(data)} bytes cannot hold {count} strings")
+    if spec.dtype == "BYTES":
+        if count > size // 4:  # each takes at least its length
+            raise InvalidInput(f"input '{spec.name}': {size} bytes cannot hold {count} strings")
+        return
+    expected = count * spec.numpy_dtype.itemsize
+    if expected != size:
+        raise InvalidInput(
+            f"input '{spec.name}': expected {expected} bytes for {spec.dtype} {list(shape)}, "
+            f"got {size}"
+        )
+
+
+def most_bytes(interface: Interface) -> int | None:
+    """The most bytes that the inputs of one request can take; None where their sizes are the client's
+    choice."""
+    total = 0
+    for spec in interface.inputs:
+        shape = spec.shape
+        rows = 1
+        if interface.max_batch:
+            rows, shape = interface.max_batch, shape[1:]
+        if spec.dtype == "BYTES" or not all(isinstance(size, int) for size in shape):
+            return None
+        total += rows * math.prod(int(size) for size in shape) * spec.numpy_dtype.itemsize
+    return total
+
+
+def _texts(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
+    check_size(spec, shape, len(data))
+    count = math.prod(shape)
     values = np.empty(count, dtype=object)
     offset = 0
     for i in range(count):

@@ -152,7 +152,7 @@ class Codec:
             if not entry.parameters:
                 tensors[name] = port.array_of(shape, entry.data)
                 continue
-            data = self._from_region(entry)
+            data = self._from_region(entry, port.spec, shape)
             if data is None:
                 size = _size(entry)
                 if size is None:
@@ -170,7 +170,9 @@ class Codec:
             raise InvalidInput(f"{len(blobs) - offset} bytes of binary data belong to no input")
         return tensors
 
-    def _from_region(self, entry: InputEntry) -> memoryview | None:
+    def _from_region(
+        self, entry: InputEntry, spec: TensorSpec, shape: tuple[int, ...]
+    ) -> memoryview | None:
         """The bytes of an input that is in shared memory; None for one that is not."""
         parameters, name = entry.parameters, f"input '{entry.name}'"
         if _SHM not in parameters:
@@ -178,6 +180,10 @@ class Codec:
         if entry.data is not msgspec.UNSET or "binary_data_size" in parameters:
             raise InvalidInput(f"{name} has data and {_SHM}")
         region = _region(parameters, name)
+        binary.check_size(spec, shape, region.byte_size)
+        most = self._limits.body_bytes
+        if spec.dtype == "BYTES" and region.byte_size > most:
+            raise InvalidInput(f"{name}: expected at most {most} bytes, got {region.byte_size}")
         return self._shm.read(region.region, region.offset, region.byte_size)
 
     def _outputs(self, entries: list[Any], default: bool) -> tuple[RequestedOutput, ...]:
