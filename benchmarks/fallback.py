@@ -67,7 +67,7 @@ def summary(
         "requests": sum(len(c.replies) for c in done),
         "lost": sum(c.lost for c in done),
         "wrong": sum(c.wrong for c in done),
-        "counted": ", ".join(sorted({reason for c in done for reason in c.fallbacks})),
+        "counted": ", ".join(sorted({reason for c in done for reason in c.fallbacks or c.replays})),
         "added_ms": [float(np.percentile(added, q)) for q in (50, 99, 100)] if added else None,
         "back_s": median(back) if back else None,
     }

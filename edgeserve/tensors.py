@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -162,6 +163,21 @@ def split_batches(joined: Tensors, sizes: list[int]) -> list[Tensors]:
         parts.append({name: array[start : start + size] for name, array in joined.items()})
         start += size
     return parts
+
+
+def digest_of(tensors: Tensors, scope: object = None) -> bytes:
+    """Equal for the same names, types, shapes and values, and the same `repr` of `scope`; 32 bytes."""
+    digest = hashlib.blake2b(repr(scope).encode(), digest_size=32)
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(repr((name, array.dtype.str, array.shape)).encode())
+        if array.dtype == object:
+            for item in array.reshape(-1):
+                data = item if isinstance(item, bytes) else str(item).encode()
+                digest.update(len(data).to_bytes(8, "little") + data)
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.digest()
 
 
 # What text models call the input that says which positions of a sequence are not padding.

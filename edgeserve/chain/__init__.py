@@ -4,7 +4,7 @@ from edgeserve.chain.batching import this_machine, try_neighbours
 from edgeserve.chain.board import BOARD, DeviceBoard
 from edgeserve.chain.chain import Chain
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
-from edgeserve.chain.links import ChainStatus, Fallback, LinkStatus, Promotion
+from edgeserve.chain.links import ChainStatus, Fallback, LinkStatus, Promotion, Replay
 from edgeserve.chain.opening import (
     Attempt,
     faults_for,
@@ -26,6 +26,7 @@ __all__ = [
     "Fallback",
     "LinkStatus",
     "Promotion",
+    "Replay",
     "check_golden",
     "faults_for",
     "golden_batches",

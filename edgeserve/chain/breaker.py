@@ -48,6 +48,12 @@ class Breaker:
         self._pauses = max(self._pauses, _PAUSES_AT_START)
         return self.failed(now)
 
+    def explained(self, times: int, now: float) -> None:
+        """Its last failures are known not to be its own: they make no pause longer."""
+        self._pauses = max(0, self._pauses - times)
+        if self.due is not None:
+            self.due = min(self.due, now + self._first * 2.0 ** min(self._pauses, 60))
+
     def served(self, now: float) -> None:
         """It serves now."""
         self._serving_since = now

@@ -43,6 +43,7 @@ class Candidates:
         self.closed = False
         # What is known of the candidates' batches, by their labels: it outlives their sessions.
         self.batching: dict[str, Batching] = {}
+        self._unproven: set[str] = set()  # those proven by answers of a device that was wrong
         self._on_loss: Callable[[Opened, DeviceLost], None] | None = None
         self.links = [Link(i, c, options) for i, c in enumerate(self._selected())]
         self.fault_state = (
@@ -137,6 +138,8 @@ class Candidates:
         with link.opening:
             if link.opened is not None:
                 return link.opened
+            label = link.candidate.label
+            known = None if label in self._unproven else self.batching.get(label)
             state = self.fault_state.name if self.fault_state is not None else ""
             opened = open_proven(
                 self.bundle,
@@ -144,9 +147,11 @@ class Candidates:
                 self.options,
                 fault_state=state,
                 cancelled=lambda: self.closed,
-                batching=self.batching.get(link.candidate.label),
+                batching=known,
             )
-            self.batching.setdefault(link.candidate.label, opened.batching)
+            if known is None:
+                self.batching[label] = opened.batching
+                self._unproven.discard(label)
             self.board.opened(device_key(link.candidate))
             with self.lock:
                 if self.closed:
@@ -188,6 +193,8 @@ class Candidates:
                 return False
             link.opened = None
         failed.failure = error.with_traceback(None)
+        if not isinstance(error, DeviceLost) and failed.batching.max_batch > 1:
+            self._unproven.add(link.candidate.label)
         link.failed_at = link.failed_at or _now()
         link.breaker.failed(_now())
         self._record(link, error)

@@ -1,39 +1,39 @@
 """A bundle being run: which candidate serves, what takes over when it fails, and when it comes back.
 
 At load each candidate is opened, warmed up and must reproduce the golden samples; else the next one.
-When the serving candidate fails a call, that call is run again on the next one, and only then answered.
+When the serving candidate fails a call, that call is run again on the next one, and only then answered;
+whether the candidate goes on serving is decided by its golden samples.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates, kind_of
-from edgeserve.chain.failures import (
-    NonFinite,
-    in_words,
-    reason_of,
-)
+from edgeserve.chain.failures import in_words, reason_of
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
-from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion
+from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion, Replay
 from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.recovery import Answer, Recovery
 from edgeserve.chain.running import Runner
 from edgeserve.errors import (
-    BeyondEngine,
     CheckFailed,
     DeviceLost,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
-    InvalidInput,
+    ModelUnavailable,
     WrongNumbers,
 )
 from edgeserve.runtimes import Session
@@ -41,7 +41,9 @@ from edgeserve.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[Tensors, Candidate]
+Handler = Callable[[Opened, Tensors, Sequence[Tensors], InferenceFailed], Answer | None]
+# Over all chains, so that nothing of one is taken for another's.
+_ERAS: Final = itertools.count()
 
 
 class Chain:
@@ -67,12 +69,16 @@ class Chain:
         self.promotions: list[Promotion] = []
         self.board = board
         # Held while another candidate is opened to take over; the candidates' lock inside of it.
-        self._stepping = threading.RLock()
+        self.stepping = threading.RLock()
         self.candidates = Candidates(bundle, self.options, board)
         self.links = self.candidates.links
         self._listeners: list[Callable[[], None]] = []
-        self._runner = Runner(bundle, self.options, alone=len(self.links) == 1)
+        only_a_cpu = len(self.links) == 1 and kind_of(self.links[0].candidate) == "cpu"
+        self.runner = Runner(bundle, self.options, alone=only_a_cpu)
+        self.recovery = Recovery(self)
         self.keeper = Keeper(self)
+        # Another one after each failure: what a device answered before it failed is not relied on.
+        self.era = next(_ERAS)
         try:
             self._serving = self.candidates.open_first()
             self._require()
@@ -135,12 +141,13 @@ class Chain:
         for link in self.links:
             if link.candidate.label == candidate.label and link.opened is not None:
                 link.opened.batching = found
-        self._tell()
+        self.tell()
 
     @property
     def may_wait(self) -> bool:
-        """Whether a call may have to wait for another process, now or after a step up or down."""
-        return any(link.isolated for link in self.links)
+        """Whether a call may take much longer than now after a step up or down: in another process, or
+        on a CPU in an accelerator's stead."""
+        return any(link.isolated or kind_of(link.candidate) != "cpu" for link in self.links)
 
     def status(self) -> ChainStatus:
         serving, first = self._serving, self.links[0]
@@ -153,7 +160,7 @@ class Chain:
             ready=link.opened is serving and self.options.is_required(serving.candidate),
             first=first.candidate,
             isolated=serving.worker is not None,
-            max_rows=serving.max_rows,
+            max_rows=serving.room.rows,
             reason=first.attempt.error if away else None,
             hint=first.attempt.hint if away else None,
             retry_s=max(0.0, due - _now()) if away and due is not None else None,
@@ -171,6 +178,10 @@ class Chain:
             return LinkStatus(link.attempt, "waiting", max(0.0, due - _now()))
         return LinkStatus(link.attempt, "out" if link.attempt.reason == "unsupported" else "closed")
 
+    def replays(self) -> Counter[Replay]:
+        """How many requests failed on one candidate and were answered by another, so far."""
+        return self.recovery.counted()
+
     def listen(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, from any thread, after each step down or up."""
         self._listeners.append(listener)
@@ -178,92 +189,64 @@ class Chain:
     # Running
 
     def run(self, inputs: Tensors) -> Answer:
-        """Run checked inputs; also say which candidate answered.
+        """Run the checked inputs of one request; also say which candidate answered.
 
-        Raises InferenceFailed when every candidate failed, with fallback off, or when other candidates
-        fail as well and this one still reproduces the golden samples: then the request is at fault.
+        Raises InputFailed when the request is at fault: the device reproduces its golden samples, and no
+        other candidate can answer either. Raises InferenceFailed when the device fails and nothing takes
+        over, ModelUnavailable while nothing serves.
         """
-        last: InferenceFailed | None = (
-            None  # an exception made for each call would cost it a microsecond
-        )
+        return self._run(inputs, (inputs,), self.recovery.of_one)
+
+    def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> Answer:
+        """Run several requests together, `joined` from `parts`.
+
+        Raises InferenceFailed where one of them may have spoiled it for the others: then each is to be run
+        apart. Otherwise as `run`.
+        """
+        return self._run(joined, parts, self.recovery.of_batch)
+
+    def _run(self, inputs: Tensors, parts: Sequence[Tensors], recover: Handler) -> Answer:
+        recovery = self.recovery
+        lost: tuple[Candidate, InferenceFailed] | None = None
         for _ in range(2 * len(self.links) + 2):
             serving = self._serving
-            if serving.failure is not None:  # and nothing took over
-                self.step_down(serving, serving.failure.with_traceback(None))
+            if serving.failure is not None:
+                self._replace(serving, serving.failure)
                 continue
-            try:
-                return self._runner.answer(serving, inputs), serving.candidate
-            except InferenceFailed as error:
-                answer = self._recover(serving, inputs, error)
+            if recovery.lethal.any:
+                answer = recovery.elsewhere(serving, parts)
                 if answer is not None:
                     return answer
-                last = error
-        raise last or InferenceFailed("no candidate stays")
+            try:
+                outputs = self.runner.answer(serving, inputs)
+            except InferenceFailed as error:
+                answer = recover(serving, inputs, parts, error)
+                if answer is not None:
+                    return answer
+                lost = lost or (serving.candidate, error)
+            else:
+                serving.trial.answered = True
+                if recovery.lethal.any:
+                    recovery.lethal.answered(self.candidates.link_of(serving).index, parts)
+                if lost is not None:
+                    recovery.count(lost[0], serving.candidate, lost[1], len(parts))
+                return outputs, serving.candidate
+        raise lost[1] if lost is not None else InferenceFailed("no candidate stays")
 
     # Stepping down
 
-    def _recover(self, failed: Opened, inputs: Tensors, error: InferenceFailed) -> Answer | None:
-        """An answer from elsewhere, None when there is something else to run on now. Raises `error` when
-        there is nothing, or when the request is at fault."""
-        if isinstance(error, DeviceLost):
-            self.step_down(failed, error)
-            return None
-        if isinstance(error, BeyondEngine):
-            return self._elsewhere(failed, inputs, error)
-        if not self.options.fallback:
-            if isinstance(error, NonFinite) and self.still_right(failed):
-                return error.outputs, failed.candidate
-            raise error
-        with self._stepping:
-            if self._serving is not failed:
-                return None  # another thread was here first
-            backup = self.candidates.open_one(
-                self.candidates.successors(self.candidates.link_of(failed))
-            )
-        if backup is None:
-            return self._without_backup(failed, error)
+    def _replace(self, failed: Opened, failure: EdgeServeError) -> None:
+        """Nothing took over from what failed before; perhaps something does now. Raises ModelUnavailable."""
         try:
-            answer = self._runner.answer(backup, inputs), backup.candidate
-        except NonFinite as also:
-            return also.outputs, backup.candidate  # these inputs lead there
-        except InferenceFailed:
-            if self.still_right(failed):
-                raise error from None  # the request is at fault, not the device
-            self.step_down(failed, error)
-            return None
-        self.step_down(failed, error)
-        return answer
-
-    def _elsewhere(self, serving: Opened, inputs: Tensors, error: BeyondEngine) -> Answer:
-        """An answer of a candidate whose engine takes these values; what serves goes on serving.
-
-        Raises InvalidInput where no engine of the chain does.
-        """
-        link = self.candidates.link_of(serving)
-        for other in self.candidates.successors(link) if self.options.fallback else ():
-            with self._stepping:
-                opened = self.candidates.open_one([other])
-            if opened is None:
-                continue
-            try:
-                return self._runner.answer(opened, inputs), opened.candidate
-            except InferenceFailed as also:
-                log.debug("%s: %s", opened.candidate.label, also)
-        raise InvalidInput(error.message, cause=error.cause, hint=error.hint)
-
-    def _without_backup(self, failed: Opened, error: InferenceFailed) -> Answer | None:
-        if self.still_right(failed):
-            if isinstance(error, NonFinite):
-                return error.outputs, failed.candidate
-            raise error
-        self.step_down(failed, error)
-        return None
+            self.step_down(failed, failure.with_traceback(None))
+        except EdgeServeError as error:
+            raise ModelUnavailable("no device serves", cause=str(error), hint=error.hint) from None
 
     def step_down(self, failed: Opened, error: EdgeServeError) -> None:
         """Have another candidate serve, unless `failed` does not serve any more. Without one it is opened
         again itself. Raises `error` when nothing opens."""
         link = self.candidates.link_of(failed)
-        with self._stepping:
+        with self.stepping:
             if self._serving is failed and not self.candidates.closed:
                 order = [*self.candidates.successors(link), link] if self.options.fallback else []
                 if not self._mark_failed(link, failed, error):
@@ -290,23 +273,17 @@ class Chain:
             "%s failed while serving, %s serves: %s",
             failed.candidate.label, target.candidate.label, in_words(error),
         )  # fmt: skip
-        self._tell()
+        self.tell()
 
     def _mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
         """Take a candidate out of service. False when that had been done."""
         if not self.candidates.mark_failed(link, failed, error):
             return False
+        self.era = next(_ERAS)
         self.keeper.retire(failed)
-        if isinstance(error, DeviceLost) and kind_of(link.candidate) != "cpu":
+        if kind_of(link.candidate) != "cpu":
             self.board.suspect(link.candidate.device, self)
         self.keeper.wake()
-        return True
-
-    def still_right(self, opened: Opened) -> bool:
-        try:
-            check_golden(self.bundle, opened.session, opened.candidate.variant)
-        except EdgeServeError:
-            return False
         return True
 
     def lost(self, opened: Opened, error: EdgeServeError) -> None:
@@ -318,7 +295,7 @@ class Chain:
         except EdgeServeError:
             text = "%s failed while serving, nothing takes over: %s"
             log.error(text, opened.candidate.label, in_words(error))  # noqa: TRY400 - the reason is in its words
-            self._tell()
+            self.tell()
 
     # Stepping up
 
@@ -344,7 +321,7 @@ class Chain:
         self._promote(link, opened)
 
     def _promote(self, link: Link, opened: Opened) -> None:
-        with self._stepping, self.candidates.lock:
+        with self.stepping, self.candidates.lock:
             before = self.candidates.link_of(self._serving)
             better = link.index < before.index or before.opened is not self._serving
             if self.candidates.closed or not better or link.opened is not opened:
@@ -357,7 +334,7 @@ class Chain:
         if before is not link:
             self.keeper.let_go(before)
         log.warning("%s serves again after %.1f s", link.candidate.label, away)
-        self._tell()
+        self.tell()
 
     def _serve(self, opened: Opened) -> None:
         """Under the lock."""
@@ -397,14 +374,22 @@ class Chain:
     def recheck(self) -> None:
         """Golden check of what serves; step down when it fails."""
         serving = self._serving
-        try:
-            check_golden(self.bundle, serving.session, serving.candidate.variant)
-        except EdgeServeError as error:
-            if isinstance(error, CheckFailed):
-                error = WrongNumbers(error.message, cause=error.cause, hint=error.hint)
-            self.lost(serving, error)
+        if serving.failure is not None:
+            return
+        doubt, serving.trial.doubt = serving.trial.doubt, None
+        verdict = serving.trial.check()
+        if verdict is None:
+            if doubt is not None:
+                text = "a request failed on %s, which reproduces its golden samples and goes on serving: %s"
+                log.warning(text, serving.candidate.label, in_words(doubt))
+            return
+        if doubt is not None and not isinstance(verdict, DeviceLost):
+            verdict = doubt
+        elif isinstance(verdict, CheckFailed):
+            verdict = WrongNumbers(verdict.message, cause=verdict.cause, hint=verdict.hint)
+        self.lost(serving, verdict)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         for listener in self._listeners:
             listener()
 

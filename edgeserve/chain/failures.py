@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeserve.bundle import Bundle
 from edgeserve.errors import (
+    BeyondEngine,
     CheckFailed,
     DependencyMissing,
     DeviceLost,
@@ -21,7 +22,7 @@ from edgeserve.tensors import Array, Tensors
 
 Reason = Literal[
     "crash", "hang", "memory", "exception", "out-of-memory", "non-finite", "golden", "drift",
-    "unavailable", "unsupported",
+    "unavailable", "unsupported", "values",
 ]  # fmt: skip
 # As engines and drivers write it.
 _OUT_OF_MEMORY: Final = (
@@ -54,6 +55,8 @@ def reason_of(error: EdgeServeError) -> Reason:
         return "drift"
     if isinstance(error, CheckFailed):
         return "golden"
+    if isinstance(error, BeyondEngine):
+        return "values"
     if is_out_of_memory(error):
         return "out-of-memory"
     if isinstance(error, InferenceFailed):

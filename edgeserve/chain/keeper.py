@@ -101,15 +101,15 @@ class Keeper:
         times = [link.breaker.due for link in self._chain.links if link.breaker.due is not None]
         if self._chain.options.recheck_s:
             times.append(self._next_check)
+        if self._check:
+            times.append(self._chain.serving.trial.next_check)
         if self._retired:
             times.append(now + 0.1)
         return max(0.0, min(times) - now) if times else None
 
     def _turn(self) -> None:
         self._close_retired()
-        if self._check or (
-            self._chain.options.recheck_s > 0 and time.monotonic() >= self._next_check
-        ):
+        if self._is_check_due():
             self._check = False
             self._next_check = time.monotonic() + self._chain.options.recheck_s
             self._chain.recheck()
@@ -119,6 +119,12 @@ class Keeper:
                 self._reopen(link)
         if not self._standby_done and self._wants_standby():
             self._open_standby()
+
+    def _is_check_due(self) -> bool:
+        now = time.monotonic()
+        if self._check and now >= self._chain.serving.trial.next_check:
+            return True
+        return self._chain.options.recheck_s > 0 and now >= self._next_check
 
     def _reopen(self, link: Link) -> None:
         chain = self._chain

@@ -37,6 +37,15 @@ class Promotion(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
+class Replay(msgspec.Struct, frozen=True):
+    """Requests that failed on one candidate and were answered by another; both by their labels. They are the
+    same where it was started again, or tried twice. `reason` as in Fallback."""
+
+    source: str
+    destination: str
+    reason: str
+
+
 class ChainStatus(msgspec.Struct, frozen=True):
     """What serves now. `since` is in seconds since 1970; `ready` is whether a session is open, on the
     device that was required. Where the first candidate does not serve, `reason` says why and `retry_s`

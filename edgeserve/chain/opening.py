@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import weakref
@@ -14,6 +15,8 @@ from edgeserve.chain.batching import batching_of
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.room import Room
+from edgeserve.chain.trial import Trial
 from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.guarded import load_guarded, load_known
@@ -177,6 +180,8 @@ class Opened:
     it any more; one in a process of its own is closed by its chain.
     """
 
+    _numbers = itertools.count()
+
     def __init__(
         self,
         candidate: Candidate,
@@ -184,14 +189,17 @@ class Opened:
         load_ms: float,
         error: float,
         batching: Batching,
+        trial: Trial,
     ) -> None:
+        self.number = next(self._numbers)  # no other has it
         self.candidate = candidate
         self.session = session
         self.batching = batching  # how many rows requests may share on it
         self.load_ms = load_ms
         self.golden_error = error
+        self.trial = trial
         self.failure: EdgeServeError | None = None  # why it is out of service
-        self.max_rows = 0  # what fits the device's memory; 0: anything so far
+        self.room = Room()
         self.close = weakref.finalize(self, session.close)
 
     @property
@@ -236,4 +244,5 @@ def open_proven(
         raise
     settle(session)
     load_ms = 1000.0 * (time.perf_counter() - began)
-    return Opened(candidate, session, load_ms, golden_error, batching)
+    trial = Trial(bundle, session, candidate.variant, options.trust_s)
+    return Opened(candidate, session, load_ms, golden_error, batching, trial)

@@ -26,9 +26,13 @@ class ChainOptions(msgspec.Struct, frozen=True):
     Seconds: `watchdog_s` is the least a call may take, `open_timeout_s` the most that opening may;
     `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
     again after `reopen_s`, each time after about twice as long, up to `reopen_longest_s`, and counts as
-    recovered once it has served for `stable_s`. `worker_memory` caps a worker process, in bytes (0: no
-    cap). `verify` has every batch carry a golden sample, so that not one answer of a device that has begun
-    to compute wrong numbers gets out. `inject` are faults (edgeserve.runtimes.inject).
+    recovered once it has served for `stable_s`. A device on which a request failed and which then
+    reproduced its golden samples is not checked again within `trust_s` while it answers others: long
+    enough that a stream of such requests costs next to nothing, short beside a failed device's pauses.
+
+    `worker_memory` caps a worker process, in bytes (0: no cap). `verify` has every batch carry a golden
+    sample, so that not one answer of a device that has begun to compute wrong numbers gets out. `inject`
+    are faults (edgeserve.runtimes.inject).
     """
 
     fallback: bool = True
@@ -48,6 +52,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     reopen_s: float = 1.0
     reopen_longest_s: float = 300.0
     stable_s: float = 60.0
+    trust_s: float = 10.0
     worker_memory: int = 0
     inject: tuple[str, ...] = ()
 

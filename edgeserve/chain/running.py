@@ -18,7 +18,14 @@ from edgeserve.chain.failures import (
 from edgeserve.chain.golden import golden_batches, sample_error
 from edgeserve.chain.opening import Opened
 from edgeserve.chain.options import ChainOptions
-from edgeserve.errors import DeviceLost, EdgeServeError, InferenceFailed, WrongNumbers
+from edgeserve.chain.room import Extent
+from edgeserve.errors import (
+    DeviceLost,
+    EdgeServeError,
+    InferenceFailed,
+    InvalidInput,
+    WrongNumbers,
+)
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Tensors
 
@@ -29,8 +36,8 @@ _SAMPLE_SLACK: Final = 4.0
 
 
 class Runner:
-    """What one call is, for every candidate of a chain. `alone` says that there is no other candidate
-    to compare with: then NaN is as good an answer as any."""
+    """What one call is, for every candidate of a chain. `alone` says that there is only a CPU, whose NaN
+    is as good an answer as any."""
 
     def __init__(self, bundle: Bundle, options: ChainOptions, *, alone: bool) -> None:
         self._bundle = bundle
@@ -62,16 +69,18 @@ class Runner:
     def _run(self, opened: Opened, inputs: Tensors) -> Tensors:
         rows = len(next(iter(inputs.values()))) if self._apart(opened) else 1
         # A variant that lets rows interact, where the source does not, has been proven on single rows.
-        step = opened.max_rows if opened.batching.max_batch > 1 else 1
-        if not 0 < step < rows:
+        singly = rows > 1 and opened.batching.max_batch <= 1
+        room = opened.room
+        if not singly and (not room.size or room.takes(_extent(rows, inputs))):
             try:
-                return _called(opened.session, inputs)
+                outputs = _called(opened.session, inputs)
             except InferenceFailed as error:
-                if rows == 1 or isinstance(error, DeviceLost) or not is_out_of_memory(error):
-                    raise
-                step = opened.max_rows = -(-rows // 2)
-                label = opened.candidate.label
-                log.warning("%s: %s; batches are run in parts of %d", label, error, opened.max_rows)
+                _cut(opened, _extent(rows, inputs), error)
+            else:
+                if room.size:
+                    room.fitted(_extent(rows, inputs))
+                return outputs
+        step = 1 if singly else room.step(_extent(rows, inputs))
         parts = [
             self._run(opened, {n: a[i : i + step] for n, a in inputs.items()})
             for i in range(0, rows, step)
@@ -109,11 +118,26 @@ class Runner:
         return outputs
 
 
+def _extent(rows: int, inputs: Tensors) -> Extent:
+    return Extent(rows, max(rows, sum(a.nbytes for a in inputs.values())))
+
+
+def _cut(opened: Opened, batch: Extent, error: InferenceFailed) -> None:
+    """Run smaller batches from now on. Raises `error` where that does not help."""
+    if batch.rows == 1 or isinstance(error, DeviceLost) or not is_out_of_memory(error):
+        raise error
+    opened.room.cut(batch)
+    text = "%s: %s; batches as large are run in parts of %d"
+    log.warning(text, opened.candidate.label, error, opened.room.rows)
+
+
 def _called(session: Session, inputs: Tensors) -> Tensors:
     try:
         return session.run(inputs)
-    except EdgeServeError:
+    except (InferenceFailed, InvalidInput):
         raise
+    except EdgeServeError as error:
+        raise InferenceFailed(error.message, cause=error.cause, hint=error.hint) from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise InferenceFailed(f"the engine failed on {session.device}", cause=cause) from error

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
-from edgeserve.chain import Attempt, Chain
+from edgeserve.chain import Attempt
 from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing, EdgeServeError, EnvironmentProblem
-from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
 from edgeserve.serve.apart import apart, is_busy
 from edgeserve.serve.control import Control, OwnControl
@@ -80,17 +79,6 @@ class Started(msgspec.Struct, frozen=True):
     also: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()
     workers: int = 1
-
-
-def _placement(chain: Chain) -> str | None:
-    """What of the model an accelerator runs; None on a CPU, and where the engine does not tell."""
-    if chain.candidate.device.partition(".")[0] == "cpu" or chain.options.inject:
-        return None
-    try:
-        return asked_placement(chain.session).describe()
-    except EdgeServeError as error:
-        log.debug("placement: %s", error)
-        return None
 
 
 def serve(
@@ -414,12 +402,7 @@ async def started(model: ServedModel) -> StartedModel:
     engine = model.engine
     if engine is None:
         return StartedModel(model.name, model.version)
-    label, placement = (
-        engine.chain.candidate.label,
-        await asyncio.to_thread(_placement, engine.chain),
-    )
-    if placement is not None:
-        model.placements[label] = placement
+    placement = await asyncio.to_thread(model.read_placement)
     return StartedModel(
         model.name,
         model.version,

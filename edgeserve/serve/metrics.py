@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeserve.bundle import Candidate
+from edgeserve.chain import Replay
 from edgeserve.serve.engine import UNCOUNTED, BatchTimes
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.log_writer import DROPPED, dropped_lines
@@ -142,6 +143,12 @@ class ServerMetrics:
         self._fallback = Counter(
             "edgeserve_fallback",
             "Steps down the chain",
+            ["model", "from", "to", "reason"],
+            registry=self.registry,
+        )
+        self._replayed = Counter(
+            "edgeserve_request_replayed",
+            "Requests that failed on one candidate and were answered by another",
             ["model", "from", "to", "reason"],
             registry=self.registry,
         )
@@ -317,6 +324,11 @@ class ModelMetrics:
     def unbatched(self, candidate: Candidate) -> None:
         """A candidate's batches were found to mix requests."""
         self._server._unbatched.labels(self.name, self.version, candidate.label).inc()
+
+    def replayed(self, replay: Replay, requests: int) -> None:
+        labels = (self.name, replay.source, replay.destination, replay.reason)
+        self._server._replayed.labels(*labels).inc(requests)
+        self._server.steps += 1
 
     def recovered(self, source: Candidate, destination: Candidate) -> None:
         labels = (self.name, source.label, destination.label)

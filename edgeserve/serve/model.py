@@ -6,11 +6,21 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from edgeserve.bundle import Bundle, Candidate, Labels
-from edgeserve.chain import Attempt, Chain, ChainStatus, Fallback, LinkStatus, Promotion
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelUnavailable
+from edgeserve.chain import (
+    Attempt,
+    Chain,
+    ChainStatus,
+    Fallback,
+    LinkStatus,
+    Promotion,
+    Replay,
+)
+from edgeserve.errors import EdgeServeError, InputFailed, InvalidInput, ModelUnavailable
+from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -40,6 +50,8 @@ from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.v2 import InferRequest
 from edgeserve.serve.statistics import MemoryUsage, ModelStatistics
 from edgeserve.tensors import Interface
+
+log = logging.getLogger(__name__)
 
 Done = Callable[[Outcome | EdgeServeError], None]
 
@@ -90,6 +102,7 @@ class ServedModel:
         self._reason = "it is being loaded"
         self._closed = False
         self._fallbacks_seen = self._promotions_seen = 0
+        self._replays_seen: Counter[Replay] = Counter()
 
     # The engine comes and goes
 
@@ -97,6 +110,7 @@ class ServedModel:
         """A chain was opened for this model; counted from here on."""
         self._chain = chain
         self._fallbacks_seen = self._promotions_seen = 0
+        self._replays_seen.clear()
         self._note_steps()
         chain.listen(lambda: _call_soon(self._loop, self._note_steps))
 
@@ -106,6 +120,7 @@ class ServedModel:
         if self._chain is not engine.chain:
             self.new_chain(engine.chain)
         self.metrics.watch_pending(self.pending)
+        self.metrics.serving(engine.chain.candidate)
         waiting, self._waiting = self._waiting, []
         for request, priority in waiting:
             if request.settled:
@@ -133,6 +148,23 @@ class ServedModel:
         waiting, self._waiting = self._waiting, []
         for request, _ in waiting:
             request.settle(error)
+
+    def read_placement(self) -> str | None:
+        """Ask the engine what of the model an accelerator runs; None on a CPU, and where the engine does not
+        tell. Blocking; called on threads."""
+        chain = self._chain
+        if chain is None or chain.options.inject:
+            return None
+        candidate = chain.candidate
+        if candidate.device.partition(".")[0] == "cpu":
+            return None
+        try:
+            found = asked_placement(chain.session).describe()
+        except EdgeServeError as error:
+            log.debug("placement: %s", error)
+            return None
+        self.placements[candidate.label] = found
+        return found
 
     def ran(self, batch: BatchTimes) -> None:
         """Told by the engine."""
@@ -257,7 +289,9 @@ class ServedModel:
         self, cache: ResponseCache, request: InferRequest, done: Done, began: float
     ) -> Pending | None:
         names = tuple(wanted.name for wanted in request.outputs)
-        key = cache.key(self._scope, request.inputs, names)
+        # With the era: what a device answered is forgotten when it fails.
+        era = self._chain.era if self._chain is not None else -1
+        key = cache.key(f"{self._scope}/{era}", request.inputs, names)
         kept = cache.get(key)
         took = time.perf_counter() - began
         if kept is not None:
@@ -325,7 +359,6 @@ class ServedModel:
     ) -> None:
         if isinstance(result, Outcome):
             self.metrics.answered += 1
-            self.metrics.serving(result.candidate)
         else:
             self.metrics.failed(_reason(result), time.perf_counter() - began)
         if self._access:
@@ -351,11 +384,18 @@ class ServedModel:
         new = chain.fallbacks[self._fallbacks_seen :]
         for fallback in new:
             self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
+            self.placements.pop(fallback.source.label, None)
         self._fallbacks_seen += len(new)
         back = chain.promotions[self._promotions_seen :]
         for promotion in back:
             self.metrics.recovered(promotion.source, promotion.destination)
         self._promotions_seen += len(back)
+        replays = chain.replays()
+        for replay, count in (replays - self._replays_seen).items():
+            self.metrics.replayed(replay, count)
+        self._replays_seen = replays
+        if back:
+            self._loop.run_in_executor(None, self.read_placement)
         self.metrics.serving(chain.candidate)
 
 
@@ -367,6 +407,7 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
 def _reason(error: EdgeServeError) -> str:
     kinds: dict[type[EdgeServeError], str] = {
         InvalidInput: "invalid",  # what only the engine could find
+        InputFailed: "invalid",
         QueueFull: "queue_full",
         ShuttingDown: "draining",
         DeadlineExceeded: "timeout",

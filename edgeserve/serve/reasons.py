@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.errors import (
+    EdgeServeError,
+    InputFailed,
+    InvalidInput,
+    ModelNotFound,
+    ModelUnavailable,
+)
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import QueueFull, ShuttingDown
 from edgeserve.serve.flight import TooManyBodies, TooManyInFlight
@@ -12,6 +18,7 @@ from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 _REASONS: Final[tuple[tuple[type[EdgeServeError], str], ...]] = (
     (InvalidInput, "invalid"),
+    (InputFailed, "invalid"),
     (Unauthenticated, "unauthenticated"),
     (Forbidden, "forbidden"),
     (SharedMemoryOff, "shared_memory_off"),

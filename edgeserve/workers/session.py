@@ -144,7 +144,7 @@ class WorkerSession:
     @property
     def call_limit_s(self) -> float:
         """What a call of one row may take now, in seconds."""
-        return self._pace.limit(1, known=True)
+        return self._pace.limit(1, 1, known=True)
 
     def when_lost(self, tell: Callable[[DeviceLost], None]) -> None:
         """Have `tell` called, from the warden's thread, if the process ends by itself or is given up."""
@@ -169,6 +169,7 @@ class _Pace:
         self._batched = batched
         self._armed = False
         self._slowest = 0.0
+        self._largest = 1  # elements a row
         self._calls = 0
         self._seen: set[tuple[tuple[int, ...], ...]] = set()
 
@@ -177,16 +178,23 @@ class _Pace:
             return 1
         return max(1, len(next(iter(inputs.values()))))
 
-    def limit(self, rows: int, *, known: bool) -> float:
+    def limit(self, rows: int, elements: int, *, known: bool) -> float:
+        """For so many rows, of so many elements each."""
         if not self._armed:
             return self._limits.open_s
-        limit = max(self._limits.call_s, _PATIENCE * self._slowest * rows)
+        allowed = _PATIENCE * self._slowest * rows
+        limit = max(self._limits.call_s, allowed)
+        if elements > self._largest:
+            # Attention takes the square of a longer text's length; no call gets more than opening does.
+            grown = min(self._limits.open_s, allowed * (elements / self._largest) ** 2)
+            limit = max(limit, grown)
         return limit if known else max(limit, _NEW_SHAPE_PATIENCE * self._limits.call_s)
 
     def begin(self, inputs: Tensors) -> float:
         """The limit of a call with these inputs."""
         shapes = tuple(a.shape for a in inputs.values())
-        return self.limit(self.rows(inputs), known=shapes in self._seen)
+        rows = self.rows(inputs)
+        return self.limit(rows, _elements(inputs) // rows, known=shapes in self._seen)
 
     def done(self, inputs: Tensors, seconds: float) -> None:
         if len(self._seen) < 4096:
@@ -194,11 +202,17 @@ class _Pace:
         if not self._armed:
             # The first call often compiles: it tells little about the others.
             self._calls += 1
-            per_row = seconds / self.rows(inputs)
+            rows = self.rows(inputs)
+            per_row = seconds / rows
             self._slowest = per_row if self._calls <= 2 else max(self._slowest, per_row)
+            self._largest = max(self._largest, _elements(inputs) // rows)
 
     def arm(self) -> None:
         self._armed = True
+
+
+def _elements(inputs: Tensors) -> int:
+    return sum(a.size for a in inputs.values())
 
 
 class _Slot:

@@ -64,3 +64,14 @@ def test_news_bring_it_forward_or_put_it_off() -> None:
     assert breaker.is_due(12.0)
     breaker.give_up()
     assert breaker.due is None
+
+
+def test_failures_that_are_explained_make_no_pause_longer() -> None:
+    breaker = Breaker(1.0, 300.0, 60.0, middle)
+    for _ in range(4):
+        breaker.failed(100.0)
+    breaker.explained(2, 100.0)
+    assert breaker.due == pytest.approx(104.0)
+    breaker.explained(9, 100.0)
+    assert breaker.due == pytest.approx(101.0)
+    assert breaker.failed(100.0) == pytest.approx(101.0)

@@ -17,7 +17,13 @@ import pytest
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.chain.board import device_key
-from edgeserve.errors import DeviceLost, DeviceUnavailable, InferenceFailed, UsageError
+from edgeserve.errors import (
+    DeviceLost,
+    DeviceUnavailable,
+    InferenceFailed,
+    ModelUnavailable,
+    UsageError,
+)
 from edgeserve.workers import WorkerSession
 from tests.bench import acme
 from tests.bundles import linear, linear_bundle
@@ -63,9 +69,7 @@ def pid_of(chain: Chain) -> int:
         ("crash@8", "crash"),
         ("kill@8", "crash"),
         ("hang@8", "hang"),
-        ("exception@8", "exception"),
         ("nan@8", "non-finite"),
-        ("oom@8", "out-of-memory"),
     ],
 )
 def test_a_failing_call_is_answered_by_the_next_candidate_and_the_device_comes_back(
@@ -76,9 +80,11 @@ def test_a_failing_call_is_answered_by_the_next_candidate_and_the_device_comes_b
             ask(chain, seed=seed) for seed in range(4)
         ]  # calls 5 to 8, after four golden ones
         assert devices == ["gpu"] * 3 + ["cpu"]
+        wait_for(lambda: len(chain.fallbacks) == 1)
         assert [(f.source.device, f.destination.device, f.reason) for f in chain.fallbacks] == [
             ("gpu", "cpu", reason)
         ]
+        assert {r.reason: n for r, n in chain.replays().items()} == {reason: 1}
         wait_for(lambda: chain.candidate.device == "gpu")
         assert ask(chain) == "gpu"
         assert [p.destination.device for p in chain.promotions] == ["gpu"]
@@ -144,7 +150,7 @@ def test_with_verify_not_one_wrong_answer_gets_out(bundle: Bundle) -> None:
     with Chain(bundle, options("gpu:wrong@9", verify=True)) as chain:
         devices = [ask(chain, 1 + seed % 3, seed) for seed in range(5)]
         assert devices == ["gpu"] * 4 + ["cpu"]
-        assert [f.reason for f in chain.fallbacks] == ["drift"]
+        wait_for(lambda: [f.reason for f in chain.fallbacks] == ["drift"])
         assert ask(chain, 64) in ("cpu", "gpu")  # a full batch has no room for the sample
 
 
@@ -194,7 +200,7 @@ def test_nothing_serves_in_its_place_with_fallback_never(bundle: Bundle) -> None
         assert ask(chain) == "gpu"
         with pytest.raises(DeviceLost, match="died of SIGKILL"):
             ask(chain)
-        with pytest.raises(DeviceLost):
+        with pytest.raises(ModelUnavailable, match=r"no device serves: .* died of SIGKILL"):
             ask(chain)
         assert not chain.status().ready
         wait_for(lambda: chain.status().ready)
@@ -218,7 +224,7 @@ def test_a_chain_whose_only_device_stays_away_fails_at_once_until_it_is_back(
         with pytest.raises(DeviceLost):
             ask(chain)
         due = chain.links[0].breaker.due
-        with pytest.raises(DeviceLost):
+        with pytest.raises(ModelUnavailable):
             ask(chain)
         assert chain.links[0].breaker.due == due  # it was not tried
         assert not chain.status().ready
@@ -355,7 +361,7 @@ def test_without_isolation_everything_runs_in_this_process(bundle: Bundle, tmp_p
     ("fault", "words"),
     [
         ("crash@6", "died of SIGSEGV: injected: gpu:crash@6 (hint: it is started again after a pause"),
-        ("exception@6", "the device failed: injected: gpu:exception@6"),
+        ("exception@6+", "the device failed: injected: gpu:exception@6+"),
         ("nan@6", "answered with NaN or infinity (hint: its driver or its precision is at fault"),
     ],
 )  # fmt: skip
@@ -364,6 +370,7 @@ def test_one_log_line_has_the_device_s_words_and_a_hint(
 ) -> None:
     with Chain(bundle, options(f"gpu:{fault}", reopen_s=FOREVER)) as chain:
         assert [ask(chain), ask(chain)] == ["gpu", "cpu"]
+        wait_for(lambda: len(chain.fallbacks) == 1)
         step = chain.fallbacks[0]
     (line,) = [r.getMessage() for r in caplog.records if "gpu" in r.getMessage()]
     gpu, cpu = chain.links[0].candidate.label, chain.links[1].candidate.label

@@ -32,7 +32,7 @@ PROTOCOLS: Final[tuple[Protocol, ...]] = ("http", "grpc")
 FAULTS: Final[dict[str, dict[Moment, str | None]]] = {
     "open-failure": {"load": "unavailable", "reload": "unavailable"},
     "slow-open=1": {"load": None, "reload": None},
-    "exception": {"load": "exception", "warm-up": "exception", "run": "exception", "reload": "exception"},
+    "exception": {"load": "exception", "warm-up": "exception", "run": None, "reload": None},
     "segv": {"load": "unavailable", "warm-up": "crash", "run": "crash", "reload": "crash"},
     "kill": {"load": "unavailable", "warm-up": "crash", "run": "crash", "reload": "crash"},
     "hang": {"load": "unavailable", "warm-up": "hang", "run": "hang", "reload": "hang"},
@@ -41,6 +41,8 @@ FAULTS: Final[dict[str, dict[Moment, str | None]]] = {
     "oom": {"load": "out-of-memory", "warm-up": "out-of-memory", "run": None, "reload": None},
     "disappear=1": {"load": "unavailable", "warm-up": "crash", "run": "crash", "reload": "crash"},
 }  # fmt: skip
+# What comes once while it runs: the request is answered by the next candidate, and the device serves on.
+ONCE: Final = {"exception"}
 # Later than the golden samples and the engine's warm-up: while clients ask.
 CALL: Final = 120
 CLIENTS: Final = 3
@@ -68,6 +70,7 @@ class Cell:
     protocol: Protocol
     replies: list[Reply] = field(default_factory=list)
     fallbacks: Counter[str] = field(default_factory=Counter)
+    replays: Counter[str] = field(default_factory=Counter)
     recovered: int = 0
     answered: float = 0.0
     serving: str = ""
@@ -146,6 +149,8 @@ def _is_over(server: Served, cell: Cell) -> bool:
     _read_metrics(server, counted)
     if reason is not None and not counted.fallbacks[reason]:
         return False
+    if cell.fault in ONCE and reason is None and not counted.replays:
+        return False
     if cell.fault == "oom" and len(cell.replies) < 2 * CALL:
         return False
     return counted.serving == "gpu"
@@ -154,6 +159,7 @@ def _is_over(server: Served, cell: Cell) -> bool:
 def _read_metrics(server: Served, cell: Cell) -> None:
     text = get(server, "/metrics").decode()
     cell.fallbacks.clear()
+    cell.replays.clear()
     cell.recovered = 0
     serving: list[str] = []
     for family in text_string_to_metric_families(text):
@@ -163,6 +169,8 @@ def _read_metrics(server: Served, cell: Cell) -> None:
                     "model": "linear", "from": GPU, "to": CPU, "reason": "",
                 }  # fmt: skip
                 cell.fallbacks[sample.labels["reason"]] += int(sample.value)
+            elif sample.name == "edgeserve_request_replayed_total":
+                cell.replays[sample.labels["reason"]] += int(sample.value)
             elif sample.name == "edgeserve_recovered_total":
                 cell.recovered += int(sample.value)
             elif sample.name == "edgeserve_requests_total":

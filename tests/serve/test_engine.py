@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -361,9 +361,16 @@ class DriverBug(Chain):
     """A chain over a runtime that raises what its adapter does not know, for rows that start with 13."""
 
     def run(self, inputs: Tensors) -> tuple[Tensors, Candidate]:
+        self.look_at(inputs)
+        return super().run(inputs)
+
+    def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> tuple[Tensors, Candidate]:
+        self.look_at(joined)
+        return super().run_batch(joined, parts)
+
+    def look_at(self, inputs: Tensors) -> None:
         if inputs["x"][0, 0] == 13:
             raise RuntimeError("driver: lost its mind")
-        return super().run(inputs)
 
 
 @pytest.mark.parametrize("inline", [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,10 @@ class Held:
     def run(self, inputs: Tensors) -> object:
         assert self._gate.wait(60)
         return self._chain.run(inputs)
+
+    def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> object:
+        assert self._gate.wait(60)
+        return self._chain.run_batch(joined, parts)
 
     def let_go(self) -> None:
         self._gate.set()

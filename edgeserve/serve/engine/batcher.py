@@ -335,9 +335,10 @@ class Engine:
             outcome = Outcome(outputs, candidate, request.rows, waited, elapsed)
             return [(request, outcome)], BatchTimes(request.rows, [waited], 0.0, elapsed, 0.0)
         sizes = [r.rows for r in alive]
-        joined = join_batches([r.inputs for r in alive])
+        inputs = [r.inputs for r in alive]
+        joined = join_batches(inputs)
         ready = time.perf_counter()
-        outputs, candidate = self.chain.run(joined)
+        outputs, candidate = self.chain.run_batch(joined, inputs)
         ran = time.perf_counter()
         self._check_rows(outputs, sizes, candidate)
         parts = split_batches(outputs, sizes)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import Final
 
-import numpy as np
-
 from edgeserve.serve.engine.request import Outcome
-from edgeserve.tensors import Array, Tensors
+from edgeserve.tensors import Array, Tensors, digest_of
 
 # What an entry costs beside its numbers, about.
 _ENTRY_BYTES: Final = 1000
@@ -25,17 +22,7 @@ class ResponseCache:
 
     def key(self, scope: str, inputs: Tensors, outputs: tuple[str, ...]) -> bytes:
         """What makes two requests the same; `scope` names the loaded model."""
-        digest = hashlib.blake2b(repr((scope, outputs)).encode(), digest_size=32)
-        for name in sorted(inputs):
-            array = inputs[name]
-            digest.update(repr((name, array.dtype.str, array.shape)).encode())
-            if array.dtype == object:
-                for item in array.reshape(-1):
-                    data = item if isinstance(item, bytes) else str(item).encode()
-                    digest.update(len(data).to_bytes(8, "little") + data)
-            else:
-                digest.update(_flat(array).data)
-        return digest.digest()
+        return digest_of(inputs, (scope, outputs))
 
     def get(self, key: bytes) -> Outcome | None:
         found = self._kept.get(key)
@@ -59,11 +46,6 @@ class ResponseCache:
         while self.size_bytes > self.limit_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed
-
-
-def _flat(array: Array) -> Array:
-    """One dimension, as hashing wants it."""
-    return np.ascontiguousarray(array).reshape(-1)
 
 
 def _bytes(array: Array) -> int:

@@ -6,7 +6,15 @@ from typing import Final
 
 import grpc
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.errors import (
+    DeviceLost,
+    EdgeServeError,
+    InputFailed,
+    InvalidInput,
+    ModelNotFound,
+    ModelUnavailable,
+    WrongNumbers,
+)
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
 from edgeserve.serve.flight import TooManyBodies, TooManyInFlight
@@ -23,8 +31,11 @@ class NotSupported(EdgeServeError):
 
 _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (InputFailed, grpc.StatusCode.INVALID_ARGUMENT),
     (ModelNotFound, grpc.StatusCode.NOT_FOUND),
     (ModelUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (DeviceLost, grpc.StatusCode.UNAVAILABLE),
+    (WrongNumbers, grpc.StatusCode.UNAVAILABLE),
     (QueueFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooManyInFlight, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (TooManyBodies, grpc.StatusCode.RESOURCE_EXHAUSTED),

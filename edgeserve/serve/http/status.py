@@ -6,7 +6,15 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
+from edgeserve.errors import (
+    DeviceLost,
+    EdgeServeError,
+    InputFailed,
+    InvalidInput,
+    ModelNotFound,
+    ModelUnavailable,
+    WrongNumbers,
+)
 from edgeserve.serve.access import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
 from edgeserve.serve.flight import TooManyInFlight
@@ -17,6 +25,7 @@ from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 _CHALLENGE: Final[Headers] = (("WWW-Authenticate", 'Bearer realm="edgeserve"'),)
 _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
     (InvalidInput, 400, ()),
+    (InputFailed, 400, ()),
     (Unauthenticated, 401, _CHALLENGE),
     (Forbidden, 403, ()),
     (SharedMemoryOff, 403, ()),
@@ -35,6 +44,10 @@ def failure(error: EdgeServeError, *, logged: bool = False) -> Response:
     if refusal is not None:
         refusal.logged = logged
         return refusal
+    if isinstance(
+        error, DeviceLost | WrongNumbers
+    ):  # and nothing took over: another server may answer
+        return Response.error(503, str(error), RETRY)
     return Response.error(504 if isinstance(error, DeadlineExceeded) else 500, str(error))
 
 
