@@ -67,7 +67,8 @@ def optional_entries(target: Target) -> dict[int, tuple[int, ...]]:
 
 def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, ...]:
     """The chosen trials as candidates: the target's order of devices, and among candidates on the
-    same device the fastest measured one first; those as fast as that in the target's order."""
+    same device the fastest measured one first; those as fast as that in the target's order. Files that nothing
+    here could load come last."""
     chosen = [v.trial for v in verdicts if v.chosen]
     devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
 
@@ -79,10 +80,11 @@ def ordered_chain(verdicts: list[Verdict], target: Target) -> tuple[Candidate, .
         device = target.chain[trial.entry].device
         best[device] = max(best.get(device, 0.0), speed(trial))
 
-    def place(trial: Trial) -> tuple[int, float, int]:
+    def place(trial: Trial) -> tuple[bool, int, float, int]:
         device = target.chain[trial.entry].device
         as_fast = AS_FAST * speed(trial) >= best[device]
-        return devices.index(device), -(best[device] if as_fast else speed(trial)), trial.entry
+        speedup = best[device] if as_fast else speed(trial)
+        return not trial.loaded, devices.index(device), -speedup, trial.entry
 
     return tuple(
         Candidate(
@@ -306,6 +308,25 @@ def unmet_wishes(
         )
         found.append(f"the recipe {recipe} was not tried for {target.name}: {why}")
     return found
+
+
+def fp16_remarks(builder: Builder, chain: Sequence[Candidate]) -> list[str]:
+    """What is to be known of FP16 in the chain, where values of the source exceed it."""
+    by_id = {c.variant: c for c in chain if c.variant in ("onnx-fp16", "openvino-fp16")}
+    wide = builder.beyond_fp16 if by_id else {}
+    if not wide:
+        return []
+    name = max(wide, key=lambda n: wide[n])
+    many = f"{len(wide)} values reach" if len(wide) > 1 else "1 value reaches"
+    found = [f"{many} the end of FP16 (65504) or beyond, '{name}' up to {wide[name]:.3g}"]
+    if "onnx-fp16" in by_id:
+        found.append("onnx-fp16 computes them in FP32")
+    if "openvino-fp16" in by_id and by_id["openvino-fp16"].device != "cpu":
+        found.append(
+            f"openvino/{by_id['openvino-fp16'].device}, which computes in FP16, may answer infinity: "
+            "its golden samples are checked before it serves"
+        )
+    return ["; ".join(found)]
 
 
 def state_remarks(model: SourceModel) -> list[str]:

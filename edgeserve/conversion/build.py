@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Callable, Collection
@@ -24,13 +25,14 @@ from edgeserve.conversion.registry import (
     shortest_path,
 )
 from edgeserve.conversion.source import SourceModel, named_nodes, save_onnx
-from edgeserve.errors import UnsupportedModel, UsageError
+from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize import (
     CalibrationMethod,
     ModelFacts,
     Plan,
     StaticQuantizer,
+    beyond_fp16,
     calibration_record,
     quantize_onnx_dynamic,
     quantize_onnx_weights,
@@ -48,6 +50,8 @@ _METHODS: dict[str, CalibrationMethod] = {
     "static-entropy": "entropy",
 }
 
+log = logging.getLogger(__name__)
+
 Say = Callable[[str, float | None], None]
 
 
@@ -60,6 +64,7 @@ class Builder:
         interface: Interface,
         scheme: Quantization,
         calibration: Samples | None,
+        observed: Samples,
         *,
         root: Path,
         work: Path,
@@ -70,6 +75,7 @@ class Builder:
         self._interface = interface
         self._scheme = scheme
         self._calibration = calibration
+        self._observed = observed
         self._root = root
         self._work = work
         self._tool_env = tool_env
@@ -94,6 +100,20 @@ class Builder:
     def static(self) -> StaticQuantizer:
         """The static quantizer, its ranges computed once. Raises UsageError without calibration data."""
         return self._static(self._scheme, "static")
+
+    @cached_property
+    def beyond_fp16(self) -> dict[str, float]:
+        """Values of the source, by name, that FP16 may not hold, with their largest magnitude."""
+        if self._source.proto is None:
+            return {}
+        self._say("looking for values beyond fp16", None)
+        try:
+            return beyond_fp16(self.fp32_onnx, self._observed, self._fresh("reach"))
+        except EdgeServeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an engine's or onnx's own: the search goes on without
+            log.warning("values beyond fp16 could not be looked for: %s", error)
+            return {}
 
     def build(self, plan: Plan) -> Variant:
         """Make one variant. Raises what its converter or quantizer raises."""
@@ -215,7 +235,8 @@ class Builder:
             self._convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
             return destination, self._nncf_recipe("static int8")
         if plan.recipe == "cast":
-            self._convert("onnx-to-onnx", self.fp32_onnx, folder, {"precision": "fp16"})
+            options: Options = {"precision": "fp16", "fp32_values": sorted(self.beyond_fp16)}
+            self._convert("onnx-to-onnx", self.fp32_onnx, folder, options)
             return destination, Recipe("cast to fp16", "onnx-to-onnx")
         raise UsageError(f"ONNX variants by the recipe {plan.recipe} are not made")
 

@@ -19,11 +19,19 @@ AS_SMALL = 1.25
 WORTH_IT = 1.05
 
 
+class Elsewhere(msgspec.Struct, frozen=True):
+    """What a variant gave on another device, `where`, than the one that it is for, which is not here."""
+
+    where: str
+    fidelity: Fidelity
+    accuracy: Accuracy | None = None
+
+
 class Trial(msgspec.Struct, frozen=True):
     """One variant for one entry of the chain, and what came of trying it.
 
     `problem` is set when it could not be built, does not run, or was not tried because it cannot win;
-    `unverified` when this machine lacks the device. `speedup_high` is the upper end of the confidence
+    `unverified` when this machine lacks the device: then `elsewhere` says what the file gave on the CPU. `speedup_high` is the upper end of the confidence
     interval of the speed-up over fp32 on the same runtime, or over the source where that was not tried.
     """
 
@@ -35,6 +43,12 @@ class Trial(msgspec.Struct, frozen=True):
     speedup_high: float | None = None
     problem: str | None = None
     unverified: str | None = None
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether some runtime opened the file and ran it."""
+        return self.measured is not None or self.elsewhere is not None
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -119,14 +133,25 @@ def choose(
         winner = _fastest(as_asked or fit, bounds)
         for trial in fit:
             if trial is winner:
-                text = trial.unverified and f"not verified here: {trial.unverified}"
-                verdicts.append(Verdict(trial, chosen=True, reason=text or "chosen"))
+                verdicts.append(Verdict(trial, chosen=True, reason=_chosen(trial)))
             else:
                 verdicts.append(Verdict(trial, chosen=False, reason=_beaten(trial, winner)))
     for entry, rivals in (optional or {}).items():
         verdicts = _without_weak_option(verdicts, entry, rivals)
     order = {id(t): i for i, t in enumerate(trials)}
     return sorted(verdicts, key=lambda v: order[id(v.trial)])
+
+
+def _chosen(trial: Trial) -> str:
+    if trial.unverified is None:
+        return "chosen"
+    other = trial.elsewhere
+    told = (
+        f"its file runs on {other.where} with an SQNR of {other.fidelity.sqnr_db:.1f} dB"
+        if other is not None
+        else "nothing here loads its file: it comes last in the chain"
+    )
+    return f"not verified here: {trial.unverified}; {told}"
 
 
 def _without_weak_option(
@@ -180,7 +205,11 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
         return f"{trial.size_bytes} bytes are more than --max-size {bounds.max_size}", False
     measured = trial.measured
     if measured is None:
-        return None, False
+        other = trial.elsewhere
+        if other is None:
+            return None, False
+        problem = quality_problem(other.fidelity, other.accuracy, trial.precision, bounds)
+        return (f"on {other.where}, {problem}", True) if problem else (None, False)
     problem = quality_problem(measured.fidelity, measured.accuracy, trial.precision, bounds)
     if problem is not None:
         return problem, True

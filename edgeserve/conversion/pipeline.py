@@ -11,6 +11,7 @@ from edgeserve.bundle import Candidate, Source
 from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import (
+    fp16_remarks,
     is_here,
     left_out,
     optional_entries,
@@ -80,6 +81,7 @@ def convert(
             interface,
             target.quantization,
             data.calibration,
+            data.proof,
             root=writer.root,
             work=writer.work,
             tool_env=options.tool_env,
@@ -108,7 +110,10 @@ def convert(
                 cause="--strict was given",
                 hint="leave out --strict to get the bundle with what serves instead",
             )
-        data = msgspec.structs.replace(data, remarks=(*data.remarks, *state_remarks(model), *unmet))
+        data = msgspec.structs.replace(
+            data,
+            remarks=(*data.remarks, *state_remarks(model), *fp16_remarks(builder, chain), *unmet),
+        )
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)

@@ -17,7 +17,7 @@ from edgeserve.conversion.choose import AS_FAST, Trial
 from edgeserve.devices import plan_instances, usable_cores
 from edgeserve.errors import DependencyMissing, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.evaluate import Samples
-from edgeserve.runtimes import LoadOptions, Session
+from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Tensors
 
@@ -60,6 +60,25 @@ def open_subject(subject: Subject, threads: int) -> tuple[Trial, Session | None]
         return msgspec.structs.replace(trial, unverified=str(error)), None
     except EdgeServeError as error:
         return msgspec.structs.replace(trial, problem=str(error)), None
+
+
+def open_stand_in(trial: Trial, subject: Subject, threads: int) -> tuple[Trial, Session | None]:
+    """The file of a variant whose device is not here, on the CPU of its runtime: that says whether it loads,
+    and what its numbers are. Without a session the trial says why: it loads nowhere, or its runtime is not
+    installed, which says nothing about the file.
+    """
+    entry = subject.chain_entry
+    files = subject.files
+    if files.precision == "bf16":  # a CPU without bf16 reads the same file
+        files = msgspec.structs.replace(files, precision="fp32")
+    options = LoadOptions(threads=threads, static_shapes=entry.static_shapes)
+    try:
+        return trial, runtime(entry.runtime).load(files, "cpu", options)
+    except (DeviceUnavailable, DependencyMissing, ImportError):
+        return trial, None
+    except EdgeServeError as error:
+        problem = f"its file does not load on {entry.runtime}/cpu either: {error}"
+        return msgspec.structs.replace(trial, unverified=None, problem=problem), None
 
 
 def threads_for(entry: ChainEntry, threads: int) -> int:

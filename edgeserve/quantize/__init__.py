@@ -3,6 +3,7 @@
 from edgeserve.quantize.facts import ModelFacts
 from edgeserve.quantize.onnx_static import CalibrationMethod, StaticQuantizer, calibration_record
 from edgeserve.quantize.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
+from edgeserve.quantize.reach import beyond_fp16
 from edgeserve.quantize.recipes import RECIPES, Plan, check_names, plans_for
 from edgeserve.quantize.sensitivity import LayerError, rank_layers
 
@@ -13,6 +14,7 @@ __all__ = [
     "ModelFacts",
     "Plan",
     "StaticQuantizer",
+    "beyond_fp16",
     "calibration_record",
     "check_names",
     "plans_for",

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
-from edgeserve.conversion.choose import Bounds, Trial, choose, quality_problem
+from edgeserve.conversion.choose import Bounds, Elsewhere, Trial, choose, quality_problem
 
 
 def measured(
@@ -115,7 +115,23 @@ def test_what_could_not_be_verified_here_is_chosen_and_says_so() -> None:
     unverified = Trial(0, "npu-int8", "int8", unverified="no NPU")
     (verdict,) = choose([unverified], Bounds())
     assert verdict.chosen
-    assert verdict.reason == "not verified here: no NPU"
+    assert verdict.reason == (
+        "not verified here: no NPU; nothing here loads its file: it comes last in the chain"
+    )
+
+
+def test_a_file_that_was_loaded_elsewhere_is_judged_by_what_it_gave_there() -> None:
+    good, bad = measured(1.0).fidelity, measured(1.0, sqnr=5.0).fidelity
+    trials = [
+        Trial(0, "good", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", good)),
+        Trial(1, "bad", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", bad)),
+    ]
+    first, second = choose(trials, Bounds())
+    assert first.chosen
+    assert "its file runs on onnxruntime/cpu" in first.reason
+    assert not second.chosen
+    assert second.failed
+    assert second.reason.startswith("on onnxruntime/cpu, its numbers are not the source's")
 
 
 def test_what_could_not_be_built_is_not_a_broken_promise() -> None:
