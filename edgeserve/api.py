@@ -38,6 +38,8 @@ def convert(
     simplify: bool = False,
     max_drop: float = 1.0,
     min_fidelity: float | None = None,
+    min_sqnr: float | Mapping[str, float] | None = None,
+    output_kinds: Mapping[str, str] | None = None,
     max_size: int | None = None,
     max_latency: float | None = None,
     max_time: float = 600.0,
@@ -57,7 +59,7 @@ def convert(
 ) -> Conversion:
     """Convert a model into a bundle; the parameters are `edgeserve convert`'s flags.
 
-    `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
+    `min_sqnr` is in dB, for all outputs or by name; `output_kinds` says by name what outputs hold. `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
@@ -87,6 +89,9 @@ def convert(
         simplify=simplify,
         max_drop=max_drop,
         min_fidelity=min_fidelity,
+        min_sqnr=min_sqnr if isinstance(min_sqnr, int | float) else None,
+        min_sqnr_of=min_sqnr if isinstance(min_sqnr, Mapping) else {},
+        output_kinds=dict(output_kinds or {}),
         max_size=max_size,
         max_latency=max_latency,
         max_time=max_time,

@@ -1,13 +1,22 @@
 """The bundle: what `convert` writes and everything else reads."""
 
+from edgeserve.bundle.fidelity import (
+    Accuracy,
+    Fidelity,
+    Kind,
+    OutputFidelity,
+    OutputKind,
+    OutputTolerance,
+    Part,
+    PartFidelity,
+    PartTolerance,
+)
 from edgeserve.bundle.labels import Labels
 from edgeserve.bundle.manifest import (
-    Accuracy,
     Batching,
     Binding,
     Calibration,
     Candidate,
-    Fidelity,
     FileEntry,
     Golden,
     Manifest,
@@ -33,9 +42,16 @@ __all__ = [
     "Fidelity",
     "FileEntry",
     "Golden",
+    "Kind",
     "Labels",
     "Manifest",
     "Measured",
+    "OutputFidelity",
+    "OutputKind",
+    "OutputTolerance",
+    "Part",
+    "PartFidelity",
+    "PartTolerance",
     "Placed",
     "Precision",
     "Preprocess",

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from edgeserve.bundle.fidelity import Accuracy, Fidelity, OutputKind, OutputTolerance
 from edgeserve.errors import BundleError
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
@@ -96,34 +97,6 @@ class Recipe(_Strict, frozen=True):
     kept_fp32: tuple[str, ...] = ()
 
 
-class Fidelity(_Strict, frozen=True):
-    """How close a variant's outputs are to the fp32 source's, on `samples` inputs.
-
-    `top1_agreement` is a share of samples (absent for outputs that are not class scores), `sqnr_db`
-    is 10*log10(sum(reference**2) / sum((reference - output)**2)), `cosine` the mean over samples.
-    """
-
-    samples: int
-    sqnr_db: float
-    cosine: float
-    max_abs_error: float
-    top1_agreement: float | None = None
-
-
-class Accuracy(_Strict, frozen=True):
-    """Top-1 on labelled data, as shares of `samples`; `reference` is the fp32 source's."""
-
-    samples: int
-    top1: float
-    reference: float
-    data_sha256: str
-
-    @property
-    def drop_points(self) -> float:
-        """Percentage points lost against the fp32 source (negative: gained)."""
-        return 100.0 * (self.reference - self.top1)
-
-
 class Placed(_Strict, frozen=True):
     """What ran where, by the engine's own word: devices' shares of operations and, where it is known, of
     multiply-accumulates; operators, with their number, that an accelerator left to the CPU."""
@@ -174,9 +147,10 @@ class Binding(_Strict, frozen=True):
 
 class Variant(_Strict, frozen=True):
     """One converted form of the model. `main` is the file a runtime opens; `batch` is 0 when any batch
-    fits, else the one batch size the file accepts. `golden_tolerance` bounds the relative RMS error
-    of its outputs on the golden samples. `layers` counts layers by the precision of their weights in the
-    file. `batching` is what the variant's own graph says of its rows, None where it was not read."""
+    fits, else the one batch size the file accepts. `golden` bounds the error of each output on the golden
+    samples; where it is empty, `golden_tolerance` bounds the relative RMS error of every output. `layers`
+    counts layers by the precision of their weights in the file. `batching` is what the variant's own graph
+    says of its rows, None where it was not read."""
 
     id: str
     format: str
@@ -190,6 +164,7 @@ class Variant(_Strict, frozen=True):
     measured: tuple[Measured, ...] = ()
     layers: dict[str, int] = {}
     batching: Batching | None = None
+    golden: tuple[OutputTolerance, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -233,7 +208,8 @@ class Rejected(_Strict, frozen=True):
 class Manifest(_Strict, frozen=True):
     """The whole of `manifest.json`. `state` are the variables of a model that keeps a state between calls:
     each request starts from the initial one. `batching` is what the source's graph says of the rows of its
-    batches; None in bundles that were written without reading it."""
+    batches; None in bundles that were written without reading it. `outputs` says what each output holds,
+    by name."""
 
     schema_version: str
     name: str
@@ -250,6 +226,7 @@ class Manifest(_Strict, frozen=True):
     reference_latency_ms: float | None = None
     state: tuple[TensorSpec, ...] = ()
     batching: Batching | None = None
+    outputs: dict[str, OutputKind] = {}
 
     def variant(self, variant_id: str) -> Variant:
         for variant in self.variants:

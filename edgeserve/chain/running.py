@@ -15,7 +15,7 @@ from edgeserve.chain.failures import (
     inputs_are_finite,
     is_out_of_memory,
 )
-from edgeserve.chain.golden import golden_batches, sample_error
+from edgeserve.chain.golden import deviation, golden_batches
 from edgeserve.chain.opening import Opened
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.room import Extent
@@ -107,12 +107,13 @@ class Runner:
         else:
             outputs = self._run(opened, inputs)
             got = self._run(opened, sample)
-        error = sample_error(self._bundle.manifest.interface, sample, expected, got)
-        tolerance = self._bundle.manifest.variant(opened.candidate.variant).golden_tolerance
-        if not error <= _SAMPLE_SLACK * tolerance:
+        manifest = self._bundle.manifest
+        variant = manifest.variant(opened.candidate.variant)
+        found = deviation(variant, manifest.interface, [sample], [expected], [got], _SAMPLE_SLACK)
+        if not found.is_fine:
             raise WrongNumbers(
                 f"{opened.candidate.label} does not reproduce a golden sample any more",
-                cause=f"relative RMS error {error:.3g}, tolerated {_SAMPLE_SLACK * tolerance:.3g}",
+                cause=found.cause,
                 hint="the device computes wrong numbers: update its driver, or look at its memory",
             )
         return outputs

@@ -94,7 +94,22 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Without --eval: top-1 agreement with the source [0.95], or cosine [0.99].",
+            help="Least share of answers equal to the source's (top-1, ids) [0.95], or cosine [0.99].",
+        ),
+    ] = None,
+    min_sqnr: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DB|OUTPUT=DB",
+            help="Least SQNR of each output, in dB beside its spread [10; class scores 3]. "
+            "May be repeated.",
+        ),
+    ] = None,
+    output_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OUTPUT=KIND",
+            help="What an output holds: scores, probabilities, numbers, embedding or ids. May be repeated.",
         ),
     ] = None,
     max_size: Annotated[
@@ -182,6 +197,7 @@ def command(
 ) -> int:
     from edgeserve.cli.convert_many import ALL, convert_for
     from edgeserve.cli.images import preprocess_from
+    from edgeserve.cli.quality import parse_decibels, parse_kinds
     from edgeserve.cli.shapes import parse_shapes
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert
@@ -189,6 +205,7 @@ def command(
     from edgeserve.conversion.plot import plot as draw
     from edgeserve.conversion.sources import SourceOptions
 
+    decibels = parse_decibels(min_sqnr or [])
     flags = {
         "image_size": image_size,
         "crop_ratio": crop_ratio,
@@ -221,6 +238,9 @@ def command(
         simplify=simplify,
         max_drop=max_drop,
         min_fidelity=min_fidelity,
+        min_sqnr=decibels.pop("", None),
+        min_sqnr_of=decibels,
+        output_kinds=parse_kinds(output_kind or []),
         max_size=_limit("max_size", "--max-size", max_size, int),
         max_latency=_limit("max_latency_p50", "--max-latency", max_latency, float),
         max_time=max_time,
@@ -259,12 +279,12 @@ def render(report: Conversion) -> None:
         f"({report.proof_source})\n",
     )
     columns = ("", "variant", "runs on", "size", "latency", "vs source", "int8 ops", "agrees", "SQNR",
-               "accuracy")  # fmt: skip
+               "worst output", "accuracy")  # fmt: skip
     table = table_of(*columns, right=("size", "latency", "vs source", "agrees", "SQNR", "accuracy"))
     accuracy = report.reference_accuracy
     add_row(
         table, "", "source", report.reference, size_text(report.source_size_bytes),
-        f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "",
+        f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "", "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "",
     )  # fmt: skip
     for row in report.rows:
@@ -308,21 +328,23 @@ def _render_layers(report: Conversion) -> None:
 
 
 def _cells(row: Row) -> list[str]:
+    from edgeserve.cli.quality import agreement_text, worst_text
+
     m = row.measured
     size = size_text(row.size_bytes) if row.size_bytes is not None else ""
     mark = ("✓" if row.chosen else "✗") + ("*" if row.pareto else "")
     head = [mark, row.variant, f"{row.runtime}/{row.device}", size]
     if m is None:
-        return [*head, "", "", "", "", "", ""]
-    agreement = m.fidelity.top1_agreement
+        return [*head, "", "", "", "", "", "", ""]
     accuracy = m.accuracy
     return [
         *head,
         f"{m.latency_ms:.3f} ms",
         f"{m.speedup:.2f}x",
         f"{m.int8_compute_ops} of {m.compute_ops} ({m.inference_precision})",
-        f"{100 * agreement:.1f} %" if agreement is not None else f"cos {m.fidelity.cosine:.4f}",
+        agreement_text(m.fidelity),
         f"{m.fidelity.sqnr_db:.1f} dB",
+        worst_text(m.fidelity),
         f"{100 * accuracy.top1:.1f} %" if accuracy else "",
     ]
 

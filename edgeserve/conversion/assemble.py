@@ -27,7 +27,8 @@ from edgeserve.bundle import (
 from edgeserve.bundle.manifest import SCHEMA_VERSION
 from edgeserve.bundle.writing import BundleWriter
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import AS_FAST, Trial, Verdict
+from edgeserve.conversion.choose import AS_FAST, Bounds, Trial, Verdict
+from edgeserve.conversion.confirm import with_tolerances
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.made import partly
 from edgeserve.conversion.native import NATIVE
@@ -35,7 +36,7 @@ from edgeserve.conversion.options import Conversion, Options, Row
 from edgeserve.conversion.search import Found
 from edgeserve.conversion.source import SourceModel
 from edgeserve.devices import machine
-from edgeserve.evaluate import class_scores
+from edgeserve.evaluate import Kinds, class_scores
 from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
@@ -105,6 +106,7 @@ def write_bundle(
     batching: Batching,
     target: Target,
     options: Options,
+    bounds: Bounds,
     found: Found,
     verdicts: list[Verdict],
     chain: tuple[Candidate, ...],
@@ -132,9 +134,9 @@ def write_bundle(
         target=target.name,
         source=model.source,
         interface=interface,
-        task=_task(interface, options, labels),
+        task=_task(interface, options, model.kinds, labels),
         variants=tuple(
-            _with_measurements(v, verdicts)
+            with_tolerances(v, verdicts, proof, interface, bounds)
             for v in _sharing([v for n, v in built.items() if n in kept], writer.root)
         ),
         chain=chain,
@@ -148,6 +150,7 @@ def write_bundle(
         reference_latency_ms=proof.reference_latency_ms,
         state=model.state,
         batching=batching,
+        outputs=dict(model.kinds),
     )
     writer.write_manifest(manifest)
     Bundle.open(writer.root)  # what was written must read
@@ -171,26 +174,13 @@ def _sharing(variants: list[Variant], root: Path) -> list[Variant]:
     return shared
 
 
-def _task(interface: Interface, options: Options, labels: FileEntry | None) -> Task:
+def _task(interface: Interface, options: Options, kinds: Kinds, labels: FileEntry | None) -> Task:
     kind: Literal["classification", "generic"] = (
-        "classification" if class_scores(interface) and (labels or options.evaluate) else "generic"
+        "classification"
+        if class_scores(interface, kinds) and (labels or options.evaluate)
+        else "generic"
     )
     return Task(kind=kind, preprocess=options.preprocess, labels=labels)
-
-
-def _with_measurements(variant: Variant, verdicts: list[Verdict]) -> Variant:
-    """Add what was measured, and tolerate on golden samples twice the error that was measured."""
-    measured = tuple(
-        v.trial.measured
-        for v in verdicts
-        if v.chosen and v.trial.variant == variant.id and v.trial.measured is not None
-    )
-    tolerance = variant.golden_tolerance
-    if measured and variant.precision in ("int8", "int4"):
-        # The relative RMS error of the worst runtime, from its SQNR.
-        worst = max(10 ** (-m.fidelity.sqnr_db / 20) for m in measured)
-        tolerance = min(0.9, max(0.05, 2.0 * worst))
-    return msgspec.structs.replace(variant, measured=measured, golden_tolerance=tolerance)
 
 
 def _rejected(verdict: Verdict, target: Target, built: dict[str, Variant]) -> Rejected:
@@ -386,7 +376,11 @@ def with_pareto(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
-    remarks = []
+    remarks = [
+        f"static int8 leaves {len(tail.nodes)} nodes at the end of '{tail.output}' in fp32: {tail.joint} joins "
+        f"parts with ranges of {tail.narrow:.3g} and {tail.wide:.3g}, and int8 has one scale for both"
+        for tail in found.tails
+    ]
     equalized = [
         f"{c.runtime}/{c.device}" for c in chain if c.variant.endswith("-static-equalized")
     ]

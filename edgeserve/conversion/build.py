@@ -25,6 +25,7 @@ from edgeserve.conversion.registry import (
     shortest_path,
 )
 from edgeserve.conversion.source import SourceModel, named_nodes, save_onnx
+from edgeserve.conversion.tolerance import TOLERANCE
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize import (
@@ -32,6 +33,7 @@ from edgeserve.quantize import (
     ModelFacts,
     Plan,
     StaticQuantizer,
+    Tail,
     beyond_fp16,
     calibration_record,
     quantize_onnx_dynamic,
@@ -42,8 +44,6 @@ from edgeserve.tensors import Interface
 
 # Formats whose files accept one batch size only.
 _FIXED_BATCH = {"tflite": 1}
-# Relative RMS error a device may show against the source's golden outputs, where nothing was measured.
-_TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.5, "int4": 0.5}
 _METHODS: dict[str, CalibrationMethod] = {
     "static": "minmax",
     "static-percentile": "percentile",
@@ -101,6 +101,12 @@ class Builder:
         """The static quantizer, its ranges computed once. Raises UsageError without calibration data."""
         return self._static(self._scheme, "static")
 
+    @property
+    def tails(self) -> tuple[Tail, ...]:
+        """What static quantization left in fp32 by itself, if it was tried."""
+        static = self.__dict__.get("static")
+        return static.tails if isinstance(static, StaticQuantizer) else ()
+
     @cached_property
     def beyond_fp16(self) -> dict[str, float]:
         """Values of the source, by name, that FP16 may not hold, with their largest magnitude."""
@@ -136,7 +142,7 @@ class Builder:
             precision=plan.precision,
             main=str(main.relative_to(self._root)),
             files=files,
-            golden_tolerance=_TOLERANCE[plan.precision],
+            golden_tolerance=TOLERANCE[plan.precision],
             batch=_FIXED_BATCH.get(plan.format, 0) if self._interface.max_batch else 0,
             bindings=bindings,
             recipe=recipe,

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
+from edgeserve.bundle import (
+    Accuracy,
+    Fidelity,
+    Measured,
+    OutputFidelity,
+    OutputTolerance,
+    Precision,
+)
+from edgeserve.bundle.fidelity import Kind
 
-# Precisions that promise the source's numbers must keep this SQNR, or the conversion is broken.
-MIN_SQNR_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
+# Precisions that promise the source's numbers must keep so much of their size, or the conversion is broken.
+MIN_SIGNAL_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
+# A tenth of the variance may be error (an R2 of 0.9); of class scores, whose order counts, half.
+DEFAULT_MIN_SQNR_DB = 10.0
+DEFAULT_MIN_SCORES_SQNR_DB = 3.0
 DEFAULT_MIN_AGREEMENT = 0.95
 DEFAULT_MIN_COSINE = 0.99
+# Of the answers that are not the most common one.
+MIN_OVERLAP = 0.7
 # Within these factors variants count as equally fast, and equally small.
 AS_FAST = 1.03
 AS_SMALL = 1.25
@@ -33,6 +47,7 @@ class Trial(msgspec.Struct, frozen=True):
     `problem` is set when it could not be built, does not run, or was not tried because it cannot win;
     `unverified` when this machine lacks the device: then `elsewhere` says what the file gave on the CPU. `speedup_high` is the upper end of the confidence
     interval of the speed-up over fp32 on the same runtime, or over the source where that was not tried.
+    `golden` is what its outputs differ by on the golden samples, as a tolerance without any margin.
     """
 
     entry: int
@@ -44,6 +59,7 @@ class Trial(msgspec.Struct, frozen=True):
     problem: str | None = None
     unverified: str | None = None
     elsewhere: Elsewhere | None = None
+    golden: tuple[OutputTolerance, ...] = ()
 
     @property
     def loaded(self) -> bool:
@@ -53,15 +69,30 @@ class Trial(msgspec.Struct, frozen=True):
 
 class Bounds(msgspec.Struct, frozen=True):
     """What a variant may cost in quality. `max_drop` is in percentage points of accuracy and counts
-    with labelled data; `min_fidelity` is a top-1 agreement (or cosine, for models without class
-    scores) and counts without. `max_size` is in bytes, `max_latency` in ms of one call. `speed_counts`
-    is False when the target's CPU is not this one."""
+    with labelled data. `min_fidelity` is a share of equal answers (top-1, ids, texts), or a cosine where
+    an output has no answers; `min_sqnr` is in dB, for all outputs, or `sqnr_of` one by name. `max_size`
+    is in bytes, `max_latency` in ms of one call. `speed_counts` is False when the target's CPU is not
+    this one."""
 
     max_drop: float = 1.0
     min_fidelity: float | None = None
     max_size: int | None = None
     max_latency: float | None = None
     speed_counts: bool = True
+    min_sqnr: float | None = None
+    sqnr_of: Mapping[str, float] = {}
+
+    def asked_sqnr(self, output: str) -> float | None:
+        return self.sqnr_of.get(output, self.min_sqnr)
+
+    def sqnr(self, output: str, kind: Kind) -> float | None:
+        """The least SQNR in dB of an output; None where nothing is asked for: `min_fidelity` 0 says so."""
+        asked = self.asked_sqnr(output)
+        if asked is not None:
+            return asked
+        if self.min_fidelity == 0.0:
+            return None
+        return DEFAULT_MIN_SCORES_SQNR_DB if kind == "scores" else DEFAULT_MIN_SQNR_DB
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -77,28 +108,93 @@ class Verdict(msgspec.Struct, frozen=True):
 def quality_problem(
     fidelity: Fidelity, accuracy: Accuracy | None, precision: Precision, bounds: Bounds
 ) -> str | None:
-    """Why this variant is too far from the source, or None."""
-    floor = MIN_SQNR_DB.get(precision)
-    if floor is not None and fidelity.sqnr_db < floor:
-        return f"its numbers are not the source's: SQNR {fidelity.sqnr_db:.1f} dB, {precision} keeps {floor:.0f}"
+    """Why this variant is too far from the source, or None. Each output is judged by its kind, and the
+    first that misses a bound decides, the worst one first."""
     if accuracy is not None:
         drop = accuracy.drop_points
         # Shares of samples are exact multiples of 1/n: allow for rounding at the limit itself.
         if drop > bounds.max_drop + 1e-9:
             return f"accuracy drops {drop:.2f} points, --max-drop is {bounds.max_drop:g}"
+    labelled = accuracy.output if accuracy is not None else None
+    for output in sorted(fidelity.outputs, key=lambda o: o.sqnr_db if o.sqnr_db is not None else 0):
+        problem = _broken(output, precision) or _shapes(output, fidelity.samples, bounds)
+        if problem is None and output.name == labelled:
+            asked = bounds.asked_sqnr(output.name)  # accuracy decides, unless more was asked for
+            problem = None if asked is None else _noise(output, asked)
+        elif problem is None:
+            problem = _answers(output, bounds) or _noise(
+                output, bounds.sqnr(output.name, output.kind)
+            )
+        if problem is not None:
+            return problem
+    return None
+
+
+def _broken(output: OutputFidelity, precision: Precision) -> str | None:
+    floor = MIN_SIGNAL_DB.get(precision)
+    if floor is None or output.signal_db is None or output.signal_db >= floor:
         return None
-    if fidelity.top1_agreement is not None:
-        wanted = bounds.min_fidelity if bounds.min_fidelity is not None else DEFAULT_MIN_AGREEMENT
-        if fidelity.top1_agreement < wanted:
+    return (
+        f"its numbers are not the source's: output '{output.name}' keeps {output.signal_db:.1f} dB of its "
+        f"signal, {precision} keeps {floor:.0f}"
+    )
+
+
+def _shapes(output: OutputFidelity, samples: int, bounds: Bounds) -> str | None:
+    wanted = DEFAULT_MIN_AGREEMENT if bounds.min_fidelity is None else bounds.min_fidelity
+    if output.mismatched <= (1.0 - wanted) * samples + 1e-9:
+        return None
+    return (
+        f"output '{output.name}' has another shape than the source's on {output.mismatched} of "
+        f"{samples} samples"
+    )
+
+
+_ANSWERS: Final = {
+    "scores": "top-1 agrees with the source",
+    "probabilities": "its decisions at 0.5 agree with the source",
+    "ids": "it equals the source",
+    "text": "it equals the source",
+}
+
+
+def _answers(output: OutputFidelity, bounds: Bounds) -> str | None:
+    """Why too few answers of an output are the source's, or its direction is another. Of numbers, neither
+    says anything: their cosine counts only where it was asked for."""
+    asked = bounds.min_fidelity
+    if output.kind in _ANSWERS:
+        wanted = DEFAULT_MIN_AGREEMENT if asked is None else asked
+        if output.agreement is not None and output.agreement < wanted:
             return (
-                f"top-1 agrees with the source on {100 * fidelity.top1_agreement:.1f} % of samples, "
-                f"--min-fidelity is {100 * wanted:g} %"
+                f"output '{output.name}': {_ANSWERS[output.kind]} on {100 * output.agreement:.1f} % of "
+                f"samples, --min-fidelity is {100 * wanted:g} %"
+            )
+        least = min(MIN_OVERLAP, wanted)
+        if output.overlap is not None and output.overlap < least:
+            return (
+                f"output '{output.name}': of the answers that are not the most common one, "
+                f"{100 * output.overlap:.1f} % are the source's, at least {100 * least:g} % must be"
             )
         return None
-    wanted = bounds.min_fidelity if bounds.min_fidelity is not None else DEFAULT_MIN_COSINE
-    if fidelity.cosine < wanted:
-        return f"cosine to the source is {fidelity.cosine:.4f}, --min-fidelity is {wanted:g}"
+    wanted = DEFAULT_MIN_COSINE if asked is None and output.kind == "embedding" else asked or 0.0
+    if output.cosine is not None and output.cosine < wanted:
+        return (
+            f"output '{output.name}': cosine to the source is {output.cosine:.6g}, --min-fidelity is "
+            f"{wanted:g}"
+        )
     return None
+
+
+def _noise(output: OutputFidelity, wanted: float | None) -> str | None:
+    if wanted is None or output.sqnr_db is None or output.sqnr_db >= wanted:
+        return None
+    beside = (
+        "spread over samples" if output.centred else "size (too few samples to know its spread)"
+    )
+    return (
+        f"output '{output.worst}': SQNR {output.sqnr_db:.1f} dB against its {beside}, --min-sqnr is "
+        f"{wanted:g} dB"
+    )
 
 
 def choose(

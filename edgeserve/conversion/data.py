@@ -12,8 +12,9 @@ import msgspec
 
 from edgeserve.conversion.options import Options
 from edgeserve.errors import DataError
-from edgeserve.evaluate import Samples, class_scores, load_labelled, load_samples
+from edgeserve.evaluate import Kinds, Samples, class_scores, load_labelled, load_samples
 from edgeserve.evaluate.made_up import Span, made_up_samples
+from edgeserve.evaluate.metrics import looks_like_scores
 from edgeserve.evaluate.streams import (
     COMMAND,
     from_callable,
@@ -48,11 +49,12 @@ class Data(msgspec.Struct, frozen=True):
         options: Options,
         spans: Mapping[str, Span] | None = None,
         open_size: int = OPEN_SIZE,
+        kinds: Kinds | None = None,
     ) -> Data:
-        """`spans` say what random samples are made of, `open_size` is that of their dynamic dimensions. Raises
-        DataError, before anything expensive is done."""
+        """`spans` say what random samples are made of, `open_size` is that of their dynamic dimensions, `kinds`
+        is what outputs hold. Raises DataError, before anything expensive is done."""
         remarks: list[str] = []
-        classes = _classes(interface, options)
+        classes = _classes(interface, options, kinds or {})
         pool = _calibration_pool(interface, options, spans, open_size)
         calibration = pool.take(options.calibration_samples) if pool else None
         if calibration is not None and calibration.random:
@@ -63,7 +65,7 @@ class Data(msgspec.Struct, frozen=True):
                 remarks.append(f"calibration data: {skewed}")
         if options.evaluate is not None:
             labelled = load_labelled(Path(options.evaluate), interface, options.preprocess, classes)
-            if class_scores(interface) is None:
+            if class_scores(interface, kinds or {}) is None:
                 remarks.append("the model has no class scores: accuracy is not measured")
             return cls(calibration, labelled, tuple(remarks))
         if pool is None:
@@ -116,7 +118,7 @@ def _without(pool: Samples, taken: int) -> Samples | None:
     return pool.leave(taken)
 
 
-def _classes(interface: Interface, options: Options) -> list[str] | None:
+def _classes(interface: Interface, options: Options, kinds: Kinds) -> list[str] | None:
     if options.labels is None:
         return None
     path = Path(options.labels)
@@ -124,9 +126,11 @@ def _classes(interface: Interface, options: Options) -> list[str] | None:
         names = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a readable list of classes", cause=str(error)) from None
-    scores = class_scores(interface)
+    scores = class_scores(interface, kinds)
+    if scores is None and len(interface.outputs) == 1 and looks_like_scores(interface.outputs[0]):
+        scores = interface.outputs[0].name
     spec = next((s for s in interface.outputs if s.name == scores), None)
-    if spec is not None and spec.shape[1] != len(names):
+    if spec is not None and spec.shape[1] not in (1, len(names)):
         raise DataError(
             f"{path} names {len(names)} classes, output '{spec.name}' has {spec.shape[1]}",
             hint="one class a line, in the order of the model's scores",

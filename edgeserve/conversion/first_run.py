@@ -108,7 +108,7 @@ class _Unfit(DataError):
 
 def _fitting(model: SourceModel, options: Options, reference: Session) -> Data:
     """The data that were given, or random ones that the model runs on."""
-    data = Data.load(model.interface, options)
+    data = Data.load(model.interface, options, kinds=model.kinds)
     if not data.random:
         check_runs(reference, data.proof)
         if data.calibration is not None:
@@ -119,7 +119,7 @@ def _fitting(model: SourceModel, options: Options, reference: Session) -> Data:
     first: InferenceFailed | None = None
     spare: Data | None = None
     for size, spans, remark in _attempts(model):
-        made = Data.load(model.interface, options, spans, size)
+        made = Data.load(model.interface, options, spans, size, kinds=model.kinds)
         try:
             finite = all(_runs(reference, samples) for samples in made.random)
         except InferenceFailed as error:

@@ -23,7 +23,8 @@ class Options(msgspec.Struct, frozen=True):
     `random`, or a callable that returns an iterable of samples; `evaluate` a
     labels CSV or an `.npz` with labels; `labels` a text file with one class name a line. `recipes`
     restricts what is tried for int8 and int4; `max_size` is in bytes, `max_latency` in ms, `max_time`
-    (for repairing what misses the bounds) in seconds; `explain` ranks layers by their error.
+    (for repairing what misses the bounds) in seconds; `min_sqnr` is in dB, for all outputs, `min_sqnr_of`
+    by an output's name; `output_kinds` says by name what outputs hold; `explain` ranks layers by their error.
     """
 
     source: SourceOptions = SourceOptions()
@@ -39,6 +40,9 @@ class Options(msgspec.Struct, frozen=True):
     simplify: bool = False
     max_drop: float = 1.0
     min_fidelity: float | None = None
+    min_sqnr: float | None = None
+    min_sqnr_of: Mapping[str, float] = {}
+    output_kinds: Mapping[str, str] = {}
     max_size: int | None = None
     max_latency: float | None = None
     max_time: float = 600.0

@@ -24,7 +24,9 @@ from edgeserve.conversion.assemble import (
 from edgeserve.conversion.batching import by_graph
 from edgeserve.conversion.build import Builder
 from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
+from edgeserve.conversion.confirm import confirmed
 from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
+from edgeserve.conversion.kinds import output_kinds, remarks_on
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
@@ -67,6 +69,7 @@ def convert(
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
         _check_explain(model, options)
+        model = _with_kinds(model, options)
         first = first_run(
             model, options, lambda level: _open(model, writer.work, 0, _leveled(level))
         )
@@ -94,13 +97,24 @@ def convert(
             options.max_latency,
             # A source that is quantized has no fp32 to be faster than.
             speed_counts=is_here(target) and model.precision == "fp32",
+            min_sqnr=options.min_sqnr,
+            sqnr_of=options.min_sqnr_of,
         )
         search = Search(
             builder, model, target, interface, options, data, reference, bounds, threads, say
         )
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
-        verdicts = choose(found.trials, bounds, asked=asked, optional=optional_entries(target))
+        say("checking what was chosen", None)
+        verdicts = confirmed(
+            found.trials,
+            lambda trials: choose(trials, bounds, asked=asked, optional=optional_entries(target)),
+            search.subject,
+            found.proof,
+            interface,
+            bounds,
+            threads,
+        )
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, model, bounds, strict=options.strict)
         unmet = unmet_wishes(options, verdicts, found.recipes, target)
@@ -110,10 +124,12 @@ def convert(
                 cause="--strict was given",
                 hint="leave out --strict to get the bundle with what serves instead",
             )
-        data = msgspec.structs.replace(
-            data,
-            remarks=(*data.remarks, *state_remarks(model), *fp16_remarks(builder, chain), *unmet),
+        notes = (
+            *state_remarks(model),
+            *remarks_on(interface, model.kinds),
+            *fp16_remarks(builder, chain),
         )
+        data = msgspec.structs.replace(data, remarks=(*data.remarks, *notes, *unmet))
         layers = next((r.layers for r in found.restorations if r.layers), ())
         if options.explain and not layers:
             say("ranking layers", None)
@@ -127,7 +143,17 @@ def convert(
                 data = msgspec.structs.replace(data, remarks=(*data.remarks, remark))
         say("writing the bundle", None)
         manifest = write_bundle(
-            writer, model, interface, batching, target, options, found, verdicts, chain, builder
+            writer,
+            model,
+            interface,
+            batching,
+            target,
+            options,
+            bounds,
+            found,
+            verdicts,
+            chain,
+            builder,
         )
         reference.close()
     return report(destination, target, manifest, verdicts, found, data, layers)
@@ -197,6 +223,25 @@ def _open(
 
 def _leveled(level: str | None) -> dict[str, Option]:
     return {} if level is None else {LEVEL_OPTION: level}
+
+
+def _with_kinds(model: SourceModel, options: Options) -> SourceModel:
+    """The model with what its outputs hold. Raises UsageError for options that name no output of it."""
+    names = [s.name for s in model.interface.outputs]
+    for name in options.min_sqnr_of:
+        if name not in names:
+            raise UsageError(
+                f"--min-sqnr: the model has no output '{name}'",
+                hint=f"its outputs are {', '.join(names)}",
+            )
+    kinds = output_kinds(
+        model.interface,
+        model.proto,
+        asked=options.output_kinds,
+        labels=None if options.labels is None else Path(options.labels),
+        labelled=options.evaluate is not None,
+    )
+    return msgspec.structs.replace(model, kinds=kinds)
 
 
 def _check_calibration(model: SourceModel, options: Options) -> None:

@@ -29,9 +29,10 @@ from edgeserve.conversion.timing import (
     threads_for,
     time_in_turns,
 )
+from edgeserve.conversion.tolerance import errors_on
 from edgeserve.devices import machine
 from edgeserve.errors import DataError, DeviceLost, InferenceFailed
-from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
+from edgeserve.evaluate import Kinds, Samples, class_scores, fidelity, top1_accuracy
 from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.tensors import Interface, Tensors
@@ -60,6 +61,7 @@ def prove(
     subjects: Sequence[Subject],
     reference: Session,
     interface: Interface,
+    kinds: Kinds,
     samples: Samples,
     *,
     golden_samples: int,
@@ -97,16 +99,22 @@ def prove(
         for index, problem in problems.items():
             trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
-        scores = class_scores(interface)
+        scores = class_scores(interface, kinds)
         labels = samples.labels if scores is not None else None
+        picked = _golden_picks(samples, wanted, golden_samples)
         reference_top1 = (
             top1_accuracy([w[scores] for w in wanted], labels) if scores and labels else None
         )
         for item in alive:
             index = list(subjects).index(item.subject)
-            found, accuracy = quality(interface, samples, wanted, item.outputs)
+            found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
             trials[index] = _with_batching(trials[index], item, interface, samples)
+            requests, want, got = (
+                [every[i] for i in picked] for every in (samples, wanted, item.outputs)
+            )
+            golden_errors = errors_on(found, requests, want, got)
+            trials[index] = msgspec.structs.replace(trials[index], golden=golden_errors)
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
@@ -116,12 +124,12 @@ def prove(
         for item in stand_ins:
             if len(item.outputs) == len(samples):
                 index = list(subjects).index(item.subject)
-                found, accuracy = quality(interface, samples, wanted, item.outputs)
+                found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
                 where = f"{item.subject.chain_entry.runtime}/cpu"
                 trials[index] = msgspec.structs.replace(
                     trials[index], elsewhere=Elsewhere(where, found, accuracy)
                 )
-        golden = _golden(interface, samples, wanted, golden_samples)
+        golden = _golden(interface, samples, wanted, picked)
         return Proof(
             tuple(trials[i] for i in range(len(subjects))),
             wanted,
@@ -135,10 +143,14 @@ def prove(
 
 
 def quality(
-    interface: Interface, samples: Samples, wanted: list[Tensors], outputs: list[Tensors]
+    interface: Interface,
+    kinds: Kinds,
+    samples: Samples,
+    wanted: list[Tensors],
+    outputs: list[Tensors],
 ) -> tuple[Fidelity, Accuracy | None]:
     """How close outputs are to the source's, and their accuracy where samples have labels."""
-    scores = class_scores(interface)
+    scores = class_scores(interface, kinds)
     labels = samples.labels if scores is not None else None
     accuracy = None
     if scores is not None and labels is not None:
@@ -147,8 +159,9 @@ def quality(
             top1=top1_accuracy([o[scores] for o in outputs], labels),
             reference=top1_accuracy([w[scores] for w in wanted], labels),
             data_sha256=samples.sha256,
+            output=scores,
         )
-    return fidelity(interface, samples, wanted, outputs), accuracy
+    return fidelity(interface, kinds, samples, wanted, outputs), accuracy
 
 
 def _first_look(
@@ -259,21 +272,24 @@ def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Sa
     return msgspec.structs.replace(trial, measured=measured)
 
 
-def _golden(
-    interface: Interface, samples: Samples, wanted: list[Tensors], count: int
-) -> tuple[Tensors, Tensors]:
-    """The first samples and the source's outputs, stacked along a sample axis."""
+def _golden_picks(samples: Samples, wanted: list[Tensors], count: int) -> list[int]:
+    """The first samples, as many as fit; of those only what can be stacked upon the first."""
     first = samples[0]
     size = sum(a.nbytes for a in first.values()) + sum(a.nbytes for a in wanted[0].values())
-    count = max(1, min(count, len(samples), GOLDEN_BYTES // size))
-    chosen = [first, *(samples[i] for i in range(1, count))]
-    join = np.concatenate if interface.max_batch else np.stack
-    # Samples of differing dynamic shapes cannot be stacked: keep those like the first.
+    count = max(1, min(count, len(samples), GOLDEN_BYTES // max(size, 1)))
     shapes = [
-        {n: a.shape for n, a in (*given.items(), *answer.items())}
-        for given, answer in zip(chosen, wanted, strict=False)
+        {n: a.shape for tensors in (samples[i], wanted[i]) for n, a in tensors.items()}
+        for i in range(count)
     ]
-    alike = [i for i, found in enumerate(shapes) if found == shapes[0]]
-    inputs = {s.name: join([chosen[i][s.name] for i in alike]) for s in interface.inputs}
-    outputs = {s.name: join([wanted[i][s.name] for i in alike]) for s in interface.outputs}
+    return [i for i in range(count) if shapes[i] == shapes[0]]
+
+
+def _golden(
+    interface: Interface, samples: Samples, wanted: list[Tensors], picked: list[int]
+) -> tuple[Tensors, Tensors]:
+    """These samples and the source's outputs, stacked along a sample axis."""
+    join = np.concatenate if interface.max_batch else np.stack
+    requests = [samples[i] for i in picked]
+    inputs = {s.name: join([r[s.name] for r in requests]) for s in interface.inputs}
+    outputs = {s.name: join([wanted[i][s.name] for i in picked]) for s in interface.outputs}
     return inputs, outputs

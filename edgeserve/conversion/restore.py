@@ -19,6 +19,7 @@ from edgeserve.conversion.choose import Bounds, quality_problem
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.prove import quality
 from edgeserve.errors import DataError, EdgeServeError
+from edgeserve.evaluate import Kinds
 from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets import ChainEntry
@@ -61,6 +62,7 @@ def restore(
     quantizer: StaticQuantizer,
     entry: ChainEntry,
     interface: Interface,
+    kinds: Kinds,
     data: Data,
     wanted: list[Tensors],
     bounds: Bounds,
@@ -84,7 +86,9 @@ def restore(
             outputs = [session.run(inputs) for inputs in data.proof]
         finally:
             session.close()
-        return quality_problem(*quality(interface, data.proof, wanted, outputs), "int8", bounds)
+        return quality_problem(
+            *quality(interface, kinds, data.proof, wanted, outputs), "int8", bounds
+        )
 
     try:
         reason = problem([])

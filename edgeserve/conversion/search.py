@@ -24,7 +24,7 @@ from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
 from edgeserve.conversion.timing import Pace, Subject, race
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
-from edgeserve.quantize import Plan, StaticQuantizer, check_names, plans_for
+from edgeserve.quantize import Plan, StaticQuantizer, Tail, check_names, plans_for
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.guarded import in_words
 from edgeserve.targets import ChainEntry, Target
@@ -48,13 +48,15 @@ Say = Callable[[str, float | None], None]
 
 
 class Found(msgspec.Struct):
-    """What the search made and measured. `proof` is that of the first tier; `trials` are all, by `recipes`."""
+    """What the search made and measured. `proof` is that of the first tier; `trials` are all, by `recipes`;
+    `tails` were left in fp32 by static int8."""
 
     trials: list[Trial]
     built: dict[str, Variant]
     proof: Proof
     restorations: tuple[Restoration, ...] = ()
     recipes: frozenset[str] = frozenset()
+    tails: tuple[Tail, ...] = ()
 
 
 class Search:
@@ -106,7 +108,14 @@ class Search:
         restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
         self._play_off()
         built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
-        return Found(self._in_order(), built, proof, tuple(restorations), frozenset(self._recipes))
+        return Found(
+            self._in_order(),
+            built,
+            proof,
+            tuple(restorations),
+            frozenset(self._recipes),
+            self._builder.tails,
+        )
 
     # what to try
 
@@ -218,6 +227,7 @@ class Search:
             [*subjects, *beside],
             self._reference,
             self._interface,
+            self._source.kinds,
             self._data.proof,
             golden_samples=GOLDEN_SAMPLES,
             seconds=SECONDS_PER_VARIANT if self._bounds.speed_counts else SECONDS_ELSEWHERE,
@@ -242,7 +252,7 @@ class Search:
             return
         quick = min(t.measured.latency_ms for t in finalists if t.measured) < _QUICK_MS
         paces = race(
-            [self._subject(t) for t in finalists],
+            [self.subject(t) for t in finalists],
             self._reference,
             self._data.proof,
             seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
@@ -277,7 +287,7 @@ class Search:
             found += [t for t, m in mine if m.speedup * CLOSE >= best]
         return found
 
-    def _subject(self, trial: Trial) -> Subject:
+    def subject(self, trial: Trial) -> Subject:
         variant = self._built[trial.variant]
         assert isinstance(variant, Variant)
         entry = self._target.chain[trial.entry]
@@ -354,6 +364,7 @@ class Search:
             base,
             self._target.chain[index],
             self._interface,
+            self._source.kinds,
             self._data,
             proof.wanted,
             self._bounds,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.bundle import Precision, Source, VariantFiles
+from edgeserve.bundle import OutputKind, Precision, Source, VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.errors import (
@@ -40,7 +40,8 @@ class SourceModel(msgspec.Struct, frozen=True):
 
     `proto` is an onnx.ModelProto with its external data loaded, None for other formats. `labels` is a
     list of class names that the source brought along. `state` are the variables that the model keeps between
-    calls; `passed` pairs of an input and an output by which its callers keep one.
+    calls; `passed` pairs of an input and an output by which its callers keep one. `kinds` is what its
+    outputs hold, by name.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     labels: Path | None = None
     state: tuple[TensorSpec, ...] = ()
     passed: tuple[tuple[str, str], ...] = ()
+    kinds: Mapping[str, OutputKind] = {}
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:

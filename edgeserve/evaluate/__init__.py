@@ -1,9 +1,10 @@
 """How right a variant is: fidelity against the fp32 source, accuracy on labelled data."""
 
 from edgeserve.evaluate.datasets import Samples, load_labelled, load_samples
-from edgeserve.evaluate.metrics import class_scores, fidelity, top1_accuracy
+from edgeserve.evaluate.metrics import Kinds, class_scores, fidelity, top1_accuracy
 
 __all__ = [
+    "Kinds",
     "Samples",
     "class_scores",
     "fidelity",

@@ -145,7 +145,13 @@ def _live(bundle: Bundle, opened: Opened) -> Fidelity:
     interface = bundle.manifest.interface
     requests = requests_of(bundle)
     wanted = golden_batches(interface, bundle.golden()[1])
-    return fidelity(interface, requests, wanted, [opened.session.run(r) for r in requests])
+    return fidelity(
+        interface,
+        bundle.manifest.outputs,
+        requests,
+        wanted,
+        [opened.session.run(r) for r in requests],
+    )
 
 
 def _timed(

@@ -6,6 +6,7 @@ from edgeserve.quantize.onnx_weights import quantize_onnx_dynamic, quantize_onnx
 from edgeserve.quantize.reach import beyond_fp16
 from edgeserve.quantize.recipes import RECIPES, Plan, check_names, plans_for
 from edgeserve.quantize.sensitivity import LayerError, rank_layers
+from edgeserve.quantize.tails import Tail
 
 __all__ = [
     "RECIPES",
@@ -14,6 +15,7 @@ __all__ = [
     "ModelFacts",
     "Plan",
     "StaticQuantizer",
+    "Tail",
     "beyond_fp16",
     "calibration_record",
     "check_names",

@@ -20,6 +20,7 @@ from edgeserve.errors import DataError
 from edgeserve.evaluate import Samples
 from edgeserve.quantize.equalize import equalize
 from edgeserve.quantize.onnx_tools import as_unsupported, is_large, modern, quantization, silenced
+from edgeserve.quantize.tails import Tail, mixed_tails, name_nodes, read_ranges
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Tensors
 
@@ -36,7 +37,8 @@ Progress = Callable[[int, int], None]
 class StaticQuantizer:
     """Static QDQ quantization of one model; `work` keeps the prepared model and the ranges.
 
-    Nodes are called as in `prepared`, the source after shape inference and constant folding.
+    Nodes are called as in `prepared`, the source after shape inference and constant folding. `tails` are
+    what `quantize` left in fp32 by itself: where parts of different scale are joined at the end.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class StaticQuantizer:
         self._scheme = scheme
         self._work = work
         self._progress = progress or (lambda done, total: None)
+        self.tails: tuple[Tail, ...] = ()
 
     @cached_property
     def prepared(self) -> Path:
@@ -67,6 +70,7 @@ class StaticQuantizer:
                 all_tensors_to_one_file=True,
                 external_data_location="prepared.data",
             )
+            name_nodes(tools.onnx, destination)
         return destination
 
     @cached_property
@@ -85,13 +89,14 @@ class StaticQuantizer:
         method: CalibrationMethod = "minmax",
         keep: Collection[str] = (),
     ) -> Recipe:
-        """Write a quantized model to `destination`; nodes named in `keep` stay in fp32.
+        """Write a quantized model to `destination`; nodes named in `keep`, and in `tails`, stay in fp32.
 
         Raises UnsupportedModel when onnxruntime's quantizer cannot handle the graph.
         """
         tools = quantization()
         scheme = self._scheme
         ranges = self._ranges(method)
+        kept = sorted({*keep, *(name for tail in self._find_tails(ranges) for name in tail.nodes)})
         with silenced(), as_unsupported(self._model):
             tools.quantize_static(
                 str(self.prepared),
@@ -104,7 +109,7 @@ class StaticQuantizer:
                 reduce_range=scheme.reduce_range,
                 activation_type=_types(tools)[scheme.activation_type],
                 weight_type=_types(tools)[scheme.weight_type],
-                nodes_to_exclude=sorted(keep),
+                nodes_to_exclude=kept,
                 extra_options={"ActivationSymmetric": scheme.symmetric_activations},
             )
         return Recipe(
@@ -114,8 +119,14 @@ class StaticQuantizer:
             per_channel=scheme.per_channel,
             calibration_method=method,
             calibration=calibration_record(self._samples),
-            kept_fp32=tuple(sorted(keep)),
+            kept_fp32=tuple(kept),
         )
+
+    def _find_tails(self, ranges: Path) -> tuple[Tail, ...]:
+        with silenced(), as_unsupported(self._model):
+            model = quantization().onnx.load_model(str(self.prepared), load_external_data=False)
+            self.tails = mixed_tails(model, read_ranges(ranges))
+        return self.tails
 
     def _ranges(self, method: CalibrationMethod) -> Path:
         """The ranges of all activations as onnxruntime's calibration cache."""

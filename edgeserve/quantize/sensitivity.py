@@ -1,8 +1,8 @@
 """Which layers a quantized model loses its precision in: per-layer SQNR against the fp32 model.
 
 Each layer is looked at by itself: a graph is made of the fp32 model and, beside each of its layers, the
-quantized one on the same fp32 inputs, rounded. So a bad layer does not make those behind it look bad. Noise
-and signal are summed up inside the graph: memory does not grow with the samples or the layers.
+quantized one on the same fp32 inputs, rounded. So a bad layer does not make those behind it look bad. Noise,
+power and mean are summed up inside the graph: memory does not grow with the samples or the layers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ _LAYERS: Final = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Conc
                   "GlobalAveragePool"}  # fmt: skip
 _ROUNDING: Final = {"QuantizeLinear", "DequantizeLinear"}
 _PREFIX: Final = "edgeserve/"
+_SUMS: Final = ("noise", "power", "mean")
+# What varies by less than this share of its power is a constant, which fp32 sums alone blur.
+_SMALLEST: Final = 1e-10
 # Better than this is exact: fp32 itself keeps no more.
 _EXACT_DB: Final = 150.0
 
 
 class LayerError(msgspec.Struct, frozen=True):
-    """One layer: `sqnr_db` of what it computes from rounded inputs and weights.
+    """One layer: `sqnr_db` of what it computes from rounded inputs and weights,
+    beside the spread of its values.
 
     `unit` are the nodes to leave in fp32 for this layer's sake: itself, and what writes its inputs, for
     their outputs are rounded on their account, too.
@@ -100,12 +104,13 @@ def _beside(onnx: Any, model: Any, quantized: Any) -> list[Any]:
             [
                 helper.make_node("Sub", [node.output[0], output], [f"{base}/error"]),
                 *_power(helper, f"{base}/error", f"{base}/noise"),
-                *_power(helper, node.output[0], f"{base}/signal"),
+                *_power(helper, node.output[0], f"{base}/power"),
+                helper.make_node("ReduceMean", [node.output[0]], [f"{base}/mean"], keepdims=0),
             ]
         )
         graph.output.extend(
             helper.make_tensor_value_info(f"{base}/{what}", onnx.TensorProto.FLOAT, [])
-            for what in ("noise", "signal")
+            for what in _SUMS
         )
     return [node for node, _ in compared]
 
@@ -133,7 +138,7 @@ def _power(helper: Any, source: str, destination: str) -> list[Any]:
 
 
 def _noise(file: Path, layers: list[str], samples: Iterable[Tensors]) -> dict[str, float]:
-    """SQNR in dB by layer."""
+    """SQNR in dB by layer. What a layer always adds is no signal: only its values' spread is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -141,11 +146,14 @@ def _noise(file: Path, layers: list[str], samples: Iterable[Tensors]) -> dict[st
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [f"{_PREFIX}{layer}/{what}" for layer in layers for what in ("noise", "signal")]
+    names = [f"{_PREFIX}{layer}/{what}" for layer in layers for what in _SUMS]
     sums = np.zeros(len(names))
+    count = 0
     for inputs in samples:
+        count += 1
         sums += np.array([float(v) for v in session.run(names, inputs)])
-    noise, signal = sums[::2], sums[1::2]
+    noise, power, mean = (sums[i :: len(_SUMS)] / max(count, 1) for i in range(len(_SUMS)))
+    signal = np.maximum(power - mean**2, _SMALLEST * power)
     with np.errstate(divide="ignore", invalid="ignore"):
         decibels = 10 * np.log10(signal / noise)
     clean = np.nan_to_num(decibels, nan=_EXACT_DB, posinf=_EXACT_DB, neginf=-_EXACT_DB)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Precision
+from edgeserve.bundle import Accuracy, Fidelity, Kind, Measured, OutputFidelity, Precision
 from edgeserve.conversion.choose import Bounds, Elsewhere, Trial, choose, quality_problem
 
 
@@ -17,19 +17,23 @@ def measured(
     sqnr: float = 60.0,
     cosine: float = 0.999,
     accuracy: tuple[float, float] | None = None,
+    outputs: tuple[OutputFidelity, ...] | None = None,
 ) -> Measured:
+    kind: Kind = "embedding" if agreement is None else "scores"
+    if outputs is None:
+        outputs = (OutputFidelity("y", kind, "y", sqnr, sqnr, agreement, cosine=cosine),)
     return Measured(
         runtime="onnxruntime",
         runtime_version="1",
         device="cpu",
         machine="test",
-        fidelity=Fidelity(100, sqnr, cosine, 0.1, agreement),
+        fidelity=Fidelity(100, sqnr, cosine, 0.1, agreement, outputs),
         latency_ms=latency,
         speedup=speedup,
         inference_precision="int8",
         int8_compute_ops=1,
         compute_ops=1,
-        accuracy=Accuracy(100, accuracy[1], accuracy[0], "d") if accuracy else None,
+        accuracy=Accuracy(100, accuracy[1], accuracy[0], "d", "y") if accuracy else None,
     )
 
 
@@ -61,7 +65,7 @@ def test_the_fastest_acceptable_variant_of_each_entry_wins() -> None:
     [
         (measured(accuracy=(0.90, 0.88)), "int8", "accuracy drops 2.00 points"),
         (measured(agreement=0.90), "int8", "agrees with the source on 90.0 %"),
-        (measured(agreement=None, cosine=0.5), "int8", "cosine to the source is 0.5000"),
+        (measured(agreement=None, cosine=0.5), "int8", "cosine to the source is 0.5,"),
         (measured(sqnr=12.0), "fp32", "not the source's"),
         (measured(accuracy=(0.90, 0.90), sqnr=12.0), "fp16", "not the source's"),
         (measured(accuracy=(0.90, 0.89), agreement=0.5), "int8", None),
@@ -76,6 +80,56 @@ def test_quality_is_judged_by_accuracy_first_then_fidelity(
     assert (problem is None) == (words is None)
     if words is not None and problem is not None:
         assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (OutputFidelity("y", "numbers", "y[:,2]", 9.9, cosine=1.0), "'y[:,2]': SQNR 9.9 dB against its spread"),
+        (OutputFidelity("y", "numbers", "y", 10.0, agreement=0.2, cosine=0.5), None),
+        (OutputFidelity("y", "numbers", "y", 9.0, centred=False), "too few samples to know its spread"),
+        (OutputFidelity("y", "scores", "y", 2.9, agreement=1.0), "--min-sqnr is 3 dB"),
+        (OutputFidelity("y", "scores", "y", 3.0, agreement=0.95), None),
+        (OutputFidelity("y", "scores", "y", 9.0, agreement=0.99, overlap=0.5), "50.0 % are the source's"),
+        (OutputFidelity("y", "probabilities", "y", 9.0, agreement=1.0), "--min-sqnr is 10 dB"),
+        (OutputFidelity("y", "embedding", "y", 9.0, cosine=1.0), "--min-sqnr is 10 dB"),
+        (OutputFidelity("y", "embedding", "y", 30.0, cosine=0.98), "cosine to the source is 0.98"),
+        (OutputFidelity("y", "ids", "y", agreement=0.94), "it equals the source on 94.0 %"),
+        (OutputFidelity("y", "ids", "y", agreement=0.95), None),
+        (OutputFidelity("y", "text", "y", agreement=0.5), "it equals the source on 50.0 %"),
+        (OutputFidelity("y", "numbers", "y", 60.0, mismatched=6), "another shape than the source's on 6 of 100"),
+        (OutputFidelity("y", "numbers", "y", 60.0, mismatched=5), None),
+    ],
+)  # fmt: skip
+def test_each_kind_of_output_has_its_bounds(output: OutputFidelity, words: str | None) -> None:
+    fine = OutputFidelity("x", "numbers", "x", 60.0)
+    found = measured(outputs=(fine, output)).fidelity
+    problem = quality_problem(found, None, "int8", Bounds())
+    assert (problem is None) == (words is None)
+    assert words is None or words in (problem or "")
+    # Nothing is asked for: nothing is missed.
+    assert quality_problem(found, None, "int8", Bounds(min_fidelity=0.0)) is None
+
+
+def test_bounds_of_sqnr_go_by_output() -> None:
+    outputs = (OutputFidelity("a", "numbers", "a", 15.0), OutputFidelity("b", "numbers", "b", 25.0))
+    found = measured(outputs=outputs).fidelity
+    assert quality_problem(found, None, "int8", Bounds(sqnr_of={"b": 25.0})) is None
+    problem = quality_problem(found, None, "int8", Bounds(min_sqnr=15.0, sqnr_of={"b": 26.0}))
+    assert (
+        problem == "output 'b': SQNR 25.0 dB against its spread over samples, --min-sqnr is 26 dB"
+    )
+
+
+def test_accuracy_decides_for_its_output_alone() -> None:
+    scores = OutputFidelity("y", "scores", "y", -5.0, agreement=0.5)
+    boxes = OutputFidelity("boxes", "numbers", "boxes", 5.0)
+    found = measured(accuracy=(0.90, 0.90), outputs=(scores,))
+    assert quality_problem(found.fidelity, found.accuracy, "int8", Bounds()) is None
+    found = measured(accuracy=(0.90, 0.90), outputs=(scores, boxes))
+    problem = quality_problem(found.fidelity, found.accuracy, "int8", Bounds())
+    assert problem is not None
+    assert "'boxes'" in problem
 
 
 def test_a_drop_of_exactly_the_limit_passes() -> None:
@@ -147,7 +201,7 @@ def test_a_file_that_is_poor_on_the_cpu_is_not_trusted_on_an_npu() -> None:
     verdicts = choose([npu, fp16, cpu, fp32], Bounds())
     assert [v.trial.variant for v in verdicts if v.chosen] == ["fp16", "fp32"]
     assert verdicts[0].failed
-    assert verdicts[0].reason.startswith("elsewhere top-1 agrees")
+    assert verdicts[0].reason.startswith("elsewhere output 'y': top-1 agrees")
 
 
 def test_size_and_latency_bounds_leave_out_but_are_no_broken_promise() -> None:

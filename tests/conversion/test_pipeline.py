@@ -204,7 +204,7 @@ def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
     )
     rejected = next(r for r in report.rows if r.precision == "int8")
     assert not rejected.chosen
-    assert "agrees with the source" in rejected.reason
+    assert "against its spread over samples, --min-sqnr is 10 dB" in rejected.reason
     assert [c.variant for c in report.chain] == ["onnx-fp32"]
     rejected_ids = {r.id for r in Bundle.open(tmp_path / "b.edge").manifest.rejected}
     assert {"onnx-int8", "onnx-int8-dynamic"} <= rejected_ids

@@ -28,7 +28,7 @@ def outputs(seed: int, rows: int = 5) -> list[dict[str, np.ndarray]]:
 
 def fidelity(interface: Interface, reference: list[Tensors], got: list[Tensors]) -> Fidelity:
     """That of models whose inputs say nothing of padding."""
-    return fidelity_of(interface, [{} for _ in reference], reference, got)
+    return fidelity_of(interface, {}, [{} for _ in reference], reference, got)
 
 
 def test_identical_outputs_are_perfect() -> None:
@@ -60,8 +60,8 @@ def test_agreement_counts_the_highest_score() -> None:
     assert fidelity(SCORES, reference, other).top1_agreement == 0.5
 
 
-def test_several_outputs_count_together_and_have_no_class_scores() -> None:
-    assert class_scores(TWO) is None
+def test_several_outputs_without_a_kind_have_no_class_scores() -> None:
+    assert class_scores(TWO, {}) is None
     reference = [{"a": np.float32([[1, 2, 3]]), "b": np.int64([1])}]
     assert fidelity(TWO, reference, reference).top1_agreement is None
 
@@ -80,8 +80,8 @@ def test_what_is_computed_for_padding_does_not_count() -> None:
     reference = [{"hidden": np.ones((1, 3, 2), np.float32), "pooled": np.ones((1, 2), np.float32)}]
     padding = [{**reference[0], "hidden": np.float32([[[1, 1], [1, 1], [np.nan, -7]]])}]
     token = [{**reference[0], "hidden": np.float32([[[1, 1], [-1, 1], [1, 1]]])}]
-    assert fidelity_of(interface, requests, reference, padding).sqnr_db == 200.0
-    assert fidelity_of(interface, requests, reference, token).max_abs_error == 2.0
-    assert fidelity_of(interface, [{}], reference, padding).sqnr_db == -200.0
+    assert fidelity_of(interface, {}, requests, reference, padding).sqnr_db == 200.0
+    assert fidelity_of(interface, {}, requests, reference, token).max_abs_error == 2.0
+    assert fidelity_of(interface, {}, [{}], reference, padding).sqnr_db == -200.0
     nothing = [{"attention_mask": np.zeros((1, 3), np.int64)}]
-    assert fidelity_of(interface, nothing, reference, token).max_abs_error == 2.0
+    assert fidelity_of(interface, {}, nothing, reference, token).max_abs_error == 2.0
