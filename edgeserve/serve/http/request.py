@@ -9,7 +9,7 @@ from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
 
 if TYPE_CHECKING:
-    from edgeserve.serve.http.connection import Connection
+    from edgeserve.serve.http.reading import Reading
 
 
 class Work(Protocol):
@@ -27,7 +27,7 @@ class Request:
 
     __slots__ = ("_connection", "body", "gone", "head", "work")
 
-    def __init__(self, connection: Connection, head: Head, body: bytes | memoryview) -> None:
+    def __init__(self, connection: Reading, head: Head, body: bytes | memoryview) -> None:
         self._connection = connection
         self.head = head
         self.body = body

@@ -16,8 +16,9 @@ from edgeserve.serve import logs
 from edgeserve.serve.addresses import joined
 from edgeserve.serve.http.accepting import Acceptor, bound
 from edgeserve.serve.http.buffers import BodyBuffers
-from edgeserve.serve.http.connection import INCOMING_BYTES, Connection
+from edgeserve.serve.http.connection import Connection
 from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.reading import INCOMING_BYTES
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal
 from edgeserve.serve.limits import Limits
