@@ -85,12 +85,20 @@ def ways(*, device: str, cores: int, threads: int, max_batch: int) -> list[Way]:
 
 
 def accepts_batches(bundle: Bundle, opened: Opened) -> int:
-    """The largest batch this subject takes in one piece; 0 when it computes row by row."""
+    """The largest batch this subject takes in one piece, and that `run` makes; 0 when it computes row by row,
+    or its rows were found to interact."""
     candidate = opened.subject.candidate
     if candidate.static_shapes:
         return 0
-    if opened.subject.source is None and bundle.manifest.variant(candidate.variant).batch:
-        return 0
+    if opened.subject.source is None:
+        variant = bundle.manifest.variant(candidate.variant)
+        known = [
+            m.batching
+            for m in variant.measured
+            if (m.runtime, m.device) == (candidate.runtime, candidate.device)
+        ]
+        if variant.batch or any(b and b.max_batch <= 1 for b in (variant.batching, *known)):
+            return 0
     return bundle.manifest.interface.max_batch
 
 
