@@ -1,22 +1,32 @@
 """A bundle as one file: a zip archive with the manifest first, its other members stored as they are.
 
-What is asked for is taken out on demand, into a folder of this process, and checked on the way: opening
-a candidate of a large bundle reads its own files and nothing else.
+What is asked for is read from there on demand, and checked on the way: opening a candidate of a large bundle
+reads its own files and nothing else. Only what somebody needs as a file is unpacked, into a folder of this process.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import shutil
 import tempfile
 import weakref
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edgeserve.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, decode
-from edgeserve.bundle.reading import MAX_MANIFEST_BYTES, Bundle
+from edgeserve.bundle.reading import (
+    MAX_MANIFEST_BYTES,
+    Bundle,
+    VariantFiles,
+    read_entry,
+    variant_files,
+)
+from edgeserve.bundle.scratch import no_room, scratch_folder
 from edgeserve.bundle.writing import write_errors
 from edgeserve.errors import BundleError, OutputExists
 
@@ -26,17 +36,41 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
 
 class ArchiveBundle(Bundle):
-    """A bundle in a file. `root` is a folder of this process, removed when it ends."""
+    """A bundle in a file. What is read of it is read from there. `root` is a folder of this process for what
+    must be a file of its own; it is made when the first one is, and removed with this object."""
 
     def __init__(self, path: Path, manifest: Manifest, manifest_bytes: int) -> None:
-        scratch = Path(tempfile.mkdtemp(prefix="edgeserve-bundle-"))
-        super().__init__(scratch, manifest)
-        self.path = path
+        super().__init__(path, manifest)
         self._manifest_bytes = manifest_bytes
-        self._removed = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        self._scratch: Path | None = None
+
+    def sealed_files(self, variant_id: str) -> VariantFiles:
+        sealed = variant_files(
+            self.manifest.variant(variant_id), self.path, self.manifest.interface
+        )
+        return msgspec.structs.replace(sealed, archive=str(self.path))
+
+    def read(self, entry: FileEntry) -> bytes:
+        return read_entry(entry, self.path, str(self.path))
+
+    def variant_files(self, variant_id: str) -> VariantFiles:
+        self._unpacked()
+        return super().variant_files(variant_id)
+
+    def verified_path(self, entry: FileEntry) -> Path:
+        self._unpacked()
+        return super().verified_path(entry)
+
+    def _unpacked(self) -> None:
+        """Make the folder. Raises WriteFailed."""
+        with self._lock:
+            if self._scratch is None:
+                self._scratch, remove = scratch_folder()
+                self.root = self._scratch
+                weakref.finalize(self, remove)
 
     @classmethod
-    def read(cls, path: Path) -> ArchiveBundle:
+    def of(cls, path: Path) -> ArchiveBundle:
         """Raises BundleError when the file is no archive, or holds no valid manifest."""
         try:
             with zipfile.ZipFile(path) as archive, archive.open(MANIFEST_NAME) as member:
@@ -61,42 +95,35 @@ class ArchiveBundle(Bundle):
             return set(archive.namelist())
 
     def _provide(self, entry: FileEntry) -> None:
-        """Take the file out of the archive, unless it has been already. At most as many bytes are read
-        as the manifest says it has."""
+        """Take the file out of the archive, unless it has been already."""
         destination = self.root / entry.path
         if destination.exists():
             return
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        data = self.read(entry)
         partial = destination.with_name(f"{destination.name}.partial")
-        digest, left = hashlib.sha256(), entry.size_bytes
         try:
-            with (
-                zipfile.ZipFile(self.path) as archive,
-                archive.open(entry.path) as member,
-                partial.open("wb") as file,
-            ):
-                while chunk := member.read(min(_CHUNK, left + 1)):
-                    left -= len(chunk)
-                    if left < 0:
-                        break
-                    digest.update(chunk)
-                    file.write(chunk)
-        except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-            raise BundleError(
-                f"{self.path} does not hold {entry.path}",
-                cause=str(error),
-                hint="copy the bundle again, or convert the model again",
-            ) from None
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.rename(destination)
         except OSError as error:
-            raise BundleError(f"{self.path} cannot be read", cause=str(error)) from None
-        if left or digest.hexdigest() != entry.sha256:
-            partial.unlink()
-            raise BundleError(
-                f"{entry.path} in {self.path} is not the file the bundle was written with",
-                cause=f"expected sha256 {entry.sha256[:12]}… ({entry.size_bytes} bytes)",
-                hint="copy the bundle again, or convert the model again",
-            )
-        partial.rename(destination)
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise no_room(self.root, f"{entry.path} of {self.path}", len(data), error) from None
+
+
+def member(path: Path, entry: FileEntry) -> bytes:
+    """A file of an archive: at most one byte more than the manifest says it has. Raises BundleError."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(entry.path) as file:
+            return file.read(entry.size_bytes + 1)
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zlib.error) as error:
+        raise BundleError(
+            f"{path} does not hold {entry.path}",
+            cause=str(error),
+            hint="copy the bundle again, or convert the model again",
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read", cause=str(error)) from None
 
 
 def pack(bundle: Bundle, destination: Path, *, force: bool = False) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 import zipfile
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 import numpy as np
@@ -30,7 +31,9 @@ MAX_MANIFEST_BYTES: Final = 16 << 20
 class VariantFiles(msgspec.Struct, frozen=True):
     """What a runtime needs to open one variant: the file, its format, and the interface to present.
 
-    `batch` is 0 when the file accepts any batch, else the one batch size it accepts.
+    `batch` is 0 when the file accepts any batch, else the one batch size it accepts. Of a bundle's variant
+    `files` are all its files, below the folder `root` or in the file `archive`: an engine is given what
+    `content` returns, since what it maps from a path may be overwritten later. Then `path` need not exist.
     """
 
     id: str
@@ -40,13 +43,38 @@ class VariantFiles(msgspec.Struct, frozen=True):
     interface: Interface
     batch: int = 0
     bindings: dict[str, Binding] = {}
+    files: tuple[FileEntry, ...] = ()
+    root: str = ""
+    archive: str | None = None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it is known what must be in the file."""
+        return any(Path(self.root, f.path) == self.path for f in self.files)
+
+    def content(self, path: Path | None = None) -> bytes:
+        """What is in one of the files (None: the main one), as the manifest says it is. Raises BundleError."""
+        path = path or self.path
+        entry = next((f for f in self.files if Path(self.root, f.path) == path), None)
+        if entry is None:
+            try:
+                return path.read_bytes()
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read", cause=str(error)) from None
+        return read_entry(entry, Path(self.root), self.archive)
+
+    def others(self) -> list[Path]:
+        """The files beside the main one."""
+        paths = (Path(self.root, f.path) for f in self.files)
+        return [path for path in paths if path != self.path]
 
     def binding(self, name: str) -> Binding:
         return self.bindings.get(name) or Binding(name)
 
 
 class Bundle:
-    """A bundle on disk. Files are verified against their digests the first time they are asked for.
+    """A bundle on disk. What is read of it is verified against the manifest, which is read once: what is
+    opened later belongs to the same version, or is refused.
 
     `path` is what was opened, `root` the folder below which its files are found.
     """
@@ -55,7 +83,8 @@ class Bundle:
         self.path = root
         self.root = root
         self.manifest = manifest
-        self._verified: set[str] = set()
+        self._verified: dict[str, tuple[int, ...]] = {}
+        self._golden: tuple[bytes, bytes] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -65,7 +94,7 @@ class Bundle:
         if root.is_file():
             from edgeserve.bundle.archive import ArchiveBundle
 
-            return ArchiveBundle.read(root)
+            return ArchiveBundle.of(root)
         file = root / MANIFEST_NAME
         if not root.exists():
             raise BundleError(f"{root} does not exist", hint="edgeserve convert MODEL -o NAME.edge")
@@ -90,27 +119,29 @@ class Bundle:
             self.verified_path(entry)
         return variant_files(variant, self.root, self.manifest.interface)
 
+    def sealed_files(self, variant_id: str) -> VariantFiles:
+        """The files of one variant for who reads them by `content`, where they are verified."""
+        return variant_files(self.manifest.variant(variant_id), self.root, self.manifest.interface)
+
+    def read(self, entry: FileEntry) -> bytes:
+        """What is in a file of this bundle. Raises BundleError when that is not what was written."""
+        return read_entry(entry, self.root)
+
     def verified_path(self, entry: FileEntry) -> Path:
         """The path of a file of this bundle once its size and digest are known to be right."""
-        path = self.root / entry.path
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"{path} leads out of the bundle", cause="it is, or is below, a link")
+        path = inside(self.root, entry)
         with self._lock:
-            if entry.path in self._verified:
-                return path
             self._provide(entry)
             try:
+                seen = _seen(path)
+                if self._verified.get(entry.path) == seen:
+                    return path
                 size, digest = path.stat().st_size, file_sha256(path)
             except OSError as error:
                 raise BundleError(f"{path} cannot be read", cause=str(error)) from None
             if (size, digest) != (entry.size_bytes, entry.sha256):
-                raise BundleError(
-                    f"{path} is not the file the bundle was written with",
-                    cause=f"expected sha256 {entry.sha256[:12]}… ({entry.size_bytes} bytes), "
-                    f"got {digest[:12]}… ({size} bytes)",
-                    hint="copy the bundle again, or convert the model again",
-                )
-            self._verified.add(entry.path)
+                raise _changed(str(path), entry, size, digest)
+            self._verified[entry.path] = seen
         return path
 
     def _provide(self, entry: FileEntry) -> None:
@@ -129,8 +160,12 @@ class Bundle:
     def golden(self) -> tuple[Tensors, Tensors]:
         """Golden inputs and the fp32 source's outputs, each stacked along a leading sample axis."""
         golden = self.manifest.golden
-        return load_npz(self.verified_path(golden.inputs)), load_npz(
-            self.verified_path(golden.outputs)
+        if self._golden is None:  # kept: they judge devices as long as this bundle is used
+            self._golden = self.read(golden.inputs), self.read(golden.outputs)
+        inputs, outputs = self._golden
+        return (
+            _arrays(io.BytesIO(inputs), f"{self.path}: {golden.inputs.path}"),
+            _arrays(io.BytesIO(outputs), f"{self.path}: {golden.outputs.path}"),
         )
 
     def labels(self) -> list[str] | None:
@@ -148,7 +183,7 @@ class Bundle:
         return {} if output is None else {output: Labels(entry.path, names)}
 
     def _text(self, entry: FileEntry) -> str:
-        return self.verified_path(entry).read_text("utf-8")
+        return self.read(entry).decode("utf-8")
 
     @property
     def size_bytes(self) -> int:
@@ -168,6 +203,52 @@ def variant_files(variant: Variant, root: Path, interface: Interface) -> Variant
         interface=interface,
         batch=variant.batch,
         bindings=variant.bindings,
+        files=variant.files,
+        root=str(root),
+    )
+
+
+def read_entry(entry: FileEntry, root: Path, archive: str | None = None) -> bytes:
+    """What is in a file below `root`, or in an archive. Raises BundleError."""
+    if archive is not None:
+        from edgeserve.bundle.archive import member
+
+        where, data = f"{entry.path} in {archive}", member(Path(archive), entry)
+    else:
+        path = inside(root, entry)
+        where = str(path)
+        try:
+            with path.open("rb") as file:
+                data = file.read(entry.size_bytes + 1)  # no more, however long it is
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read", cause=str(error)) from None
+    digest = hashlib.sha256(data).hexdigest()
+    if (len(data), digest) != (entry.size_bytes, entry.sha256):
+        raise _changed(where, entry, len(data), digest)
+    return data
+
+
+def inside(root: Path, entry: FileEntry) -> Path:
+    """The path of a file below `root`. Raises BundleError for one that leads elsewhere."""
+    path = root / entry.path
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{path} leads out of the bundle", cause="it is, or is below, a link")
+    return path
+
+
+def _seen(path: Path) -> tuple[int, ...]:
+    """Changes when the file is written to or replaced."""
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _changed(where: str, entry: FileEntry, size: int, digest: str) -> BundleError:
+    more = " or more" if size > entry.size_bytes else ""
+    return BundleError(
+        f"{where} is not the file the bundle was written with",
+        cause=f"expected sha256 {entry.sha256[:12]}… ({entry.size_bytes} bytes), "
+        f"got {digest[:12]}… ({size} bytes{more})",
+        hint="copy the bundle again, or convert the model again",
     )
 
 
@@ -175,10 +256,17 @@ def load_npz(path: Path) -> Tensors:
     """Read an `.npz` without unpickling anything. Raises BundleError."""
     try:
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            return _arrays(file, str(path))
+    except OSError as error:
         raise BundleError(f"{path} is not a readable .npz", cause=str(error)) from None
+
+
+def _arrays(file: BinaryIO, name: str) -> Tensors:
+    try:
+        archive = np.load(file, allow_pickle=False)
+        return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{name} is not a readable .npz", cause=str(error)) from None
 
 
 def file_sha256(path: Path) -> str:

@@ -60,7 +60,7 @@ def open_candidate(
         candidate,
         ChainOptions(threads=threads, instances=instances, spin=spin, batches=batches),
     )
-    files, adapter = bundle.variant_files(candidate.variant), runtime(candidate.runtime)
+    files, adapter = _files(bundle, candidate), runtime(candidate.runtime)
     if not faults:
         return load_known(adapter, files, candidate.device, options)
     injected = Faults.parse(faults, fault_state)
@@ -118,7 +118,7 @@ def open_isolated(
     """Open one candidate in a process of its own, with the faults that are injected into it."""
     return open_worker(
         candidate.runtime,
-        bundle.variant_files(candidate.variant),
+        _files(bundle, candidate),
         candidate.device,
         _load_options(candidate, options),
         label=candidate.label,
@@ -127,6 +127,13 @@ def open_isolated(
         fault_state=fault_state,
         cancelled=cancelled,
     )
+
+
+def _files(bundle: Bundle, candidate: Candidate) -> VariantFiles:
+    """What the adapter opens: verified here, or by itself on reading."""
+    if candidate.device == "cpu" and getattr(runtime(candidate.runtime), "reads_contents", False):
+        return bundle.sealed_files(candidate.variant)
+    return bundle.variant_files(candidate.variant)
 
 
 def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:

@@ -130,7 +130,12 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """An adapter to one engine. It never falls back on its own."""
+    """An adapter to one engine. It never falls back on its own.
+
+    One whose `reads_contents` is true reads a variant on the CPU by VariantFiles.content alone, which
+    verifies it: nothing is unpacked for it, and no file that changes later changes what it has opened. Others
+    are given a verified path.
+    """
 
     name: str
     formats: tuple[str, ...]

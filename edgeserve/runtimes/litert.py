@@ -49,6 +49,7 @@ class LiteRt:
     """The `litert` runtime: `ai-edge-litert`, or its predecessor `tflite-runtime` where only that is."""
 
     name = "litert"
+    reads_contents = True
     formats: tuple[str, ...] = ("tflite",)
     requires: tuple[str, ...] = ("ai-edge-litert>=2.0",)
 
@@ -162,6 +163,8 @@ class LiteRtSession:
         # A delegate drives one piece of hardware: calls to it queue there anyway.
         spare = 0 if self._delegates else usable_cores() // self._threads
         self.concurrency = max(instances, spare)
+        # Shared by all interpreters, and by those that are made later: a mapped file may be overwritten.
+        self._content = model.content()
         self._idle: queue.LifoQueue[_Instance] = queue.LifoQueue()
         self._unmade = self.concurrency - 1
         self._lock = threading.Lock()
@@ -184,7 +187,9 @@ class LiteRtSession:
         """Read from the file's operators. With a delegate that takes another interpreter, where nothing
         but the delegate takes any."""
         if self._delegates:
-            alone = _Instance(self._model, 1, self._delegates, default_delegates=False)
+            alone = _Instance(
+                self._model, self._content, 1, self._delegates, default_delegates=False
+            )
             kind = self.device.partition(".")[0]
             return placement_on(kind, alone.operators(), self._model.precision)
         instance = self._take()
@@ -210,7 +215,7 @@ class LiteRtSession:
     def _make(self) -> _Instance:
         try:
             with _without_greeting():
-                return _Instance(self._model, self._threads, self._delegates)
+                return _Instance(self._model, self._content, self._threads, self._delegates)
         except EdgeServeError:
             raise
         except Exception as error:
@@ -245,6 +250,7 @@ class _Instance:
     def __init__(
         self,
         model: VariantFiles,
+        content: bytes,
         threads: int,
         delegates: list[Any],
         *,
@@ -254,7 +260,7 @@ class _Instance:
         resolver = module.OpResolverType
         self._make = partial(
             module.Interpreter,
-            model_path=str(model.path),
+            model_content=content,
             num_threads=threads,
             experimental_delegates=delegates,
             experimental_op_resolver_type=resolver.AUTO
@@ -263,7 +269,7 @@ class _Instance:
         )
         self._model = model
         self._open()
-        self._kept = kept_by(self._interpreter, model.path)
+        self._kept = kept_by(self._interpreter, lambda: content)
         self._used = False
 
     def _open(self) -> None:

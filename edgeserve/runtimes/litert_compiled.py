@@ -56,7 +56,7 @@ class CompiledSession:
             interpreter = _interpreter(engine, model.path)
         self._inputs, self._outputs = ports_of(interpreter, model)
         self._operators = operators_of(interpreter)
-        if kept_by(interpreter, model.path) is not Kept.NOTHING:
+        if kept_by(interpreter, model.content) is not Kept.NOTHING:
             raise UnsupportedModel(
                 f"litert cannot serve {model.path.name} on {device}",
                 cause="the model keeps a state between calls, which its accelerators cannot reset",

@@ -6,8 +6,8 @@ other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 from typing import Any, Final
 
 _RESOURCES: Final = {"VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE"}
@@ -26,23 +26,23 @@ class Kept(Enum):
     RESOURCES = "resources"
 
 
-def kept_by(interpreter: Any, path: Path) -> Kept:
-    """What the file of an interpreter keeps between calls."""
+def kept_by(interpreter: Any, content: Callable[[], bytes]) -> Kept:
+    """What the file of an interpreter keeps between calls; `content` gives what is in it."""
     names = {str(d["op_name"]) for d in interpreter._get_ops_details()}
     if names & _CONTROL:
-        names |= _in_file(path)
+        names |= _in_file(content)
     if names & _RESOURCES:
         return Kept.RESOURCES
     return Kept.TENSORS if names & _RECURRENT else Kept.NOTHING
 
 
-def _in_file(path: Path) -> set[str]:
+def _in_file(content: Callable[[], bytes]) -> set[str]:
     """The operators of all graphs; where nothing can read them, whatever may keep a state."""
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ImportError:
         return _RESOURCES
-    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    model = schema.Model.GetRootAs(content(), 0)
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     return {names.get(max(c.BuiltinCode(), c.DeprecatedBuiltinCode()), "") for c in codes}

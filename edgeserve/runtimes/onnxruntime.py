@@ -74,6 +74,7 @@ class OnnxRuntime:
     """The `onnxruntime` runtime."""
 
     name = "onnxruntime"
+    reads_contents = True
     formats: tuple[str, ...] = ("onnx",)
     requires: tuple[str, ...] = ("onnxruntime>=1.20",)
 
@@ -118,7 +119,7 @@ class OnnxRuntime:
         refused: list[DeviceUnavailable] = []
         for provider in _providers(ort, device, options):
             try:
-                opening = _open(ort, model.path, provider, device, options)
+                opening = _open(ort, model, provider, device, options)
             except DeviceUnavailable as error:
                 refused.append(error)
             else:
@@ -251,7 +252,7 @@ class OnnxRuntimeSession:
         import onnxruntime as ort
 
         profile = profile_file()
-        opening = _open(ort, self._model.path, CPU, self.device, self._options, profile)
+        opening = _open(ort, self._model, CPU, self.device, self._options, profile)
         example = self._example or example_of(opening.session, {})
         try:
             if self._bf16:
@@ -293,13 +294,15 @@ def _texts(name: str, array: Array) -> Array:
 
 def _open(
     ort: Any,
-    model: Path,
+    files: VariantFiles,
     provider: str,
     device: str,
     options: LoadOptions,
     profile: ProfileFile | None = None,
 ) -> _Opening:
-    """A session on this provider and no other. Raises DeviceUnavailable, UnsupportedModel, SourceError."""
+    """A session on this provider and no other. Raises DeviceUnavailable, UnsupportedModel, SourceError;
+    BundleError where a file is not what the manifest says."""
+    model = files.path
     settings = ort.SessionOptions()
     # What a call fails with is in the exception; of providers, stderr may hold more than that.
     settings.log_severity_level = 4 if provider == CPU else 3
@@ -336,11 +339,12 @@ def _open(
                 settings.enable_profiling = True
                 settings.profile_file_prefix = profile.prefix
             session = ort.InferenceSession(
-                str(model),
+                _source(files, settings) if provider == CPU else str(model),
                 settings,
                 providers=providers,
                 enable_fallback=0,
             )
+            session._model_bytes = None  # it would keep them for a fallback that is off
             taken = _takes_part(session, provider)
     except EdgeServeError:
         _drop(profile)
@@ -377,6 +381,28 @@ def _level(ort: Any, name: str) -> Any:
             f"{LEVEL} '{name}' is not a level of onnxruntime", hint=f"levels: {', '.join(known)}"
         )
     return known[name]
+
+
+def _source(files: VariantFiles, settings: Any) -> str | bytes:
+    """What a session for the CPU is made from: the content of a bundle's files, since onnxruntime maps weights
+    that lie beside the model, and those may be overwritten while it runs."""
+    if not files.is_sealed:
+        return str(files.path)
+    beside = {path.relative_to(files.path.parent).as_posix(): path for path in files.others()}
+    if not beside:
+        return files.content()
+    if not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+        if files.archive is None:
+            return str(files.path)
+        raise UnsupportedModel(
+            f"this onnxruntime cannot read weights beside {files.path.name} from an archive",
+            hint="pip install --upgrade onnxruntime, or unpack the archive",
+        )
+    contents = [files.content(path) for path in beside.values()]
+    settings.add_external_initializers_from_files_in_memory(
+        list(beside), contents, [len(content) for content in contents]
+    )
+    return files.content()
 
 
 def _takes_part(session: Any, provider: str) -> bool:

@@ -38,6 +38,7 @@ class OpenVino:
     """The `openvino` runtime."""
 
     name = "openvino"
+    reads_contents = True
     formats: tuple[str, ...] = ("openvino-ir",)
     requires: tuple[str, ...] = ("openvino>=2025.0",)
 
@@ -164,10 +165,25 @@ class OpenVinoSession:
 
 
 def _read(model: VariantFiles) -> Any:
+    core = _core()
     try:
-        return _core().read_model(model.path)
-    except RuntimeError as error:
+        if not model.is_sealed or model.path.suffix != ".xml":
+            return core.read_model(model.path)
+        # Not from the path: OpenVINO maps the weights, which may be overwritten while it runs.
+        return core.read_model(model.content().decode(), _weights(model))
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise SourceError(f"openvino cannot read {model.path}", cause=_reason(error)) from error
+
+
+def _weights(model: VariantFiles) -> Any:
+    """A tensor of the engine's own, freed when no operation refers to it any more."""
+    import openvino
+
+    found = [path for path in model.others() if path.suffix == ".bin"]
+    content = np.frombuffer(model.content(found[0]) if found else b"", np.uint8)
+    tensor = openvino.Tensor(openvino.Type.u8, [content.size])
+    tensor.data[:] = content
+    return tensor
 
 
 def _fix_batch(network: Any, model: VariantFiles, size: int) -> None:

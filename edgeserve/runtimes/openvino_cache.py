@@ -36,7 +36,7 @@ def cache_folder(model: VariantFiles, device: str, options: LoadOptions) -> Path
     if not wanted or "CACHE_DIR" in options.options:
         return None
     try:
-        key = _key(model.path, device)
+        key = _key(model, device)
         folder = cache_root() / key
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
@@ -46,10 +46,10 @@ def cache_folder(model: VariantFiles, device: str, options: LoadOptions) -> Path
     return folder
 
 
-def _key(path: Path, device: str) -> str:
-    """Name, size and time of the files, not their content: large models are opened often."""
-    seen = []
-    for file in (path, path.with_suffix(".bin")):
+def _key(model: VariantFiles, device: str) -> str:
+    """Digests of the files where a manifest has them; else name, size and time: large models are opened often."""
+    path, seen = model.path, [entry.sha256 for entry in model.files]
+    for file in (path, path.with_suffix(".bin")) if not seen else ():
         if file.exists():
             about = file.stat()
             seen.append(f"{file.resolve()}\0{about.st_size}\0{about.st_mtime_ns}")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -46,14 +52,69 @@ def test_it_is_served(archive: Path) -> None:
         assert server.started.models[0].name == "linear"
 
 
-def test_only_what_is_asked_for_is_taken_out(archive: Path) -> None:
+def test_nothing_is_unpacked_to_serve_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with edgeserve.load(archive) as model:
+        model.run({"x": np.ones((1, 4), np.float32)})
+        assert list(scratch.iterdir()) == []
+
+
+def test_only_what_must_be_a_file_is_unpacked(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     bundle = Bundle.open(archive)
-    assert list(bundle.root.iterdir()) == []
-    bundle.golden()
-    assert {p.name for p in bundle.root.iterdir()} == {"golden-inputs.npz", "golden-outputs.npz"}
-    root = bundle.root
+    assert bundle.variant_files("onnx-fp32").path.is_file()
+    (root,) = scratch.iterdir()
+    assert {p.name for p in root.iterdir()} == {".lock", "onnx-fp32"}
     del bundle
     assert not root.exists()
+
+
+def test_what_a_killed_process_unpacked_is_removed_by_the_next(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    code = (
+        "import os, signal, sys\nfrom edgeserve.bundle import Bundle\n"
+        "b = Bundle.open(sys.argv[1]); b.verify(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for _ in range(3):
+        environment = {**os.environ, "TMPDIR": str(scratch)}
+        subprocess.run([sys.executable, "-c", code, str(archive)], env=environment)
+    assert len(list(scratch.iterdir())) == 1
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    living = [Bundle.open(archive) for _ in range(2)]
+    for bundle in living:
+        bundle.verify()
+    assert len(list(scratch.iterdir())) == 2
+
+
+def test_a_folder_that_has_no_room_is_named(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bundle = Bundle.open(archive)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(WriteFailed, match="cannot be unpacked in TMPDIR") as caught:
+            bundle.verify()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert re.search(r"File too large: it needs \d+ bytes; \d+ bytes are free", str(caught.value))
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(WriteFailed, match="nothing can be unpacked in TMPDIR") as caught:
+        Bundle.open(archive).verify()
+    assert "set TMPDIR" in str(caught.value.hint)
 
 
 def test_the_manifest_comes_first_and_nothing_is_compressed(archive: Path) -> None:

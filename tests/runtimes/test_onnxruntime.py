@@ -132,9 +132,7 @@ def test_without_a_provider_named_the_first_that_opens_is_taken(
 
 def test_a_provider_that_ran_nothing_fails_instead_of_being_a_cpu(files: VariantFiles) -> None:
     """For versions of onnxruntime that do not tell at load what a provider takes: its profile does."""
-    opening = adapter._open(
-        onnxruntime, files.path, adapter.CPU, "gpu", LoadOptions(), profile_file()
-    )
+    opening = adapter._open(onnxruntime, files, adapter.CPU, "gpu", LoadOptions(), profile_file())
     session = adapter.OnnxRuntimeSession(files, opening, "gpu", "ACMEProvider", LoadOptions())
     for _ in range(2):
         with pytest.raises(InferenceFailed, match="ran nothing of the model"):
