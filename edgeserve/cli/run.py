@@ -108,6 +108,9 @@ def command(
         bool | None,
         typer.Option("--grpc-compression", help="Compress large answers over gRPC [off]."),
     ] = None,
+    grpc_streams: Annotated[
+        int | None, typer.Option(min=1, help="Streams that may be open at a time over gRPC [32].")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Only candidates on this device.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     fallback: Annotated[
@@ -260,9 +263,10 @@ def command(
         bool | None, typer.Option("--model-control", help="Clients may load and unload models.")
     ] = None,
     shared_memory: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="PREFIX", help="Clients may use shared memory whose name begins with this."
+            metavar="PREFIX",
+            help="Clients may use shared memory whose name begins with this; may be repeated.",
         ),
     ] = None,
     control_host: Annotated[
@@ -287,6 +291,7 @@ def command(
         "http_port": http_port,
         "grpc_port": grpc_port,
         "grpc_compression": grpc_compression,
+        "grpc_streams": grpc_streams,
         "device": device,
         "variant": variant,
         "fallback": fallback.value if fallback is not None else None,
@@ -331,7 +336,7 @@ def command(
         "tls_key": str(tls_key) if tls_key is not None else None,
         "tls_client_ca": str(tls_client_ca) if tls_client_ca is not None else None,
         "model_control": model_control,
-        "shared_memory": shared_memory,
+        "shared_memory": shared_memory or None,
         "control_host": control_host,
         "control_port": control_port,
         "control_names": control_name or None,

@@ -184,7 +184,7 @@ class Service:
         )
         if settings.metrics_compat == "triton":
             metrics.registry.register(TritonMetrics(metrics, self._repository.loaded))
-        self._shm = SharedMemory(settings.shared_memory, settings.limits.shm_regions)
+        self._shm = SharedMemory(settings.shared_memory_prefixes, settings.limits.shm_regions)
         flight = InFlight(settings.limits.in_flight)
         metrics.watch_flight(flight)
         self._siblings: Siblings | None = None

@@ -43,8 +43,9 @@ from edgeserve.serve.model_config import (
     ModelParameter,
     TransactionPolicy,
     VersionPolicy,
+    input_configs,
+    output_configs,
     task_parameters,
-    tensor_configs,
 )
 from edgeserve.serve.protocols.classes import Classes
 from edgeserve.serve.protocols.v2 import InferRequest
@@ -227,6 +228,11 @@ class ServedModel:
         status = self.engine.chain.status()
         return "" if status.ready else status.reason or "its device does not answer"
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it has variables, which each request finds as they were at the start."""
+        return bool(self.bundle.manifest.state)
+
     def pending(self) -> int:
         """Requests that wait or run."""
         return len(self._waiting) + (self.engine.pending if self.engine is not None else 0)
@@ -257,8 +263,8 @@ class ServedModel:
             backend=self.candidate.runtime,
             version_policy=self._policy,
             max_batch_size=self.interface.max_batch,
-            input=tensor_configs(self.interface.inputs, self.interface),
-            output=tensor_configs(self.interface.outputs, self.interface, self._labels),
+            input=input_configs(self.interface, self.bundle.manifest.task.preprocess),
+            output=output_configs(self.interface, self._labels),
             instance_group=(group,),
             model_transaction_policy=TransactionPolicy(),
             dynamic_batching=DynamicBatching.of(settings) if batching else None,

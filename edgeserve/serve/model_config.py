@@ -7,21 +7,30 @@ Source: triton-inference-server/common, protobuf/model_config.proto. The structs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Literal, Self
 
 import msgspec
 
-from edgeserve.bundle import Bundle, Labels
+from edgeserve.bundle import Bundle, Labels, Preprocess
 from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
 from edgeserve.tensors import Interface, TensorSpec
 
-NO_LABELS: Final[Mapping[str, Labels]] = MappingProxyType({})
+Layout = Literal["FORMAT_NONE", "FORMAT_NCHW", "FORMAT_NHWC"]
+_LAYOUTS: Final[dict[str, Layout]] = {"NCHW": "FORMAT_NCHW", "NHWC": "FORMAT_NHWC"}
 
 
-class TensorConfig(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One input or output; `dims` without the batch dimension where requests can share a batch.
-    `label_filename` is for outputs whose classes have names."""
+class InputConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One input; `dims` without the batch dimension where requests can share a batch. `format` is the layout
+    of images."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+    format: Layout = "FORMAT_NONE"
+
+
+class OutputConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One output. `label_filename` is for those whose classes have names."""
 
     name: str
     data_type: str
@@ -125,26 +134,33 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     backend: str
     version_policy: VersionPolicy
     max_batch_size: int
-    input: tuple[TensorConfig, ...]
-    output: tuple[TensorConfig, ...]
+    input: tuple[InputConfig, ...]
+    output: tuple[OutputConfig, ...]
     instance_group: tuple[InstanceGroup, ...]
     model_transaction_policy: TransactionPolicy
     dynamic_batching: DynamicBatching | None = None
     parameters: dict[str, ModelParameter] = {}
 
 
-def tensor_configs(
-    specs: tuple[TensorSpec, ...], interface: Interface, labels: Mapping[str, Labels] = NO_LABELS
-) -> tuple[TensorConfig, ...]:
+def input_configs(interface: Interface, preprocess: Preprocess | None) -> tuple[InputConfig, ...]:
+    """An image bundle's one input has the layout of its preprocessing."""
+    layout: Layout = "FORMAT_NONE"
+    if preprocess is not None and len(interface.inputs) == 1:
+        layout = _LAYOUTS[preprocess.layout]
+    return tuple(InputConfig(*_tensor(s, interface), layout) for s in interface.inputs)
+
+
+def output_configs(interface: Interface, labels: Mapping[str, Labels]) -> tuple[OutputConfig, ...]:
+    files = {output: own.file for output, own in labels.items()}
     return tuple(
-        TensorConfig(
-            spec.name,
-            "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}",
-            spec.wire_shape[1:] if interface.max_batch else spec.wire_shape,
-            labels[spec.name].file if spec.name in labels else "",
-        )
-        for spec in specs
+        OutputConfig(*_tensor(s, interface), files.get(s.name, "")) for s in interface.outputs
     )
+
+
+def _tensor(spec: TensorSpec, interface: Interface) -> tuple[str, str, list[int]]:
+    """Name, type and dimensions."""
+    kind = "TYPE_STRING" if spec.dtype == "BYTES" else f"TYPE_{spec.dtype}"
+    return spec.name, kind, spec.wire_shape[1:] if interface.max_batch else spec.wire_shape
 
 
 def task_parameters(

@@ -91,7 +91,8 @@ class ModelRepository:
         versions = self._entries.get(name)
         if not versions:
             known = ", ".join(self._newest) or "none"
-            raise ModelNotFound(f"unknown model {quoted(name)}; loaded: {known}")
+            # Triton's own example clients look for this beginning.
+            raise ModelNotFound(f"Request for unknown model {quoted(name)}; loaded: {known}")
         if version is None:
             entry = versions[max(versions, key=int)]
         elif version in versions:
@@ -255,7 +256,9 @@ class ModelRepository:
             if not sources:
                 if name not in self._entries:
                     self._changing.pop(name)  # a client's word is not kept
-                raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
+                raise ModelNotFound(
+                    f"failed to load: no model {quoted(name)} in this server's repository"
+                )
             self._changes[name] += 1
             failed: EdgeServeError | None = None
             for source in sources:

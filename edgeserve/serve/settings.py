@@ -41,10 +41,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `memory_budget` and `cache` are sizes ("2GB"; 0: no bound, no cache). `watch` is the time between looks
     at the files (seconds, 0: none); `load` names the models to load at the start (none: all).
     `grpc_port` None leaves gRPC off; `grpc_compression` has its answers of `limits.compress_bytes` and more
-    compressed for clients that accept it, as all do that were not told otherwise.
+    compressed for clients that accept it, as all do that were not told otherwise; `grpc_streams` may be open
+    at a time.
 
     `host` localhost, the default, is 127.0.0.1 and ::1. `keys` is a file of API keys; `model_control` lets clients load and unload models, `shared_memory`
-    (a prefix of names) lets them register system shared memory; both need the control role.
+    (prefixes of names) lets them register system shared memory; both need the control role.
     `control_port` moves everything that needs it to an address of its own, where `control_names` are
     the names it may be addressed by. `max_body` is a short form of `limits.body_bytes`. On SIGTERM
     the server is not ready but accepts connections for `lame_duck` seconds, then answers what it has
@@ -61,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http_port: int = 8000
     grpc_port: int | None = None
     grpc_compression: bool = False
+    grpc_streams: int = 32
     device: str | None = None
     variant: str | None = None
     fallback: Literal["auto", "never"] = "auto"
@@ -108,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls_key: str | None = None
     tls_client_ca: str | None = None
     model_control: bool = False
-    shared_memory: str | None = None
+    shared_memory: str | tuple[str, ...] = ()
     control_host: str | None = None
     control_port: int | None = None
     control_names: tuple[str, ...] = ()
@@ -121,7 +123,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if port is not None and not 0 <= port <= 65535:
                 raise UsageError(f"{key} {port} is no port", hint="0 to 65535; 0 picks one")
         self._check_models()
-        for key in ("queue", "max_body", "workers"):
+        for key in ("queue", "max_body", "workers", "grpc_streams"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UsageError(f"{key} must be at least 1")
@@ -153,7 +155,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError(
                 f"{self.host} is open to the network, and nothing protects the server", hint=_HINT
             )
-        control = self.model_control or self.shared_memory is not None
+        control = self.model_control or bool(self.shared_memory_prefixes)
         separate = self.control_port is not None
         address = (self.control_host or LOCALHOST) if separate else self.host
         if (control or separate) and not is_loopback(address) and not keys.control:
@@ -248,6 +250,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UsageError(f"{where}: queue must be at least 1")
             if own.timeout is not UNSET and not 0 <= own.timeout < math.inf:
                 raise UsageError(f"{where}: timeout must be a number of 0 or more")
+
+    @property
+    def shared_memory_prefixes(self) -> tuple[str, ...]:
+        """Of the names of shared memory that clients may register; none: they may not."""
+        given = self.shared_memory
+        return (given,) if isinstance(given, str) else given
 
     def read_keys(self) -> Keys:
         """The keys of the file and the environment. Raises UsageError."""

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ import msgspec
 from edgeserve.errors import InvalidInput, UsageError
 
 _FOLDER: Final = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
+_PREFIX: Final = re.compile(r"/?[A-Za-z0-9][A-Za-z0-9_.-]+")
 _KEY: Final = re.compile(r"/?[A-Za-z0-9_.-]{1,200}")
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _MAX: Final = 1 << 40
@@ -47,30 +49,32 @@ class Region(msgspec.Struct, frozen=True):
 class SharedMemory:
     """The registered regions; owns a descriptor for each. Any thread may read and write them.
 
-    `prefix` is what a key must begin with, None: registering is off. Only objects that exist are
+    A key must begin with one of the `prefixes`; without any, registering is off. Only objects that exist are
     opened; none is made or removed. Requests with much JSON are read on threads of their own, hence the
     lock: a descriptor must not be closed under them.
     """
 
-    def __init__(self, prefix: str | None, regions: int = 256) -> None:
+    def __init__(self, prefixes: Iterable[str], regions: int = 256) -> None:
         """Raises UsageError for a prefix that would let clients at anybody's memory."""
-        if prefix is not None and not re.fullmatch(r"/?[A-Za-z0-9][A-Za-z0-9_.-]+", prefix):
-            raise UsageError(
-                f"shared_memory '{prefix}' is no prefix of names",
-                hint="letters, digits, - and _, at least two of them: --shared-memory edgeserve-",
-            )
-        self._prefix = None if prefix is None else prefix.lstrip("/")
+        prefixes = tuple(prefixes)
+        for prefix in prefixes:
+            if not _PREFIX.fullmatch(prefix):
+                raise UsageError(
+                    f"shared_memory '{prefix}' is not a valid prefix of names",
+                    hint="letters, digits, - and _, at least two of them: --shared-memory edgeserve-",
+                )
+        self._prefixes = tuple(prefix.lstrip("/") for prefix in prefixes)
         self._limit = regions
         self._regions: dict[str, tuple[Region, int]] = {}
         self._lock = threading.Lock()
 
     @property
     def enabled(self) -> bool:
-        return self._prefix is not None
+        return bool(self._prefixes)
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Raises SharedMemoryOff, InvalidInput."""
-        if self._prefix is None:
+        if not self._prefixes:
             raise SharedMemoryOff
         if not _NAME.fullmatch(name):
             raise InvalidInput("region name: expected 1 to 200 printable characters")
@@ -78,7 +82,7 @@ class SharedMemory:
             raise InvalidInput(f"shared memory region '{name}' is registered already")
         if len(self._regions) >= self._limit:
             raise InvalidInput(f"{self._limit} shared memory regions are registered, no more fit")
-        if not _KEY.fullmatch(key) or not key.lstrip("/").startswith(self._prefix):
+        if not _KEY.fullmatch(key) or not key.lstrip("/").startswith(self._prefixes):
             raise InvalidInput(f"key: expected a name that this server allows, got {key!r:.60}")
         if not (0 <= offset < _MAX and 0 < byte_size < _MAX):
             raise InvalidInput(
@@ -95,7 +99,7 @@ class SharedMemory:
 
     def unregister(self, name: str) -> None:
         """Forget a region; one that is not known is no error, as with Triton."""
-        if self._prefix is None:
+        if not self._prefixes:
             raise SharedMemoryOff
         with self._lock:
             known = self._regions.pop(name, None)
@@ -103,14 +107,14 @@ class SharedMemory:
                 os.close(known[1])
 
     def unregister_all(self) -> None:
-        if self._prefix is None:
+        if not self._prefixes:
             raise SharedMemoryOff
         for name in list(self._regions):
             self.unregister(name)
 
     def status(self, name: str | None = None) -> list[Region]:
         """All regions, or the named one. Raises SharedMemoryOff, UnknownRegion."""
-        if self._prefix is None:
+        if not self._prefixes:
             raise SharedMemoryOff
         if name is None:
             return [region for region, _ in self._regions.values()]
@@ -153,7 +157,7 @@ class SharedMemory:
             self._regions.clear()
 
     def _find(self, name: str) -> tuple[Region, int]:
-        if self._prefix is None:
+        if not self._prefixes:
             raise SharedMemoryOff
         known = self._regions.get(name)
         if known is None:

@@ -366,7 +366,7 @@ def test_compressed_bodies_within_bounds_are_taken(target: Background) -> None:
         (document(parameters={"priority": -1}), "priority"),
         (document(parameters={"triton_enable_empty_final_response": True}), "reserved"),
         (document(parameters={"headers": {"authorization": "x"}}), "reserved"),
-        (document(parameters={"sequence_id": 7}), "reserved"),
+        (document(parameters={"headers": "x"}), "reserved"),
         (document(outputs=[{"name": "y"}, {"name": "y"}]), "asked for twice"),
         (document(outputs=[{"name": "y"}] * 50_000), "asked for twice"),
         (document(outputs=[{"name": "z"}]), "unknown output"),

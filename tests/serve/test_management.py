@@ -87,7 +87,7 @@ def test_a_connection_that_used_a_model_uses_it_after_a_reload(managed: Backgrou
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [
-        ("POST", "/v2/repository/models/nobody/load", b"", 404, "no model"),
+        ("POST", "/v2/repository/models/nobody/load", b"", 404, "failed to load: no model"),
         ("POST", "/v2/repository/models/..%2f..%2fetc/load", b"", 400, "model name"),
         ("POST", "/v2/repository/models/%2e%2e/load", b"", 400, "model name"),
         ("POST", "/v2/repository/models/a%00b/load", b"", 400, "model name"),
@@ -118,7 +118,9 @@ def test_a_connection_that_used_a_model_uses_it_after_a_reload(managed: Backgrou
         ("POST", "/v2/trace/setting", b'{"trace_file":"/tmp/x"}', 405, "read-only"),
         ("POST", "/v2/models/linear/trace/setting", b"{}", 405, "read-only"),
         ("GET", "/v2/models/nobody/trace/setting", b"", 404, "unknown model"),
-        ("GET", "/v2/cudasharedmemory/status", b"", 400, "CUDA"),
+        ("GET", "/v2/cudasharedmemory/region/x/status", b"", 404, "no CUDA memory region"),
+        ("POST", "/v2/cudasharedmemory/status", b"", 405, "use GET"),
+        ("GET", "/v2/cudasharedmemory/unregister", b"", 405, "use POST"),
         ("POST", "/v2/cudasharedmemory/region/x/register", b"{}", 400, "CUDA"),
         ("POST", "/v2/systemsharedmemory/register", b"{}", 400, "region"),
         ("POST", "/v2/systemsharedmemory/region/x/register", b"{}", 400, "key"),

@@ -29,7 +29,7 @@ def segment() -> Iterator[Segment]:
 
 @pytest.fixture
 def memory() -> Iterator[SharedMemory]:
-    made = SharedMemory("edgeserve-test-", regions=3)
+    made = SharedMemory(["edgeserve-test-"], regions=3)
     yield made
     made.close()
 
@@ -124,7 +124,7 @@ def test_names_are_counted_and_told_apart(memory: SharedMemory, segment: Segment
 
 def test_descriptors_are_given_back(segment: Segment) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    memory = SharedMemory("edgeserve-test-")
+    memory = SharedMemory(["edgeserve-test-"])
     for i in range(20):
         memory.register(f"r{i}", segment.name, 0, 8)
         with pytest.raises(InvalidInput):
@@ -135,7 +135,7 @@ def test_descriptors_are_given_back(segment: Segment) -> None:
 
 
 def test_off_is_off() -> None:
-    memory = SharedMemory(None)
+    memory = SharedMemory(())
     for call in (
         lambda: memory.register("r", "k", 0, 1),
         lambda: memory.unregister("r"),
@@ -149,15 +149,28 @@ def test_off_is_off() -> None:
         assert "--shared-memory" in (caught.value.hint or "")
 
 
+def test_several_prefixes(segment: Segment) -> None:
+    """Triton's examples call theirs /input_simple and /output_simple."""
+    memory = SharedMemory(["/input", "output", "edgeserve-test-"])
+    memory.register("r", segment.name, 0, 8)
+    for key in ("input_simple", "/output_simple", "inputs"):
+        with pytest.raises(InvalidInput, match="cannot be opened"):
+            memory.register("x", key, 0, 8)
+    for key in ("other", "xinput", "/edgeserve"):
+        with pytest.raises(InvalidInput, match="expected a name that this server allows"):
+            memory.register("x", key, 0, 8)
+    memory.close()
+
+
 @pytest.mark.parametrize("prefix", ["", "/", "a", "..", "../x", "a/b", "-x", ".x"])
 def test_a_prefix_names_something(prefix: str) -> None:
-    with pytest.raises(UsageError, match="no prefix"):
-        SharedMemory(prefix)
+    with pytest.raises(UsageError, match="is not a valid prefix"):
+        SharedMemory([prefix])
 
 
 @given(st.text(max_size=40), st.integers(), st.integers())
 def test_whatever_is_registered_does_not_exist(key: str, offset: int, size: int) -> None:
-    memory = SharedMemory("edgeserve-test-none-")
+    memory = SharedMemory(["edgeserve-test-none-"])
     with pytest.raises(InvalidInput) as caught:
         memory.register("r", key, offset, size)
     assert "/dev/shm" not in str(caught.value)

@@ -22,7 +22,7 @@ from edgeserve.serve.protocols.triton import (
     TRACE_SETTINGS,
 )
 from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.shm import SharedMemory, UnknownRegion
 from edgeserve.serve.siblings import Siblings
 from edgeserve.tensors import TensorSpec
 
@@ -183,6 +183,8 @@ class About:
     async def CudaSharedMemoryStatus(
         self, request: m.CudaSharedMemoryStatusRequest
     ) -> m.CudaSharedMemoryStatusResponse:
+        if request.name:
+            raise UnknownRegion(f"no CUDA memory region is registered as {request.name!r:.60}")
         return messages.CudaSharedMemoryStatusResponse()
 
     async def CudaSharedMemoryRegister(

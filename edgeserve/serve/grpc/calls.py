@@ -19,6 +19,7 @@ from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.model import ServedModel
 from edgeserve.serve.protocols import binary
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.protocols.v2 import no_sequences
 from edgeserve.serve.repository import ModelRepository
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
@@ -178,6 +179,8 @@ class Inference:
         decoded = self._decoded
         assert decoded is not None
         self._model = model = self._owner.repository.find(decoded.model, decoded.version)
+        if decoded.in_sequence and model.keeps_state:
+            raise no_sequences()
         flight = self._owner.flight
         if flight.count >= flight.limit:
             model.metrics.failed("in_flight")

@@ -26,7 +26,7 @@ from edgeserve.serve.grpc.large import split
 from edgeserve.serve.protocols import binary
 from edgeserve.serve.protocols.classes import Classes, check_scores
 from edgeserve.serve.protocols.request import InferRequest, OutputRegion, RequestedOutput
-from edgeserve.serve.protocols.v2 import check_reserved
+from edgeserve.serve.protocols.v2 import check_reserved, is_in_sequence
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Input(msgspec.Struct, frozen=True):
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A request before its model is known. `timeout_s` None: it names none."""
+    """A request before its model is known. `timeout_s` None: it names none. `in_sequence`: it names a sequence."""
 
     model: str
     version: str | None
@@ -85,6 +85,7 @@ class Decoded(msgspec.Struct, frozen=True):
     outputs: tuple[RequestedOutput, ...]
     timeout_s: float | None
     priority: int
+    in_sequence: bool = False
 
 
 def parse(data: bytes) -> tuple[ModelInferRequest, Sequence[memoryview]]:
@@ -115,6 +116,7 @@ def decode(message: ModelInferRequest, blobs: Sequence[memoryview], max_elements
         _outputs(message),
         None if timeout is None else timeout / 1e6,
         _count(parameters, "priority", "a level") or 0,
+        bool(parameters) and is_in_sequence(parameters),
     )
 
 

@@ -62,6 +62,7 @@ class GrpcFront:
                 metadata_bytes=limits.head_bytes,
                 elements=limits.elements,
                 queue=settings.queue,
+                streams=settings.grpc_streams,
                 idle_s=limits.idle_s,
                 handshake_s=limits.handshake_s,
                 connections=limits.connections,

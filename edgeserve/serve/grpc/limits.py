@@ -7,7 +7,7 @@ import msgspec
 
 class GrpcLimits(msgspec.Struct, frozen=True):
     """Sizes in bytes, times in seconds. `threads` calls are inferred side by side, `queue` wait for a
-    thread; each stream has threads of its own. `processes` like this one share the port. Answers of `compress_bytes` and more
+    thread. `streams` may be open, each on two threads of its own. `processes` like this one share the port. Answers of `compress_bytes` and more
     are compressed for clients that accept it (None: none are)."""
 
     receive_bytes: int = 64 << 20
@@ -35,7 +35,7 @@ class GrpcLimits(msgspec.Struct, frozen=True):
             ("grpc.max_send_message_length", self.send_bytes),
             ("grpc.max_metadata_size", self.metadata_bytes),
             ("grpc.absolute_max_metadata_size", 2 * self.metadata_bytes),
-            ("grpc.max_concurrent_streams", self.streams_per_connection),
+            ("grpc.max_concurrent_streams", max(self.streams_per_connection, self.streams)),
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.server_handshake_timeout_ms", int(self.handshake_s * 1000)),
             ("grpc.max_connection_idle_ms", int(self.idle_s * 1000)),

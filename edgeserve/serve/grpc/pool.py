@@ -68,19 +68,21 @@ class Pools:
 
     def on_stream(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
         """`behaviour` on the threads of streams, unless `max_streams` are open."""
-        return self._limited(self.streams, self.max_streams, behaviour)
+        said = f"too many streams are open: at most {self.max_streams} (--grpc-streams)"
+        return self._limited(self.streams, self.max_streams, behaviour, said)
 
     def on_watch(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
         """`behaviour` on the threads of those who watch the health."""
-        return self._limited(self.watches, _WATCHES, behaviour)
+        said = f"too many streams watch the health: at most {_WATCHES}"
+        return self._limited(self.watches, _WATCHES, behaviour, said)
 
     def _limited(
-        self, pool: CallPool, most: int, behaviour: Callable[..., Iterator[Any]]
+        self, pool: CallPool, most: int, behaviour: Callable[..., Iterator[Any]], said: str
     ) -> Callable[..., Any]:
         def limited(requests: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             if pool.calls > most:
                 self.full(context)
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams are open")
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)
             yield from behaviour(requests, context)
 
         return self.on(pool, limited)

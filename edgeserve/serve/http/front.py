@@ -125,7 +125,7 @@ class HttpFront:
             log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
 
     def _warn_of_closed(self, keys: Keys) -> None:
-        control = self._settings.model_control or self._settings.shared_memory is not None
+        control = self._settings.model_control or bool(self._settings.shared_memory_prefixes)
         if control and keys and not keys.control:
             log.warning(
                 "nobody can use the control plane: no key is a control key (%s)", CONTROL_HINT

@@ -84,8 +84,9 @@ class Codecs:
         codec = self._known.get(model)
         if codec is None:
             codec = self._known[model] = v2.Codec(
-                model.name, model.version, model.interface, model.classes, self._limits, self._shm
-            )
+                model.name, model.version, model.interface, model.classes, self._limits, self._shm,
+                keeps_state=model.keeps_state,
+            )  # fmt: skip
         return codec
 
 

@@ -25,7 +25,7 @@ from edgeserve.serve.http.status import failure
 from edgeserve.serve.protocols.document import check_depth
 from edgeserve.serve.protocols.triton import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
 from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.shm import SharedMemory, UnknownRegion
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Management:
     def _memory_route(self, head: Head, match: re.Match[bytes]) -> Route:
         region = None if match[2] is None else _text(match[2])
         if match[1] == b"cuda":
-            raise NoRoute(Refusal(400, "unsupported", NO_CUDA))
+            return _cuda_route(head, region, match[3])
         if match[3] == b"status":
             return reading(head, lambda: Response.struct(self._shm.status(region)))
         if head.method != "POST":
@@ -168,6 +168,21 @@ class Management:
 
         answer = register if match[3] == b"register" else unregister
         return lambda request: later(request, answer(request))
+
+
+def _cuda_route(head: Head, region: str | None, action: bytes) -> Route:
+    """No region is ever registered: there is nothing to list, and nothing to unregister, which clients that
+    may have left some behind do first."""
+    if action == b"status":
+        if region is not None:
+            raise UnknownRegion(f"no CUDA memory region is registered as {region!r:.60}")
+        return reading(head, lambda: Response.json([]))
+    if head.method != "POST":
+        raise not_allowed("POST")
+    if action == b"register":
+        raise NoRoute(Refusal(400, "unsupported", NO_CUDA))
+    head.most = _BODY
+    return lambda request: request.respond(Response.of(200, []))
 
 
 async def _done(change: Awaitable[None]) -> Response:

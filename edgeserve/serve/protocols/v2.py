@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 # https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
-_RESERVED: Final = ("sequence_id", "sequence_start", "sequence_end", "headers")
+_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 _SHM: Final = "shared_memory_region"
 
 
@@ -49,10 +49,14 @@ class Codec:
         classes: Classes | None = None,
         limits: Limits | None = None,
         shm: SharedMemory | None = None,
+        *,
+        keeps_state: bool = False,
     ) -> None:
+        """`keeps_state`: the model has variables, which each request finds as they were at the start."""
         self._interface = interface
+        self._keeps_state = keeps_state
         self._limits = limits or Limits()
-        self._shm = shm or SharedMemory(None)
+        self._shm = shm or SharedMemory(())
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
         self._ports = {
             s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
@@ -110,6 +114,8 @@ class Codec:
         priority, as_binary, allow_nan = 0, False, False
         if parameters:
             check_reserved(parameters)
+            if self._keeps_state and is_in_sequence(parameters):
+                raise no_sequences()
             timeout = _timeout(parameters)
             priority = _count(parameters, "priority", "a level")
             as_binary = _flag(parameters, "binary_data_output", default=False)
@@ -258,10 +264,21 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
 def check_reserved(parameters: dict[str, Any]) -> None:
     """Raise InvalidInput for names that mean something to servers of this protocol, but not here."""
     for name in parameters:
-        if name.startswith("triton_"):
+        if name == "headers" or name.startswith("triton_"):
             raise InvalidInput(f"parameter '{name:.60}' is reserved")
-        if name in _RESERVED and parameters[name] not in (0, False, ""):
-            raise InvalidInput(f"parameter '{name}' is reserved: sequences are not served here")
+
+
+def is_in_sequence(parameters: dict[str, Any]) -> bool:
+    """Whether a request names a sequence. A model without a state answers it as any other."""
+    return any(parameters.get(name) not in (None, 0, False, "") for name in _SEQUENCE)
+
+
+def no_sequences() -> InvalidInput:
+    """For requests in a sequence to a model that keeps a state."""
+    return InvalidInput(
+        "parameter 'sequence_id': this model starts each request from its initial state, so no request "
+        "goes on where another one ended"
+    )
 
 
 def _timeout(parameters: dict[str, Any]) -> float | None:

@@ -473,7 +473,8 @@ def test_a_stream_that_is_left(slow_server: Background) -> None:
     wait_for(lambda: READER not in [t.name for t in threading.enumerate()])
 
 
-def test_too_many_streams(bundle: Path) -> None:
+@pytest.mark.parametrize("most", [2, 40])
+def test_too_many_streams(bundle: Path, most: int) -> None:
     """The ones over the limit are refused; calls of other kinds are answered meanwhile."""
     done = threading.Event()
 
@@ -481,12 +482,15 @@ def test_too_many_streams(bundle: Path) -> None:
         done.wait(30)
         yield from ()
 
-    with Background(settings(bundle)) as server, grpc.insecure_channel(address(server)) as channel:
+    several = settings(bundle, grpc_streams=most)
+    with Background(several) as server, grpc.insecure_channel(address(server)) as channel:
         open_stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
-        calls = [open_stream(quiet()) for _ in range(40)]
+        calls = [open_stream(quiet()) for _ in range(most + 8)]
         wait_for(lambda: sum(c.done() for c in calls) == 8)
         refused = {c.code() for c in calls if c.done()}
         assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        (said,) = {c.details() for c in calls if c.done()}
+        assert f"at most {most} (--grpc-streams)" in said
         method(channel, "ModelInfer")(request().SerializeToString())
         assert method(channel, "ServerReady")(b"")
         done.set()
