@@ -75,6 +75,14 @@ SAME = [
     Case("flat", request()),
     Case("nested", request(tensor(data=X.tolist()))),
     Case("id", request(id="seven")),
+    Case("empty id", request(id="")),
+    Case(
+        "sequence of a model without a state",
+        request(parameters={"sequence_id": 7, "sequence_start": True}),
+    ),
+    Case("CUDA regions", None, "/v2/cudasharedmemory/status", method="GET"),
+    Case("unregister of no CUDA region", b"", "/v2/cudasharedmemory/unregister"),
+    Case("unknown CUDA region", None, "/v2/cudasharedmemory/region/a/status", method="GET"),
     Case("empty outputs", request(outputs=[])),
     Case("named output", request(outputs=[{"name": "y"}])),
     Case("version", request(), path="/v2/models/linear/versions/1/infer"),
@@ -113,6 +121,23 @@ BETTER = [
     Case("too few elements", request(tensor(data=[1.0])), triton=500, ours=400, why=CLIENT),
     Case("text for floats", request(tensor(data=["a"] * 8)), triton=500, ours=400, why=CLIENT),
     Case("negative shape", request(tensor(shape=[-2, 4])), triton=500, ours=400, why=CLIENT),
+    Case("boolean for floats", request(tensor(data=[True] * 8)), triton=500, ours=400, why=CLIENT),
+    Case(
+        "lists that differ in length",
+        request(tensor(data=[[1, 2, 3], [4, 5, 6, 7, 8]])),
+        triton=200,
+        ours=400,
+        why="lists that differ in length",
+    ),
+    Case(
+        "readiness of an unknown version",
+        None,
+        "/v2/models/linear/versions/9/ready",
+        method="GET",
+        triton=400,
+        ours=404,
+        why="readiness of an unknown model or version",
+    ),
     Case("id that is a number", request(id=7), triton=500, ours=400, why=CLIENT),
     Case(
         "unknown coding",
@@ -168,6 +193,7 @@ def test_the_same_request_has_the_same_answer(
     mine, wanted = json.loads(our_body), json.loads(their_body)
     assert mine.get("id") == wanted.get("id")
     assert (mine["model_name"], mine["model_version"]) == ("linear", "1")
+    assert ("id" in mine) == ("id" in wanted)
     for got, expected in zip(mine["outputs"], wanted["outputs"], strict=True):
         for key in ("name", "datatype", "shape"):
             assert got[key] == expected[key]
@@ -207,6 +233,18 @@ def test_binary_answers_have_the_same_bytes(
         assert described["parameters"] == {"binary_data_size": 24}
         found.append(np.frombuffer(answer[split:], "<f4"))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("default", [True, False])
+def test_what_an_output_says_of_itself_counts(
+    oracle: str, linear_server: Served, own: bool, default: bool
+) -> None:
+    wanted = [{"name": "y", "parameters": {"binary_data": own}}]
+    body = request(outputs=wanted, parameters={"binary_data_output": default})
+    for address in (oracle, linear_server.http):
+        status, head, _ = ask(address, Case("binary or not", body))
+        assert (status, "inference-header-content-length" in head) == (200, own)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
