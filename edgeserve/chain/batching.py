@@ -332,7 +332,7 @@ def _changed(spec: TensorSpec, seen: Sequence[Array], name: str, index: int) -> 
         return short
     if array.dtype.kind == "b":
         return np.full_like(array, index % 2 == 0)
-    if array.dtype.kind == "O" or spec.dtype == "BF16" or not array.size:
+    if array.dtype.kind in "OSU" or spec.dtype == "BF16" or not array.size:
         return _turned({spec.name: array})[spec.name]
     values = [np.max, np.min][index % 2]([values(a) for a in seen for values in (np.max, np.min)])
     return np.ascontiguousarray(np.flip(array)) if index % 3 == 2 else np.full_like(array, values)
