@@ -37,6 +37,7 @@ from edgeserve.conversion.search import Found
 from edgeserve.conversion.source import SourceModel
 from edgeserve.devices import machine
 from edgeserve.evaluate import Kinds, class_scores
+from edgeserve.inspecting.layers import quantized_in, told_layers
 from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
@@ -276,7 +277,11 @@ def left_out(verdicts: Sequence[Verdict], target: Target) -> dict[int, str]:
 
 
 def unmet_wishes(
-    options: Options, verdicts: Sequence[Verdict], recipes: Collection[str], target: Target
+    options: Options,
+    verdicts: Sequence[Verdict],
+    recipes: Collection[str],
+    target: Target,
+    model: SourceModel,
 ) -> list[str]:
     """What was asked for by name and did not come about: a precision that serves nowhere, a recipe that
     nothing was made by. `recipes` are those that were tried."""
@@ -285,14 +290,18 @@ def unmet_wishes(
     if asked != "auto" and not any(v.chosen and v.trial.precision == asked for v in verdicts):
         why = next(
             (v.reason for v in verdicts if v.trial.precision == asked),
-            "its runtimes make none of this model",
+            f"the source {is_quantized(model)}"
+            if model.precision != "fp32"
+            else "its runtimes make none of this model",
         )
         found.append(f"no {asked} variant serves {target.name}: {why}")
     for recipe in options.recipes:
         if recipe in recipes or (recipe == "static-restored" and "static" in recipes):
             continue  # restoring needs something that wants it
         why = (
-            "it repairs static, which was not tried: add --recipe static"
+            f"the source {is_quantized(model)}"
+            if model.precision != "fp32"
+            else "it repairs static, which was not tried: add --recipe static"
             if recipe == "static-restored"
             else "it fits neither the runtimes and precisions asked for nor the data"
         )
@@ -319,8 +328,25 @@ def fp16_remarks(builder: Builder, chain: Sequence[Candidate]) -> list[str]:
     return ["; ".join(found)]
 
 
-def state_remarks(model: SourceModel) -> list[str]:
-    """What is to be known of a model with a state, its own or one that its callers keep."""
+def is_quantized(model: SourceModel) -> str:
+    """`is int8 already (int8: 3 of 3 layers)`, of a source that is not FP32."""
+    told = told_layers(model.layers)
+    return f"is {model.precision} already" + (f" ({told})" if told else "")
+
+
+def source_remarks(model: SourceModel) -> list[str]:
+    """What is to be known of the source: that it is quantized; its state, or the one that its callers keep."""
+    remarks = []
+    if model.precision != "fp32":
+        remarks.append(
+            f"the source {is_quantized(model)}: it is taken as it is, and no recipe was tried"
+        )
+    elif quantized_in(model.layers):
+        remarks.append(f"the source is quantized in part: {told_layers(model.layers)}")
+    return [*remarks, *_state_remarks(model)]
+
+
+def _state_remarks(model: SourceModel) -> list[str]:
     kept, passed = told_state(model.state), told_passed(model.passed)
     own = [f"{kept}; every request starts from the initial one, alone in its batch"] if kept else []
     return [*own, *([passed] if passed else [])]

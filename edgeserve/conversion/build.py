@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeserve.bundle import Binding, FileEntry, Recipe, Variant, VariantFiles
+from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.made import made_layers
@@ -28,6 +28,7 @@ from edgeserve.conversion.source import SourceModel, named_nodes, save_onnx
 from edgeserve.conversion.tolerance import TOLERANCE
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
+from edgeserve.inspecting.layers import layers_of, precision_held
 from edgeserve.quantize import (
     CalibrationMethod,
     ModelFacts,
@@ -150,6 +151,18 @@ class Builder:
             batching=of_variant(main, plan.format, self._interface),
         )
 
+    def carried(self, format_name: str) -> Precision:
+        """The precision of a source that is not FP32, in a format: converters may store it in FP32.
+
+        That of the source where it cannot be told.
+        """
+        if format_name == self._source.format:
+            return self._source.precision
+        try:
+            return precision_held(layers_of(self._base(format_name), format_name))
+        except (EdgeServeError, ImportError):
+            return self._source.precision  # building the variant says why
+
     def restore(
         self, quantizer: StaticQuantizer, keep: Collection[str], format_name: str
     ) -> VariantFiles:
@@ -209,6 +222,8 @@ class Builder:
 
     def _onnx(self, plan: Plan) -> tuple[Path, Recipe]:
         """The ONNX file that a plan is built on. An IR in fp16 or bf16 is made from the fp32 one."""
+        if plan.recipe == "plain" and self._source.precision != "fp32":
+            return self.fp32_onnx, Recipe("as it is", "edgeserve")
         if plan.precision in ("fp32", "bf16") or (
             plan.precision == "fp16" and plan.format != "onnx"
         ):
@@ -274,7 +289,7 @@ class Builder:
         if self._source.format == "tflite" and plan.recipe == "plain":
             return self._as_it_is(plan, out)
         base = self._base("tflite")
-        if plan.precision == "fp32":
+        if plan.recipe == "plain":
             for file in base.parent.iterdir():
                 shutil.copy2(file, out / file.name)
             return out / base.name, Recipe("conversion", "onnx2tf")

@@ -72,13 +72,15 @@ class Bounds(msgspec.Struct, frozen=True):
     with labelled data. `min_fidelity` is a share of equal answers (top-1, ids, texts), or a cosine where
     an output has no answers; `min_sqnr` is in dB, for all outputs, or `sqnr_of` one by name. `max_size`
     is in bytes, `max_latency` in ms of one call. `speed_counts` is False when the target's CPU is not
-    this one."""
+    this one. `source` is the precision of the source: variants of a quantized one have its bar, whatever
+    they are called."""
 
     max_drop: float = 1.0
     min_fidelity: float | None = None
     max_size: int | None = None
     max_latency: float | None = None
     speed_counts: bool = True
+    source: Precision = "fp32"
     min_sqnr: float | None = None
     sqnr_of: Mapping[str, float] = {}
 
@@ -110,6 +112,8 @@ def quality_problem(
 ) -> str | None:
     """Why this variant is too far from the source, or None. Each output is judged by its kind, and the
     first that misses a bound decides, the worst one first."""
+    if bounds.source != "fp32":
+        precision = bounds.source  # its own numbers are no closer to the truth than that
     if accuracy is not None:
         drop = accuracy.drop_points
         # Shares of samples are exact multiples of 1/n: allow for rounding at the limit itself.
@@ -248,6 +252,33 @@ def _chosen(trial: Trial) -> str:
         else "nothing here loads its file: it comes last in the chain"
     )
     return f"not verified here: {trial.unverified}; {told}"
+
+
+def without_worse_than_source(
+    verdicts: list[Verdict], source_bytes: int, devices: Mapping[int, str]
+) -> list[Verdict]:
+    """The verdicts on variants of a quantized source; what is larger and slower than the source itself is not
+    chosen where another serves the same device. `devices` are those of the entries."""
+    worse = {
+        id(v): v.trial.measured.speedup
+        for v in verdicts
+        if v.chosen
+        and v.trial.measured is not None
+        and (v.trial.size_bytes or 0) > AS_FAST * source_bytes
+        and AS_FAST * v.trial.measured.speedup < 1.0
+    }
+    served = {devices[v.trial.entry] for v in verdicts if v.chosen and id(v) not in worse}
+    return [
+        msgspec.structs.replace(
+            v,
+            chosen=False,
+            reason=f"larger and slower than the source: {v.trial.size_bytes} bytes against "
+            f"{source_bytes}, {worse[id(v)]:.2f}x its speed",
+        )
+        if id(v) in worse and devices[v.trial.entry] in served
+        else v
+        for v in verdicts
+    ]
 
 
 def _without_weak_option(

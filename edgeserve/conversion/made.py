@@ -31,6 +31,8 @@ def made_layers(main: Path, plan: Plan) -> Layers:
         layers = layers_of(main, plan.format)
     except ImportError:  # made in a tool environment, and its reader is not installed here
         return {}
+    if plan.recipe == "plain":
+        return layers  # called by what it holds: `precision_held`
     changed = layers.get("fp16", 0) if plan.precision == "fp16" else quantized_in(layers)
     if changed or (not layers and plan.precision == "fp16"):
         return layers

@@ -52,6 +52,7 @@ def read_native(path: Path, format_name: str) -> SourceModel:
         facts=_facts(report),
         precision=_precision(report),
         state=report.state,
+        layers=report.layers,
     )
 
 

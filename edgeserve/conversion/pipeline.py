@@ -13,17 +13,24 @@ from edgeserve.bundle.writing import bundle_writer, check_destination
 from edgeserve.conversion.assemble import (
     fp16_remarks,
     is_here,
+    is_quantized,
     left_out,
     optional_entries,
     ordered_chain,
     report,
-    state_remarks,
+    source_remarks,
     unmet_wishes,
     write_bundle,
 )
 from edgeserve.conversion.batching import by_graph
 from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import Bounds, Verdict, acceptable, choose
+from edgeserve.conversion.choose import (
+    Bounds,
+    Verdict,
+    acceptable,
+    choose,
+    without_worse_than_source,
+)
 from edgeserve.conversion.confirm import confirmed
 from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
 from edgeserve.conversion.kinds import output_kinds, remarks_on
@@ -99,6 +106,7 @@ def convert(
             speed_counts=is_here(target) and model.precision == "fp32",
             min_sqnr=options.min_sqnr,
             sqnr_of=options.min_sqnr_of,
+            source=model.precision,
         )
         search = Search(
             builder, model, target, interface, options, data, reference, bounds, threads, say
@@ -115,9 +123,12 @@ def convert(
             bounds,
             threads,
         )
+        if model.precision != "fp32" and is_here(target):
+            devices = {i: e.device for i, e in enumerate(target.chain)}
+            verdicts = without_worse_than_source(verdicts, model.source.size_bytes, devices)
         chain = ordered_chain(verdicts, target)
         _enforce(chain, verdicts, target, model, bounds, strict=options.strict)
-        unmet = unmet_wishes(options, verdicts, found.recipes, target)
+        unmet = unmet_wishes(options, verdicts, found.recipes, target, model)
         if unmet and options.strict:
             raise CheckFailed(
                 unmet[0],
@@ -125,7 +136,7 @@ def convert(
                 hint="leave out --strict to get the bundle with what serves instead",
             )
         notes = (
-            *state_remarks(model),
+            *source_remarks(model),
             *remarks_on(interface, model.kinds),
             *fp16_remarks(builder, chain),
         )
@@ -261,6 +272,10 @@ def _check_explain(model: SourceModel, options: Options) -> None:
     if model.proto is None:
         raise UsageError(
             f"--explain ranks layers of ONNX models, and {model.path} is {model.format}"
+        )
+    if model.precision != "fp32":
+        raise UsageError(
+            f"--explain ranks layers of FP32 models, and this one {is_quantized(model)}"
         )
     if options.calibrate is None:
         raise UsageError(

@@ -134,7 +134,7 @@ class Search:
             return [Plan(format_name, self._source.precision, "plain", skip=why)]
         if self._source.precision != "fp32":
             # What is quantized already is taken as it is.
-            return [Plan(format_name, self._source.precision, "plain")]
+            return [Plan(format_name, self._builder.carried(format_name), "plain")]
         plans: list[Plan] = []
         for precision in self._precisions(entry):
             plans += plans_for(
@@ -330,6 +330,8 @@ class Search:
         entry = self._target.chain[index]
         if self._options.precision != "auto" or "int8" not in entry.precisions:
             return []
+        if self._source.precision != "fp32":
+            return []
         if "int4" in entry.precisions or self._source.format != "onnx":
             return []
         plans = plans_for(
@@ -350,6 +352,7 @@ class Search:
         only = self._options.recipes
         return (
             self._source.format == "onnx"
+            and self._source.precision == "fp32"
             and self._format(index) in ("onnx", "openvino-ir")
             and self._data.calibration is not None
             and (not only or "static-restored" in only)

@@ -22,6 +22,7 @@ from edgeserve.errors import (
     UnsupportedModel,
     UsageError,
 )
+from edgeserve.inspecting.layers import onnx_layers, precision_held
 from edgeserve.inspecting.onnx import checkable, external_files, load_external
 from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
@@ -41,7 +42,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     `proto` is an onnx.ModelProto with its external data loaded, None for other formats. `labels` is a
     list of class names that the source brought along. `state` are the variables that the model keeps between
     calls; `passed` pairs of an input and an output by which its callers keep one. `kinds` is what its
-    outputs hold, by name.
+    outputs hold, by name. `layers` counts layers by the precision of their weights.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     state: tuple[TensorSpec, ...] = ()
     passed: tuple[tuple[str, str], ...] = ()
     kinds: Mapping[str, OutputKind] = {}
+    layers: Mapping[str, int] = {}
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
@@ -84,9 +86,13 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
         opset=_opset(proto),
     )
     interface = _interface(onnx, proto, path)
+    layers = onnx_layers(proto)
+    held = precision_held(layers)
     return SourceModel(
         path, "onnx", proto, source, interface, ModelFacts.of(proto),
+        precision=held if held in ("int8", "int4") else "fp32",
         passed=tuple(passed_state(proto)),
+        layers=layers,
     )  # fmt: skip
 
 

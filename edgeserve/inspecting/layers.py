@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeserve import telemetry
+from edgeserve.bundle import Precision
 
 Layers = Mapping[str, int]
 
@@ -63,6 +64,15 @@ def layers_of(path: Path, format_name: str) -> Layers:
 
 def quantized_in(layers: Layers) -> int:
     return sum(layers.get(precision, 0) for precision in _QUANTIZED)
+
+
+def precision_held(layers: Layers) -> Precision:
+    """The precision of half of the layers or more; FP32 where they differ, or there are none."""
+    total = sum(layers.values())
+    quantized = quantized_in(layers)
+    if quantized and 2 * quantized >= total:
+        return "int4" if layers.get("int4", 0) > layers.get("int8", 0) else "int8"
+    return "fp16" if layers.get("fp16", 0) and 2 * layers["fp16"] >= total else "fp32"
 
 
 def told_layers(layers: Layers) -> str | None:

@@ -1,0 +1,119 @@
+"""Sources that are quantized already: named, taken as they are, and compared with themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+import edgeserve
+from edgeserve.bundle import Bundle, Fidelity, Measured
+from edgeserve.conversion.choose import Bounds, Trial, choose, without_worse_than_source
+from edgeserve.errors import CheckFailed, UsageError
+from edgeserve.inspecting.layers import layers_of
+from tests.conversion.test_made import dense, target
+from tests.networks import small_cnn
+
+BOTH = """
+name = "both"
+title = "openvino, then onnxruntime"
+arch = ["x86_64", "aarch64", "arm64"]
+[[chain]]
+runtime = "openvino"
+device = "cpu"
+precisions = ["int8", "fp32"]
+[[chain]]
+runtime = "onnxruntime"
+device = "cpu"
+precisions = ["int8", "fp32"]
+"""
+
+
+@pytest.fixture
+def dynamic(tmp_path: Path) -> Path:
+    """Two products, dynamically quantized."""
+    quantize_dynamic(
+        str(dense(tmp_path / "fp32.onnx", 1.0, 1.0)),
+        str(tmp_path / "m.onnx"),
+        weight_type=QuantType.QInt8,
+    )
+    return tmp_path / "m.onnx"
+
+
+def test_a_dynamic_source_is_taken_as_it_is(tmp_path: Path, dynamic: Path) -> None:
+    """OpenVINO stores it in FP32, and its variant is called that."""
+    pytest.importorskip("openvino")
+    (tmp_path / "both.toml").write_text(BOTH)
+    report = edgeserve.convert(dynamic, tmp_path / "m.edge", target=str(tmp_path / "both.toml"))
+    assert {r.variant for r in report.rows} == {"openvino-fp32", "onnx-int8"}
+    assert "onnx-int8" in {c.variant for c in report.chain}
+    (said,) = [r for r in report.remarks if "already" in r]
+    assert said == (
+        "the source is int8 already (int8: 2 of 2 layers): it is taken as it is, and no recipe was tried"
+    )
+    bundle = Bundle.open(tmp_path / "m.edge")
+    for variant in bundle.manifest.variants:
+        assert set(layers_of(bundle.root / variant.main, variant.format)) == {variant.precision}
+    with edgeserve.load(tmp_path / "m.edge") as model:
+        assert model.run({"x": np.ones((1, 64), np.float32)})["y"].shape == (1, 64)
+
+
+def test_recipes_are_not_tried_on_it(tmp_path: Path, dynamic: Path) -> None:
+    options = {"target": target(tmp_path), "recipes": ["weights"], "precision": "int8"}
+    with pytest.raises(CheckFailed, match="the source is int8 already"):
+        edgeserve.convert(dynamic, tmp_path / "m.edge", strict=True, **options)
+    with pytest.raises(UsageError, match="--explain ranks layers of FP32 models"):
+        edgeserve.convert(
+            dynamic, tmp_path / "m.edge", target=target(tmp_path), explain=True, calibrate="random"
+        )
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("static", "int8"), ("weights", "int4")])
+def test_what_edgeserve_quantized_is_a_quantized_source(
+    tmp_path: Path, recipe: str, precision: str
+) -> None:
+    if recipe == "static":
+        onnx.save(small_cnn(), tmp_path / "m.onnx")
+    else:
+        dense(tmp_path / "m.onnx", 1.0, 1.0)
+    edgeserve.convert(
+        tmp_path / "m.onnx", tmp_path / "first.edge", target=target(tmp_path), recipes=[recipe],
+        precision=precision, calibrate="random", min_fidelity=0.0,
+    )  # fmt: skip
+    bundle = Bundle.open(tmp_path / "first.edge")
+    (variant,) = [v for v in bundle.manifest.variants if v.precision == precision]
+    report = edgeserve.convert(
+        bundle.root / variant.main, tmp_path / "second.edge", target=target(tmp_path)
+    )
+    assert [c.variant for c in report.chain] == [f"onnx-{precision}"]
+    assert any(f"the source is {precision} already" in r for r in report.remarks)
+
+
+def trial(entry: int, size: int, speedup: float, sqnr_db: float = 60.0) -> Trial:
+    fidelity = Fidelity(8, sqnr_db, 1.0, 0.0, 1.0)
+    found = Measured("r", "1", "cpu", "m", fidelity, 1.0, speedup, "fp32", 0, 1)
+    return Trial(entry, f"v{entry}", "fp32", size, found)
+
+
+@pytest.mark.parametrize(
+    ("size", "speedup", "chosen"),
+    [
+        (3000, 0.35, False),
+        (3000, 1.5, True),  # larger, but faster
+        (1000, 0.35, True),  # slower, but as small
+    ],
+)
+def test_what_is_larger_and_slower_than_the_source_is_not_chosen(
+    size: int, speedup: float, chosen: bool
+) -> None:
+    trials = [trial(0, size, speedup), trial(1, 1000, 1.0)]
+    bounds = Bounds(speed_counts=False, source="int8")
+    verdicts = without_worse_than_source(choose(trials, bounds), 1000, {0: "cpu", 1: "cpu"})
+    assert [v.chosen for v in verdicts] == [chosen, True]
+    alone = without_worse_than_source(choose(trials[:1], bounds), 1000, {0: "cpu"})
+    assert alone[0].chosen  # nothing else serves
+    elsewhere = without_worse_than_source(choose(trials, bounds), 1000, {0: "npu", 1: "cpu"})
+    assert elsewhere[0].chosen  # the target is about its device
