@@ -23,6 +23,7 @@ from edgeserve.bundle.reading import (
     MAX_MANIFEST_BYTES,
     Bundle,
     VariantFiles,
+    followed,
     read_entry,
     variant_files,
 )
@@ -41,6 +42,7 @@ class ArchiveBundle(Bundle):
 
     def __init__(self, path: Path, manifest: Manifest, manifest_bytes: int) -> None:
         super().__init__(path, manifest)
+        self._file = followed(path)
         self._manifest_bytes = manifest_bytes
         self._scratch: Path | None = None
 
@@ -48,10 +50,10 @@ class ArchiveBundle(Bundle):
         sealed = variant_files(
             self.manifest.variant(variant_id), self.path, self.manifest.interface
         )
-        return msgspec.structs.replace(sealed, archive=str(self.path))
+        return msgspec.structs.replace(sealed, archive=str(self._file))
 
     def read(self, entry: FileEntry) -> bytes:
-        return read_entry(entry, self.path, str(self.path))
+        return read_entry(entry, self.path, str(self._file))
 
     def variant_files(self, variant_id: str) -> VariantFiles:
         self._unpacked()

@@ -76,7 +76,8 @@ class Bundle:
     """A bundle on disk. What is read of it is verified against the manifest, which is read once: what is
     opened later belongs to the same version, or is refused.
 
-    `path` is what was opened, `root` the folder below which its files are found.
+    `path` is what was opened, `root` the folder below which its files are found: where links led when it was
+    opened, since they may lead to another version later.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -90,11 +91,12 @@ class Bundle:
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
         """Read and validate the manifest of the bundle at `path`, a folder or a file. Raises BundleError."""
-        root = Path(path)
+        given = Path(path)
+        root = followed(given)
         if root.is_file():
             from edgeserve.bundle.archive import ArchiveBundle
 
-            return ArchiveBundle.of(root)
+            return ArchiveBundle.of(given)
         file = root / MANIFEST_NAME
         if not root.exists():
             raise BundleError(f"{root} does not exist", hint="edgeserve convert MODEL -o NAME.edge")
@@ -106,7 +108,9 @@ class Bundle:
             )
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{file} is larger than a manifest can be")
-        return cls(root, decode(file.read_bytes(), str(file)))
+        bundle = cls(root, decode(file.read_bytes(), str(file)))
+        bundle.path = given
+        return bundle
 
     @property
     def name(self) -> str:
@@ -226,6 +230,12 @@ def read_entry(entry: FileEntry, root: Path, archive: str | None = None) -> byte
     if (len(data), digest) != (entry.size_bytes, entry.sha256):
         raise _changed(where, entry, len(data), digest)
     return data
+
+
+def followed(path: Path) -> Path:
+    """Where the links in a path lead now; the path as it is given if there are none."""
+    resolved = path.resolve()
+    return path if resolved == path.absolute() else resolved
 
 
 def inside(root: Path, entry: FileEntry) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, Protocol
 
 import msgspec
@@ -70,8 +71,10 @@ class Entry:
     @property
     def problem(self) -> str:
         """Why it could not be loaded, without the server's own paths."""
-        path = self.source.path
-        return str(self.error or "").replace(path, path.rpartition("/")[2])
+        text, name = str(self.error or ""), self.source.path.rpartition("/")[2]
+        for path in (self.source.path, os.path.realpath(self.source.path)):
+            text = text.replace(path, name)
+        return text
 
     @property
     def ready(self) -> bool:

@@ -87,3 +87,30 @@ def test_size_counts_every_file(tmp_path: Path) -> None:
     on_disk = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     assert Bundle.open(path).size_bytes == on_disk
     assert json.loads((path / "manifest.json").read_text())["name"] == "linear"
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    """What is opened later belongs to the version that was opened, wherever the link leads by then."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        linear_bundle(tmp_path / name)
+    link = tmp_path / "link"
+    link.symlink_to("one")
+    bundle = Bundle.open(link / "linear.edge")
+    link.unlink()
+    link.symlink_to("two")
+    (tmp_path / "two" / "linear.edge" / "onnx-fp32" / "model.onnx").write_bytes(b"")
+    files = bundle.sealed_files("onnx-fp32")
+    assert len(files.content()) == files.files[0].size_bytes
+    assert bundle.path == link / "linear.edge"
+
+
+def test_a_file_that_changes_after_it_was_verified_is_refused(tmp_path: Path) -> None:
+    bundle = Bundle.open(linear_bundle(tmp_path))
+    path = bundle.variant_files("onnx-fp32").path
+    golden = bundle.golden()
+    for file in (path, bundle.root / "golden-inputs.npz", bundle.root / "manifest.json"):
+        file.write_bytes(b"")
+    with pytest.raises(BundleError, match="is not the file the bundle was written with"):
+        bundle.variant_files("onnx-fp32")
+    assert all(np.array_equal(a, golden[0][n]) for n, a in bundle.golden()[0].items())

@@ -146,6 +146,34 @@ def test_wrong_numbers_are_found_by_the_next_golden_check(bundle: Bundle) -> Non
         assert "does not reproduce the golden samples" in (chain.status().reason or "")
 
 
+def answered(chain: Chain, devices: list[str]) -> list[str]:
+    """Note which device answered one more request; the error if none did."""
+    try:
+        devices.append(ask(chain))
+    except InferenceFailed as error:
+        return [str(error)]
+    return []
+
+
+def test_a_candidate_whose_files_changed_does_not_take_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = linear_bundle(tmp_path)
+    faults = options("gpu:kill@9", reopen_s=FOREVER, standby="cold")
+    with Chain(Bundle.open(path), faults) as chain:
+        assert ask(chain) == "gpu"
+        (path / "onnx-fp32" / "model.onnx").write_bytes(b"")
+        devices = []
+        while not (errors := answered(chain, devices)):
+            assert len(devices) < 20
+        assert "died of SIGKILL" in errors[0]
+        assert set(devices) == {"gpu"}  # it had gone on
+    assert any(
+        "cannot take over" in r.getMessage() and "written with" in r.getMessage()
+        for r in caplog.records
+    )
+
+
 def test_with_verify_not_one_wrong_answer_gets_out(bundle: Bundle) -> None:
     with Chain(bundle, options("gpu:wrong@9", verify=True)) as chain:
         devices = [ask(chain, 1 + seed % 3, seed) for seed in range(5)]

@@ -369,6 +369,79 @@ def test_a_model_that_cannot_be_loaded_when_asked_for_says_why(tmp_path: Path) -
     asyncio.run(story())
 
 
+def test_what_comes_back_into_memory_is_what_was_there_before(tmp_path: Path) -> None:
+    """Or it is refused: its files were overwritten in place, and nobody had the server read them again."""
+
+    async def story() -> None:
+        for number in (1, 2, 3):
+            shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
+        other = shifted_bundle(tmp_path / "other", "m1", 7, pad_kb=400)
+        settings = folder_settings(tmp_path / "m")
+        async with repository_of(settings, budget=2_000_000) as repository:
+            assert await ask(repository.find("m1")) == 1
+            assert await ask(repository.find("m3")) == 3
+            assert await ask(repository.find("m2")) == 2  # m1 is not in memory now
+            for path in other.rglob("*"):
+                if path.is_file():
+                    (tmp_path / "m" / "m1.edge" / path.relative_to(other)).write_bytes(
+                        path.read_bytes()
+                    )
+            refused = await ask(repository.find("m1"))
+            assert isinstance(refused, ModelUnavailable)
+            assert "is not the file the bundle was written with" in str(refused)
+            assert await ask(repository.find("m2")) == 2
+            await repository.refresh()
+            await asyncio.sleep(0)
+            assert await ask(repository.find("m1")) == 7
+
+    asyncio.run(story())
+
+
+def test_a_link_that_is_switched_brings_the_other_version(tmp_path: Path) -> None:
+    async def story() -> None:
+        for number in (1, 2):
+            shifted_bundle(tmp_path / f"release-{number}", "a", number)
+        link = tmp_path / "models"
+        link.symlink_to("release-1")
+        async with repository_of(folder_settings(link)) as repository:
+            before = repository.find("a")
+            (tmp_path / "next").symlink_to("release-2")
+            (tmp_path / "next").rename(link)  # ln -sfn
+            again = repository._opener.open(repository._entries["a"]["1"].source, before)
+            assert again.chain.bundle.root.parent.name == "release-1"
+            again.close()
+            assert await ask(before) == 1
+            await repository.refresh()
+            assert await ask(repository.find("a")) == 2
+            assert repository.ready
+
+    asyncio.run(story())
+
+
+def test_a_version_that_is_there_in_part_loads_once_it_is_whole(tmp_path: Path) -> None:
+    async def story() -> None:
+        folder = tmp_path / "m"
+        version(folder, "a", 1, 1)
+        made = version(tmp_path / "made", "a", 2, 2) / "a.edge"
+        files = sorted((p for p in made.rglob("*") if p.is_file()), key=lambda p: p.parts)
+        async with repository_of(folder_settings(folder)) as repository:
+            for path in files:
+                copy = folder / "a" / "2" / "a.edge" / path.relative_to(made)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes()[:50])
+                await repository.refresh()
+                assert repository.ready
+                assert await ask(repository.find("a")) == 1
+                copy.write_bytes(path.read_bytes())
+            for entry in repository._entries["a"].values():
+                entry.retry_at = 0.0
+            await repository.refresh()
+            assert await ask(repository.find("a")) == 2
+            assert [(e.version, e.state) for e in repository.index()] == [("2", "READY")]
+
+    asyncio.run(story())
+
+
 def test_files_that_do_not_load_leave_what_serves(tmp_path: Path) -> None:
     async def story() -> None:
         version(tmp_path / "m", "a", 1, 1)
