@@ -15,6 +15,7 @@ from edgeserve.chain.opening import (
     with_stand_ins,
 )
 from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.recovery import Detour, Detoured
 
 __all__ = [
     "BOARD",
@@ -22,6 +23,8 @@ __all__ = [
     "Chain",
     "ChainOptions",
     "ChainStatus",
+    "Detour",
+    "Detoured",
     "DeviceBoard",
     "Fallback",
     "LinkStatus",

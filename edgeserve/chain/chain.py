@@ -20,21 +20,18 @@ from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates, kind_of
 from edgeserve.chain.failures import in_words, reason_of
-from edgeserve.chain.golden import check_golden
 from edgeserve.chain.keeper import Keeper
 from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion, Replay
 from edgeserve.chain.opening import Attempt, Opened
 from edgeserve.chain.options import ChainOptions
-from edgeserve.chain.recovery import Answer, Recovery
+from edgeserve.chain.recovery import Answer, Detour, Recovery
 from edgeserve.chain.running import Runner
 from edgeserve.errors import (
-    CheckFailed,
     DeviceLost,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
     ModelUnavailable,
-    WrongNumbers,
 )
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Tensors
@@ -197,17 +194,49 @@ class Chain:
         """
         return self._run(inputs, (inputs,), self.recovery.of_one)
 
+    def attempt(self, inputs: Tensors) -> Answer | Detour:
+        """As `run`, but what fails on what serves comes back as a detour, which somebody else may take."""
+        serving, recovery = self._serving, self.recovery
+        if serving.failure is not None:
+            return self.run(inputs)
+        if recovery.lethal.any:
+            index = self.candidates.link_of(serving).index
+            if recovery.lethal.are(index, inputs):
+                return Detour(lambda: self.run(inputs))
+        try:
+            outputs = self.runner.answer(serving, inputs)
+        except DeviceLost as error:
+            recovery.lost(serving, (inputs,), error)
+            return recovery.detour(inputs, serving, error)
+        except InferenceFailed as error:
+            return recovery.detour(inputs, serving, error)
+        self._answered(serving, (inputs,))
+        return outputs, serving.candidate
+
+    def resume(self, inputs: Tensors, failed: Opened, error: InferenceFailed) -> Answer:
+        """Go on with a request that has failed once. Raises as `run` does."""
+        if not isinstance(error, DeviceLost):
+            answer = self.recovery.of_one(failed, inputs, (inputs,), error)
+            if answer is not None:
+                return answer
+        return self._run(inputs, (inputs,), self.recovery.of_one, (failed.candidate, error))
+
     def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> Answer:
         """Run several requests together, `joined` from `parts`.
 
         Raises InferenceFailed where one of them may have spoiled it for the others: then each is to be run
-        apart. Otherwise as `run`.
+        apart; Detoured where the process ended that ran them. Otherwise as `run`.
         """
         return self._run(joined, parts, self.recovery.of_batch)
 
-    def _run(self, inputs: Tensors, parts: Sequence[Tensors], recover: Handler) -> Answer:
+    def _run(
+        self,
+        inputs: Tensors,
+        parts: Sequence[Tensors],
+        recover: Handler,
+        lost: tuple[Candidate, InferenceFailed] | None = None,
+    ) -> Answer:
         recovery = self.recovery
-        lost: tuple[Candidate, InferenceFailed] | None = None
         for _ in range(2 * len(self.links) + 2):
             serving = self._serving
             if serving.failure is not None:
@@ -225,13 +254,16 @@ class Chain:
                     return answer
                 lost = lost or (serving.candidate, error)
             else:
-                serving.trial.answered = True
-                if recovery.lethal.any:
-                    recovery.lethal.answered(self.candidates.link_of(serving).index, parts)
+                self._answered(serving, parts)
                 if lost is not None:
                     recovery.count(lost[0], serving.candidate, lost[1], len(parts))
                 return outputs, serving.candidate
         raise lost[1] if lost is not None else InferenceFailed("no candidate stays")
+
+    def _answered(self, serving: Opened, parts: Sequence[Tensors]) -> None:
+        serving.trial.answered = True
+        if self.recovery.lethal.any:
+            self.recovery.lethal.answered(self.candidates.link_of(serving).index, parts)
 
     # Stepping down
 
@@ -249,7 +281,7 @@ class Chain:
         with self.stepping:
             if self._serving is failed and not self.candidates.closed:
                 order = [*self.candidates.successors(link), link] if self.options.fallback else []
-                if not self._mark_failed(link, failed, error):
+                if not self.mark_failed(link, failed, error):
                     # It had failed before, and nothing took over: what is not due again is not tried.
                     order = [x for x in order if x.opened is not None or x.breaker.is_due(_now())]
                 target = self.candidates.open_one(order)
@@ -267,7 +299,7 @@ class Chain:
                 )
                 self.fallbacks.append(step)
             else:
-                self._mark_failed(link, failed, error)
+                self.mark_failed(link, failed, error)
                 return
         log.error(
             "%s failed while serving, %s serves: %s",
@@ -275,7 +307,7 @@ class Chain:
         )  # fmt: skip
         self.tell()
 
-    def _mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
+    def mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
         """Take a candidate out of service. False when that had been done."""
         if not self.candidates.mark_failed(link, failed, error):
             return False
@@ -299,28 +331,8 @@ class Chain:
 
     # Stepping up
 
-    def reopen(self, link: Link) -> None:
-        """Try a candidate that had failed, and have it serve if it stands before the serving one."""
-        known = self.board.known_lost(device_key(link.candidate), _now())
-        if (
-            known is not None
-            and link.attempt.reason == "unavailable"
-            and known[1] > (link.breaker.due or 0)
-        ):
-            link.breaker.postpone(known[1])  # another chain has just tried
-            return
-        try:
-            opened = self.candidates.open(link)
-            # Once more: what works once after a failure may not work twice.
-            check_golden(self.bundle, opened.session, link.candidate.variant)
-        except EdgeServeError as error:
-            if link.opened is None or not self._mark_failed(link, link.opened, error):
-                self.candidates.note_failure(link, error, at_start=False)
-            log.info("%s is still out: %s", link.candidate.label, error)
-            return
-        self._promote(link, opened)
-
-    def _promote(self, link: Link, opened: Opened) -> None:
+    def promote(self, link: Link, opened: Opened) -> None:
+        """Have a candidate serve that was opened again, if it stands before the serving one."""
         with self.stepping, self.candidates.lock:
             before = self.candidates.link_of(self._serving)
             better = link.index < before.index or before.opened is not self._serving
@@ -370,24 +382,6 @@ class Chain:
             if device_key(link.candidate) == key:
                 link.breaker.hurry(_now())
         self.keeper.wake()
-
-    def recheck(self) -> None:
-        """Golden check of what serves; step down when it fails."""
-        serving = self._serving
-        if serving.failure is not None:
-            return
-        doubt, serving.trial.doubt = serving.trial.doubt, None
-        verdict = serving.trial.check()
-        if verdict is None:
-            if doubt is not None:
-                text = "a request failed on %s, which reproduces its golden samples and goes on serving: %s"
-                log.warning(text, serving.candidate.label, in_words(doubt))
-            return
-        if doubt is not None and not isinstance(verdict, DeviceLost):
-            verdict = doubt
-        elif isinstance(verdict, CheckFailed):
-            verdict = WrongNumbers(verdict.message, cause=verdict.cause, hint=verdict.hint)
-        self.lost(serving, verdict)
 
     def tell(self) -> None:
         for listener in self._listeners:

@@ -7,8 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from edgeserve.chain.board import device_key
+from edgeserve.chain.failures import in_words
+from edgeserve.chain.golden import check_golden
 from edgeserve.chain.opening import Opened
-from edgeserve.errors import EdgeServeError
+from edgeserve.errors import CheckFailed, DeviceLost, EdgeServeError, WrongNumbers
 
 if TYPE_CHECKING:
     from edgeserve.chain.chain import Chain
@@ -112,7 +115,7 @@ class Keeper:
         if self._is_check_due():
             self._check = False
             self._next_check = time.monotonic() + self._chain.options.recheck_s
-            self._chain.recheck()
+            self._recheck()
         for link in self._chain.links:
             due = link.breaker.due
             if due is not None and time.monotonic() >= due and not self._chain.candidates.closed:
@@ -136,7 +139,48 @@ class Keeper:
         if not chain.options.fallback and link.candidate is not serving:
             link.breaker.give_up()
             return
-        chain.reopen(link)
+        self._try(link)
+
+    def _try(self, link: Link) -> None:
+        """Try a candidate that had failed."""
+        chain = self._chain
+        known = chain.board.known_lost(device_key(link.candidate), time.monotonic())
+        if (
+            known is not None
+            and link.attempt.reason == "unavailable"
+            and known[1] > (link.breaker.due or 0)
+        ):
+            link.breaker.postpone(known[1])  # another chain has just tried
+            return
+        try:
+            opened = chain.candidates.open(link)
+            # Once more: what works once after a failure may not work twice.
+            check_golden(chain.bundle, opened.session, link.candidate.variant)
+        except EdgeServeError as error:
+            if link.opened is None or not chain.mark_failed(link, link.opened, error):
+                chain.candidates.note_failure(link, error, at_start=False)
+            log.info("%s is still out: %s", link.candidate.label, error)
+            return
+        chain.promote(link, opened)
+
+    def _recheck(self) -> None:
+        """Golden check of what serves; step down when it fails."""
+        chain = self._chain
+        serving = chain.serving
+        if serving.failure is not None:
+            return
+        doubt, serving.trial.doubt = serving.trial.doubt, None
+        verdict = serving.trial.check()
+        if verdict is None:
+            if doubt is not None:
+                text = "a request failed on %s, which reproduces its golden samples and goes on serving: %s"
+                log.warning(text, serving.candidate.label, in_words(doubt))
+            return
+        if doubt is not None and not isinstance(verdict, DeviceLost):
+            verdict = doubt
+        elif isinstance(verdict, CheckFailed):
+            verdict = WrongNumbers(verdict.message, cause=verdict.cause, hint=verdict.hint)
+        chain.lost(serving, verdict)
 
     def _close_retired(self) -> None:
         now = time.monotonic()

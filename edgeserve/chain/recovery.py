@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgeserve.bundle import Candidate
@@ -36,6 +36,24 @@ log = logging.getLogger(__name__)
 Answer = tuple[Tensors, Candidate]
 
 
+class Detour:
+    """A request that failed on what serves. `answer` returns or raises what `Chain.run` would have; it may
+    take long: another candidate may be slower, or have to be opened."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, answer: Callable[[], Answer]) -> None:
+        self.answer = answer
+
+
+class Detoured(Exception):
+    """None of the requests that ran together was answered; each has its detour, in the same order."""
+
+    def __init__(self, detours: list[Detour]) -> None:
+        super().__init__("each request is answered by itself")
+        self.detours = detours
+
+
 class Recovery:
     """Of one chain. Called from the threads that run requests."""
 
@@ -54,7 +72,7 @@ class Recovery:
         """A request failed. Raises InputFailed where it is at fault, and the device's own error."""
         chain = self._chain
         if isinstance(error, DeviceLost):
-            self._lost(failed, parts, error)
+            self.lost(failed, parts, error)
             return None
         if isinstance(error, BeyondEngine):
             return self._of_another_engine(failed, inputs, error)
@@ -81,10 +99,11 @@ class Recovery:
     def of_batch(
         self, failed: Opened, inputs: Tensors, parts: Sequence[Tensors], error: InferenceFailed
     ) -> Answer | None:
-        """Several requests failed together. Raises `error` where each is to be run apart."""
+        """Several requests failed together. Raises `error` where each is to be run apart, and Detoured where
+        a process ended."""
         if isinstance(error, DeviceLost):
-            self._lost(failed, parts, error)
-            return None
+            self.lost(failed, parts, error)
+            raise Detoured([self.detour(inputs, failed, error) for inputs in parts])
         if self._chain.serving is not failed:
             return None
         raise error
@@ -102,14 +121,17 @@ class Recovery:
         except NonFinite as also:
             return also.outputs, failed.candidate
         except DeviceLost as lost:
-            self._lost(failed, (inputs,), lost)
+            self.lost(failed, (inputs,), lost)
             return None
         except InferenceFailed as again:
             raise _at_fault(again) from None
         self.count(failed.candidate, failed.candidate, error, 1)
         return answer
 
-    def _lost(self, failed: Opened, parts: Sequence[Tensors], error: DeviceLost) -> None:
+    def detour(self, inputs: Tensors, failed: Opened, error: InferenceFailed) -> Detour:
+        return Detour(lambda: self._chain.resume(inputs, failed, error))
+
+    def lost(self, failed: Opened, parts: Sequence[Tensors], error: DeviceLost) -> None:
         """A process ended. Whether these requests ended it shows when they come again."""
         chain = self._chain
         link = chain.candidates.link_of(failed)
@@ -150,7 +172,7 @@ class Recovery:
             return also.outputs, backup.candidate
         except InferenceFailed as also:
             if isinstance(also, DeviceLost):
-                self._lost(backup, parts, also)
+                self.lost(backup, parts, also)
             raise _at_fault(also) from None
         self.count(serving.candidate, backup.candidate, error, 1)
         return answer

@@ -263,9 +263,7 @@ def test_inputs_that_were_there_when_a_process_was_killed_are_run_there_again(
 
 def test_every_failure_begins_another_era(plain: Bundle) -> None:
     """Whoever keeps answers sees that those of a device that failed are not to be relied on."""
-    with Chain(plain, options("gpu:wrong@7", recheck_s=0.2, reopen_s=FOREVER)) as chain:
+    with Chain(plain, options("gpu:wrong@6", recheck_s=1.0, reopen_s=FOREVER)) as chain:
         before = chain.era
-        assert ask(chain) == "gpu"
-        assert chain.era == before
         wait_for(lambda: chain.candidate.device == "cpu")
         assert chain.era > before

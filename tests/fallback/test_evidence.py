@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from edgeserve.serve.app import Background
 from edgeserve.serve.settings import Settings
 from tests.bundles import linear, linear_bundle
-from tests.fallback.data import gather_bundle, overflow_bundle
+from tests.fallback.data import gather_bundle, loop_bundle, overflow_bundle
 from tests.waiting import wait_for
 
 CLIENTS = 8
@@ -219,3 +219,25 @@ def test_what_a_wrong_device_answered_is_not_kept(tmp_path: Path) -> None:
         status, device, data = infer(server, "linear", "x", x)
         assert (status, device) == (200, "cpu")
         np.testing.assert_allclose(data, right, rtol=1e-5)
+
+
+def test_a_request_that_takes_long_elsewhere_holds_nobody_up(tmp_path: Path) -> None:
+    """Counting that far outlasts the watchdog; the next candidate takes seconds for it, in one thread of
+    another kind than those that the device's requests run on."""
+    results: list[tuple[int, str, Any]] = []
+
+    def ask() -> None:
+        results.append(infer(server, "count", "n", np.array([1_500_000])))
+
+    with served(loop_bundle(tmp_path), watchdog=0.3, reopen=0.1, instances=1) as server:
+        long = threading.Thread(target=ask)
+        long.start()
+        wait_for(lambda: counted(server, "edgeserve_recovered_total") != {})
+        others = [infer(server, "count", "n", np.array([n])) for n in range(1, 20)]
+        assert results == []
+        assert [(device, data) for _, device, data in others] == [
+            ("gpu", [float(n)]) for n in range(1, 20)
+        ]
+        long.join(60)
+        assert results == [(200, "cpu", [1_500_000.0])]
+        assert list(counted(server, "edgeserve_request_replayed_total").values()) == [1.0]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeserve.bundle import Bundle, Candidate
-from edgeserve.chain import Chain, ChainOptions
+from edgeserve.chain import Chain, ChainOptions, Detour
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -363,6 +363,10 @@ class DriverBug(Chain):
     def run(self, inputs: Tensors) -> tuple[Tensors, Candidate]:
         self.look_at(inputs)
         return super().run(inputs)
+
+    def attempt(self, inputs: Tensors) -> tuple[Tensors, Candidate] | Detour:
+        self.look_at(inputs)
+        return super().attempt(inputs)
 
     def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> tuple[Tensors, Candidate]:
         self.look_at(joined)

@@ -49,9 +49,9 @@ class Held:
     def __getattr__(self, name: str) -> object:
         return getattr(self._chain, name)
 
-    def run(self, inputs: Tensors) -> object:
+    def attempt(self, inputs: Tensors) -> object:
         assert self._gate.wait(60)
-        return self._chain.run(inputs)
+        return self._chain.attempt(inputs)
 
     def run_batch(self, joined: Tensors, parts: Sequence[Tensors]) -> object:
         assert self._gate.wait(60)

@@ -12,11 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from edgeserve.bundle import Candidate
-from edgeserve.chain import Chain, golden_batches
+from edgeserve.chain import Chain, Detour, Detoured, golden_batches
 from edgeserve.errors import EdgeServeError, InferenceFailed
+from edgeserve.serve.engine.aside import Aside
 from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
@@ -50,7 +52,8 @@ class Inseparable(Exception):
 
 
 class Engine:
-    """Owns its chain and its worker threads; lives on one event loop. May be made on any thread.
+    """Owns its chain, its worker threads, and those for requests that another device has to answer; lives on
+    one event loop. May be made on any thread.
 
     Requests share batches only where the chain knows that its candidate keeps them apart. `on_batch` is told
     of every batch that ran, `on_unbatched` of a candidate whose batches were found to mix requests, and why;
@@ -83,6 +86,7 @@ class Engine:
         # Requests of the levels whose number is bounded apart.
         self._apart = {priority - 1: 0 for priority in settings.apart}
         self._mailbox = None if self.inline else Mailbox(loop)
+        self._aside = Aside()
         self._threads = [
             threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
             for i in range(0 if self.inline else settings.instances)
@@ -264,6 +268,7 @@ class Engine:
         self._queue.close(len(self._threads))
         for thread in self._threads:
             thread.join(timeout=10)
+        self._aside.close()
         if self._mailbox is not None:
             self._mailbox.close()
         self.chain.close()
@@ -315,6 +320,10 @@ class Engine:
         if alive:
             try:
                 result, times = self._answers(alive)
+            except Detoured as failed:
+                for request, detour in zip(alive, failed.detours, strict=True):
+                    self._aside.do(partial(self._go_round, request, detour))
+                batch = [r for r in batch if r not in alive]
             except Exception as error:  # noqa: BLE001 - the request is told
                 if len(alive) > 1:
                     # One request may have spoiled the batch: let each answer for itself.
@@ -330,7 +339,10 @@ class Engine:
         if len(alive) == 1:  # most are: nothing to join, nothing to split
             request = alive[0]
             waited = began - request.arrived
-            outputs, candidate = self.chain.run(request.inputs)
+            answer = self.chain.attempt(request.inputs)
+            if isinstance(answer, Detour):
+                raise Detoured([answer])
+            outputs, candidate = answer
             elapsed = time.perf_counter() - began
             outcome = Outcome(outputs, candidate, request.rows, waited, elapsed)
             return [(request, outcome)], BatchTimes(request.rows, [waited], 0.0, elapsed, 0.0)
@@ -350,6 +362,24 @@ class Engine:
             for r, part, waited in zip(alive, parts, queued, strict=True)
         ]
         return answers, BatchTimes(rows, queued, ready - began, ran - ready, done - ran)
+
+    def _go_round(self, request: Pending, detour: Detour) -> None:
+        """Answer a request that failed on what serves, on a thread that nobody waits for."""
+        result: list[tuple[Pending, Outcome]] | EdgeServeError | None = None
+        times: BatchTimes | None = None
+        began = time.perf_counter()
+        waited = began - request.arrived
+        if not request.settled:
+            try:
+                outputs, candidate = detour.answer()
+            except Exception as error:  # noqa: BLE001 - the request is told
+                result = _failure(error)
+            else:
+                elapsed = time.perf_counter() - began
+                result = [(request, Outcome(outputs, candidate, request.rows, waited, elapsed))]
+                times = BatchTimes(request.rows, [waited], 0.0, elapsed, 0.0)
+        assert self._mailbox is not None
+        self._mailbox.post(self._finish, [request], result, times)
 
     def _check_rows(self, outputs: Tensors, sizes: list[int], candidate: Candidate) -> None:
         """Raise Inseparable unless these are the answers of all requests one behind the other: as many rows as
