@@ -46,6 +46,8 @@ from edgeserve.tensors import Interface
 
 # Whose documentation says so; LiteRT adds in 32 bits.
 _SATURATING: Final = ("onnxruntime", "openvino")
+# So many names of nodes fit a remark.
+_LISTED: Final = 6
 _SATURATES: Final = (
     "int8 was proven on this CPU, which has no VNNI: its sums may saturate, those of a CPU with VNNI do "
     "not (--target cpu-x86-avx2 leaves them room)"
@@ -422,7 +424,8 @@ def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
             )
         elif done.nodes:
             worst = ", ".join(e.node for e in done.layers[:3])
-            restored = f"{len(done.nodes)} nodes were restored to fp32; the noisiest were {worst}"
+            some = f" ({', '.join(done.nodes)})" if len(done.nodes) <= _LISTED else ""
+            restored = f"{len(done.nodes)} nodes were restored to fp32{some}; the noisiest layers were {worst}"
             remarks.append(f"{done.base} missed the bounds on {done.entry}: {restored}")
     return tuple(remarks)
 

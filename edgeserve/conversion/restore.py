@@ -1,7 +1,7 @@
 """Repairing a quantized model: the layers that spoil it go back to fp32, until the bounds are kept.
 
-Greedy: layers are ranked by the noise in them (`quantize.sensitivity`), and the shortest head of
-that ranking that will do is found by bisection.
+Greedy: layers are ranked by the noise in them (`quantize.sensitivity`), and the shortest beginning of
+that ranking that will do is found by bisection; with the layers that compute the outputs, where it takes those.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeserve.conversion.data import Data
 from edgeserve.conversion.prove import quality
 from edgeserve.errors import DataError, EdgeServeError
 from edgeserve.evaluate import Kinds
-from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
+from edgeserve.quantize import LayerError, StaticQuantizer, head_layers, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, Tensors
@@ -99,20 +99,27 @@ def restore(
             quantizer.prepared, builder.restored_onnx, data.proof.take(RANKING_SAMPLES), work
         )
         units = [e.unit for e in ranking]
-        heads = range(1, len(units) + 1)
-        most = max((k for k in heads if len(_joined(units[:k])) <= _MOST * len(units)), default=0)
-        if not most or (reason := problem(_joined(units[:most]))) is not None:
-            count = len(_joined(units[:most]))
+        counts = range(1, len(units) + 1)
+        most = max((k for k in counts if len(_joined(units[:k])) <= _MOST * len(units)), default=0)
+        always: tuple[str, ...] = ()
+        reason = problem(_joined(units[:most])) if most else reason
+        if reason is not None:
+            # What a head computes is rounded to the range of all of its numbers: to none of their spreads.
+            always = head_layers(quantizer.prepared, [e.node for e in ranking])
+            if always:
+                reason = problem(_joined([always, *units[:most]]))
+        if reason is not None:
+            count = len(_joined([always, *units[:most]]))
             reason = f"with {count} of {len(units)} layers in fp32 still: {reason}"
             return Restoration(entry.label, tuple(ranking), (), False, reason)
-        low, high = 0, most  # `low` are too few, `high` will do
+        low, high = -1 if always else 0, most  # `low` are too few, `high` will do
         while high - low > 1 and time.monotonic() < deadline:
             middle = (low + high) // 2
-            if problem(_joined(units[:middle])) is None:
+            if problem(_joined([always, *units[:middle]])) is None:
                 high = middle
             else:
                 low = middle
-        kept = _joined(units[:high])
+        kept = _joined([always, *units[:high]])
         problem(kept)  # what the builder keeps is the last file that was made
     except DataError:
         raise  # the calibration data are wrong for every variant

@@ -5,7 +5,7 @@ from edgeserve.quantize.onnx_static import CalibrationMethod, StaticQuantizer, c
 from edgeserve.quantize.onnx_weights import quantize_onnx_dynamic, quantize_onnx_weights
 from edgeserve.quantize.reach import beyond_fp16
 from edgeserve.quantize.recipes import RECIPES, Plan, check_names, plans_for
-from edgeserve.quantize.sensitivity import LayerError, rank_layers
+from edgeserve.quantize.sensitivity import LayerError, head_layers, rank_layers
 from edgeserve.quantize.tails import Tail
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "beyond_fp16",
     "calibration_record",
     "check_names",
+    "head_layers",
     "plans_for",
     "quantize_onnx_dynamic",
     "quantize_onnx_weights",

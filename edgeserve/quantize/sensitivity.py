@@ -7,7 +7,7 @@ power and mean are summed up inside the graph: memory does not grow with the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,15 @@ def rank_layers(
         for layer in layers
     ]
     return sorted(found, key=lambda e: e.sqnr_db)
+
+
+def head_layers(model: Path, layers: Collection[str]) -> tuple[str, ...]:
+    """Those of these layers that compute the outputs of a model, activations and reshapes aside."""
+    with silenced(), as_unsupported(model):
+        graph = quantization().onnx.load_model(str(model), load_external_data=False).graph
+    writers = {name: node for node in graph.node for name in node.output}
+    heads = [_layer_behind(output.name, writers) for output in graph.output]
+    return tuple(dict.fromkeys(n.name for n in heads if n is not None and n.name in layers))
 
 
 def _beside(onnx: Any, model: Any, quantized: Any) -> list[Any]:
