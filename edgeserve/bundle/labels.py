@@ -1,11 +1,13 @@
-"""Class names, and which output of a model they name the classes of."""
+"""Class names, and which outputs of a model they name the classes of."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
+from edgeserve.bundle.fidelity import OutputKind
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
 
@@ -24,18 +26,22 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def labelled(interface: Interface, classes: int) -> str | None:
-    """The output that `classes` names are for: the only one, or the only one that has as many classes.
+def labelled(
+    interface: Interface, classes: int, kinds: Mapping[str, OutputKind]
+) -> tuple[str, ...]:
+    """The outputs that `classes` names are for: the only one, or those with as many classes whose kind is
+    known to be scores, or the only one with as many.
 
-    None where there is no such output: then nothing says whose names they are.
+    Empty where there is no such output: then nothing says whose names they are.
     """
     outputs = [s for s in interface.outputs if DTYPES[s.dtype].kind in "iuf"]
     if len(interface.outputs) == 1:
-        return outputs[0].name if outputs else None
-    fitting = [s for s in outputs if _classes(s) == classes]
-    if len(fitting) > 1:  # ids of classes are as many as scores where there is one a row
-        fitting = [s for s in fitting if DTYPES[s.dtype].kind == "f"] or fitting
-    return fitting[0].name if len(fitting) == 1 else None
+        return tuple(s.name for s in outputs)
+    fitting = [s.name for s in outputs if _classes(s) == classes]
+    scores = [n for n in fitting if n in kinds and kinds[n].kind in ("scores", "probabilities")]
+    if scores:
+        return tuple(scores)
+    return tuple(fitting) if len(fitting) == 1 else ()
 
 
 def _classes(spec: TensorSpec) -> int | None:

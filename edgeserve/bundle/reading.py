@@ -183,8 +183,8 @@ class Bundle:
         if entry is None:
             return {}
         names = names_in(self._text(entry))
-        output = labelled(self.manifest.interface, len(names))
-        return {} if output is None else {output: Labels(entry.path, names)}
+        outputs = labelled(self.manifest.interface, len(names), self.manifest.outputs)
+        return dict.fromkeys(outputs, Labels(entry.path, names))
 
     def _text(self, entry: FileEntry) -> str:
         return self.read(entry).decode("utf-8")

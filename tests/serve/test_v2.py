@@ -141,6 +141,15 @@ BAD: list[tuple[Any, str]] = [
         {"inputs": [entry()], "outputs": [{"name": "y", "parameters": {"classification": "3"}}]},
         "classification: expected a count",
     ),
+    (
+        {
+            "inputs": [entry()],
+            "outputs": [
+                {"name": "y", "parameters": {"classification": 1, "shared_memory_region": "r", "shared_memory_byte_size": 8}}
+            ],
+        },
+        "classes do not go to shared memory",
+    ),
 ]  # fmt: skip
 
 
@@ -149,6 +158,28 @@ def test_malformed_requests_name_the_field(document: Any, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         decode(document)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("identity", [7, "seven"])
+def test_sequences_are_for_models_without_a_state_what_other_requests_are(identity: Any) -> None:
+    parameters = {"sequence_id": identity, "sequence_start": True, "sequence_end": False}
+    body = json.dumps({"inputs": [entry()], "parameters": parameters}).encode()
+    assert LINEAR_CODEC.decode(body, None).inputs["x"].tolist() == [[1, 2, 3, 4]]
+    stateful = v2.Codec("m", "1", LINEAR, keeps_state=True)
+    with pytest.raises(InvalidInput, match="starts each request from its initial state"):
+        stateful.decode(body, None)
+    none = {"sequence_id": 0, "sequence_start": False}
+    body = json.dumps({"inputs": [entry()], "parameters": none}).encode()
+    assert stateful.decode(body, None).rows == 1
+
+
+def test_an_empty_id_is_left_out() -> None:
+    for identity in ("", None):
+        request = v2.InferRequest({}, 1, (v2.RequestedOutput("y", False),), id=identity)
+        encoded = LINEAR_CODEC.encode(
+            request, {"y": np.zeros((1, 3), np.float32)}, Candidate("v", "r", "d")
+        )
+        assert b'"id"' not in b"".join(encoded.parts)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,8 @@ class Codec:
                 check_scores(spec)
             region = _region(own, f"output '{name}'") if _SHM in own else None
             if region is not None:
+                if classes:
+                    raise InvalidInput(f"output '{name}': classes do not go to shared memory")
                 self._shm.check_room(region.region, region.offset, region.byte_size)
             as_binary = _flag(own, "binary_data", default=default)
             wanted[name] = RequestedOutput(name, as_binary, classes, region)
