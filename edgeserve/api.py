@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgeserve.bundle import Bundle, Candidate, Preprocess
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import InvalidInput
-from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.tensors import Array, Interface, Tensors, as_bytes
 from edgeserve.values import Misfit, array_of
 
 if TYPE_CHECKING:
@@ -154,9 +154,10 @@ class Model:
         return self._chain.run(tensors)[0]
 
     def _array(self, name: str, value: npt.ArrayLike) -> Array:
-        if isinstance(value, np.ndarray):
-            return value
         spec = self.interface.input(name)
+        if isinstance(value, np.ndarray):
+            is_text = spec.dtype == "BYTES" and value.dtype.kind in "US"
+            return as_bytes(value) if is_text else value
         if not isinstance(value, _PLAIN):
             return np.asarray(value)  # a tensor of another package, which has a type of its own
         try:

@@ -95,6 +95,28 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InvalidInput(f"input '{self.name}': expected shape [{want}], got [{have}]")
 
 
+def as_bytes(array: Array) -> Array:
+    """An array of texts (numpy's U and S, or objects) as BYTES tensors are: an object array of bytes."""
+    result: Array = np.empty(array.size, dtype=object)
+    result[:] = [t if type(t) is bytes else _encoded(t) for t in array.reshape(-1).tolist()]
+    return result.reshape(array.shape)
+
+
+def _encoded(text: object) -> bytes:
+    return bytes(text) if isinstance(text, bytes) else str(text).encode()
+
+
+def storable(tensors: Tensors) -> Tensors:
+    """Tensors as an `.npz` holds them without a pickle: texts as fixed-width bytes, which `as_bytes` undoes
+    (NUL characters at their ends aside)."""
+    return {n: a.astype(bytes) if a.dtype == object else a for n, a in as_texts(tensors).items()}
+
+
+def as_texts(tensors: Tensors) -> Tensors:
+    """The same with every text as bytes."""
+    return {n: as_bytes(a) if a.dtype.kind in "OUS" else a for n, a in tensors.items()}
+
+
 class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model's inputs and outputs, and whether requests can share a batch.
 

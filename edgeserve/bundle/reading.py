@@ -23,7 +23,7 @@ from edgeserve.bundle.manifest import (
     decode,
 )
 from edgeserve.errors import BundleError
-from edgeserve.tensors import Interface, Tensors
+from edgeserve.tensors import Interface, Tensors, as_texts
 
 MAX_MANIFEST_BYTES: Final = 16 << 20
 
@@ -168,8 +168,8 @@ class Bundle:
             self._golden = self.read(golden.inputs), self.read(golden.outputs)
         inputs, outputs = self._golden
         return (
-            _arrays(io.BytesIO(inputs), f"{self.path}: {golden.inputs.path}"),
-            _arrays(io.BytesIO(outputs), f"{self.path}: {golden.outputs.path}"),
+            as_texts(_arrays(io.BytesIO(inputs), f"{self.path}: {golden.inputs.path}")),
+            as_texts(_arrays(io.BytesIO(outputs), f"{self.path}: {golden.outputs.path}")),
         )
 
     def labels(self) -> list[str] | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeserve.client import Question
 from edgeserve.errors import DataError, InvalidInput, UsageError
-from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_bytes
 from edgeserve.values import Misfit, array_of, fitting
 
 if TYPE_CHECKING:
@@ -84,7 +84,14 @@ def _one(source: str, content: bytes, interface: Interface) -> Question:
             return Question(_named({"": array}, interface))
         document = json.loads(content)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, RecursionError) as error:
-        raise DataError(f"{source} cannot be read", cause=str(error)) from None
+        pickled = "allow_pickle" in str(error)
+        raise DataError(
+            f"{source} cannot be read",
+            cause="it holds Python objects, whose pickles could execute anything"
+            if pickled
+            else str(error),
+            hint="save texts as numpy.array(texts, dtype=str)" if pickled else None,
+        ) from None
     if isinstance(document, dict) and isinstance(document.get("inputs"), list):
         return _v2(source, document, interface)
     values = document if isinstance(document, dict) else {"": document}
@@ -146,21 +153,14 @@ def _typed(spec: TensorSpec, value: Any) -> Array:
     try:
         if not isinstance(value, np.ndarray):
             array = array_of(value, spec.dtype)
-            return _encoded(array) if spec.dtype == "BYTES" else array
+            return as_bytes(array) if spec.dtype == "BYTES" else array
         if spec.dtype == "BYTES":
             if value.dtype.kind not in "SUO":
                 raise Misfit(f"expected texts, got {value.dtype}")
-            return _encoded(value)
+            return as_bytes(value)
         return fitting(value, spec.dtype)
     except Misfit as error:
         raise InvalidInput(f"input '{spec.name}': {error}") from None
-
-
-def _encoded(array: Array) -> Array:
-    texts = [t if isinstance(t, bytes) else str(t).encode() for t in array.reshape(-1).tolist()]
-    result = np.empty(len(texts), dtype=object)
-    result[:] = texts
-    return result.reshape(array.shape)
 
 
 def _images(

@@ -42,7 +42,7 @@ from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets import Target
-from edgeserve.tensors import Interface
+from edgeserve.tensors import Interface, storable
 
 # Whose documentation says so; LiteRT adds in 32 bits.
 _SATURATING: Final = ("onnxruntime", "openvino")
@@ -121,10 +121,10 @@ def write_bundle(
         if name not in kept:
             builder.discard(variant)
     np.savez_compressed(
-        writer.root / "golden-inputs.npz", allow_pickle=False, **proof.golden_inputs
+        writer.root / "golden-inputs.npz", allow_pickle=False, **storable(proof.golden_inputs)
     )
     np.savez_compressed(
-        writer.root / "golden-outputs.npz", allow_pickle=False, **proof.golden_outputs
+        writer.root / "golden-outputs.npz", allow_pickle=False, **storable(proof.golden_outputs)
     )
     labels = None
     if options.labels is not None:

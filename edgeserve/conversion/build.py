@@ -41,7 +41,7 @@ from edgeserve.quantize import (
     quantize_onnx_weights,
 )
 from edgeserve.targets import Quantization
-from edgeserve.tensors import Interface
+from edgeserve.tensors import Interface, storable
 
 # Formats whose files accept one batch size only.
 _FIXED_BATCH = {"tflite": 1}
@@ -395,7 +395,7 @@ class Builder:
         with zipfile.ZipFile(arrays, "w") as archive:
             for index, request in enumerate(samples):
                 self._say(f"preparing {len(samples)} calibration samples", index / len(samples))
-                for name, array in request.items():
+                for name, array in storable(request).items():
                     with archive.open(f"{index}/{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
         return arrays

@@ -14,7 +14,8 @@ import numpy as np
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import DataError
 from edgeserve.preprocess import image_files, load_image
-from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_bytes
+from edgeserve.values import Misfit, fitting
 
 LABEL_KEYS: Final = ("label", "labels", "y")
 
@@ -55,7 +56,9 @@ class Samples:
         if self._files is not None and self._preprocess is not None:
             (spec,) = self._interface.inputs
             return {spec.name: _request(load_image(self._files[index], self._preprocess), spec)}
-        return {s.name: _request(self._arrays[s.name][index], s) for s in self._interface.inputs}
+        return {
+            s.name: _request(self._arrays[s.name][index, ...], s) for s in self._interface.inputs
+        }
 
     def __iter__(self) -> Iterator[Tensors]:
         for index in range(len(self)):
@@ -138,6 +141,7 @@ def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None
         labels=None if labels is None else [int(v) for v in labels.reshape(-1)],
     )
     _ = samples[0]  # mismatched shapes show here, not halfway through a calibration
+    check_values(str(path), interface, arrays)
     return samples
 
 
@@ -147,7 +151,23 @@ def samples_from_arrays(
     """Samples stacked along the first axis of each array. Raises DataError where they do not fit."""
     samples = Samples(source, interface, arrays=arrays, sha256=sha256, labels=labels)
     _ = samples[0]
+    check_values(source, interface, arrays)
     return samples
+
+
+def check_values(source: str, interface: Interface, arrays: Tensors) -> None:
+    """Raise DataError for values that an input's type does not hold: numpy would wrap them around."""
+    for spec in interface.inputs:
+        if spec.numpy_dtype.kind not in "iu":
+            continue
+        try:
+            fitting(arrays[spec.name], spec.dtype)
+        except Misfit as error:
+            raise DataError(
+                f"{source}: values for input '{spec.name}' do not fit its type",
+                cause=str(error),
+                hint="edgeserve inspect MODEL shows the inputs",
+            ) from None
 
 
 def _from_csv(path: Path, interface: Interface, preprocess: Preprocess | None) -> Samples:
@@ -236,7 +256,14 @@ def _read_arrays(path: Path, interface: Interface) -> Tensors:
             if path.suffix == ".npz":
                 return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable {path.suffix}", cause=str(error)) from None
+        pickled = "allow_pickle" in str(error)
+        raise DataError(
+            f"{path} is not a readable {path.suffix}",
+            cause="it holds Python objects, whose pickles could execute anything"
+            if pickled
+            else str(error),
+            hint="save texts as numpy.array(texts, dtype=str)" if pickled else None,
+        ) from None
     if len(interface.inputs) != 1:
         raise DataError(
             f"{path} holds one array, the model has {len(interface.inputs)} inputs",
@@ -255,7 +282,9 @@ def _request(sample: Array, spec: TensorSpec) -> Array:
     Raises DataError with expected and got.
     """
     kinds = {sample.dtype.kind, spec.numpy_dtype.kind}
-    if sample.dtype != spec.numpy_dtype and not (kinds <= {"f"} or kinds <= {"i", "u"}):
+    if spec.dtype == "BYTES" and sample.dtype.kind in "USO":
+        sample = as_bytes(sample)
+    elif sample.dtype != spec.numpy_dtype and not (kinds <= {"f"} or kinds <= {"i", "u"}):
         raise DataError(
             f"samples for input '{spec.name}' have the wrong type",
             cause=f"expected {spec.dtype}, got {sample.dtype}",

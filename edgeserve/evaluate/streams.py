@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeserve.errors import DataError
 from edgeserve.evaluate.datasets import LABEL_KEYS, Samples, samples_from_arrays
-from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_texts
 
 COMMAND: Final = "command:"
 Source = Callable[[], Iterable[Any]]
@@ -51,7 +51,7 @@ def from_callable(make: Source, interface: Interface, limit: int, name: str) -> 
             digest.update(
                 key.encode() + str(row[key].dtype).encode() + str(row[key].shape).encode()
             )
-            digest.update(np.ascontiguousarray(row[key]).tobytes())
+            digest.update(_content(row[key]))
     try:
         arrays = {s.name: np.stack([row[s.name] for row in rows]) for s in interface.inputs}
     except ValueError as error:
@@ -110,8 +110,8 @@ def from_command(text: str, interface: Interface, work: Path) -> tuple[Path, str
 
 
 def from_table(path: Path, interface: Interface) -> Samples:
-    """Samples from a CSV of numbers: a header, one row a sample, as many columns as the one input has
-    elements a sample; a column `label` is none of them. Raises DataError."""
+    """Samples from a CSV of numbers, or of texts for an input that takes them: a header, one row a sample, as
+    many columns as the one input has elements a sample; a column `label` is none of them. Raises DataError."""
     if len(interface.inputs) != 1:
         raise DataError(f"{path} is a table: it fits models with one input")
     (spec,) = interface.inputs
@@ -125,9 +125,10 @@ def from_table(path: Path, interface: Interface) -> Samples:
     header = [cell.strip().lower() for cell in rows[0]]
     label = next((header.index(k) for k in LABEL_KEYS if k in header), None)
     values, labels = [], []
+    read = _reader(spec)
     for number, row in enumerate(rows[1:], start=2):
         try:
-            cells = [float(cell) for i, cell in enumerate(row) if i != label]
+            cells = [read(cell) for i, cell in enumerate(row) if i != label]
             if label is not None:
                 labels.append(int(float(row[label])))
         except (ValueError, IndexError):
@@ -139,7 +140,9 @@ def from_table(path: Path, interface: Interface) -> Samples:
     if len(widths) > 1:
         raise DataError(f"{path} has rows of different lengths", cause=str(widths))
     shape = [d for d in spec.shape[1:] if isinstance(d, int)]
-    array: Array = np.asarray(values, spec.numpy_dtype)
+    array: Array = np.asarray(values, object if spec.dtype == "BYTES" else None)
+    if spec.numpy_dtype.kind == "f" and spec.dtype != "BF16":
+        array = array.astype(spec.numpy_dtype)
     if int(np.prod(shape)) == widths[0]:
         array = array.reshape(len(values), *shape)
     return samples_from_arrays(
@@ -149,6 +152,25 @@ def from_table(path: Path, interface: Interface) -> Samples:
         hashlib.sha256(text.encode()).hexdigest(),
         labels if label is not None else None,
     )
+
+
+def _reader(spec: TensorSpec) -> Callable[[str], Any]:
+    """What makes a cell a value of the input's type; whole numbers stay exact. Raises ValueError."""
+    if spec.dtype == "BYTES":
+        return str.encode
+    if spec.numpy_dtype.kind in "iu":
+        return _whole
+    return float
+
+
+def _whole(cell: str) -> int:
+    try:
+        return int(cell)
+    except ValueError:
+        number = float(cell)
+        if not number.is_integer():
+            raise ValueError(cell) from None
+        return int(number)
 
 
 def imbalance(labels: list[int]) -> str | None:
@@ -173,12 +195,18 @@ def _row(item: Any, interface: Interface, index: int) -> Tensors:
     missing = [s.name for s in interface.inputs if s.name not in item]
     if missing:
         raise DataError(f"sample {index} has no input '{missing[0]}'", cause=f"it has {list(item)}")
-    row = {str(name): np.asarray(value) for name, value in item.items()}
+    row = as_texts({str(name): np.asarray(value) for name, value in item.items()})
     for spec in interface.inputs:
         array = row[spec.name]
         if array.ndim == len(spec.shape) and array.ndim and array.shape[0] == 1:
-            row[spec.name] = array[0]
+            row[spec.name] = array.reshape(array.shape[1:])
     return row
+
+
+def _content(array: Array) -> bytes:
+    if array.dtype == object:  # its own bytes are addresses
+        return b"".join(len(t).to_bytes(8) + t for t in array.reshape(-1))
+    return np.ascontiguousarray(array).tobytes()
 
 
 def _takes_label(interface: Interface) -> bool:

@@ -21,6 +21,7 @@ from edgeserve.evaluate import Samples
 from edgeserve.quantize.equalize import equalize
 from edgeserve.quantize.onnx_tools import as_unsupported, is_large, modern, quantization, silenced
 from edgeserve.quantize.tails import Tail, mixed_tails, name_nodes, read_ranges
+from edgeserve.runtimes.onnx_texts import decoded
 from edgeserve.targets import Quantization
 from edgeserve.tensors import Tensors
 
@@ -165,7 +166,7 @@ class StaticQuantizer:
         for done, inputs in enumerate(self._samples, start=1):
             with contextlib.redirect_stdout(shown):
                 self._progress(done, total)
-            yield inputs
+            yield decoded(inputs)
 
 
 def calibration_record(samples: Samples) -> Calibration:

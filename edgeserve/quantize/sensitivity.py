@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.quantize.onnx_tools import as_unsupported, quantization, silenced
+from edgeserve.runtimes.onnx_texts import decoded
 from edgeserve.tensors import Tensors
 
 _LAYERS: Final = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool",
@@ -160,7 +161,7 @@ def _noise(file: Path, layers: list[str], samples: Iterable[Tensors]) -> dict[st
     count = 0
     for inputs in samples:
         count += 1
-        sums += np.array([float(v) for v in session.run(names, inputs)])
+        sums += np.array([float(v) for v in session.run(names, decoded(inputs))])
     noise, power, mean = (sums[i :: len(_SUMS)] / max(count, 1) for i in range(len(_SUMS)))
     signal = np.maximum(power - mean**2, _SMALLEST * power)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -14,12 +14,20 @@ from edgeserve.tensors import Array, Tensors, TensorSpec
 
 
 def ports_of(interpreter: Any, model: VariantFiles) -> tuple[list[Port], list[Port]]:
-    """The inputs and outputs of the file. Raises UnsupportedModel where the interface has others."""
+    """The inputs and outputs of the file. Raises UnsupportedModel where the interface has others.
+
+    Conversions drop inputs that nothing reads: the interface's inputs that the file lacks are left out, where
+    the file has no others in their place.
+    """
     names = _signature_names(interpreter)
-    inputs = _by_name(interpreter.get_input_details(), names.get("inputs", {}))
+    details = interpreter.get_input_details()
+    inputs = _by_name(details, names.get("inputs", {}))
+    given = [s for s in model.interface.inputs if model.binding(s.name).name in inputs]
+    if len(given) != len(details):
+        given = list(model.interface.inputs)
     outputs = _by_name(interpreter.get_output_details(), names.get("outputs", {}))
     return (
-        [Port(s, model, inputs, "input") for s in model.interface.inputs],
+        [Port(s, model, inputs, "input") for s in given],
         [Port(s, model, outputs, "output") for s in model.interface.outputs],
     )
 

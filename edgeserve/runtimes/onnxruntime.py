@@ -17,15 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
     EdgeServeError,
     InferenceFailed,
-    InvalidInput,
     SourceError,
     UnsupportedModel,
     UsageError,
@@ -61,7 +58,8 @@ from edgeserve.runtimes.onnx_providers import (
     session_entries,
     takes_plug_in,
 )
-from edgeserve.tensors import Array, Tensors, TensorSpec
+from edgeserve.runtimes.onnx_texts import texts
+from edgeserve.tensors import Tensors, TensorSpec
 
 if TYPE_CHECKING:
     from edgeserve.runtimes.probing import Probe
@@ -195,7 +193,7 @@ class OnnxRuntimeSession:
     def run(self, inputs: Tensors) -> Tensors:
         """Texts come as bytes and are UTF-8. Raises InvalidInput where one is not, InferenceFailed."""
         if self._texts:
-            inputs = {n: _texts(n, a) if n in self._texts else a for n, a in inputs.items()}
+            inputs = {n: texts(n, a) if n in self._texts else a for n, a in inputs.items()}
         if self._renamed:
             inputs = {self._model.binding(n).name: a for n, a in inputs.items()}
         try:
@@ -280,16 +278,6 @@ class OnnxRuntimeSession:
         if profile is not None:
             profile.finish(self._session)
         self._session = None
-
-
-def _texts(name: str, array: Array) -> Array:
-    """The engine calls `str()` on what it gets: of bytes that would be their literal."""
-    result = np.empty(array.size, dtype=object)
-    try:
-        result[:] = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"input '{name}': expected text in UTF-8", cause=str(error)) from None
-    return result.reshape(array.shape)
 
 
 def _open(

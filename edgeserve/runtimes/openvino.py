@@ -193,6 +193,8 @@ def _fix_batch(network: Any, model: VariantFiles, size: int) -> None:
     shapes = {}
     for spec in model.interface.inputs:
         name = model.binding(spec.name).name
+        if not any(name in port.get_names() for port in network.inputs):
+            continue  # nothing reads it: the conversion dropped it
         shape = network.input(name).get_partial_shape()
         shape[0] = openvino.Dimension(size)
         shapes[name] = shape
