@@ -33,7 +33,8 @@ def wants_key(url: str, cause: str) -> UsageError:
 
 
 def unknown(url: str, cause: str) -> ModelNotFound:
-    return ModelNotFound(f"{url} does not have this", cause=cause)
+    # As Triton words it; what follows is the cause.
+    return ModelNotFound(f"{url} does not have this", cause=cause.removeprefix("Request for "))
 
 
 def refused(url: str, cause: str) -> InvalidInput:

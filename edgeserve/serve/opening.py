@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 
 import msgspec
@@ -19,6 +20,8 @@ from edgeserve.serve.model_settings import PrioritySettings
 from edgeserve.serve.settings import Settings
 from edgeserve.serve.sources import ModelSource
 from edgeserve.tensors import Interface
+
+log = logging.getLogger(__name__)
 
 
 def chain_options(settings: Settings, instances: int, threads: int) -> ChainOptions:
@@ -69,6 +72,11 @@ class Opener:
         bundle = Bundle.open(source.path)
         if self._processes > 1:
             self._check_devices(source, bundle)
+        interface = _interface(bundle, source.settings)
+        for output in sorted(source.labels.keys() - {s.name for s in interface.outputs}):
+            log.warning(
+                "%s: label_filename is for '%s', which is not an output", source.name, output
+            )
         return ServedModel(
             source.name,
             source.version,
@@ -76,7 +84,7 @@ class Opener:
             self._settings(bundle, source.settings),
             self._metrics.model(source.name, source.version),
             self._loop,
-            interface=_interface(bundle, source.settings),
+            interface=interface,
             labels=source.labels,
             policy=source.policy,
             cache=self._cache,

@@ -150,3 +150,17 @@ def test_the_configuration_says_whose_names_they_are(server: Background) -> None
         assert [o.get("label_filename", "") for o in one["output"]] == ["", "names.txt"]
         names = json.loads(one["parameters"]["edgeserve_labels"]["string_value"])
         assert names == {"z": ["cat", "dog"]}
+
+
+def test_names_for_an_output_that_there_is_not_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "two" / "1").mkdir(parents=True)
+    two_outputs(tmp_path / "two" / "1")
+    (tmp_path / "two" / "config.pbtxt").write_text(
+        'output [{ name: "gone" label_filename: "names.txt" }]'
+    )
+    (tmp_path / "two" / "names.txt").write_text("cat\n")
+    with Background(Settings(repository=str(tmp_path), http_port=0)):
+        pass
+    assert "label_filename is for 'gone', which is not an output" in caplog.text

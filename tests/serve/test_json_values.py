@@ -134,6 +134,13 @@ def test_nesting_need_not_be_that_of_the_shape() -> None:
         assert read("FP32", text).tolist() == [1, 2]
 
 
+def test_texts_that_are_not_utf8_have_no_json_form() -> None:
+    texts = np.array([b"caf\xc3\xa9", b"\xff"], object)
+    assert v2.answers.json_data("y", texts[:1], "BYTES", allow_nan=False) == '["café"]'.encode()
+    with pytest.raises(InvalidInput, match="output 'y' is not text: ask for binary data"):
+        v2.answers.json_data("y", texts, "BYTES", allow_nan=False)
+
+
 def test_answers_hold_integers_exactly() -> None:
     for dtype, values in (("INT64", [-(2**63), 2**53 + 1]), ("UINT64", [2**64 - 1, 2**53 + 1])):
         array = np.array(values, DTYPES[dtype])
