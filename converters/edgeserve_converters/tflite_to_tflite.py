@@ -55,7 +55,7 @@ class TfliteToTflite:
         beside = source.parent / "bindings.json"
         bindings = json.loads(beside.read_text("utf-8")) if beside.exists() else {"inputs": {}}
         with _silenced(), tempfile.TemporaryDirectory() as scratch:
-            file, signature = _with_signature(source, Path(scratch))
+            file, signature = _with_signature(_widened(source, Path(scratch)), Path(scratch))
             tool = quantizer.Quantizer(str(file), getattr(recipe, name)())
             per_tensor = options.get("per_tensor") or []
             assert isinstance(per_tensor, list)
@@ -88,6 +88,46 @@ class TfliteToTflite:
         if beside.exists():
             (out_dir / "bindings.json").write_text(json.dumps(bindings, indent=2), "utf-8")
         return [destination]
+
+
+def _widened(source: Path, scratch: Path) -> Path:
+    """The file, or a copy of it whose constants in FP16 are FP32: as TensorFlow stores them, each with a
+    DEQUANTIZE behind it, which the quantizer takes for an activation."""
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(source.read_bytes(), 0))
+    dequantize = {
+        i
+        for i, c in enumerate(model.operatorCodes)
+        if max(c.builtinCode, c.deprecatedBuiltinCode) == schema.BuiltinOperator.DEQUANTIZE
+    }
+    read: set[int] = set()
+    for graph in model.subgraphs:
+        kept = []
+        for op in graph.operators or ():
+            half = graph.tensors[op.inputs[0]] if op.opcodeIndex in dequantize else None
+            data = None if half is None else model.buffers[half.buffer].data
+            if half is None or data is None or half.type != schema.TensorType.FLOAT16:
+                kept.append(op)
+                continue
+            buffer = schema.BufferT()
+            wide = np.frombuffer(bytes(data), np.float16).astype(np.float32)
+            buffer.data = np.frombuffer(wide.tobytes(), np.uint8)
+            model.buffers.append(buffer)
+            graph.tensors[op.outputs[0]].buffer = len(model.buffers) - 1
+            read.add(half.buffer)
+        graph.operators = kept
+    if not read:
+        return source
+    for index in read:
+        model.buffers[index].data = None
+    builder = flatbuffers.Builder(2 * source.stat().st_size)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    copy = scratch / "wide.tflite"
+    copy.write_bytes(bytes(builder.Output()))
+    return copy
 
 
 def _with_signature(source: Path, scratch: Path) -> tuple[Path, str]:

@@ -29,6 +29,7 @@ from edgeserve.checking.support import Judge, versions
 from edgeserve.conversion.sources import detect_format
 from edgeserve.errors import SourceError, UsageError
 from edgeserve.inspecting import ModelReport, inspect_model
+from edgeserve.inspecting.layers import quantized_in, told_layers
 from edgeserve.inspecting.report import told_passed, told_state
 from edgeserve.targets import ChainEntry, Target
 
@@ -67,7 +68,7 @@ def _report(
     sizes = estimates(model, facts.graph_bytes) if model else ()
     int8 = any("int8" in e.precisions for t in targets for e in t.chain)
     findings = list(model_findings(model, int8=int8)) if model else []
-    findings += _state(facts)
+    findings += _facts(facts)
     findings += _reference(judge, findings)
     sound = not any(f.level == "error" for f in findings)
     reports = []
@@ -92,12 +93,16 @@ def _report(
     )
 
 
-def _state(facts: ModelReport) -> list[Finding]:
+def _facts(facts: ModelReport) -> list[Finding]:
     kept, passed = told_state(facts.state), told_passed(facts.passed)
     found = []
     if kept:
         hint = "edgeserve serves each request from the initial state, alone in its batch"
         found.append(Finding("state", "warning", kept, hint=hint))
+    if facts.format != "onnx" and quantized_in(facts.layers):  # of ONNX, the rules say so
+        found.append(
+            Finding("already-quantized", "note", f"{told_layers(facts.layers)} are quantized")
+        )
     if passed:
         found.append(Finding("passed-state", "note", passed))
     return found

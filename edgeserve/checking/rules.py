@@ -195,8 +195,8 @@ def _structure(model: OnnxModel) -> Iterator[Finding]:
         kinds = Counter(n.op for n in model.nodes if n.op in _QUANTIZED)
         yield about_nodes(
             "already-quantized", "warning",
-            "the model is quantized already: what convert calls fp32 is not, and int8 would be "
-            "made of int8", ", ".join(sorted(kinds)), quantized,
+            "the model is quantized already: where that is half of the layers or more, convert takes it as "
+            "it is", ", ".join(sorted(kinds)), quantized,
             hint="convert the float model it was made from",
         )  # fmt: skip
     if model.shape_problem and all(is_standard(n.domain) for n in model.nodes):

@@ -293,7 +293,7 @@ def unmet_wishes(
         why = next(
             (v.reason for v in verdicts if v.trial.precision == asked),
             f"the source {is_quantized(model)}"
-            if model.precision != "fp32"
+            if model.precision in ("int8", "int4")
             else "its runtimes make none of this model",
         )
         found.append(f"no {asked} variant serves {target.name}: {why}")
@@ -302,7 +302,7 @@ def unmet_wishes(
             continue  # restoring needs something that wants it
         why = (
             f"the source {is_quantized(model)}"
-            if model.precision != "fp32"
+            if model.precision in ("int8", "int4")
             else "it repairs static, which was not tried: add --recipe static"
             if recipe == "static-restored"
             else "it fits neither the runtimes and precisions asked for nor the data"
@@ -339,7 +339,7 @@ def is_quantized(model: SourceModel) -> str:
 def source_remarks(model: SourceModel) -> list[str]:
     """What is to be known of the source: that it is quantized; its state, or the one that its callers keep."""
     remarks = []
-    if model.precision != "fp32":
+    if model.precision in ("int8", "int4"):
         remarks.append(
             f"the source {is_quantized(model)}: it is taken as it is, and no recipe was tried"
         )

@@ -112,7 +112,7 @@ def quality_problem(
 ) -> str | None:
     """Why this variant is too far from the source, or None. Each output is judged by its kind, and the
     first that misses a bound decides, the worst one first."""
-    if bounds.source != "fp32":
+    if bounds.source in ("int8", "int4"):
         precision = bounds.source  # its own numbers are no closer to the truth than that
     if accuracy is not None:
         drop = accuracy.drop_points
@@ -343,7 +343,7 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
     if not bounds.speed_counts:
         return None, False
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
-    if slower and trial.precision != "fp32":
+    if slower and trial.precision not in ("fp32", bounds.source):
         return f"slower than fp32 on the same runtime (at most {trial.speedup_high:.2f}x)", True
     if bounds.max_latency is not None and measured.latency_ms > bounds.max_latency:
         return f"takes {measured.latency_ms:.3f} ms, --max-latency is {bounds.max_latency:g}", False

@@ -102,8 +102,8 @@ def convert(
             options.min_fidelity,
             options.max_size,
             options.max_latency,
-            # A source that is quantized has no fp32 to be faster than.
-            speed_counts=is_here(target) and model.precision == "fp32",
+            # A source that is quantized has no floats to be faster than.
+            speed_counts=is_here(target) and model.precision in ("fp32", "fp16"),
             min_sqnr=options.min_sqnr,
             sqnr_of=options.min_sqnr_of,
             source=model.precision,
@@ -123,7 +123,7 @@ def convert(
             bounds,
             threads,
         )
-        if model.precision != "fp32" and is_here(target):
+        if model.precision in ("int8", "int4") and is_here(target):
             devices = {i: e.device for i, e in enumerate(target.chain)}
             verdicts = without_worse_than_source(verdicts, model.source.size_bytes, devices)
         chain = ordered_chain(verdicts, target)

@@ -132,11 +132,14 @@ class Search:
             made = f"no installed converter makes that of {self._source.format}"
             why = f"{entry.runtime} reads {format_name}, and {made}"
             return [Plan(format_name, self._source.precision, "plain", skip=why)]
-        if self._source.precision != "fp32":
-            # What is quantized already is taken as it is.
-            return [Plan(format_name, self._builder.carried(format_name), "plain")]
         plans: list[Plan] = []
-        for precision in self._precisions(entry):
+        precisions = self._precisions(entry)
+        if self._source.precision != "fp32":
+            plans.append(Plan(format_name, self._builder.carried(format_name), "plain"))
+            if self._source.precision != "fp16":
+                return plans  # what is quantized already is taken as it is
+            precisions = [p for p in precisions if p in _QUANTIZED]
+        for precision in precisions:
             plans += plans_for(
                 format_name, precision, self._builder.facts,
                 self._target.quantization, self._options.recipes,

@@ -11,12 +11,17 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import edgeserve
 from edgeserve.bundle import Bundle, Fidelity, Measured
+from edgeserve.checking import check
 from edgeserve.conversion.choose import Bounds, Trial, choose, without_worse_than_source
+from edgeserve.conversion.registry import converter_called, runs_here
 from edgeserve.errors import CheckFailed, UsageError
+from edgeserve.inspecting import inspect_model
 from edgeserve.inspecting.layers import layers_of
+from edgeserve.runtimes.detect import resolve_target
 from tests.conversion.test_made import dense, target
 from tests.networks import small_cnn
 
+DATA = Path(__file__).resolve().parent.parent / "data"
 BOTH = """
 name = "both"
 title = "openvino, then onnxruntime"
@@ -117,3 +122,60 @@ def test_what_is_larger_and_slower_than_the_source_is_not_chosen(
     assert alone[0].chosen  # nothing else serves
     elsewhere = without_worse_than_source(choose(trials, bounds), 1000, {0: "npu", 1: "cpu"})
     assert elsewhere[0].chosen  # the target is about its device
+
+
+def halved(source: Path, copy: Path) -> Path:
+    """A TFLite file whose constants are FP16, each with a DEQUANTIZE behind it, as TensorFlow writes them."""
+    flatbuffers = pytest.importorskip("flatbuffers")
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(source.read_bytes(), 0))
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+    code.version = 3
+    model.operatorCodes.append(code)
+    graph, made = model.subgraphs[0], []
+    for index, tensor in enumerate(list(graph.tensors)):
+        data = model.buffers[tensor.buffer].data
+        if tensor.type != schema.TensorType.FLOAT32 or data is None or not len(data):
+            continue
+        half, buffer, op = schema.TensorT(), schema.BufferT(), schema.OperatorT()
+        numbers = np.frombuffer(bytes(data), np.float32).astype(np.float16)
+        buffer.data = np.frombuffer(numbers.tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        half.name, half.shape, half.type = (
+            tensor.name + b"_half",
+            tensor.shape,
+            schema.TensorType.FLOAT16,
+        )
+        half.buffer, tensor.buffer = len(model.buffers) - 1, 0
+        graph.tensors.append(half)
+        op.opcodeIndex = len(model.operatorCodes) - 1
+        op.inputs, op.outputs = [len(graph.tensors) - 1], [index]
+        made.append(op)
+    graph.operators = [*made, *graph.operators]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    copy.write_bytes(bytes(builder.Output()))
+    return copy
+
+
+@pytest.mark.skipif(
+    not runs_here(converter_called("tflite-to-tflite")), reason="needs ai-edge-quantizer"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tflite_file_with_fp16_weights_is_quantized(tmp_path: Path) -> None:
+    source = halved(DATA / "small-cnn-fp32.tflite", tmp_path / "half.tflite")
+    assert inspect_model(source).layers == {"fp16": 6}
+    edgeserve.convert(source, tmp_path / "m.edge", target=target(tmp_path, "litert"),
+                      precision="int8", calibrate="random", min_fidelity=0.0, strict=True)  # fmt: skip
+    bundle = Bundle.open(tmp_path / "m.edge")
+    (variant,) = [v for v in bundle.manifest.variants if v.precision == "int8"]
+    assert layers_of(bundle.root / variant.main, "tflite") == {"int8": 6}
+    assert variant.size_bytes < source.stat().st_size
+
+
+def test_check_says_of_every_format_that_it_is_quantized(tmp_path: Path, dynamic: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    for path in (dynamic, DATA / "small-cnn-int8.tflite"):
+        rules = {f.rule for f in check(path, [resolve_target("auto")]).findings}
+        assert "already-quantized" in rules
