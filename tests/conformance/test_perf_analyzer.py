@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bundles import linear_model
+from tests.bundles import linear_bundle, linear_model
 from tests.conformance.environments import perf_analyzer
-from tests.conformance.process import Served
+from tests.conformance.process import Served, serve
+from tests.conformance.test_examples import sums_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +65,41 @@ def test_it_measures_and_finds_no_error(
         (row,) = csv.DictReader(file)
     assert float(row["Inferences/Second"]) > 0
     assert row["Concurrency"] == "4"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tensors_in_shared_memory(tmp_path: Path, protocol: str) -> None:
+    """It calls its shared memory as the model calls its tensors."""
+    program, variables = perf_analyzer()
+    prefixes = ("--shared-memory", "INPUT", "--shared-memory", "OUTPUT")
+    with serve(sums_bundle(tmp_path, "simple"), *prefixes) as served:
+        address = served.http if protocol == "http" else served.grpc
+        done = subprocess.run(
+            [
+                program, "-m", "simple", "-u", address, "-i", protocol, "--concurrency-range", "2",
+                "--shared-memory", "system", "--output-shared-memory-size", "64",
+                "--measurement-mode", "count_windows", "--measurement-request-count", "100",
+                "--stability-percentage", "99", "--max-trials", "20",
+            ],
+            capture_output=True, text=True, env=variables, timeout=120,
+        )  # fmt: skip
+    printed = done.stdout + done.stderr
+    assert "had error" not in printed, printed
+    assert "Successful request count" in printed, printed
+
+
+def test_many_streams(tmp_path: Path) -> None:
+    program, variables = perf_analyzer()
+    with serve(linear_bundle(tmp_path), "--grpc-streams", 40) as served:
+        done = subprocess.run(
+            [
+                program, "-m", "linear", "-u", served.grpc, "-i", "grpc", "--streaming",
+                "--concurrency-range", "40", "--max-threads", "40",
+                "--measurement-mode", "count_windows", "--measurement-request-count", "100",
+                "--stability-percentage", "99", "--max-trials", "20",
+            ],
+            capture_output=True, text=True, env=variables, timeout=120,
+        )  # fmt: skip
+    printed = done.stdout + done.stderr
+    assert "had error" not in printed, printed
+    assert "Successful request count" in printed, printed

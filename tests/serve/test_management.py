@@ -176,7 +176,12 @@ def test_tensors_in_shared_memory(
     asked = triton.InferRequestedOutput("y")
     asked.set_shared_memory("out", 24, offset=8)
     answer = tritonclient.infer("linear", [given], outputs=[asked]).get_output("y")
-    assert answer["parameters"]["shared_memory_byte_size"] == 24
+    assert answer["parameters"] == {
+        "shared_memory_region": "out",
+        "shared_memory_offset": 8,
+        "shared_memory_byte_size": 24,
+        "binary_data_size": 0,
+    }
     assert "data" not in answer
     got = np.frombuffer(bytes(segment.buf[136:160]), np.float32).reshape(2, 3)
     np.testing.assert_allclose(got, linear(x), rtol=1e-5)

@@ -182,6 +182,8 @@ class Encoder:
                 "shared_memory_region": region.region,
                 "shared_memory_offset": region.offset,
                 "shared_memory_byte_size": len(data),
+                # Triton's C++ client, and so perf_analyzer, wants that wherever there are parameters.
+                "binary_data_size": 0,
             }
         )
 
