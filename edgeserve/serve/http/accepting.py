@@ -68,7 +68,6 @@ class Acceptor:
             except OSError as error:  # mostly EMFILE: the connection stays in the kernel's queue
                 self._pause(error)
                 return False
-            connection.setblocking(False)
             self._take(connection)
         return True
 

@@ -114,18 +114,13 @@ class HttpServer:
         """Serve a connection that was accepted."""
         if len(self._adopting) >= self.limits.connections:
             next(iter(self._adopting)).cancel()  # the handshake that takes longest
-        task = asyncio.ensure_future(self._adopt(accepted))
+        task = asyncio.get_running_loop().create_task(self._adopt(accepted))
         self._adopting[task] = None
-        task.add_done_callback(self._adopted)
-
-    def _adopted(self, task: asyncio.Task[None]) -> None:
-        del self._adopting[task]
+        task.add_done_callback(self._adopting.pop)
 
     async def _adopt(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         try:
-            with contextlib.suppress(OSError):  # not of TCP
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Connection(self), accepted, **self._tls_options()
             )
