@@ -9,7 +9,7 @@ import grpc
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve import logs
-from edgeserve.serve.grpc.errors import status_of
+from edgeserve.serve.grpc.errors import NotSupported, status_of
 from edgeserve.serve.metrics import ServerMetrics
 from edgeserve.serve.reasons import reason_of
 
@@ -43,7 +43,7 @@ class Refusals:
         logged: bool = False,
     ) -> None:
         """As `note`, of an error; not of those that are the server's own or the client's leaving."""
-        reason = reason_of(error)
+        reason = "unsupported" if isinstance(error, NotSupported) else reason_of(error)
         if reason is not None:
             self.note(status_of(error), reason, method, context, logged=logged)
 
