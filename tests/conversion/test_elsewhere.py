@@ -14,6 +14,7 @@ from edgeserve.bundle import Fidelity, Variant, VariantFiles
 from edgeserve.conversion.assemble import ordered_chain
 from edgeserve.conversion.choose import Elsewhere, Trial, Verdict
 from edgeserve.conversion.timing import Subject, open_stand_in
+from edgeserve.errors import CheckFailed, DeviceUnavailable
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets import ChainEntry
 from edgeserve.tensors import Interface, TensorSpec
@@ -106,3 +107,36 @@ def test_what_nothing_here_loads_comes_last() -> None:
     ]
     chain = ordered_chain([Verdict(t, chosen=True, reason="") for t in trials], target)
     assert [c.variant for c in chain] == ["b", "a"]
+
+
+WITHOUT_BF16 = """
+name = "plain"
+title = "this CPU"
+arch = ["x86_64", "aarch64", "arm64"]
+[[chain]]
+runtime = "openvino"
+device = "cpu"
+precisions = ["bf16", "fp32"]
+"""
+
+
+def test_bf16_on_a_cpu_without_it_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for by name, on the target's own CPU: where that has bf16, it is told that it has not."""
+    pytest.importorskip("openvino")
+    from edgeserve.runtimes import openvino
+
+    def lacks(model: VariantFiles) -> str:
+        if model.precision == "bf16":
+            raise DeviceUnavailable("this CPU does not compute in bf16")
+        return "f32"
+
+    monkeypatch.setattr(openvino, "_cpu_precision", lacks)
+    (tmp_path / "plain.toml").write_text(WITHOUT_BF16)
+    options = {"target": str(tmp_path / "plain.toml"), "precision": "bf16"}
+    source = scaled(tmp_path / "m.onnx", 2.0)
+    with pytest.raises(CheckFailed, match="this CPU does not compute in bf16"):
+        edgeserve.convert(source, tmp_path / "m.edge", strict=True, **options)
+    report = edgeserve.convert(source, tmp_path / "m.edge", **options)
+    assert [c.variant for c in report.chain] == ["openvino-fp32"]
