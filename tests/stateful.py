@@ -26,6 +26,27 @@ def running_sum_ir(folder: Path, opset: int = 13) -> Path:
     return path
 
 
+def iterated_sum_ir(folder: Path) -> Path:
+    """An IR with a variable, `inner`, in the body of a TensorIterator: x and y are FP32[1,3,4]."""
+    import openvino as ov
+    from openvino import opset13 as op
+
+    step = op.parameter([1, 1, 4], np.float32)
+    zero = op.constant(np.zeros((1, 1, 4), np.float32))
+    total = op.add(op.read_value(zero, "inner"), step)
+    kept, end = op.assign(total, "inner"), op.result(total)
+    x = op.parameter([1, 3, 4], np.float32, name="x")
+    x.output(0).set_names({"x"})
+    iterator: Any = op.tensor_iterator()
+    iterator.set_body(ov.Model([end], [kept], [step], "body"))
+    iterator.set_sliced_input(step, x.output(0), 0, 1, 1, -1, 1)
+    result = op.result(iterator.get_concatenated_slices(end.output(0), 0, 1, 1, -1, 1))
+    result.output(0).set_names({"y"})
+    path = folder / "iterated-sum.xml"
+    ov.save_model(ov.Model([result], [x], "iterated_sum"), path, compress_to_fp16=False)
+    return path
+
+
 def running_sum_tflite(path: Path) -> Path:
     """A TFLite file with a resource variable, `total`, that another subgraph sets to 0 at the first call."""
     from ai_edge_litert import schema_py_generated as schema

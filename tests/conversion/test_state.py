@@ -24,7 +24,7 @@ from edgeserve.runtimes.detect import resolve_target
 from edgeserve.serve.app import Background
 from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Interface, Tensors, TensorSpec
-from tests.stateful import running_sum_ir, running_sum_tflite, svdf_tflite
+from tests.stateful import iterated_sum_ir, running_sum_ir, running_sum_tflite, svdf_tflite
 
 ROWS = [np.full((1, 4), value, np.float32) for value in (1.0, 10.0, 100.0)]
 
@@ -82,6 +82,19 @@ def test_each_call_of_a_session_starts_anew(tmp_path: Path, kind: str) -> None:
         thread.join()
     session.close()
     assert right == [True] * 150
+
+
+def test_a_variable_in_the_body_of_a_loop(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = iterated_sum_ir(tmp_path)
+    assert inspect_model(path).state == (TensorSpec("inner", "FP32", (1, 1, 4)),)
+    interface = Interface(*[(TensorSpec(n, "FP32", (1, 3, 4)),) for n in "xy"])
+    files = VariantFiles("m", path, "openvino-ir", "fp32", interface)
+    session = runtime("openvino").load(files, "cpu", LoadOptions(threads=1))
+    x = np.ones((1, 3, 4), np.float32)
+    for _ in range(3):
+        np.testing.assert_array_equal(session.run({"x": x})["y"], np.cumsum(x, axis=1))
+    session.close()
 
 
 @pytest.mark.parametrize("kind", ["openvino-opset13", "tflite-resource", "tflite-tensor"])
