@@ -260,6 +260,42 @@ def test_simple_shm_client(protocol: Any, client: Any, kind: str) -> None:
             shm.destroy_shared_memory_region(handle)
 
 
+def test_reuse_infer_objects_client(protocol: Any, client: Any) -> None:
+    """The same objects with shared memory, without, and with it again."""
+    given = [protocol.InferInput(f"INPUT{i}", [1, 16], "INT32") for i in (0, 1)]
+    wanted = [protocol.InferRequestedOutput(f"OUTPUT{i}") for i in (0, 1)]
+    handles = {}
+    try:
+        for what in ("input", "output"):
+            for i in (0, 1):
+                name, key = f"{what}{i}_data", f"/{what}{os.getpid()}_{i}_reused"
+                handles[what, i] = shm.create_shared_memory_region(name, key, 64)
+                client.register_system_shared_memory(name, key, 64)
+        for shared in (True, False, True):
+            for i, array in enumerate((FIRST, ONES)):
+                if shared:
+                    shm.set_shared_memory_region(handles["input", i], [array])
+                    given[i].set_shared_memory(f"input{i}_data", 64)
+                    wanted[i].set_shared_memory(f"output{i}_data", 64)
+                else:
+                    given[i].set_data_from_numpy(array)
+                    wanted[i].unset_shared_memory()
+            answer = client.infer("simple", given, outputs=wanted)
+            if not shared:
+                check_sums(answer)
+                continue
+            got = [
+                shm.get_contents_as_numpy(handles["output", i], np.int32, [1, 16]) for i in (0, 1)
+            ]
+            np.testing.assert_array_equal(got, [FIRST + ONES, FIRST - ONES])
+            for i in (0, 1):
+                shm.set_shared_memory_region(handles["output", i], [np.zeros(16, np.int32)])
+    finally:
+        client.unregister_system_shared_memory()
+        for handle in handles.values():
+            shm.destroy_shared_memory_region(handle)
+
+
 def test_simple_cudashm_client(protocol: Any, client: Any) -> None:
     """simple_http_cudashm_client.py: everything up to the first region, which there is no device for."""
     client.unregister_system_shared_memory()
@@ -362,6 +398,18 @@ def test_grpc_explicit_int8_content_client(served: Served) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(request)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_grpc_explicit_byte_content_client(served: Served) -> None:
+    request = service_pb2.ModelInferRequest(model_name="simple_string")
+    for i, values in enumerate((FIRST[0], ONES[0])):
+        tensor = request.inputs.add(name=f"INPUT{i}", datatype="BYTES", shape=[1, 16])
+        tensor.contents.bytes_contents[:] = [str(v).encode() for v in values]
+        request.outputs.add(name=f"OUTPUT{i}")
+    with grpc.insecure_channel(served.grpc) as channel:
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    got = [utils.deserialize_bytes_tensor(blob).astype(int) for blob in answer.raw_output_contents]
+    np.testing.assert_array_equal(got, [ONES[0], FIRST[0]])
 
 
 def test_image_client(protocol: Any, client: Any) -> None:
