@@ -44,6 +44,8 @@ _FACTORS: Final = {
     "rows of zeros": 0.0,
 }
 _EXTREME: Final = "extreme rows"
+# Inputs and outputs of a batch that is tried take so much at most, and what is between them some times as much.
+_BATCH_BYTES: Final = 64_000_000
 # Batches of up to so many rows are tried with each neighbour by itself.
 _FEW: Final = 3
 _BESIDE: Final = "an answer is the same beside hostile neighbours"
@@ -131,9 +133,9 @@ def try_neighbours(
 
     Raises DeviceLost.
     """
-    most = interface.max_batch
     try:
         trial = _Trial(session, interface, samples, precision)
+        most = min(interface.max_batch, trial.most)
         sizes = sorted({n for n in (2, 3, *batches) if 1 < n < most})
         for size in sizes:
             trial.run(size)
@@ -147,7 +149,11 @@ def try_neighbours(
     except Exception as error:  # what cannot be tried is not known: it serves one at a time
         log.exception("batches could not be tried")
         return Batching(1, f"batches could not be tried ({type(error).__name__})")
-    return Batching(proven, _BESIDE if proven == most else f"{_BESIDE}; more do not fit its memory")
+    if proven < most:
+        return Batching(proven, f"{_BESIDE}; more rows do not fit its memory")
+    if proven < interface.max_batch:
+        return Batching(proven, f"{_BESIDE}; larger batches of rows this large were not tried")
+    return Batching(proven, _BESIDE)
 
 
 class _Trial:
@@ -174,6 +180,12 @@ class _Trial:
         self._neighbours = [n for n in _hostile(interface.inputs, alike) if self._runs(n.inputs)]
         if not self._neighbours:
             self._neighbours = [_Neighbour("another request", self._victims[1])]
+
+    @property
+    def most(self) -> int:
+        """The most rows that are tried."""
+        tensors = (*self._victims[0].values(), *self._alone[0].values())
+        return max(2, _BATCH_BYTES // max(1, sum(a.nbytes for a in tensors)))
 
     def _runs(self, inputs: Tensors) -> bool:
         """Whether a neighbour has an answer at all, alone. One whose answer has other than one row shows

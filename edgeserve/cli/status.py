@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from edgeserve.client import Client, InsteadOf, ModelState, ServerStatus, WorkerState
 
 
+# What is said of models whose requests share no batch for the sake of their answers.
+_ALONE = "one at a time: rows"
+
+
 def register(app: typer.Typer) -> None:
     app.command(
         "status",
@@ -74,6 +78,9 @@ def render(status: ServerStatus) -> None:
     lost = (f"{m.name}: {_instead(m.instead_of)}" for m in status.models if m.instead_of)
     for line in dict.fromkeys(lost):
         print_line(console, f"\n{line}")
+    for model in status.models:
+        if model.batching.startswith(_ALONE):
+            print_line(console, f"\n{model.name}: {model.batching}")
     _render_workers(console, status.workers)
 
 

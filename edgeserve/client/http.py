@@ -116,6 +116,7 @@ class _AllStats(msgspec.Struct, frozen=True):
 
 class _Condition(msgspec.Struct, frozen=True):
     instead_of: InsteadOf | None = None
+    batching: str = ""
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -212,6 +213,7 @@ class HttpClient:
                 where=where.get((m.name, m.version), Where()),
                 statistics=statistics.get((m.name, m.version)),
                 instead_of=told.get(m.name, _Condition()).instead_of,
+                batching=told.get(m.name, _Condition()).batching,
             )
             for m in index
         ]

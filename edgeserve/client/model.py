@@ -65,7 +65,8 @@ class InsteadOf(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """One version of a model on a server. `reason` says why it is not ready."""
+    """One version of a model on a server. `reason` says why it is not ready, `batching` how requests share
+    batches; empty where the server does not tell."""
 
     name: str
     version: str
@@ -74,6 +75,7 @@ class ModelState(msgspec.Struct, frozen=True):
     where: Where = Where()
     statistics: Statistics | None = None
     instead_of: InsteadOf | None = None
+    batching: str = ""
 
 
 class WorkerState(msgspec.Struct, frozen=True):

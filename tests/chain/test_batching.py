@@ -208,6 +208,16 @@ def test_rows_of_one_request_are_run_apart_where_only_the_variant_mixes_them(
     np.testing.assert_array_equal(both["y"][:1], alone["y"])
 
 
+def test_batches_of_large_rows_hold_as_many_as_were_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 MB a row, in and out: seven of them are just below 64 MB."""
+    monkeypatch.setitem(CONSTANTS, "many", np.int64([1, 500_000]))
+    found = batching(bundle_of(tmp_path, [("Tile", "x many", "y", {})], samples=1))
+    assert found.max_batch == 7
+    assert "were not tried" in found.reason
+
+
 def test_integers_of_neighbours_are_among_those_seen(tmp_path: Path) -> None:
     """They index a table: an index out of range would fail."""
     graph = helper.make_graph(

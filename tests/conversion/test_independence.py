@@ -441,6 +441,19 @@ def test_a_text_model_with_computed_shapes_keeps_its_batches() -> None:
     assert found.known, found.reason
 
 
+@pytest.mark.parametrize(("axis", "known"), [(1, True), (0, False)])
+def test_local_functions_are_looked_into(axis: int, known: bool) -> None:
+    body = [helper.make_node("Softmax", ["a"], ["b"], axis=axis, name="inside")]
+    opset = helper.make_opsetid("", 17)
+    function = helper.make_function("own", "Spread", ["a"], ["b"], body, [opset])
+    model = Graph(one("own:Spread")).model()
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    found = rows_of_graph(model)
+    assert found.known is known
+    assert known or "Softmax" in found.reason
+
+
 STEPS = {
     "Relu": ({}, ""),
     "Tanh": ({}, ""),

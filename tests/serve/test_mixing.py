@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 from pathlib import Path
+from urllib.request import urlopen
 
 import msgspec
 import numpy as np
@@ -16,9 +19,12 @@ from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.bundle.manifest import MANIFEST_NAME, encode
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import DeviceLost
+from edgeserve.serve.app import Background
 from edgeserve.serve.engine import Engine, EngineSettings
+from edgeserve.serve.settings import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
+from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import MAX_BATCH, slow, slow_bundle, slow_model
 from tests.serve.test_engine import Batches, Call, assert_own_numbers, keep_busy, some_rows
 
@@ -169,3 +175,39 @@ def test_how_requests_run_is_said_with_the_reason(
         await asyncio.to_thread(engine.close)
 
     asyncio.run(story())
+
+
+def test_a_server_says_that_it_batches_no_more(tmp_path: Path) -> None:
+    """Clients at once, one of whom has rows that get lost: everybody has the right answer, and it is counted."""
+    settings = Settings(
+        bundle=str(picky_bundle(tmp_path)), http_port=0, instances=1, threads=1, batch_delay=0.05
+    )
+    rows = [some_rows(1 + seed % 2, seed) for seed in range(8)]
+    rows[5][0, 0] = np.float32(UNLUCKY)
+    with Background(settings) as running:
+        config = json.load(urlopen(f"{running.url}/v2/models/picky/config"))
+        words = config["parameters"]["edgeserve_batching"]["string_value"]
+        assert words == f"batches up to {MAX_BATCH}"
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(RawClient(running.url)) for _ in rows]
+            for client, x in zip(clients, rows, strict=True):
+                client.send(post(infer_body(x.tolist()), "/v2/models/picky/infer"))
+            for client, x in zip(clients, rows, strict=True):
+                status, _, body = client.response()
+                assert status == 200
+                (y,) = json.loads(body)["outputs"]
+                left = x[x[:, 0] != np.float32(UNLUCKY)]
+                got = np.reshape(y["data"], y["shape"])
+                np.testing.assert_allclose(got, slow(left), rtol=1e-3, atol=1e-3)
+        config = json.load(urlopen(f"{running.url}/v2/models/picky/config"))
+        words = config["parameters"]["edgeserve_batching"]["string_value"]
+        assert words.startswith("one at a time: rows interact ('y' had ")
+        assert "dynamic_batching" not in config
+        told = urlopen(f"{running.url}/metrics").read().decode()
+        stopped = [
+            line for line in told.splitlines()
+            if line.startswith("edgeserve_batching_stopped_total") and 'model="picky"' in line
+        ]  # fmt: skip
+        assert [line.rpartition(" ")[2] for line in stopped] == ["1.0"]
+        health = json.load(urlopen(f"{running.url}/v2/health/ready"))
+        assert health["models"]["picky"]["batching"] == words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import msgspec
@@ -48,7 +49,7 @@ def rows_of_graph(proto: Any) -> Independence:
     """What a model's graph says of the rows of its batches. `proto` is an onnx.ModelProto, which is not
     changed; values of large tensors are not looked at and may be missing."""
     try:
-        _Walk(_inlined(proto)).run()
+        _Walk(_bare(proto)).run()
     except Interact as found:
         return Independence(False, f"rows interact ({found})")
     except NotKnown as found:
@@ -197,12 +198,31 @@ def _captured(attributes: list[Any]) -> set[str]:
     return names
 
 
-def _inlined(proto: Any) -> Any:
+def _bare(proto: Any) -> Any:
+    """The model with its local functions written out, and without the data of large tensors: their shapes are
+    enough, and a model may be larger than protobuf can take."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.ir_version = proto.ir_version
+    bare.opset_import.extend(proto.opset_import)
+    bare.functions.extend(proto.functions)
+    graph, source = bare.graph, proto.graph
+    graph.name = "rows"
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    for tensor in source.initializer:
+        if math.prod(tensor.dims) <= MOST_VALUES:
+            graph.initializer.append(tensor)
+        else:
+            graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     if not proto.functions:
-        return proto
+        return bare
     from onnx import inliner
 
-    return inliner.inline_local_functions(proto)
+    return inliner.inline_local_functions(bare)
 
 
 def _inferred_shapes(proto: Any) -> dict[str, list[int | None]]:
@@ -219,12 +239,10 @@ def _inferred_shapes(proto: Any) -> dict[str, list[int | None]]:
         out = bare.graph.output.add(name=value.name)
         out.type.tensor_type.elem_type = value.type.tensor_type.elem_type
     for tensor in proto.graph.initializer:
-        size = 1
-        for d in tensor.dims:
-            size *= d
-        if size <= MOST_VALUES and tensor.data_location == onnx.TensorProto.DEFAULT:
+        small = math.prod(tensor.dims) <= MOST_VALUES
+        if small and tensor.data_location == onnx.TensorProto.DEFAULT:
             bare.graph.initializer.append(tensor)
-        else:  # its shape is enough, and a model may be larger than protobuf can take
+        else:
             known = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             bare.graph.input.append(known)
     try:
