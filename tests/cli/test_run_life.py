@@ -69,14 +69,17 @@ def test_a_signal_while_a_device_opens_slowly_ends_it_at_once(
         assert time.monotonic() - began < 5
 
 
-@pytest.mark.slow
 def test_a_signal_while_workers_open_slowly_ends_them_at_once(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
-    with starting(
-        "m.edge", "--workers", "2", "--device", "cpu", cwd=tmp_path, pause_s=0.6
-    ) as popen:
+    arguments = ("m.edge", "--workers", "2", "--inject", "cpu:slow-open=60")
+    with starting(*arguments, cwd=tmp_path, pause_s=0) as popen:
+        wait_for(lambda: len(psutil.Process(popen.pid).children(recursive=True)) > 1)
         popen.send_signal(signal.SIGTERM)
-        assert popen.wait(20) in (0, -signal.SIGTERM)
+        began = time.monotonic()
+        _, printed = popen.communicate(timeout=20)
+        assert time.monotonic() - began < 5
+        assert popen.returncode == 0
+        assert "asyncio" not in printed
 
 
 def test_a_load_that_takes_long_stops_neither_another_unload_nor_the_end(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ class Supervisor:
             stop.cancel()
             if self._stop.asked:
                 every.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await every
                 return None
             told = every.result()
             if started is None:
