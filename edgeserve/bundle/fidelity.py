@@ -97,6 +97,14 @@ class Fidelity(Record, frozen=True):
     outputs: tuple[OutputFidelity, ...] = ()
 
     @property
+    def least_agreement(self) -> float | None:
+        """The least share of answers that are the source's, over all outputs that hold answers."""
+        shares = [
+            o.agreement for o in self.outputs if o.kind != "numbers" and o.agreement is not None
+        ]
+        return min(shares, default=self.top1_agreement)
+
+    @property
     def worst(self) -> OutputFidelity | None:
         """The output with the least SQNR, or the least agreement where none has an SQNR."""
         return min(

@@ -168,6 +168,22 @@ def _render_bundle(report: BundleReport) -> None:
     )
     _table(
         console,
+        ("output", "judged as", "because"),
+        [(name, kind.kind, kind.because) for name, kind in manifest.outputs.items()],
+    )
+    _table(
+        console,
+        ("measured", "on", "output", "kind", "SQNR dB", "worst part", "agrees", "cosine"),
+        [
+            (v.id, f"{m.runtime}/{m.device}", *row)
+            for v in manifest.variants
+            for m in v.measured
+            for row in _by_output(m)
+        ],
+        right=("SQNR dB", "agrees", "cosine"),
+    )
+    _table(
+        console,
         ("placement when measured", "on", "what runs where"),
         [(v.id, _measured_on(m), _placed(m)) for v in manifest.variants for m in v.measured],
     )
@@ -293,11 +309,31 @@ def _placed_here(found: PlacedHere) -> tuple[str, str]:
 
 
 def _fidelity(m: Measured) -> str:
+    from edgeserve.cli.quality import worst_text
+
     f = m.fidelity
     agreement = (
         "" if f.top1_agreement is None else f"top-1 agreement {100 * f.top1_agreement:.1f} %, "
     )
-    return f"{agreement}{f.sqnr_db:.1f} dB, cosine {f.cosine:.4f} ({f.samples} samples)"
+    where = f" in {worst}" if (worst := worst_text(f)) else ""
+    return f"{agreement}{f.sqnr_db:.1f} dB{where}, cosine {f.cosine:.4f} ({f.samples} samples)"
+
+
+def _by_output(m: Measured) -> list[tuple[str, ...]]:
+    """Of models with several outputs, what was measured of each."""
+    if len(m.fidelity.outputs) < 2:
+        return []
+    return [
+        (
+            o.name,
+            o.kind,
+            "" if o.sqnr_db is None else f"{o.sqnr_db:.1f}",
+            "" if o.worst == o.name else o.worst,
+            "" if o.agreement is None else f"{100 * o.agreement:.1f} %",
+            "" if o.cosine is None else f"{o.cosine:.4f}",
+        )
+        for o in m.fidelity.outputs
+    ]
 
 
 def _recipe(recipe: Recipe | None) -> str:

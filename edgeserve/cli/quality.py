@@ -41,14 +41,12 @@ def parse_kinds(texts: list[str]) -> dict[str, str]:
 
 def agreement_text(fidelity: Fidelity) -> str:
     """The least share of answers that are the source's, or the cosine of what has no answers."""
-    shares = [
-        o.agreement for o in fidelity.outputs if o.agreement is not None and o.kind != "numbers"
-    ]
-    if not fidelity.outputs and fidelity.top1_agreement is not None:
-        shares = [fidelity.top1_agreement]  # of a bundle that an older version wrote
-    if not shares and fidelity.top1_agreement is not None:
-        return f"({100 * fidelity.top1_agreement:.1f} %)"
-    return f"{100 * min(shares):.1f} %" if shares else f"cos {fidelity.cosine:.4f}"
+    least = fidelity.least_agreement
+    if least is None:
+        return f"cos {fidelity.cosine:.4f}"
+    decides = not fidelity.outputs or any(o.kind != "numbers" for o in fidelity.outputs)
+    # In brackets: top-1 of what only looks like class scores, which decides nothing.
+    return f"{100 * least:.1f} %" if decides else f"({100 * least:.1f} %)"
 
 
 def worst_text(fidelity: Fidelity) -> str:

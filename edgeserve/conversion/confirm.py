@@ -32,12 +32,13 @@ def with_tolerances(
     """Add what was measured, and what is tolerated on golden samples because of it."""
     trials = [v.trial for v in verdicts if v.chosen and v.trial.variant == variant.id]
     measured = tuple(t.measured for t in trials if t.measured is not None)
-    if not measured:
-        return variant
+    seen = [(s.fidelity, t.golden) for t in trials if (s := t.measured or t.elsewhere) and t.golden]
+    if not seen:
+        return msgspec.structs.replace(variant, measured=measured)
     worst, golden = tolerances(
         variant.precision,
-        measured[0].fidelity,
-        [t.golden for t in trials if t.measured is not None],
+        seen[0][0],
+        [errors for _, errors in seen],
         golden_batches(interface, proof.golden_inputs),
         golden_batches(interface, proof.golden_outputs),
         bounds,

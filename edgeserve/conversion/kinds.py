@@ -16,6 +16,9 @@ from edgeserve.evaluate.metrics import FLOATS, kind_of_type, looks_like_scores
 from edgeserve.tensors import Interface, TensorSpec
 
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
+# Give indices, or yes and no.
+_IDS: Final = {"ArgMax", "ArgMin", "TopK", "Gather", "NonZero", "Equal", "Greater", "GreaterOrEqual", "Less",
+               "LessOrEqual", "And", "Or", "Not", "Unique"}  # fmt: skip
 # Only move values: what they are stays what it was.
 _MOVING: Final = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose",
                   "QuantizeLinear", "DequantizeLinear", "Dropout"}  # fmt: skip
@@ -118,16 +121,17 @@ def _count_lines(labels: Path) -> int | None:
 def _found(spec: TensorSpec, proto: Any) -> OutputKind:
     """What type, graph and name say of one output."""
     plain = kind_of_type(spec)
+    small = spec.dtype in ("INT8", "UINT8", "INT16", "UINT16")
+    if proto is None and small:
+        return OutputKind("numbers", f"{spec.dtype} of a quantized model is a rounded number")
     if plain.kind == "text" or proto is None:
         named = plain.kind == "numbers" and _EMBEDDING.search(spec.name)
         return OutputKind("embedding", "its name says so") if named else plain
     writers = {name: node for node in proto.graph.node for name in node.output}
     node, behind = _ending(spec.name, writers)
     if plain.kind == "ids":
-        small = spec.dtype in ("INT8", "UINT8", "INT16", "UINT16")
-        if small and any(
-            n.op_type in ("QuantizeLinear", "Clip", "Round") for n in (*behind, node) if n
-        ):
+        made = any(n.op_type in ("QuantizeLinear", "Cast") for n in behind)
+        if small and made and (node is None or node.op_type not in _IDS):
             return OutputKind("numbers", "it is a rounded number")
         return plain
     kind = _by_operator(spec, node, behind, writers) if node is not None else None

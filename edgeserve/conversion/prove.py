@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeserve.bench.interleave import Timings
 from edgeserve.bench.statistics import speedup_interval
-from edgeserve.bundle import Accuracy, Fidelity, Measured, Placed
+from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Placed
 from edgeserve.chain import settle
 from edgeserve.conversion.batching import on_engine
 from edgeserve.conversion.choose import Elsewhere, Trial
@@ -114,11 +114,9 @@ def prove(
             found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
             trials[index] = _with_batching(trials[index], item, interface, samples)
-            requests, want, got = (
-                [every[i] for i in picked] for every in (samples, wanted, item.outputs)
+            trials[index] = msgspec.structs.replace(
+                trials[index], golden=_golden_errors(found, samples, wanted, item.outputs, picked)
             )
-            golden_errors = errors_on(found, requests, want, got)
-            trials[index] = msgspec.structs.replace(trials[index], golden=golden_errors)
             same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
@@ -131,7 +129,9 @@ def prove(
                 found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
                 where = f"{item.subject.chain_entry.runtime}/cpu"
                 trials[index] = msgspec.structs.replace(
-                    trials[index], elsewhere=Elsewhere(where, found, accuracy)
+                    trials[index],
+                    elsewhere=Elsewhere(where, found, accuracy),
+                    golden=_golden_errors(found, samples, wanted, item.outputs, picked),
                 )
         golden = _golden(interface, samples, wanted, picked)
         return Proof(
@@ -280,6 +280,17 @@ def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Sa
     batching = on_engine(item.subject, item.session, interface, samples)
     measured = msgspec.structs.replace(trial.measured, batching=batching)
     return msgspec.structs.replace(trial, measured=measured)
+
+
+def _golden_errors(
+    found: Fidelity,
+    samples: Samples,
+    wanted: list[Tensors],
+    outputs: list[Tensors],
+    picked: list[int],
+) -> tuple[OutputTolerance, ...]:
+    requests, want, got = ([every[i] for i in picked] for every in (samples, wanted, outputs))
+    return errors_on(found, requests, want, got)
 
 
 def _golden_picks(samples: Samples, wanted: list[Tensors], count: int) -> list[int]:

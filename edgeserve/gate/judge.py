@@ -145,16 +145,19 @@ def _fidelity(limit: Limit, facts: Facts) -> Iterator[Row]:
     live = _part(limit, facts.live)
     if recorded is None and live is None:
         yield _unmeasured(
-            limit, "the model has no class scores", "min_cosine or min_sqnr_db judge any output"
+            limit,
+            "the model has neither class scores nor ids",
+            "min_cosine or min_sqnr_db judge any output",
         )
     if recorded is not None and facts.recorded is not None:
         samples = facts.recorded.fidelity.samples
-        yield _exact(limit, recorded, f"{_recorded(facts)}, {samples} samples")
+        row = _exact(limit, recorded, f"{_recorded(facts)}, {samples} samples")
+        yield _naming_worst(row, facts.recorded.fidelity)
     if live is not None and facts.live is not None:
         samples = facts.live.samples
         source = f"{_HERE}, {samples} golden samples"
         if recorded is not None:
-            row = _exact(limit, live, source)
+            row = _naming_worst(_exact(limit, live, source), facts.live)
             if row.verdict == "fail":
                 row = msgspec.structs.replace(
                     row, verdict="warn", note="few samples: what convert recorded decides"
@@ -163,7 +166,15 @@ def _fidelity(limit: Limit, facts: Facts) -> Iterator[Row]:
         elif limit.budget.key == "min_fidelity":
             yield _noisy(limit, share_interval(round(live * samples), samples), source)
         else:
-            yield _exact(limit, live, source)
+            yield _naming_worst(_exact(limit, live, source), facts.live)
+
+
+def _naming_worst(row: Row, fidelity: Fidelity) -> Row:
+    """A row about SQNR with the output, or the part of one, that it is of."""
+    worst = fidelity.worst
+    if row.budget != "min_sqnr_db" or worst is None or len(fidelity.outputs) + len(worst.parts) < 3:
+        return row
+    return msgspec.structs.replace(row, note=f"the worst is {worst.worst}")
 
 
 def _on_device(limit: Limit, facts: Facts) -> Iterator[Row]:
@@ -184,7 +195,7 @@ def _part(limit: Limit, found: Fidelity | None) -> float | None:
     if found is None:
         return None
     parts = {
-        "min_fidelity": found.top1_agreement,
+        "min_fidelity": found.least_agreement,
         "min_sqnr_db": found.sqnr_db,
         "min_cosine": found.cosine,
     }

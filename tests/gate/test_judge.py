@@ -159,7 +159,7 @@ def test_agreement_of_a_model_without_classes_is_not_measured() -> None:
     facts = msgspec.structs.replace(BARE, live=plain)
     (row,) = check("min_fidelity", 0.9, facts)
     assert row.verdict == "unmeasured"
-    assert row.note == "the model has no class scores"
+    assert row.note == "the model has neither class scores nor ids"
 
 
 def test_the_fp32_candidate_is_no_faster_than_itself() -> None:
