@@ -19,7 +19,7 @@
         │   ├── BeyondEngine       3  values that this engine computes in a narrower type
         │   ├── DeviceLost         3  the device's process died, hung or was ended
         │   ├── WrongNumbers       3  not finite, or not the golden samples' any more
-    │   └── InputFailed        3  the model fails on one request's inputs, on a device that is right
+        │   └── InputFailed        2  the model fails on one request's inputs, on a device that is right
         ├── ModelUnavailable       3  a known model that does not serve now; the cause says why
         ├── NotMeasured            3  a measurement could not be taken
         └── WriteFailed            3  disk full, no permission
@@ -154,6 +154,8 @@ class WrongNumbers(InferenceFailed):
 
 class InputFailed(InferenceFailed):
     """The model fails on these inputs; its device is right about the golden samples, and serves on."""
+
+    exit_code = 2
 
 
 class ModelUnavailable(EnvironmentProblem):

@@ -173,7 +173,9 @@ class Chain:
             return LinkStatus(link.attempt, "serving" if opened is self._serving else "standby")
         if due is not None:
             return LinkStatus(link.attempt, "waiting", max(0.0, due - _now()))
-        return LinkStatus(link.attempt, "out" if link.attempt.reason == "unsupported" else "closed")
+        if link.attempt.reason == "unsupported":
+            return LinkStatus(link.attempt, "out")
+        return LinkStatus(link.attempt, "closed" if self.options.fallback else "unused")
 
     def replays(self) -> Counter[Replay]:
         """How many requests failed on one candidate and were answered by another, so far."""

@@ -64,10 +64,11 @@ class ChainStatus(msgspec.Struct, frozen=True):
 
 class LinkStatus(msgspec.Struct, frozen=True):
     """What one candidate is doing, and what came of it last. `waiting`: it failed, and is tried again in
-    `retry_s` seconds; `out`: it cannot run here; `closed`: it is opened when it is needed."""
+    `retry_s` seconds; `out`: it cannot run here; `standby` is open, `closed` is opened when it is needed, `unused` never is:
+    nothing takes over with fallback off."""
 
     attempt: Attempt
-    state: Literal["serving", "standby", "waiting", "out", "closed"]
+    state: Literal["serving", "standby", "waiting", "out", "closed", "unused"]
     retry_s: float | None = None
 
 

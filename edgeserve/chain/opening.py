@@ -17,8 +17,8 @@ from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.room import Room
 from edgeserve.chain.trial import Trial
-from edgeserve.errors import DeviceUnavailable, EdgeServeError, UsageError
-from edgeserve.runtimes import LoadOptions, Session, runtime
+from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, UsageError
+from edgeserve.runtimes import LoadOptions, Session, forget_compiled, runtime
 from edgeserve.runtimes.guarded import load_guarded, load_known
 from edgeserve.runtimes.inject import STAND_IN, Faults, parse_fault
 from edgeserve.workers import Limits, WorkerSession, open_worker
@@ -246,8 +246,14 @@ def open_proven(
             )  # fmt: skip
         if batching.max_batch > 1:
             check_batches(bundle, session, candidate.variant, options.batches)
-    except BaseException:
+    except BaseException as error:
         session.close()
+        if isinstance(error, CheckFailed):  # perhaps the compiled model is at fault
+            files, load_options = (
+                bundle.variant_files(candidate.variant),
+                _load_options(candidate, options),
+            )
+            forget_compiled(runtime(candidate.runtime), files, candidate.device, load_options)
         raise
     settle(session)
     load_ms = 1000.0 * (time.perf_counter() - began)

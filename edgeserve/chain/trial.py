@@ -21,7 +21,7 @@ _SHARE: Final = 10.0
 class Trial:
     """What is known of one opened candidate's device. May be used from any thread; one check runs at a time.
 
-    `answered` says that a call has succeeded since the last check, `doubt` is the first failure of a
+    `answered` says that a call has succeeded since the last check began, `doubt` is the first failure of a
     request that the next check will judge.
     """
 
@@ -61,6 +61,7 @@ class Trial:
             if self._began >= asked:
                 return None
             began = _now()
+            self.answered = False
             if self._readable():
                 try:
                     check_golden(self._bundle, self._session, self._variant)
@@ -72,7 +73,6 @@ class Trial:
                     )
             self._began, self._passed = began, _now()
             self._took = self._passed - began
-            self.answered = False
             return None
 
     def _readable(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
 
+from edgeserve.bundle import VariantFiles
 from edgeserve.errors import UsageError, nearest
 from edgeserve.runtimes.base import (
     DeviceInfo,
@@ -24,6 +25,7 @@ __all__ = [
     "RuntimeInfo",
     "Session",
     "engine_version",
+    "forget_compiled",
     "runtime",
     "runtime_names",
 ]
@@ -39,6 +41,15 @@ def engine_version(adapter: Runtime) -> str | None:
     """The version of an adapter's engine; `probe`, which opens devices, only where it tells no other way."""
     tell: Callable[[], str | None] | None = getattr(adapter, "version", None)
     return tell() if tell is not None else adapter.probe().version
+
+
+def forget_compiled(
+    adapter: Runtime, model: VariantFiles, device: str, options: LoadOptions
+) -> None:
+    """Drop what an engine keeps on disk of a model it has compiled for a device, where it keeps any."""
+    forget = getattr(adapter, "forget", None)
+    if forget is not None:
+        forget(model, device, options)
 
 
 @cache

@@ -20,7 +20,7 @@ from edgeserve.errors import (
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.narrowing import beyond, fits_in
-from edgeserve.runtimes.openvino_cache import cache_folder
+from edgeserve.runtimes.openvino_cache import cache_folder, forget_compiled
 from edgeserve.runtimes.openvino_placement import Layer, macs_of, placement_of
 from edgeserve.runtimes.openvino_pool import Pool
 from edgeserve.tensors import Tensors, TensorSpec
@@ -67,6 +67,10 @@ class OpenVino:
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
         return OpenVinoSession(model, device, options)
+
+    def forget(self, model: VariantFiles, device: str, options: LoadOptions) -> None:
+        """Have the next `load` compile the model, whatever is cached of it."""
+        forget_compiled(model, _engine_name(device), options)
 
 
 @cache

@@ -6,6 +6,7 @@ for each model file keeps the blobs apart, so that old ones can be found and rem
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -32,8 +33,7 @@ def cache_root() -> Path:
 def cache_folder(model: VariantFiles, device: str, options: LoadOptions) -> Path | None:
     """The folder for this file on this device, made; None for a CPU, unless the options say
     `cache = true`, where they say `cache = false`, and where nothing can be written."""
-    wanted = options.options.get("cache", device != "CPU")  # a CPU compiles in less than it reads
-    if not wanted or "CACHE_DIR" in options.options:
+    if not _is_cached(device, options):
         return None
     try:
         key = _key(model, device)
@@ -44,6 +44,18 @@ def cache_folder(model: VariantFiles, device: str, options: LoadOptions) -> Path
     except OSError:
         return None
     return folder
+
+
+def forget_compiled(model: VariantFiles, device: str, options: LoadOptions) -> None:
+    """Remove what `cache_folder` keeps of this model: the next opening compiles."""
+    if _is_cached(device, options):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(cache_root() / _key(model, device))
+
+
+def _is_cached(device: str, options: LoadOptions) -> bool:
+    wanted = options.options.get("cache", device != "CPU")  # a CPU compiles in less than it reads
+    return bool(wanted) and "CACHE_DIR" not in options.options
 
 
 def _key(model: VariantFiles, device: str) -> str:

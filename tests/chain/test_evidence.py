@@ -37,7 +37,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def overflowing(tmp_path: Path) -> Iterator[Chain]:
-    with Chain(Bundle.open(overflow_bundle(tmp_path)), options()) as chain:
+    with Chain(Bundle.open(overflow_bundle(tmp_path)), options(trust_s=FOREVER)) as chain:
         yield chain
 
 
@@ -79,8 +79,9 @@ def test_numbers_too_large_for_one_device_are_another_s_and_it_serves_on(
     assert (overflowing.candidate.device, pid_of(overflowing)) == ("gpu", pid)
     assert overflowing.fallbacks == []
     assert replays(overflowing) == {("gpu", "cpu", "non-finite"): 30}
-    # Not a golden check for each of them: others were answered, so that one stands for a while.
-    assert caplog.text.count("goes on serving") == 1
+    # Not a golden check for each of them: others were answered, so that one stands for a while. A request
+    # may fail before the first has ended.
+    assert caplog.text.count("goes on serving") <= 2
 
 
 def test_many_bad_requests_alone_do_not_keep_a_device_busy_with_checks(
@@ -185,6 +186,7 @@ def test_with_fallback_never_a_wrong_device_is_not_ready_until_it_is_right(
     never = options(f"gpu:{fault}", fallback=False, reopen_s=0.3, verify=verify)
     with Chain(plain, never) as chain:
         assert ask(chain) == "gpu"
+        assert [status.state for status in chain.link_statuses()] == ["serving", "unused"]
         with pytest.raises(InferenceFailed) as caught:
             ask(chain)
         assert not isinstance(caught.value, InputFailed)
@@ -259,6 +261,16 @@ def test_inputs_that_were_there_when_a_process_was_killed_are_run_there_again(
         wait_for(lambda: chain.candidate.device == "gpu")
         assert [ask(chain) for _ in range(3)] == ["gpu"] * 3
         assert not chain.recovery.lethal.any  # they were answered: they are no suspects
+
+
+@pytest.mark.parametrize(("standby", "state"), [("warm", "standby"), ("cold", "closed")])
+def test_a_standby_is_said_to_be_open_only_when_it_is(
+    plain: Bundle, standby: str, state: str
+) -> None:
+    with Chain(plain, options(standby=standby)) as chain:
+        wait_for(lambda: chain.link_statuses()[1].state == state)
+        assert (chain.links[1].opened is not None) is (state == "standby")
+        assert chain.link_statuses()[0].state == "serving"
 
 
 def test_every_failure_begins_another_era(plain: Bundle) -> None:

@@ -38,7 +38,7 @@ class CandidateOverview(msgspec.Struct, frozen=True):
     device: str
     precision: str
     isolated: bool
-    state: Literal["serving", "standby", "waiting", "out", "closed"]
+    state: Literal["serving", "standby", "waiting", "out", "closed", "unused"]
     load_ms: float | None = None
     golden_error: float | None = None
     reason: str | None = None

@@ -72,6 +72,7 @@ _STATES: Final = {
     "waiting": "failed",
     "out": "cannot run here",
     "closed": "standby, not open",
+    "unused": "not used: fallback is off",
 }
 
 
@@ -203,7 +204,9 @@ def _row(found: CandidateOverview) -> str:
         "" if found.load_ms is None else f"{found.load_ms:.0f}",
         "" if found.golden_error is None else f"{found.golden_error:.2g}",
     )
-    marked = _word(state, good=found.state in ("serving", "standby"), plain=found.state == "closed")
+    marked = _word(
+        state, good=found.state in ("serving", "standby"), plain=found.state in ("closed", "unused")
+    )
     name = f"<code>{_e(found.candidate)}</code>"
     cells = (name, _e(device), _e(found.precision), marked, *map(_e, numbers), _e(said))
     return "".join(
