@@ -190,7 +190,7 @@ def rms_errors(pairs: Sequence[tuple[Array, Array]], parts: Sequence[Part]) -> l
         error = np.where(finite, want, 0).astype(np.float64) - np.where(finite, got, 0)
         with np.errstate(over="ignore", invalid="ignore"):
             squared = error * error
-        squared[np.isnan(squared)] = np.inf
+        squared = np.where(np.isnan(squared), np.inf, squared)  # of scalars, an array again
         for index, part in enumerate(parts):
             for start, stop in part.spans or ((0, None),):
                 cut = _slices(squared, part.axis, start, stop)
