@@ -87,10 +87,9 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     )
     interface = _interface(onnx, proto, path)
     layers = onnx_layers(proto)
-    held = precision_held(layers)
     return SourceModel(
         path, "onnx", proto, source, interface, ModelFacts.of(proto),
-        precision=held if held in ("int8", "int4") else "fp32",
+        precision=precision_held(layers),
         passed=tuple(passed_state(proto)),
         layers=layers,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from edgeserve.errors import CheckFailed, UsageError
 from edgeserve.inspecting import inspect_model
 from edgeserve.inspecting.layers import layers_of
 from edgeserve.runtimes.detect import resolve_target
+from edgeserve_converters.onnx_to_onnx import CONVERTER
 from tests.conversion.test_made import dense, target
 from tests.networks import small_cnn
 
@@ -179,3 +180,16 @@ def test_check_says_of_every_format_that_it_is_quantized(tmp_path: Path, dynamic
     for path in (dynamic, DATA / "small-cnn-int8.tflite"):
         rules = {f.rule for f in check(path, [resolve_target("auto")]).findings}
         assert "already-quantized" in rules
+
+
+def test_an_fp16_source_is_called_that(tmp_path: Path) -> None:
+    """Its own file is no fp32 variant, and a cast would change nothing."""
+    (tmp_path / "out").mkdir()
+    onnx.save(small_cnn(), tmp_path / "m.onnx")
+    (half,) = CONVERTER.convert(tmp_path / "m.onnx", tmp_path / "out", {"precision": "fp16"})
+    report = edgeserve.convert(half, tmp_path / "m.edge", target=target(tmp_path))
+    assert [c.variant for c in report.chain] == ["onnx-fp16"]
+    bundle = Bundle.open(tmp_path / "m.edge")
+    assert layers_of(bundle.root / bundle.manifest.variants[0].main, "onnx") == {"fp16": 6}
+    with edgeserve.load(tmp_path / "m.edge") as model:
+        assert model.candidate.label == "onnxruntime/cpu/onnx-fp16"
