@@ -26,6 +26,7 @@ from edgeserve.serve.grpc import SERVICE, messages
 from edgeserve.serve.limits import Limits
 from edgeserve.serve.settings import Settings
 from tests.serve.conftest import RawClient, post
+from tests.serve.slow import slow_bundle
 
 INFER = "/v2/models/linear/infer"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -312,6 +313,25 @@ def test_gzip_bombs_are_refused_and_their_memory_is_given_back(target: Backgroun
         refused(target, post(bomb, INFER, "Content-Encoding: gzip"), 413)
     refused(target, post(zlib.compress(bytes(64 * MIB)), INFER, "Content-Encoding: deflate"), 413)
     assert memory() - before < 32 * MIB
+
+
+def test_inflated_bodies_of_all_clients_together_are_bounded(tmp_path: Path) -> None:
+    """Each becomes 1.5 MiB, of which 4 MiB are held: while some wait for others, the rest is refused."""
+    limits = Limits(bodies_bytes=4 * MIB, inflated_ratio=1000)
+    bundle = slow_bundle(tmp_path)
+    settings = Settings(bundle=str(bundle), http_port=0, threads=1, batch_delay=1.0, limits=limits)
+    sent = post(
+        gzip.compress(document() + b" " * (3 * MIB // 2)),
+        "/v2/models/slow/infer",
+        "Content-Encoding: gzip",
+    )
+    with Background(settings) as running, contextlib.ExitStack() as stack:
+        for _ in range(2):  # what was held is given back
+            clients = [stack.enter_context(RawClient(running.url)) for _ in range(5)]
+            for client in clients:
+                client.send(sent)
+            statuses = [client.response()[0] for client in clients]
+            assert (statuses.count(200), statuses.count(503)) == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from edgeserve.serve.engine import Outcome, time_limit
 from edgeserve.serve.flight import InFlight
 from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
-from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import JSON, Form, Refusal, Response, form
+from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
+from edgeserve.serve.http.response import JSON, RETRY, Form, Refusal, Response, form
 from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.http.status import failure
 from edgeserve.serve.limits import Limits
@@ -148,8 +148,11 @@ class InferRoute:
             self._inflate(model, request)
 
     def misfit(self, length: int) -> Refusal | None:
-        """What is wrong with a body of so many bytes. Raises ModelNotFound, ModelUnavailable."""
+        """What is wrong with a body of so many bytes. Raises ModelNotFound, ModelUnavailable, TooManyInFlight."""
         model = self._repository.find(self._name, self._version)
+        if self._flight.count >= self._flight.limit:
+            model.metrics.failed("in_flight")
+            raise self._flight.refusal()
         if self._header_length is None or not self._plain:
             return None
         if self._header_length > length:
@@ -174,7 +177,11 @@ class InferRoute:
         began = time.perf_counter()
 
         def go_on(body: bytes) -> None:
-            self._resume(request, body, began)
+            if request.hold(len(body)):
+                self._resume(request, body, began)
+            else:
+                model.metrics.failed("in_flight")
+                request.respond(Refusal(503, "bodies", TOO_MANY_BODIES, RETRY))
 
         self._aside(
             _Where.THREAD if len(request.body) > _INLINE_COMPRESSED else _Where.LOOP,

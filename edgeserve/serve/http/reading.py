@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
 from edgeserve.serve.http.head import END, Head, Refused, Repeated, parse_head
-from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
 from edgeserve.serve.http.response import Refusal, Response
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._arrived += count
         if self._body is not None:
             self._received += count
-            if not self._hold(count):
-                self._refuse(Refused(503, "too many large bodies at one time", "bodies"))
+            if not self.hold(count):
+                self._refuse(Refused(503, TOO_MANY_BODIES, "bodies"))
             elif self._received == len(self._body):
                 self._hand_over(self._body)
                 self._advance()
@@ -166,8 +166,8 @@ class Reading(asyncio.BufferedProtocol, ABC):
         if self._chunks is not None:
             data, self._buffer = bytes(self._buffer), bytearray()
             rest = self._chunks.feed(data)
-            if not self._hold(len(self._chunks.body) - self._held):
-                raise Refused(503, "too many large bodies at one time", "bodies")
+            if not self.hold(len(self._chunks.body) - self._held):
+                raise Refused(503, TOO_MANY_BODIES, "bodies")
             if rest is None:
                 return False
             self._buffer += rest
@@ -299,7 +299,8 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._current = request
         self._owner.handle(request)
 
-    def _hold(self, count: int) -> bool:
+    def hold(self, count: int) -> bool:
+        """So many more bytes are held for the request; False when that is more than fits."""
         self._held += count
         return self._owner.bodies.hold(count)
 

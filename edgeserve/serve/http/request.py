@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
 
 if TYPE_CHECKING:
     from edgeserve.serve.http.reading import Reading
+
+
+TOO_MANY_BODIES: Final = "too many large bodies at one time"
 
 
 class Work(Protocol):
@@ -47,6 +50,10 @@ class Request:
     def waits(self) -> bool:
         """Whether somebody still waits for the answer."""
         return self._connection.waits_for(self)
+
+    def hold(self, count: int) -> bool:
+        """Count so many bytes more among the bodies until the answer; False: there is no room for them."""
+        return self._connection.hold(count)
 
     def respond(self, response: Response) -> None:
         self._connection.respond(self, response)

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _TASKS: Final[set[asyncio.Task[None]]] = set()
 
 # Of a body that no route reads.
-IGNORED_BYTES: Final = 65_536
+IGNORED_BYTES: Final = 4_096
 
 Route = Callable[[Request], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import heapq
 import logging
 import socket
 import time
@@ -32,7 +33,7 @@ _SHRINK_S: Final = 30.0
 # Turns of the event loop in which what came with a connection at SIGTERM is read: asyncio's own loop takes
 # four from accepting to reading, uvloop two.
 _TURNS: Final = 5
-# Connections that are ended where the process may have no more files open.
+# Connections that are ended at one time where there are too many: to find the oldest takes a while.
 _MAKES_ROOM: Final = 8
 
 
@@ -134,19 +135,20 @@ class HttpServer:
     def _no_room(self) -> None:
         """The process may have no more files open, and somebody waits."""
         self._metrics.accept_failures.inc()
-        self._send_away(_MAKES_ROOM)
+        self._send_away()
 
-    def _send_away(self, count: int, address: str | None = None) -> int:
-        """End the connections (of one address) that have waited longest for somebody who showed no leave;
-        how many there were. Those who have leave find room so, whoever else connects."""
+    def _send_away(self, address: str | None = None) -> bool:
+        """End a few of the connections (of one address) that have waited longest for somebody who showed no
+        leave; False: there is none. Those who have leave find room so, whoever else connects."""
         idle = [
             c
             for c in self._connections
             if c.idle_stranger and (address is None or c.address == address)
         ]
-        for connection in (chosen := sorted(idle, key=lambda c: c.since)[:count]):
+        for connection in heapq.nsmallest(_MAKES_ROOM, idle, key=lambda c: c.since):
+            self._remove(connection)  # now, for the next of many that come at one time
             connection.abort()
-        return len(chosen)
+        return bool(idle)
 
     def connected(self, connection: Connection) -> str | None:
         """Take a connection in; why it may not stay, if so."""
@@ -160,21 +162,25 @@ class HttpServer:
 
     def _too_many(self, address: str) -> str | None:
         """Why there is no room for one more, unless somebody else's can be made."""
-        if len(self._connections) >= self.limits.connections and not self._send_away(1):
+        if len(self._connections) >= self.limits.connections and not self._send_away():
             return "too many connections"
         full = self._addresses[address] >= self.limits.connections_per_address
-        if full and not self._send_away(1, address):
+        if full and not self._send_away(address):
             return "too many connections from this address"
         return None
 
     def disconnected(self, connection: Connection) -> None:
+        if connection in self._connections:
+            self._remove(connection)
+        self._metrics.connections.dec()
+
+    def _remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
         if not self._connections:
             self._empty.set()
-        self._metrics.connections.dec()
 
     def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None:
         """Count a request that is not served, and log it where requests are. `asked`: method and path."""
