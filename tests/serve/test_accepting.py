@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edgeserve.serve.app import event_loop
+from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.limits import Limits
+from edgeserve.serve.metrics import ServerMetrics
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.process import Served
 from tests.waiting import wait_for
@@ -82,3 +90,38 @@ def test_strangers_make_room_for_those_with_leave(tmp_path: Path, bundle: Path) 
             key = f"X-Api-Key: {'k' * 32}"
             client.send(post(infer_body([[1, 2, 3, 4]]), "/v2/models/linear/infer", key))
             assert client.response()[0] == 200
+
+
+class Answering:
+    """Answers everything at once."""
+
+    def admit(self, head: Head, address: str) -> None:
+        head.route = self
+
+    def announced(self, head: Head) -> None:
+        pass
+
+    def handle(self, request: Request) -> None:
+        request.respond(Response.json({}))
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, event_loop])
+def test_what_the_kernel_holds_when_the_server_drains_is_answered(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def story() -> None:
+        server = HttpServer(Answering(), Limits(), ServerMetrics())
+        address = await server.listen("127.0.0.1", 0)
+        with contextlib.ExitStack() as stack:
+            waiting = []
+            for _ in range(100):  # the loop does not run meanwhile
+                client = stack.enter_context(socket.create_connection(address, timeout=10))
+                client.sendall(LIVE)
+                waiting.append(client)
+            assert await server.drain(10)
+            for client in waiting:
+                assert client.recv(12) == b"HTTP/1.1 200"
+        await server.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(story())

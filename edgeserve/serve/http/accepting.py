@@ -4,6 +4,7 @@ goes on once it may."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.2
+_HINT: Final = "; raise the limit of open files (ulimit -n, LimitNOFILE)"
 # Until the log says again what it has said.
 _QUIET_S: Final = 10.0
 # Connections that are accepted before anything else is done.
@@ -75,9 +77,10 @@ class Acceptor:
         self._failures += 1
         now = time.monotonic()
         if now >= self._quiet_until:
+            full = error.errno in (errno.EMFILE, errno.ENFILE)
             log.warning(
-                "connections cannot be accepted now (%d attempts failed): %s; raise the limit of open "
-                "files (ulimit -n, LimitNOFILE)", self._failures, error.strerror or error,
+                "connections cannot be accepted now (%d attempts failed): %s%s",
+                self._failures, error.strerror or error, _HINT if full else "",
             )  # fmt: skip
             self._quiet_until = now + _QUIET_S
         self._failed()

@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S: Final = 1.0
 _SHRINK_S: Final = 30.0
-# Turns of the event loop in which what came with a connection at SIGTERM is read: asyncio's own loop takes
-# four from accepting to reading, uvloop two.
-_TURNS: Final = 5
+# Turns of the event loop in which what came with a connection at SIGTERM is read: from accepting to reading
+# it takes up to six.
+_TURNS: Final = 10
 # Connections that are ended at one time where there are too many: to find the oldest takes a while.
 _MAKES_ROOM: Final = 8
 
