@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TypeVar
+
+from edgeserve.errors import ModelUnavailable
 
 _T = TypeVar("_T")
 _running: set[threading.Thread] = set()
@@ -69,3 +71,18 @@ def _drop(done: asyncio.Future[_T], discard: Callable[[_T], object]) -> None:
     """Its result came between the cancellation and its being noticed."""
     if not done.cancelled() and done.exception() is None:
         threading.Thread(target=discard, args=(done.result(),), daemon=True).start()
+
+
+async def unless(event: asyncio.Event, work: Coroutine[object, None, _T]) -> _T:
+    """What `work` gives, unless `event` comes first: an engine may take minutes to open, and cannot be
+    interrupted. Then raises ModelUnavailable."""
+    task = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ModelUnavailable("the model is not loaded", cause="the server ends")
+        return task.result()
+    finally:
+        waiting.cancel()
+        task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -91,3 +92,19 @@ class Entry:
         elif not reason and state != "READY":
             reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
         return IndexEntry(self.source.name, self.source.version, state, reason)
+
+
+def answers(
+    entries: Mapping[str, Mapping[str, Entry]],
+    expected: Collection[str],
+    readiness: Literal["all", "any"],
+) -> bool:
+    """Whether the models by their names answer: every model that should serve has a version that does, or any
+    model has. Those that should are the `expected`, and those that do."""
+    states = []
+    for name, versions in entries.items():
+        wanted = [e for e in versions.values() if e.off is None]
+        answering = any(e.ready for e in wanted)
+        if answering or (wanted and name in expected):
+            states.append(answering)
+    return any(states) if readiness == "any" else bool(states) and all(states)

@@ -10,7 +10,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from edgeserve.errors import (
     EdgeServeError,
@@ -20,9 +20,9 @@ from edgeserve.errors import (
     UsageError,
     quoted,
 )
-from edgeserve.serve.apart import apart
+from edgeserve.serve.apart import apart, unless
 from edgeserve.serve.engine import Engine
-from edgeserve.serve.entries import Entry, IndexEntry, Opened, Opens
+from edgeserve.serve.entries import Entry, IndexEntry, Opened, Opens, answers
 from edgeserve.serve.heap import collect
 from edgeserve.serve.memory import Memory
 from edgeserve.serve.model import ServedModel
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 # What load takes beside the name: nothing, so far. Models come from this machine's disk only.
 Parameters = Mapping[str, "str | int | bool | bytes"]
 Scan = Callable[[], list[ModelSource]]
-_T = TypeVar("_T")
 
 # A request may hold a model for a moment before it runs: replaced ones answer that much longer.
 _GRACE_S: Final = 1.0
@@ -132,13 +131,7 @@ class ModelRepository:
         """
         if not self._serving:
             return False
-        states = []
-        for name, versions in self._entries.items():
-            wanted = [e for e in versions.values() if e.off is None]
-            answers = any(e.ready for e in wanted)
-            if answers or (wanted and name in self._expected):
-                states.append(answers)
-        return any(states) if self._readiness == "any" else bool(states) and all(states)
+        return answers(self._entries, self._expected, self._readiness)
 
     def load_states(self) -> dict[tuple[str, str], bool]:
         """Every known version, and whether its last load failed."""
@@ -217,7 +210,7 @@ class ModelRepository:
 
     async def _scanned(self) -> list[ModelSource]:
         """What is on disk. Raises what scanning raises, and ModelUnavailable when the server ends."""
-        return await _unless(self._leaving, apart(self._scan))
+        return await unless(self._leaving, apart(self._scan))
 
     def _drop_others(self, entries: list[Entry], known: set[tuple[str, str]]) -> None:
         """Drop what is not among `known`; but a version that serves stays until one of those does."""
@@ -313,11 +306,11 @@ class ModelRepository:
     async def _opened(self, entry: Entry, *, demanded: bool) -> Opened:
         """What an entry's source gives, before it serves. Raises what opening raises."""
         source = entry.source
-        model = await _unless(self._leaving, apart(partial(self._opener.describe, source)))
+        model = await unless(self._leaving, apart(partial(self._opener.describe, source)))
         into_memory = demanded or entry.in_memory or self._memory.fits(entry, model)
         if not into_memory:
             return Opened(source, model, None)
-        return Opened(source, model, await _unless(self._leaving, self._memory.open(entry, model)))
+        return Opened(source, model, await unless(self._leaving, self._memory.open(entry, model)))
 
     def _put(self, entry: Entry, opened: Opened) -> None:
         """Serve what was opened from now on; what served before answers what it has."""
@@ -364,7 +357,7 @@ class ModelRepository:
             if entry is None or model is None or model.engine is not None:
                 return
             try:
-                engine = await _unless(self._ending, self._memory.open(entry, model))
+                engine = await unless(self._ending, self._memory.open(entry, model))
             except EdgeServeError as error:
                 if not self._ending.is_set():
                     self._failed(entry, error)
@@ -469,18 +462,3 @@ class ModelRepository:
             if engine is not None:
                 await asyncio.to_thread(engine.close)
         self._newest.clear()
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[object, None, _T]) -> _T:
-    """What `work` gives, unless `event` comes first: an engine may take minutes to open, and cannot be
-    interrupted. Then raises ModelUnavailable."""
-    task = asyncio.ensure_future(work)
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ModelUnavailable("the model is not loaded", cause="the server ends")
-        return task.result()
-    finally:
-        waiting.cancel()
-        task.cancel()
