@@ -193,7 +193,8 @@ class ModelRepository:
             try:
                 sources = await self._scanned()
             except EdgeServeError as error:
-                log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
+                if not self._leaving.is_set():
+                    log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
                 return
             by_name: dict[str, list[ModelSource]] = {name: [] for name in self._entries}
             for source in sources:

@@ -51,6 +51,13 @@ def change(url: str, model: str, what: str) -> int:
         return client.response()[0]
 
 
+def takes_hangups(pid: int) -> bool:
+    """Whether the process has a handler for SIGHUP, as it has once its first lines have run."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (signal.SIGHUP - 1) & 1)
+
+
 def until_it_serves(popen: subprocess.Popen[str]) -> None:
     assert popen.stderr is not None
     assert any(line.startswith("try: ") for line in popen.stderr)
@@ -110,7 +117,8 @@ def test_a_load_that_takes_long_stops_neither_another_unload_nor_the_end(tmp_pat
 def test_a_hangup_before_it_serves_does_not_end_it(tmp_path: Path, workers: str) -> None:
     shifted_bundle(tmp_path, "m", 1)
     arguments = ("m.edge", "--workers", workers)
-    with starting(*arguments, cwd=tmp_path, pause_s=0.3) as popen:
+    with starting(*arguments, cwd=tmp_path, pause_s=0) as popen:
+        wait_for(lambda: takes_hangups(popen.pid))
         for _ in range(8):
             popen.send_signal(signal.SIGHUP)
             time.sleep(0.1)
@@ -132,6 +140,18 @@ def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
         assert process.popen.poll() is None
         process.popen.send_signal(signal.SIGINT)
         assert process.popen.wait(10) == 130
+
+
+def test_workers_start_where_a_server_has_just_ended(tmp_path: Path) -> None:
+    """Connections that it closed linger on the port for a minute."""
+    shifted_bundle(tmp_path, "m", 1)
+    port = str(free_port())
+    for workers in ("1", "2"):
+        arguments = ("m.edge", "--http-port", port, "--workers", workers)
+        with serving(*arguments, cwd=tmp_path) as process, RawClient(process.url) as client:
+            client.send(b"GET /v2 HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+            assert client.response()[0] == 200
+            assert process.stop() == 0
 
 
 @BOTH

@@ -91,7 +91,7 @@ class ReservedPorts:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((host, port))
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _share(held)
         held.bind((host, port))
         got = int(held.getsockname()[1])
         if field in _PLANES:
@@ -99,7 +99,7 @@ class ReservedPorts:
                 own = socket.socket(family, socket.SOCK_STREAM)
                 self.bound.append(Bound(worker, _PLANES[field], own))
                 own.setblocking(False)
-                own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                _share(own)
                 if family == socket.AF_INET6:
                     own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 own.bind((host, got))
@@ -119,3 +119,10 @@ class ReservedPorts:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _share(one: socket.socket) -> None:
+    """Let the workers' sockets have the same address, also while connections of a server that has just ended
+    linger on it."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
