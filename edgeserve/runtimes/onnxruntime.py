@@ -326,12 +326,10 @@ def _open(
             if profile is not None:
                 settings.enable_profiling = True
                 settings.profile_file_prefix = profile.prefix
-            session = ort.InferenceSession(
-                _source(files, settings) if provider == CPU else str(model),
-                settings,
-                providers=providers,
-                enable_fallback=0,
-            )
+            weights: list[bytes] = []  # the session is made from them, and copies what it keeps
+            source = _source(files, settings, weights) if provider == CPU else str(model)
+            session = ort.InferenceSession(source, settings, providers=providers, enable_fallback=0)
+            weights.clear()
             session._model_bytes = None  # it would keep them for a fallback that is off
             taken = _takes_part(session, provider)
     except EdgeServeError:
@@ -371,9 +369,10 @@ def _level(ort: Any, name: str) -> Any:
     return known[name]
 
 
-def _source(files: VariantFiles, settings: Any) -> str | bytes:
+def _source(files: VariantFiles, settings: Any, weights: list[bytes]) -> str | bytes:
     """What a session for the CPU is made from: the content of a bundle's files, since onnxruntime maps weights
-    that lie beside the model, and those may be overwritten while it runs."""
+    that lie beside the model, and those may be overwritten while it runs. `weights` get the contents that the
+    settings only point to: they must live until the session is made."""
     if not files.is_sealed:
         return str(files.path)
     beside = {path.relative_to(files.path.parent).as_posix(): path for path in files.others()}
@@ -386,9 +385,9 @@ def _source(files: VariantFiles, settings: Any) -> str | bytes:
             f"this onnxruntime cannot read weights beside {files.path.name} from an archive",
             hint="pip install --upgrade onnxruntime, or unpack the archive",
         )
-    contents = [files.content(path) for path in beside.values()]
+    weights += [files.content(path) for path in beside.values()]
     settings.add_external_initializers_from_files_in_memory(
-        list(beside), contents, [len(content) for content in contents]
+        list(beside), weights, [len(content) for content in weights]
     )
     return files.content()
 
