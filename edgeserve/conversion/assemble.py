@@ -425,7 +425,9 @@ def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
         elif done.nodes:
             worst = ", ".join(e.node for e in done.layers[:3])
             some = f" ({', '.join(done.nodes)})" if len(done.nodes) <= _LISTED else ""
-            restored = f"{len(done.nodes)} nodes were restored to fp32{some}; the noisiest layers were {worst}"
+            count = len(done.nodes)
+            nodes = "1 node was" if count == 1 else f"{count} nodes were"
+            restored = f"{nodes} restored to fp32{some}; the noisiest layers were {worst}"
             remarks.append(f"{done.base} missed the bounds on {done.entry}: {restored}")
     return tuple(remarks)
 

@@ -106,6 +106,8 @@ def restore(
         if reason is not None:
             # What a head computes is rounded to the range of all of its numbers: to none of their spreads.
             always = head_layers(quantizer.prepared, [e.node for e in ranking])
+            if len(_joined([always, *units[:most]])) == len(units):
+                always = ()  # no int8 would be left
             if always:
                 reason = problem(_joined([always, *units[:most]]))
         if reason is not None:

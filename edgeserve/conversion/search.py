@@ -43,6 +43,8 @@ _QUICK_MS: Final = 1.0
 # Parameters below which another runtime saves microseconds at best.
 _SMALL: Final = 1_000_000
 _QUANTIZED: Final = ("int8", "int4")
+# SQNRs so close are the same.
+_ALIKE_DB: Final = 0.5
 
 Say = Callable[[str, float | None], None]
 
@@ -385,14 +387,16 @@ class Search:
         return done
 
     def _better_base(self) -> StaticQuantizer:
-        """What to restore layers of: the equalized model where that came closer to the source."""
+        """What to restore layers of: the equalized model unless the plain one came closer to the source. Where
+        both are as bad, something else is at fault, and uneven channels may be as well."""
         found = {
             t.variant.partition("-")[2]: t.measured.fidelity.sqnr_db
             for t in self._trials.values()
             if t.measured is not None
         }
         static = self._builder.static
-        better = found.get("int8-static-equalized", -200.0) > found.get("int8", -200.0)
+        equalized = found.get("int8-static-equalized")
+        better = equalized is not None and equalized + _ALIKE_DB > found.get("int8", -200.0)
         return static.equalized if better and static.equalized is not None else static
 
     def _has_time(self) -> bool:

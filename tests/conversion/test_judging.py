@@ -183,3 +183,54 @@ def test_flags_set_bounds_and_kinds_by_output(tmp_path: Path) -> None:
     answers(tmp_path, data(2, seed=9))  # it serves
     with pytest.raises(UsageError, match="--min-sqnr: the model has no output 'ages'"):
         converted(regressor(), tmp_path, min_sqnr={"ages": 10.0})
+
+
+def test_columns_of_different_scale_are_repaired_by_their_head(tmp_path: Path) -> None:
+    made = network(
+        [node("Gemm", "f wh bh", "y")],
+        [value("y", F, "batch", 4)],
+        {
+            "wh": noise(WIDTH, 4, seed=3) * np.float32([10, 1, 0.1, 0.01]),
+            "bh": np.float32([40, 170, 3, 0.5]),
+        },
+    )
+    report, bundle = converted(made, tmp_path, "static", "static-equalized", "static-restored")
+    plain = next(r for r in report.rows if r.variant == "onnx-int8")
+    assert "output 'y[:,3]': SQNR" in plain.reason
+    assert [c.variant for c in report.chain] == ["onnx-int8-static-restored"]
+    recipe = bundle.manifest.variant("onnx-int8-static-restored").recipe
+    assert recipe is not None
+    assert len(recipe.kept_fp32) == 1
+    want, got = answers(tmp_path, data(40, seed=9))
+    error = ((got["y"] - want["y"]) ** 2).mean(0) / want["y"].var(0)
+    assert error.max() < 0.1
+
+
+def test_scores_beside_boxes_stay_right_in_int8(tmp_path: Path) -> None:
+    made = network(
+        [
+            node("Conv", "r2 wb", "b0"),
+            node("Sigmoid", "b0", "b1"),
+            node("Mul", "b1 pixels", "boxes"),
+            node("Conv", "r2 ws", "s0"),
+            node("Sigmoid", "s0", "scores"),
+            node("Concat", "boxes scores", "joint", axis=1),
+            node("Reshape", "joint shape", "y"),
+        ],
+        [value("y", F, "batch", 6, 36)],
+        {
+            "wb": noise(4, WIDTH, 1, 1, scale=0.5, seed=3),
+            "ws": noise(2, WIDTH, 1, 1, scale=0.5, seed=4),
+            "pixels": np.float32(640),
+            "shape": np.array([0, 6, 36], np.int64),
+        },
+        skew=1.0,
+    )
+    report, bundle = converted(made, tmp_path, "static")
+    assert [c.variant for c in report.chain] == ["onnx-int8"]
+    assert any("at the end of 'y' in fp32" in remark for remark in report.remarks)
+    (tolerance,) = bundle.manifest.variant("onnx-int8").golden
+    assert [p.part.spans for p in tolerance.parts] == [((0, 4),), ((4, 6),)]
+    want, got = answers(tmp_path, data(40, seed=9))
+    scores, kept = want["y"][:, 4:], got["y"][:, 4:]
+    assert np.sqrt(np.mean((scores - kept) ** 2)) < 0.2 * scores.std()
