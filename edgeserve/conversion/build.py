@@ -111,7 +111,7 @@ class Builder:
     @cached_property
     def beyond_fp16(self) -> dict[str, float]:
         """Values of the source, by name, that FP16 may not hold, with their largest magnitude."""
-        if self._source.proto is None:
+        if self._source.proto is None or self._source.precision != "fp32":
             return {}
         self._say("looking for values beyond fp16", None)
         try:

@@ -344,7 +344,8 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
         return None, False
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
     if slower and trial.precision not in ("fp32", bounds.source):
-        return f"slower than fp32 on the same runtime (at most {trial.speedup_high:.2f}x)", True
+        beside = "fp32 on the same runtime" if bounds.source == "fp32" else "the source"
+        return f"slower than {beside} (at most {trial.speedup_high:.2f}x)", True
     if bounds.max_latency is not None and measured.latency_ms > bounds.max_latency:
         return f"takes {measured.latency_ms:.3f} ms, --max-latency is {bounds.max_latency:g}", False
     return None, False
