@@ -26,8 +26,11 @@ DIFFERENT: Final = 4.0
 GAP: Final = 8.0
 # One quantity of several that are judged together may be so much worse than they: an R2 of 0.6, not 0.9.
 SLICE_SLACK_DB: Final = 6.0
-# Numbers from 0 to 1 are shares: whatever their spread, an error is seen beside at least so much.
+# Numbers from 0 to 1 are shares. Where they hardly move in the samples (a class that never occurs), their
+# spread says nothing, and an error is seen beside at least so much. Where they do, the spread counts however
+# small it is: a detector's scores are nearly 0 at nearly all places, and the few others are what is found.
 SHARE_SPREAD: Final = 0.02
+SHARE_MOVES: Final = 0.1
 # What varies by less than fp32 can tell from its value is a constant; an error is seen beside a tenth of it.
 CONSTANT: Final = 1e-5
 CONSTANT_SPREAD: Final = 0.1
@@ -185,7 +188,8 @@ def _spread(
     # The mean was taken from the same samples: one of them tells nothing.
     free = total * (1.0 - 1.0 / max(float(count.max()), 2.0))
     spread = float(np.sqrt(centred / free)) if known else size
-    if low.min() >= -1e-3 and high.max() <= 1.0 + 1e-3:
+    least, most = float(low.min()), float(high.max())
+    if least >= -1e-3 and most <= 1.0 + 1e-3 and most - least < SHARE_MOVES:
         return max(spread, SHARE_SPREAD)
     return spread if spread > CONSTANT * size else CONSTANT_SPREAD * size
 

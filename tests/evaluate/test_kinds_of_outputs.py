@@ -134,6 +134,20 @@ def test_scores_of_rare_events_are_not_judged_by_what_never_happens() -> None:
     assert lost.sqnr_db < 4
 
 
+def test_findings_that_are_damped_are_an_error_however_rare_they_are() -> None:
+    """A detector's scores are nearly 0 nearly everywhere: int8 halves what is found, and nothing else."""
+    random = np.random.default_rng(5)
+    scores = random.random((64, 4, 500)) * 1e-3
+    places = random.integers(0, 500, 64)
+    scores[np.arange(64), random.integers(0, 4, 64), places] = random.uniform(0.2, 0.8, 64)
+    boxes = random.random((64, 4, 500)) * 320
+    damped = np.where(scores > 0.1, scores * 0.5, scores)
+    found = judged(np.concatenate([boxes, scores], 1), np.concatenate([boxes, damped], 1))
+    assert found.sqnr_db == pytest.approx(6.0, abs=0.3)
+    assert found.worst.startswith("y[:,4")
+    assert judged(scores, scores + 1e-3).sqnr_db > 20
+
+
 def test_what_is_constant_is_compared_with_its_value() -> None:
     want = np.full((32, 4), 7.0)
     assert judged(want, want).sqnr_db == 200.0
