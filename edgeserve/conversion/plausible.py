@@ -89,6 +89,8 @@ def plausible_spans(proto: Any, interface: Interface, open_size: int) -> dict[st
 
 def _span_of(graph: Graph, interface: Interface, spec: TensorSpec, open_size: int) -> Span:
     usual = usual_span(spec)
+    if usual.kind == "wide" and not graph.readers(spec.name):
+        return Span("uniform", 0, 1)  # nothing reads it: its values prove nothing
     fitting = fitting_span(graph, spec, open_size)
     if fitting is not None:
         return fitting
