@@ -28,6 +28,7 @@ from edgeserve.packaging import Options, Package, package
 from edgeserve.packaging.device import device
 from edgeserve.packaging.folder import safe_name
 from edgeserve.packaging.requirements import parse, requirements
+from edgeserve.serve.settings import Settings
 from tests.bundles import linear, linear_bundle
 from tests.conversion.wheels import write_wheel
 from tests.packaging.bundles import two_runtimes
@@ -201,8 +202,8 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, house: Path) -> None
                  "PrivateDevices=yes", "ExecReload=/bin/kill -HUP $MAINPID", "LimitNOFILE=65536",
                  "TimeoutStopSec=60"):  # fmt: skip
         assert line in text
-    settings = tomllib.loads((out / "serve.toml").read_text())
-    assert settings["lame_duck"] + settings["drain_timeout"] + 15 < 60
+    settings = Settings()
+    assert settings.lame_duck + settings.drain_timeout + 15 < 60
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not here; the text alone was checked")
     unit.write_text(text.replace("@@VENV@@/bin/edgeserve", "/bin/true").replace("@@HERE@@", "/"))
