@@ -12,7 +12,7 @@ import pytest
 from edgeserve.serve.app import Background
 from edgeserve.serve.settings import Settings
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.held import failures, in_flight
+from tests.serve.held import Held, failures, in_flight
 from tests.serve.slow import slow_bundle
 from tests.waiting import wait_for
 
@@ -93,3 +93,22 @@ def test_a_body_that_ends_too_early_is_no_request(waiting: Background) -> None:
         client.socket.shutdown(socket.SHUT_WR)
         assert client.is_closed()
     assert in_flight(waiting) == 0
+
+
+def test_what_waits_to_be_read_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large JSON is read one after the other: of a client that has left meanwhile it is not."""
+    large = post(infer_body([[1, 2, 3, 4]]) + b" " * 2_000_000, "/v2/models/linear/infer")
+    with Background(Settings(bundle=str(bundle), http_port=0)) as server:
+        held = Held(monkeypatch, "decode")
+        with RawClient(server.url) as first, RawClient(server.url) as second:
+            first.send(large)
+            held.wait()
+            second.send(large)
+            wait_for(lambda: in_flight(server) == 2)
+            second.socket.shutdown(socket.SHUT_WR)
+            first.socket.shutdown(socket.SHUT_WR)  # is being read: it is answered
+            assert second.is_closed()
+            held.may_go_on.set()
+            assert first.response()[0] == 200
+        wait_for(lambda: failures(server, "canceled") == 1)
+        assert not held.begun.acquire(timeout=0.2)

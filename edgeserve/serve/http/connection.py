@@ -66,12 +66,12 @@ class Connection(Reading):
 
     def _give_up(self, request: Request) -> None:
         """Take back what a client that has closed its side asked for, unless it has begun."""
-        if request is not self._current or self._transport is None or request.begun:
+        if request is not self._current or self._transport is None:
             return
-        if request.gone is None:  # it is being read
-            self._look_for_begin(request)
-        else:
+        if request.work is not None and not request.work.started:
             self._transport.close()  # connection_lost does the rest
+        else:  # what it waits for next may not begin
+            self._look_for_begin(request)
 
     def pause_writing(self) -> None:
         self._blocked = True

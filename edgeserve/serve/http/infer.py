@@ -57,6 +57,24 @@ class _Where(enum.Enum):
     READER = enum.auto()  # the one thread for large JSON
 
 
+class _Turn:
+    """What a request waits for that is to be read on a thread."""
+
+    __slots__ = ("started",)
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def taking(self, work: Callable[[], _T]) -> Callable[[], _T]:
+        """`work`, which notes that it has begun."""
+
+        def begin() -> _T:
+            self.started = True
+            return work()
+
+        return begin
+
+
 class _ClientLeft(Exception):
     """Nobody waits for what was to be done."""
 
@@ -183,9 +201,10 @@ class InferRoute:
                 model.metrics.failed("in_flight")
                 request.respond(Refusal(503, "bodies", TOO_MANY_BODIES, RETRY))
 
+        request.work = turn = _Turn()
         self._aside(
             _Where.THREAD if len(request.body) > _INLINE_COMPRESSED else _Where.LOOP,
-            lambda: inflate(self._coding, request.body, self._limits),
+            turn.taking(lambda: inflate(self._coding, request.body, self._limits)),
             go_on,
             request,
             model.metrics.failed,
@@ -221,9 +240,10 @@ class InferRoute:
             self._resume(request, body, began, decoded, model.interface)
 
         size = codec.text_bytes(len(body), self._header_length)
+        request.work = turn = _Turn()
         self._aside(
             _Where.THREAD if size <= _LARGE_BYTES else _Where.READER,
-            lambda: codec.decode(body, self._header_length),
+            turn.taking(lambda: codec.decode(body, self._header_length)),
             go_on,
             request,
             model.metrics.failed,

@@ -42,11 +42,6 @@ class Request:
         return self._connection.address
 
     @property
-    def begun(self) -> bool:
-        """Whether what it asks for runs."""
-        return self.work is not None and self.work.started
-
-    @property
     def waits(self) -> bool:
         """Whether somebody still waits for the answer."""
         return self._connection.waits_for(self)
