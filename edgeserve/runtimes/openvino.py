@@ -124,7 +124,9 @@ class OpenVinoSession:
                 compiled = _compile(network, model, device, options)
                 self._larger.append((size, Pool(compiled, model, self.concurrency)))
         self.hardware = _full_name(device)
-        self._wide = tuple(s.name for s in self.inputs if s.dtype in _NARROWED)
+        self._wide = tuple(
+            s.name for s in self.inputs if s.dtype in _NARROWED and s.name in self._pool.inputs
+        )
 
     def run(self, inputs: Tensors) -> Tensors:
         for name in self._wide:

@@ -24,6 +24,7 @@ class Pool:
         given = [
             (s.name, compiled.input(model.binding(s.name).name)) for s in _kept(compiled, model)
         ]
+        self.inputs = frozenset(name for name, _ in given)  # without those that were dropped
         taken = [(s, compiled.output(model.binding(s.name).name)) for s in interface.outputs]
         self._given = [(n, compiled.inputs.index(port), _Tensors(port)) for n, port in given]
         # The engine hands out bf16 as if it were fp16.
