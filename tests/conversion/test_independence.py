@@ -263,6 +263,18 @@ MIXED: dict[str, tuple[Graph, str]] = {
               constants={"none": np.zeros(0, np.float32), "s": np.float32([2, 1, 1, 1])}),
         "Resize",
     ),
+    "resized by the number of rows": (
+        Graph(
+            [
+                ("Shape", "x", "sh", {}),
+                ("Gather", "sh i", "sizes", {}),
+                ("Resize", "x none none sizes", "y", {"mode": "nearest"}),
+            ],
+            IMAGE,
+            constants={"i": np.array([0, 1, 0, 3]), "none": np.zeros(0, np.float32)},
+        ),
+        "Resize",
+    ),
     "padded": (
         Graph(one("Pad", "x p"), constants={"p": np.array([1, 0, 0, 0])}), "Pad",
     ),

@@ -265,18 +265,21 @@ def resize(op: Op) -> Sequence[State]:
         if op.has(index) and isinstance(op.state(index), Rows):
             op.interact("its scale depends on the data")
     axes = op.axes("axes", None, rows.rank) or list(range(rows.rank))
-    if rows.axis not in axes:
-        return [op.made(rows.axis, rows.block, rank=rows.rank)]
-    place = axes.index(rows.axis)
+    place = axes.index(rows.axis) if rows.axis in axes else None
     old = op.kind == "Upsample" or op.opset < 11
     if "scales" in op.attributes:
         scales: Sequence[Element] | None = op.attributes["scales"]
     else:
         scales = _given(op, 1 if old else 2)
     sizes = None if old else _given(op, 3)
-    kept = (scales and scales[place] == 1) or (sizes and sizes[place] == rows.size)
-    if not kept:
-        op.interact("it resizes the axis of the rows")
+    for axis, size in enumerate(sizes or scales or []):
+        if axis == place:
+            if size != (rows.size if sizes else 1):
+                op.interact("it resizes the axis of the rows")
+        elif counts_rows(size):
+            op.interact("it resizes by the number of rows")
+    if not (sizes or scales):
+        op.unknown("its scale is not known")
     return [op.made(rows.axis, rows.block, rank=rows.rank)]
 
 
