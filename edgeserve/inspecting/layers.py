@@ -103,12 +103,17 @@ def onnx_layers(proto: Any) -> Layers:
 
     graphs = list(_graphs(proto.graph))
     nodes = [n for g in graphs for n in g.node] + [n for f in proto.functions for n in f.node]
-    types = {t.name: TensorProto.DataType.Name(t.data_type) for g in graphs for t in g.initializer}
+
+    def called(data_type: int) -> str:
+        known = data_type in TensorProto.DataType.values()
+        return TensorProto.DataType.Name(data_type) if known else f"type {data_type}"
+
+    types = {t.name: called(t.data_type) for g in graphs for t in g.initializer}
     for node in nodes:
         if node.op_type == "Constant":
             value = next((a.t for a in node.attribute if a.name == "value"), None)
             if value is not None:
-                types[node.output[0]] = TensorProto.DataType.Name(value.data_type)
+                types[node.output[0]] = called(value.data_type)
     makers = {name: node for node in nodes for name in node.output}
 
     def weight(name: str) -> str | None:

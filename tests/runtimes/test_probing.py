@@ -165,4 +165,4 @@ def test_no_process_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not open_in_child("acme", "npu", {"do": "hang"}, timeout_s=2.5).ok
     helper = int((tmp_path / "pid").read_text())
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(helper)], capture_output=True, text=True)
-    assert state.stdout.strip() in ("", "Z", "Zs"), sys.platform
+    assert state.stdout.strip()[:1] in ("", "Z"), sys.platform
