@@ -23,12 +23,21 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 _caught: int | None = None
 _ends = False
+# Where stderr led at the start: descriptor 2 is an engine's own while its output is looked at.
+_stderr = -1
 
 
 def install() -> None:
     """Have both signals raise KeyboardInterrupt in the main thread, from which to call this."""
+    global _stderr
     if os.name != "posix":
         return  # Windows has no SIGTERM to catch, and Ctrl-C raises KeyboardInterrupt by itself
+    import contextlib
+    import fcntl
+
+    with contextlib.suppress(OSError):  # closed
+        # Beyond the standard streams: a closed one's number would be taken for it.
+        _stderr = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as shells set it for what runs behind
             signal.signal(number, _interrupt)
@@ -62,6 +71,7 @@ def caught() -> int | None:
 def end(number: int) -> None:
     """Run the exit functions, say what ended the process, and end it with 128 + `number`."""
     import atexit
+    import contextlib
     import threading
 
     global _ends
@@ -71,7 +81,8 @@ def end(number: int) -> None:
     cleaning = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
     cleaning.start()
     cleaning.join(GRACE_S)
-    print(_WORDS[signal.Signals(number)], file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(_stderr, f"{_WORDS[signal.Signals(number)]}\n".encode())
     # Engines that were stopped in the middle of something may crash while they are taken down.
     os._exit(128 + number)
 
