@@ -80,6 +80,7 @@ def fill_gaps() -> None:
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
+            os.set_inheritable(number, True)  # else closed again in what is started
 
 
 def replace_missing() -> None:

@@ -193,20 +193,24 @@ def test_an_unread_log_stops_nothing(tmp_path: Path, workers: str) -> None:
         assert popen.wait(20) == 0
 
 
-def test_closed_streams_are_no_reason_to_end(tmp_path: Path) -> None:
+@BOTH
+def test_closed_streams_are_no_reason_to_end(tmp_path: Path, workers: str) -> None:
     """And no socket gets their descriptors: libraries would print into it."""
     shifted_bundle(tmp_path, "m", 1)
     code = (
         "import os, sys\nfor d in (0, 1, 2): os.close(d)\n"
-        f"os.execv(sys.executable, [sys.executable, '-m', 'edgeserve', 'run', 'm.edge', '--http-port', '{(port := free_port())}'])"
+        f"os.execv(sys.executable, [sys.executable, '-m', 'edgeserve', 'run', 'm.edge', '--http-port', '{(port := free_port())}',"
+        f" '--workers', '{workers}'])"
     )
     popen = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_ready(url))
         assert ask(url, "m") == 1
-        opened = [str(Path(f"/proc/{popen.pid}/fd/{d}").readlink()) for d in (0, 1, 2)]
-        assert opened == ["/dev/null"] * 3
+        server = psutil.Process(popen.pid)
+        for process in (server, *server.children()):
+            opened = [str(Path(f"/proc/{process.pid}/fd/{d}").readlink()) for d in (0, 1, 2)]
+            assert opened == ["/dev/null"] * 3
         popen.terminate()
         assert popen.wait(30) == 0
     finally:

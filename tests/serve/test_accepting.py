@@ -125,3 +125,30 @@ def test_what_the_kernel_holds_when_the_server_drains_is_answered(
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(story())
+
+
+def test_a_request_that_is_on_its_way_when_the_server_drains_is_answered() -> None:
+    """A busy client sends the next one as soon as it has an answer, and cannot know that the server ends."""
+
+    async def story() -> None:
+        server = HttpServer(Answering(), Limits(), ServerMetrics())
+        address = await server.listen("127.0.0.1", 0)
+        busy = await asyncio.open_connection(*address)
+        idle = await asyncio.open_connection(*address)
+        for reader, writer in (busy, idle):
+            writer.write(LIVE)
+            await reader.readuntil(b"{}")
+        draining = asyncio.ensure_future(server.drain(10))
+        while not server._draining:  # noqa: ASYNC110 - the server sets it
+            await asyncio.sleep(0)
+        busy[1].write(LIVE)
+        answer = await busy[0].read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"Connection: close" in answer
+        assert await idle[0].read() == b""
+        assert await draining
+        await server.close()
+        for _, writer in (busy, idle):
+            writer.close()
+
+    asyncio.run(story())

@@ -18,6 +18,8 @@ _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
 # A client that has closed its side gets the answer to what is begun within that; the rest is not run.
 _LEFT_S: Final = 0.05
+# While a server drains, requests that come within that on an idle connection are answered: they were on their way.
+_ON_ITS_WAY_S: Final = 0.2
 _LOGGED_BYTES: Final = 300
 
 
@@ -207,12 +209,24 @@ class Connection(Reading):
             self._head.route = None
 
     def finish(self) -> None:
-        """The server drains: close once every request that has begun to arrive is answered."""
+        """The server drains: close once every request that has begun to arrive is answered.
+
+        Where none has, one may be on its way: for a moment it is still taken, and answered as the last one.
+        """
         self._drain_at = self._arrived
-        idle = self._current is None and self._head is None
-        if idle and self._is_drained() and self._transport is not None:
+        if self._idle:
+            asyncio.get_running_loop().call_later(_ON_ITS_WAY_S, self._finish_idle)
+
+    def _finish_idle(self) -> None:
+        if self._idle and self._transport is not None:
             self._close_after = True
             self._transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        """Nothing of a request has come that was not answered."""
+        between = self._current is None and self._head is None
+        return between and not self._buffer.lstrip(b"\r\n")
 
     def _is_drained(self) -> bool:
         """Between requests: whether the server drains and the next had not begun to arrive by then."""
