@@ -29,6 +29,9 @@ MIN_OVERLAP = 0.7
 # Within these factors variants count as equally fast, and equally small.
 AS_FAST = 1.03
 AS_SMALL = 1.25
+# What the speed of a variant is held against.
+BESIDE_FP32: Final = "fp32 on the same runtime"
+BESIDE_SOURCE: Final = "the source"
 # So much faster must an optional runtime be than those that the target needs anyway.
 WORTH_IT = 1.05
 
@@ -46,7 +49,8 @@ class Trial(msgspec.Struct, frozen=True):
 
     `problem` is set when it could not be built, does not run, or was not tried because it cannot win;
     `unverified` when this machine lacks the device: then `elsewhere` says what the file gave on the CPU. `speedup_high` is the upper end of the confidence
-    interval of the speed-up over fp32 on the same runtime, or over the source where that was not tried.
+    interval of the speed-up over fp32 on the same runtime, or over the source where that gave nothing:
+    `beside` says which.
     `golden` is what its outputs differ by on the golden samples, as a tolerance without any margin.
     """
 
@@ -56,6 +60,7 @@ class Trial(msgspec.Struct, frozen=True):
     size_bytes: int | None = None
     measured: Measured | None = None
     speedup_high: float | None = None
+    beside: str = BESIDE_FP32
     problem: str | None = None
     unverified: str | None = None
     elsewhere: Elsewhere | None = None
@@ -344,8 +349,7 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
         return None, False
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
     if slower and trial.precision not in ("fp32", bounds.source):
-        beside = "fp32 on the same runtime" if bounds.source == "fp32" else "the source"
-        return f"slower than {beside} (at most {trial.speedup_high:.2f}x)", True
+        return f"slower than {trial.beside} (at most {trial.speedup_high:.2f}x)", True
     if bounds.max_latency is not None and measured.latency_ms > bounds.max_latency:
         return f"takes {measured.latency_ms:.3f} ms, --max-latency is {bounds.max_latency:g}", False
     return None, False

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import numpy as np
+
 from edgeserve.bundle import Kind, OutputKind
 from edgeserve.errors import UsageError, nearest
 from edgeserve.evaluate.metrics import FLOATS, kind_of_type, looks_like_scores
-from edgeserve.tensors import Interface, TensorSpec
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 # Give indices, or yes and no.
@@ -109,6 +111,23 @@ def remarks_on(interface: Interface, kinds: Mapping[str, OutputKind]) -> list[st
                 f"scores (--output-kind {spec.name}=scores, or --labels)"
             )
     return notes
+
+
+def unmoved(outputs: Sequence[Tensors]) -> list[str]:
+    """What the report says of outputs of the source that are the same in all samples: nothing is proven of
+    how they change."""
+    if len(outputs) < 2:
+        return []
+    first, *others = outputs
+    return [
+        f"output '{name}' is the same in all {len(outputs)} samples: they prove nothing of how it changes"
+        for name, value in first.items()
+        if all(_same(value, other[name]) for other in others)
+    ]
+
+
+def _same(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
 
 
 def _count_lines(labels: Path) -> int | None:

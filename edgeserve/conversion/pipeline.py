@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,7 +33,7 @@ from edgeserve.conversion.choose import (
 )
 from edgeserve.conversion.confirm import confirmed
 from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
-from edgeserve.conversion.kinds import output_kinds, remarks_on
+from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
 from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
@@ -138,6 +138,7 @@ def convert(
         notes = (
             *source_remarks(model),
             *remarks_on(interface, model.kinds),
+            *unmoved(found.proof.wanted),
             *fp16_remarks(builder, chain),
         )
         data = msgspec.structs.replace(data, remarks=(*data.remarks, *notes, *unmet))
@@ -285,6 +286,19 @@ def _check_explain(model: SourceModel, options: Options) -> None:
         )
 
 
+def _way_out(failed: Sequence[str]) -> str:
+    """What helps where --strict found nothing good enough: the bounds that these reasons name."""
+    ways = ["leave out --strict to get the bundle without it"]
+    for change, flag in (
+        ("raise", "--max-drop"),
+        ("lower", "--min-sqnr"),
+        ("lower", "--min-fidelity"),
+    ):
+        if any(f"{flag} is" in reason for reason in failed):
+            ways.append(f"{change} {flag}")
+    return ", or ".join(ways)
+
+
 def _enforce(
     chain: tuple[Candidate, ...],
     verdicts: list[Verdict],
@@ -303,7 +317,7 @@ def _enforce(
         raise CheckFailed(
             f"no quantized variant was good enough on {where}, and --strict was given",
             cause="; ".join(failed),
-            hint="leave out --strict to get the bundle without it, or raise --max-drop",
+            hint=_way_out(failed),
         )
     if strict and (missing := left_out(verdicts, target).get(0)) and _has_way(model, target):
         raise CheckFailed(

@@ -18,7 +18,7 @@ from edgeserve.bench.statistics import speedup_interval
 from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Placed
 from edgeserve.chain import settle
 from edgeserve.conversion.batching import on_engine
-from edgeserve.conversion.choose import Elsewhere, Trial
+from edgeserve.conversion.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
 from edgeserve.conversion.timing import (
     Opened,
     Say,
@@ -121,7 +121,9 @@ def prove(
             if same:
                 own = times[str(list(subjects).index(same[0].subject))]
                 trials[index] = msgspec.structs.replace(
-                    trials[index], speedup_high=speedup_interval(own, times[str(index)]).high
+                    trials[index],
+                    speedup_high=speedup_interval(own, times[str(index)]).high,
+                    beside=BESIDE_FP32,
                 )
         for item in stand_ins:
             if len(item.outputs) == len(samples):
@@ -271,7 +273,9 @@ def _measured(
         threads=threads_for(entry, threads),
         placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
     )
-    return msgspec.structs.replace(trial, measured=measured, speedup_high=speedup.high)
+    return msgspec.structs.replace(
+        trial, measured=measured, speedup_high=speedup.high, beside=BESIDE_SOURCE
+    )
 
 
 def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Samples) -> Trial:

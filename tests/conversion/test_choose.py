@@ -6,7 +6,14 @@ import msgspec
 import pytest
 
 from edgeserve.bundle import Accuracy, Fidelity, Kind, Measured, OutputFidelity, Precision
-from edgeserve.conversion.choose import Bounds, Elsewhere, Trial, choose, quality_problem
+from edgeserve.conversion.choose import (
+    BESIDE_SOURCE,
+    Bounds,
+    Elsewhere,
+    Trial,
+    choose,
+    quality_problem,
+)
 
 
 def measured(
@@ -145,6 +152,8 @@ def test_a_slower_int8_is_rejected_and_fp32_serves() -> None:
     verdicts = choose(trials, Bounds(), asked="int8")
     assert [(v.chosen, v.failed) for v in verdicts] == [(False, True), (True, False)]
     assert verdicts[0].reason == "slower than fp32 on the same runtime (at most 0.60x)"
+    alone = msgspec.structs.replace(trials[0], beside=BESIDE_SOURCE)
+    assert choose([alone], Bounds())[0].reason == "slower than the source (at most 0.60x)"
 
 
 def test_noise_is_no_proof_of_slowness() -> None:

@@ -130,8 +130,11 @@ def test_a_regressor_whose_numbers_are_lost_is_refused(tmp_path: Path) -> None:
     assert row.reason.startswith("output 'age': SQNR ")
     assert row.reason.endswith("dB against its spread over samples, --min-sqnr is 10 dB")
     assert [c.variant for c in report.chain] == ["onnx-fp32"]
-    with pytest.raises(CheckFailed, match="was good enough"):
+    with pytest.raises(CheckFailed, match="was good enough") as refused:
         converted(regressor(), tmp_path, "static", strict=True)
+    assert refused.value.hint == (
+        "leave out --strict to get the bundle without it, or lower --min-sqnr"
+    )
 
 
 def test_a_repaired_regressor_keeps_its_numbers(tmp_path: Path) -> None:

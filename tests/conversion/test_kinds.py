@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from edgeserve.bundle import OutputKind
-from edgeserve.conversion.kinds import output_kinds, remarks_on
+from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
 from edgeserve.conversion.source import read_onnx
 from edgeserve.errors import UsageError
 from tests.conversion.tiny import I64, F, model, node, noise, saved, value
@@ -143,3 +143,13 @@ def test_the_report_says_how_outputs_are_judged(tmp_path: Path) -> None:
     (note,) = remarks_on(interface, kinds(plain, tmp_path))
     assert "--output-kind y=scores" in note
     assert remarks_on(interface, kinds(plain, tmp_path, {"y": "scores"})) == []
+
+
+def test_an_output_that_never_moved_is_named() -> None:
+    still = {"alarm": np.zeros((1, 3), np.float32), "bad": np.full((1,), np.nan, np.float32)}
+    samples = [{**still, "y": np.full((1, 2), i, np.float32)} for i in range(3)]
+    said = "is the same in all 3 samples: they prove nothing of how it changes"
+    assert unmoved(samples) == [f"output 'alarm' {said}", f"output 'bad' {said}"]
+    assert unmoved(samples[:1]) == []
+    texts = [{"t": np.array([b"a"], object)}, {"t": np.array([b"a", b"b"], object)}]
+    assert unmoved(texts) == []
