@@ -17,6 +17,7 @@ from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, Var
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.made import made_layers
+from edgeserve.conversion.memory import give_back
 from edgeserve.conversion.protocol import Converter, Options
 from edgeserve.conversion.registry import (
     UnsupportedOperators,
@@ -24,7 +25,7 @@ from edgeserve.conversion.registry import (
     run_converter,
     shortest_path,
 )
-from edgeserve.conversion.source import SourceModel, named_nodes, save_onnx
+from edgeserve.conversion.source import SourceModel, named_nodes
 from edgeserve.conversion.tolerance import TOLERANCE
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
@@ -84,18 +85,18 @@ class Builder:
         self._made: dict[str, tuple[Path, Recipe]] = {}
         self.facts: ModelFacts = source.facts
 
-    @cached_property
+    @property
     def fp32_onnx(self) -> Path:
         """The source as one checked ONNX file (and its external data, if any).
 
         Raises UnsupportedModel for sources that have no ONNX behind them.
         """
-        if self._source.proto is None:
+        if self._source.file is None:
             raise UnsupportedModel(
                 f"this is made from ONNX, and the source is {self._source.format}",
                 hint="convert the model that it was made from, if you have it",
             )
-        return save_onnx(self._source.proto, self._fresh("fp32") / "model.onnx")[0]
+        return self._source.file
 
     @cached_property
     def static(self) -> StaticQuantizer:
@@ -135,6 +136,8 @@ class Builder:
         except BaseException:
             shutil.rmtree(out)
             raise
+        finally:
+            give_back(self._source.source.size_bytes)
         bindings = _read_bindings(out)
         files = tuple(self._entry(p) for p in sorted(out.rglob("*")) if p.is_file())
         return Variant(

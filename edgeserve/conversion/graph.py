@@ -16,8 +16,9 @@ import numpy as np
 from edgeserve.evaluate.made_up import concrete
 from edgeserve.tensors import Array
 
-# Larger constants are weights: nothing is read off their values.
-_SMALL: Final = 65_536
+# Elements. Larger constants are weights: nothing is read off their values.
+SMALL: Final = 65_536
+_EXTERNAL: Final = 1  # of TensorProto.DataLocation
 _STANDARD: Final = ("", "ai.onnx")
 
 Dims = tuple[int | str, ...]
@@ -46,7 +47,7 @@ def attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 class Graph:
-    """Read-only; `proto` is an onnx.ModelProto with its external data."""
+    """Read-only; `proto` is an onnx.ModelProto with at least its small constants."""
 
     def __init__(self, proto: Any) -> None:
         self._proto = _inlined(proto)
@@ -114,7 +115,7 @@ class Graph:
         copy.graph.input.extend(graph.input)
         copy.graph.output.extend(graph.output)
         for tensor in graph.initializer:
-            if len(tensor.raw_data) <= _SMALL:
+            if tensor.data_location != _EXTERNAL and len(tensor.raw_data) <= SMALL:
                 copy.graph.initializer.append(tensor)
             else:
                 kept = copy.graph.input.add()
@@ -169,12 +170,12 @@ def _array_of(found: Any) -> Array | None:
         return None
     if found.DESCRIPTOR.name == "TensorProto":
         size = int(np.prod(found.dims, dtype=np.int64))
-        return None if size > _SMALL else np.asarray(numpy_helper.to_array(found))
+        return None if size > SMALL else np.asarray(numpy_helper.to_array(found))
     (given,) = found.attribute
     value = helper.get_attribute_value(given)
     if given.name == "value":
         size = int(np.prod(value.dims, dtype=np.int64))
-        return None if size > _SMALL else np.asarray(numpy_helper.to_array(value))
+        return None if size > SMALL else np.asarray(numpy_helper.to_array(value))
     return np.asarray(value) if given.name in _CONSTANTS else None
 
 

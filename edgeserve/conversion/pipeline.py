@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,11 +37,13 @@ from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
 from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
 from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
 from edgeserve.conversion.options import Conversion, Options, check_options
+from edgeserve.conversion.reference import Reference
 from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
 from edgeserve.conversion.restore import explain
 from edgeserve.conversion.search import Search
 from edgeserve.conversion.source import (
     SourceModel,
+    kept_on_disk,
     open_reference,
     read_onnx,
     save_onnx,
@@ -69,23 +72,30 @@ def convert(
     check_destination(destination, force=options.force)
     say("reading the source", None)
     target = resolve_target(options.target)
-    with bundle_writer(destination, force=options.force) as writer:
-        model = _read(source, options, writer.work, say)
+    with (
+        bundle_writer(destination, force=options.force) as writer,
+        contextlib.ExitStack() as open_ones,
+    ):
+        model = kept_on_disk(_read(source, options, writer.work, say), writer.work / "source")
         if options.labels is None and model.labels is not None:
             options = msgspec.structs.replace(options, labels=str(model.labels))
         target = with_own_runtime(target, model)
         _check_calibration(model, options)
         _check_explain(model, options)
         model = _with_kinds(model, options)
-        first = first_run(
-            model, options, lambda level: _open(model, writer.work, 0, _leveled(level))
+        first = first_run(model, options, lambda level: _open(model, 0, _leveled(level)))
+        threads = 0
+        reference = Reference(
+            first.reference,
+            model.source.size_bytes,
+            lambda: _open(model, threads, _leveled(first.level)),
         )
-        reference, data, target = first.reference, first.data, first.target(target)
+        open_ones.callback(reference.close)
+        data, target = first.data, first.target(target)
         interface, batching = by_graph(model)
         threads = threads_served(reference, data.proof[0])
         if threads:
             reference.close()
-            reference = _open(model, writer.work, threads, _leveled(first.level))
         builder = Builder(
             model,
             interface,
@@ -114,6 +124,7 @@ def convert(
         found = search.run()
         asked = None if options.precision == "auto" else options.precision
         say("checking what was chosen", None)
+        reference.make_room()
         verdicts = confirmed(
             found.trials,
             lambda trials: choose(trials, bounds, asked=asked, optional=optional_entries(target)),
@@ -167,7 +178,6 @@ def convert(
             chain,
             builder,
         )
-        reference.close()
     return report(destination, target, manifest, verdicts, found, data, layers)
 
 
@@ -223,14 +233,11 @@ def _simplified(model: SourceModel, options: Options, work: Path, say: Say) -> S
 
 
 def _open(
-    model: SourceModel, work: Path, threads: int = 0, options: Mapping[str, Option] | None = None
+    model: SourceModel, threads: int = 0, options: Mapping[str, Option] | None = None
 ) -> Session:
-    if model.format in NATIVE:
+    if model.file is None:
         return open_native(model, threads)
-    file = work / "source.onnx"
-    if not file.exists():  # it is opened more than once
-        save_onnx(model.proto, file)
-    return open_reference(model, file, threads, options)
+    return open_reference(model, model.file, threads, options)
 
 
 def _leveled(level: str | None) -> dict[str, Option]:

@@ -19,10 +19,12 @@ from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Plac
 from edgeserve.chain import settle
 from edgeserve.conversion.batching import on_engine
 from edgeserve.conversion.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
+from edgeserve.conversion.reference import Reference
 from edgeserve.conversion.timing import (
     Opened,
     Say,
     Subject,
+    close_all,
     open_stand_in,
     open_subject,
     quickest,
@@ -59,7 +61,7 @@ class Proof(msgspec.Struct, frozen=True):
 
 def prove(
     subjects: Sequence[Subject],
-    reference: Session,
+    reference: Reference,
     interface: Interface,
     kinds: Kinds,
     samples: Samples,
@@ -74,7 +76,7 @@ def prove(
 
     `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice).
     Where `speed_counts`, this CPU is the target's: one that is far slower than fp32 at first sight is dropped
-    before that. Sessions are closed again; `reference` is left open.
+    before that. Sessions are closed again; `reference` is left open unless it is large.
     """
     opened: list[Opened] = []
     stand_ins: list[Opened] = []
@@ -100,6 +102,7 @@ def prove(
             settle(item.session)
         say("timing", None)
         times, problems = time_in_turns(alive, list(subjects), reference, samples[0], seconds)
+        reference.make_room()  # where an operation runs may take another session to tell
         for index, problem in problems.items():
             trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
@@ -144,8 +147,7 @@ def prove(
             *golden,
         )
     finally:
-        for item in (*opened, *stand_ins):
-            item.session.close()
+        close_all([*opened, *stand_ins])
 
 
 def quality(

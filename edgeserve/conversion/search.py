@@ -19,13 +19,14 @@ from edgeserve.conversion.choose import Bounds, Trial, acceptable, quality_probl
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
 from edgeserve.conversion.prove import Proof, prove
+from edgeserve.conversion.reference import Reference
 from edgeserve.conversion.registry import shortest_path
 from edgeserve.conversion.restore import Restoration, restore
 from edgeserve.conversion.source import SourceModel
 from edgeserve.conversion.timing import Pace, Subject, race
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.quantize import Plan, StaticQuantizer, Tail, check_names, plans_for
-from edgeserve.runtimes import Session, runtime
+from edgeserve.runtimes import runtime
 from edgeserve.runtimes.guarded import in_words
 from edgeserve.targets import ChainEntry, Target
 from edgeserve.tensors import Interface
@@ -72,7 +73,7 @@ class Search:
         interface: Interface,
         options: Options,
         data: Data,
-        reference: Session,
+        reference: Reference,
         bounds: Bounds,
         threads: int,
         say: Say,
@@ -165,6 +166,11 @@ class Search:
         made_of = "convolutional" if facts.convolves else "matmul"
         if entry.networks not in ("any", made_of):
             return f"cannot win: {self._target.name} takes {entry.runtime} for {entry.networks} networks"
+        if self._reference.is_large and runtime(entry.runtime).formats[0] != self._source.format:
+            return (
+                f"not tried: converting a model this large for {entry.runtime}, which {self._target.name} can do "
+                "without, takes more than ten times its size in memory"
+            )
         if facts.parameters < _SMALL:
             return (
                 f"cannot win: a network this small is not worth another runtime ({entry.runtime})"
@@ -184,6 +190,7 @@ class Search:
 
     def _subjects(self, plans: dict[int, list[Plan]]) -> list[Subject]:
         """Build what is planned; what cannot be built, or cannot win, becomes a trial with its problem."""
+        self._reference.make_room()
         subjects: list[Subject] = []
         for index, mine in plans.items():
             entry = self._target.chain[index]
@@ -226,7 +233,16 @@ class Search:
     # proof
 
     def _prove(self, subjects: Sequence[Subject]) -> Proof:
+        """Prove subjects, those of a large model one by one. The first proof is returned: all tell the same of
+        the source."""
+        apart = self._reference.is_large and len(subjects) > 1
+        groups = [[s] for s in subjects] if apart else [list(subjects)]
+        proofs = [self._prove_together(group) for group in groups]
+        return proofs[0]
+
+    def _prove_together(self, subjects: Sequence[Subject]) -> Proof:
         """Prove subjects; an entry's fp32 variant comes along, to be compared with in the same run."""
+        self._reference.wake()
         beside = [s for s in self._fp32_subjects(subjects) if s not in subjects]
         proof = prove(
             [*subjects, *beside],
@@ -256,14 +272,18 @@ class Search:
         if len(finalists) < 2:
             return
         quick = min(t.measured.latency_ms for t in finalists if t.measured) < _QUICK_MS
-        paces = race(
-            [self.subject(t) for t in finalists],
-            self._reference,
-            self._data.proof,
-            seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
-            threads=self._threads,
-            say=self._say,
-        )
+        racers = [self.subject(t) for t in finalists]
+        paces = []
+        for group in [[r] for r in racers] if self._reference.is_large else [racers]:
+            self._reference.wake()
+            paces += race(
+                group,
+                self._reference,
+                self._data.proof,
+                seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
+                threads=self._threads,
+                say=self._say,
+            )
         raced = [
             (t, m, p)
             for t, p in zip(finalists, paces, strict=True)

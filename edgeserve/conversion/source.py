@@ -16,6 +16,7 @@ import msgspec
 from edgeserve.bundle import OutputKind, Precision, Source, VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.reading import file_sha256
+from edgeserve.conversion.graph import SMALL
 from edgeserve.errors import (
     DependencyMissing,
     SourceError,
@@ -23,7 +24,12 @@ from edgeserve.errors import (
     UsageError,
 )
 from edgeserve.inspecting.layers import onnx_layers, precision_held
-from edgeserve.inspecting.onnx import checkable, external_files, load_external
+from edgeserve.inspecting.onnx import (
+    checkable,
+    external_files,
+    load_external,
+    without_weights,
+)
 from edgeserve.inspecting.passing import passed_state
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
@@ -39,7 +45,8 @@ class SourceModel(msgspec.Struct, frozen=True):
     """A readable model: what is converted from. `format` is that of its data, which for sources of
     most frameworks is ONNX by now; `source` tells of the file that the user gave.
 
-    `proto` is an onnx.ModelProto with its external data loaded, None for other formats. `labels` is a
+    `proto` is an onnx.ModelProto with its external data loaded, None for other formats; once the whole model is in
+    `file`, it holds small constants only. `labels` is a
     list of class names that the source brought along. `state` are the variables that the model keeps between
     calls; `passed` pairs of an input and an output by which its callers keep one. `kinds` is what its
     outputs hold, by name. `layers` counts layers by the precision of their weights.
@@ -57,6 +64,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     passed: tuple[tuple[str, str], ...] = ()
     kinds: Mapping[str, OutputKind] = {}
     layers: Mapping[str, int] = {}
+    file: Path | None = None
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:
@@ -95,8 +103,19 @@ def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -
     )  # fmt: skip
 
 
+def kept_on_disk(model: SourceModel, folder: Path) -> SourceModel:
+    """The model, saved below `folder`, with the weights out of memory: they would stay there all the while."""
+    if model.proto is None:
+        return model
+    light = without_weights(_onnx(), model.proto, SMALL)
+    folder.mkdir(parents=True)
+    file = save_onnx(model.proto, folder / "model.onnx")[0]
+    return msgspec.structs.replace(model, proto=light, file=file)
+
+
 def save_onnx(proto: Any, destination: Path) -> list[Path]:
-    """Write a model; tensors go beside it when the whole exceeds protobuf's 2 GB. The files' paths."""
+    """Write a model; tensors go beside it, and out of `proto`, when the whole exceeds protobuf's 2 GB. The
+    files' paths."""
     onnx = _onnx()
     if not _exceeds_protobuf(proto):
         onnx.save_model(proto, str(destination))
@@ -105,8 +124,6 @@ def save_onnx(proto: Any, destination: Path) -> list[Path]:
     onnx.save_model(
         proto, str(destination), save_as_external_data=True, location=data.name, size_threshold=1024
     )
-    # Saving took the tensors out of the model, which is saved more than once.
-    onnx.load_external_data_for_model(proto, str(destination.parent))
     return [destination, data]
 
 

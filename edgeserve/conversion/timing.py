@@ -14,6 +14,7 @@ from edgeserve.bench.statistics import paired_speedup
 from edgeserve.bundle import Variant, VariantFiles
 from edgeserve.chain import open_apart
 from edgeserve.conversion.choose import AS_FAST, Trial
+from edgeserve.conversion.memory import give_back
 from edgeserve.devices import plan_instances, usable_cores
 from edgeserve.errors import DependencyMissing, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.evaluate import Samples
@@ -55,11 +56,20 @@ def open_subject(subject: Subject, threads: int) -> tuple[Trial, Session | None]
         options=entry.options,
     )
     try:
-        return trial, open_apart(entry.runtime, subject.files, entry.device, options)
+        session = open_apart(entry.runtime, subject.files, entry.device, options)
+        give_back(variant.size_bytes)
+        return trial, session
     except (DeviceUnavailable, DependencyMissing, ImportError) as error:
         return msgspec.structs.replace(trial, unverified=str(error)), None
     except EdgeServeError as error:
         return msgspec.structs.replace(trial, problem=str(error)), None
+
+
+def close_all(opened: Sequence[Opened]) -> None:
+    """Close their sessions, and give back what that leaves."""
+    for item in opened:
+        item.session.close()
+    give_back(max((o.subject.variant.size_bytes for o in opened), default=0))
 
 
 def open_stand_in(trial: Trial, subject: Subject, threads: int) -> tuple[Trial, Session | None]:
@@ -176,8 +186,7 @@ def race(
             if is_clear({n: t for n, t in times.items() if n != "reference"}):
                 break
     finally:
-        for item in opened:
-            item.session.close()
+        close_all(opened)
     paces: list[Pace | None] = []
     for index in range(len(subjects)):
         mine = times.get(str(index))

@@ -16,6 +16,15 @@ from edgeserve.tensors import TensorSpec, dtype_name
 # Types narrower than a byte are packed.
 _PACKED_BITS: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _UNDEFINED: Final = "UNDEFINED"
+# Of onnx's messages: those that tensors can be in, and the types of attributes that hold them or graphs.
+_HOLDERS: Final = (
+    "ModelProto", "GraphProto", "FunctionProto", "NodeProto", "AttributeProto",
+)  # fmt: skip
+_HELD: Final = (4, 5, 9, 10)
+_STRING: Final = 8  # of TensorProto.DataType
+_EXTERNAL: Final = 1  # of TensorProto.DataLocation
+# Elements: tensors with more are weights.
+_LARGE: Final = 65_536
 
 
 def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
@@ -82,17 +91,55 @@ def _nodes(proto: Any) -> Iterator[Any]:
                 pending.extend(graph.node)
 
 
+def without_weights(onnx: Any, proto: Any, most: int) -> Any:
+    """A copy in which tensors of more than `most` elements are external ones that lie nowhere."""
+    copy = onnx.ModelProto()
+    _copy_without(proto, copy, most)
+    return copy
+
+
+def _copy_without(source: Any, copy: Any, most: int) -> None:
+    kind = source.DESCRIPTOR.name
+    if kind == "TensorProto" and math.prod(source.dims) > most and source.data_type != _STRING:
+        copy.name, copy.data_type, copy.data_location = source.name, source.data_type, _EXTERNAL
+        copy.dims.extend(source.dims)
+        return
+    if kind not in _HOLDERS or (
+        kind == "NodeProto" and not any(a.type in _HELD for a in source.attribute)
+    ):
+        copy.CopyFrom(source)
+        return
+    for field, value in source.ListFields():
+        if field.message_type is None:
+            if hasattr(value, "extend"):
+                getattr(copy, field.name).extend(value)
+            else:
+                setattr(copy, field.name, value)
+        elif hasattr(value, "add"):
+            for item in value:
+                _copy_without(item, getattr(copy, field.name).add(), most)
+        else:
+            getattr(copy, field.name).SetInParent()
+            _copy_without(value, getattr(copy, field.name), most)
+
+
 def checkable(onnx: Any, proto: Any) -> Any:
-    """What onnx's checker can judge of a model whose external data are not loaded: a copy in which they are
-    scalars; the model itself where it has none.
+    """What onnx's checker can judge of a model without reading its weights: a copy in which large and external
+    ones are scalars.
 
     The checker opens external files itself otherwise, and refuses links, which the Hugging Face cache is
-    made of. What matters of those files, `external_files` has checked.
+    made of. What matters of those files, `external_files` has checked. Of weights in the model it looks at
+    nothing but which field they are in: those in another than `raw_data` stay.
     """
-    if not any(_is_external(t) for t in onnx.external_data_helper._get_all_tensors(proto)):
+    tensors = list(onnx.external_data_helper._get_all_tensors(proto))
+    large = [t for t in tensors if math.prod(t.dims) > _LARGE]
+    if not large and not any(map(_is_external, tensors)):
         return proto
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
+    if all(t.HasField("raw_data") or _is_external(t) for t in large):
+        copy = without_weights(onnx, proto, _LARGE)
+    else:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(proto)
     for tensor in onnx.external_data_helper._get_all_tensors(copy):
         if _is_external(tensor):
             tensor.data_location = onnx.TensorProto.DEFAULT
