@@ -3,7 +3,7 @@
     python benchmarks/memory.py --megabytes 400 -- --precision fp32
 
 Makes a chain of MatMul layers, converts it with the arguments after `--`, and looks every 20 ms at what the
-process and its children hold (Linux; pages that several of them share count once each).
+process and its children hold (Linux; pages that several of them share count for each).
 """
 
 from __future__ import annotations
