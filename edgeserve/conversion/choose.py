@@ -381,4 +381,6 @@ def _beaten(trial: Trial, winner: Trial) -> str:
         return f"{winner.variant} is preferred"
     if (trial.size_bytes or 0) > AS_SMALL * (winner.size_bytes or 0):
         return f"{winner.variant} is as fast and smaller"
-    return f"{winner.variant} is as fast and closer to the source"
+    if winner.measured.fidelity.sqnr_db > trial.measured.fidelity.sqnr_db:
+        return f"{winner.variant} is as fast and closer to the source"
+    return f"{winner.variant} is preferred"

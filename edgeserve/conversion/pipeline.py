@@ -265,7 +265,7 @@ def _with_kinds(model: SourceModel, options: Options) -> SourceModel:
 
 def _check_calibration(model: SourceModel, options: Options) -> None:
     """Raise UsageError for a convolutional network in int8 without data: static int8 is all it gains by."""
-    asked = options.precision == "int8" and model.precision == "fp32"
+    asked = options.precision == "int8" and model.precision in ("fp32", "fp16")
     if asked and model.facts.convolves and options.calibrate is None and not options.recipes:
         raise UsageError(
             "int8 needs calibration data",

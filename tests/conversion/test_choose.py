@@ -268,3 +268,13 @@ def test_of_those_as_fast_the_smaller_or_closer_one_is_taken(
     verdicts = choose(trials, Bounds())
     assert [v.trial.variant for v in verdicts if v.chosen] == [wins]
     assert [v.reason for v in verdicts if not v.chosen] == [reason]
+
+
+def test_what_was_asked_for_is_preferred_not_called_closer() -> None:
+    trials = [
+        trial("int8", "int8", measured(speedup=2.0, sqnr=30.0)),
+        trial("fp32", "fp32", measured(speedup=2.0, sqnr=120.0)),
+    ]
+    verdicts = choose(trials, Bounds(), asked="int8")
+    assert verdicts[1].reason == "int8 is preferred"
+    assert choose(trials, Bounds())[0].reason == "fp32 is as fast and closer to the source"

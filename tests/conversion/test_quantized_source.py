@@ -193,3 +193,5 @@ def test_an_fp16_source_is_called_that(tmp_path: Path) -> None:
     assert layers_of(bundle.root / bundle.manifest.variants[0].main, "onnx") == {"fp16": 6}
     with edgeserve.load(tmp_path / "m.edge") as model:
         assert model.candidate.label == "onnxruntime/cpu/onnx-fp16"
+    with pytest.raises(UsageError, match="int8 needs calibration data"):
+        edgeserve.convert(half, tmp_path / "8.edge", target=target(tmp_path), precision="int8")
