@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Final
 
 from edgeserve.errors import ModelUnavailable
 from edgeserve.serve.apart import apart
@@ -15,9 +17,13 @@ from edgeserve.serve.model import ServedModel
 
 log = logging.getLogger(__name__)
 
+# Without a budget nobody waits longer than that for others to open: a device may take minutes, or hang.
+_PATIENCE_S: Final = 1.0
+
 
 class Memory:
-    """Opens engines within a budget (bytes, 0: none). Lives on the event loop, and opens one at a time.
+    """Opens engines within a budget (bytes, 0: none). Lives on the event loop, and opens one at a time, unless
+    there is no budget and one takes long.
 
     `entries` are those that share it, `finish` closes an engine once it has answered what it has, and
     `resident` is what the process takes.
@@ -44,7 +50,7 @@ class Memory:
 
     async def open(self, entry: Entry, model: ServedModel) -> Engine:
         """An engine, within the budget. Raises what opening raises; ModelUnavailable without room."""
-        async with self._lock:
+        async with self._turn():
             least = self._opener.estimate(entry.source, model)
             if 0 < self._budget < least:
                 raise ModelUnavailable(
@@ -58,6 +64,19 @@ class Memory:
             entry.size = max(least, self._resident() - before)
             await self._make_room(entry.size)
             return engine
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The time in which nobody else opens, so that what it takes can be measured."""
+        taken = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if self.bounded else _PATIENCE_S):
+                taken = await self._lock.acquire()
+        try:
+            yield
+        finally:
+            if taken:
+                self._lock.release()
 
     def fits(self, entry: Entry, model: ServedModel) -> bool:
         """Whether an entry can be loaded without sending another away."""

@@ -89,7 +89,7 @@ def test_a_signal_while_workers_open_slowly_ends_them_at_once(tmp_path: Path) ->
         assert "asyncio" not in printed
 
 
-def test_a_load_that_takes_long_stops_neither_another_unload_nor_the_end(tmp_path: Path) -> None:
+def test_a_load_that_takes_long_stops_no_other_change_nor_the_end(tmp_path: Path) -> None:
     for name in ("a", "b"):
         shifted_bundle(tmp_path / "models", name, 1)
     (tmp_path / "serve.toml").write_text(
@@ -107,6 +107,8 @@ def test_a_load_that_takes_long_stops_neither_another_unload_nor_the_end(tmp_pat
         time.sleep(0.5)
         began = time.monotonic()
         assert change(process.url, "a", "unload") == 200
+        assert change(process.url, "a", "load") == 200
+        assert ask(process.url, "a") == 1
         assert process.stop() == 0
         assert time.monotonic() - began < 10
         loading.join(10)
