@@ -65,6 +65,7 @@ class Data(msgspec.Struct, frozen=True):
                 remarks.append(f"calibration data: {skewed}")
         if options.evaluate is not None:
             labelled = load_labelled(Path(options.evaluate), interface, options.preprocess, classes)
+            _check_labels(labelled, interface, kinds or {})
             if class_scores(interface, kinds or {}) is None:
                 remarks.append("the model has no class scores: accuracy is not measured")
             return cls(calibration, labelled, tuple(remarks))
@@ -81,6 +82,22 @@ class Data(msgspec.Struct, frozen=True):
             return cls(calibration, held_out.take(PROOF_SAMPLES), tuple(remarks))
         remarks.append("fidelity is on the calibration samples themselves (no --eval, few samples)")
         return cls(calibration, pool.take(PROOF_SAMPLES), tuple(remarks))
+
+
+def _check_labels(labelled: Samples, interface: Interface, kinds: Kinds) -> None:
+    """Raise DataError for labels that are no index of the class scores: no answer could be right, and none
+    of a worse variant less so."""
+    scores = class_scores(interface, kinds)
+    classes = next((s.shape[1] for s in interface.outputs if s.name == scores), None)
+    if not isinstance(classes, int) or labelled.labels is None:
+        return
+    most = max(classes, 2)
+    wrong = next((v for v in labelled.labels if not 0 <= v < most), None)
+    if wrong is not None:
+        raise DataError(
+            f"{labelled.source}: label {wrong} is not the index of a class",
+            cause=f"output '{scores}' has {most} classes: labels are 0 to {most - 1}",
+        )
 
 
 def _calibration_pool(

@@ -138,7 +138,7 @@ def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None
         interface,
         arrays={s.name: arrays[s.name] for s in interface.inputs},
         sha256=_digest([path]),
-        labels=None if labels is None else [int(v) for v in labels.reshape(-1)],
+        labels=None if labels is None else _indexes(labels),
     )
     _ = samples[0]  # mismatched shapes show here, not halfway through a calibration
     check_values(str(path), interface, arrays)
@@ -193,8 +193,8 @@ def load_labelled(
         samples = load_samples(path, interface, preprocess)
         if samples.labels is None:
             raise DataError(
-                f"{path} has no array 'label'",
-                hint="numpy.savez(FILE, label=classes, and one array per input)",
+                f"{path} has no array 'label' of class indexes",
+                hint="numpy.savez(FILE, label=indexes, and one array per input)",
             )
         if len(samples.labels) != len(samples):
             raise DataError(f"{path}: {len(samples)} samples but {len(samples.labels)} labels")
@@ -319,6 +319,13 @@ def _read_csv(path: Path) -> list[tuple[str, str]]:
     if short is not None:
         raise DataError(f"{path} has a row without file and label", cause=",".join(short))
     return [(row[file_column].strip(), row[label_column].strip()) for row in rows]
+
+
+def _indexes(labels: Array) -> list[int] | None:
+    """Labels as class indexes; None for what is none: names, and the numbers of a regression."""
+    flat = labels.reshape(-1)
+    whole = flat.dtype.kind in "iub" or (flat.dtype.kind == "f" and bool(np.all(flat % 1 == 0)))
+    return [int(v) for v in flat] if whole else None
 
 
 def _label(text: str, classes: list[str] | None, path: Path) -> int:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.conversion.options import Conversion
-from edgeserve.errors import CheckFailed, UsageError
+from edgeserve.errors import CheckFailed, DataError, UsageError
 from tests.conversion.test_repair import TARGET
 from tests.conversion.tiny import I64, F, model, node, noise, value
 
@@ -237,3 +237,16 @@ def test_scores_beside_boxes_stay_right_in_int8(tmp_path: Path) -> None:
     want, got = answers(tmp_path, data(40, seed=9))
     scores, kept = want["y"][:, 4:], got["y"][:, 4:]
     assert np.sqrt(np.mean((scores - kept) ** 2)) < 0.2 * scores.std()
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_of_no_class_are_refused(tmp_path: Path, label: int) -> None:
+    made = network(
+        [node("Gemm", "f w", "l"), node("Softmax", "l", "p5")],
+        [value("p5", F, "batch", 5)],
+        {"w": noise(WIDTH, 5)},
+    )
+    onnx.save(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "e.npz", x=data(20), label=np.full(20, label))
+    with pytest.raises(DataError, match=f"label {label} is not the index of a class"):
+        edgeserve.convert(tmp_path / "m.onnx", tmp_path / "m.edge", evaluate=tmp_path / "e.npz")

@@ -98,3 +98,15 @@ def test_made_up_samples_are_marked_and_repeatable() -> None:
     a, b = made_up_samples(PAIR, 3), made_up_samples(PAIR, 3)
     assert a.random
     assert all(np.array_equal(x["a"], y["a"]) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("labels", [np.full(3, 2.7), np.array(["a", "b", "c"]), np.full(3, np.nan)])
+def test_labels_that_are_no_class_indexes_are_not_made_such(
+    tmp_path: Path, labels: np.ndarray
+) -> None:
+    x, y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1, 5))
+    interface = Interface((x,), (y,), max_batch=32)
+    np.savez(tmp_path / "e.npz", x=np.zeros((3, 2), np.float32), label=labels)
+    assert load_samples(tmp_path / "e.npz", interface, None).labels is None
+    with pytest.raises(DataError, match="no array 'label' of class indexes"):
+        load_labelled(tmp_path / "e.npz", interface, None, None)
