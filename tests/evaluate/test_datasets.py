@@ -104,7 +104,7 @@ def test_made_up_samples_are_marked_and_repeatable() -> None:
 def test_labels_that_are_no_class_indexes_are_not_made_such(
     tmp_path: Path, labels: np.ndarray
 ) -> None:
-    x, y = TensorSpec("x", "FP32", (-1, 2)), TensorSpec("y", "FP32", (-1, 5))
+    x, y = TensorSpec("x", "FP32", ("n", 2)), TensorSpec("y", "FP32", ("n", 5))
     interface = Interface((x,), (y,), max_batch=32)
     np.savez(tmp_path / "e.npz", x=np.zeros((3, 2), np.float32), label=labels)
     assert load_samples(tmp_path / "e.npz", interface, None).labels is None
