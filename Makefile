@@ -37,7 +37,7 @@ unit: $(VENV)/.installed
 	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n $(PROCESSES) --dist loadfile
 
 reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands' own help
 	$(BIN)/python docs/reference.py > docs/cli-reference.md

@@ -156,8 +156,11 @@ def test_the_imagenet_example(tmp_path: Path) -> None:
         if photos is None and line.startswith("python split.py"):
             continue
         if photos is None:
+            # Random pixels move this network's outputs so little that int8 is not proven: no repairs.
             line = re.sub(
-                r"--calibrate .*", "--calibrate random --preprocess preprocess.toml", line
+                r"--calibrate .*",
+                "--calibrate random --max-time 0 --preprocess preprocess.toml",
+                line,
             )
         environ = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(
