@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="a checkout of the commit to compare with")
     parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", help="these kinds of request")
     parser.add_argument("--cores", type=int, nargs=2, default=(0, 1), help="server, generator")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {arguments.cores[1]})
@@ -183,6 +184,8 @@ def main() -> None:
             f"{'ratio':>7}{'p99':>8}{'before':>8}{'ready':>7}{'before':>8}{'MB':>5}{'before':>8}{'wrong':>7}"
         )
         for kind, connections in CASES:
+            if arguments.only and kind not in arguments.only:
+                continue
             asked = questions(kind)
             pairs = []
             for number in range(arguments.rounds):
