@@ -6,7 +6,7 @@ DEMO_VENV := .venvs/demo
 WEBGPU_VENV := .venvs/webgpu
 PLUGINS_VENV := .venvs/plugins
 BIN := $(VENV)/bin
-GRPC := edgeserve/serve/grpc
+WIRE := edgeserve/wire
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-slow test-packages check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
@@ -43,9 +43,9 @@ reference: $(VENV)/.installed  ## Write docs/cli-reference.md from the commands'
 	$(BIN)/python docs/reference.py > docs/cli-reference.md
 
 protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
-	$(BIN)/python -m grpc_tools.protoc -I $(GRPC) --descriptor_set_out=$(GRPC)/messages.binpb \
-		--pyi_out=$(GRPC) inference.proto
-	mv $(GRPC)/inference_pb2.pyi $(GRPC)/messages.pyi
+	$(BIN)/python -m grpc_tools.protoc -I $(WIRE) --descriptor_set_out=$(WIRE)/messages.binpb \
+		--pyi_out=$(WIRE) inference.proto
+	mv $(WIRE)/inference_pb2.pyi $(WIRE)/messages.pyi
 
 gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for the tests of a real GPU API
 	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \

@@ -37,10 +37,10 @@ from edgeserve.devices import machine
 from edgeserve.diagnosis.diagnose import probe_everything
 from edgeserve.diagnosis.packages import installed_packages
 from edgeserve.errors import EdgeServeError
+from edgeserve.isolation import WorkerSession
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.probing import Probe
 from edgeserve.tensors import Interface, Tensors, TensorSpec
-from edgeserve.workers import WorkerSession
 from tests.gpu.digits import DIGITS, ONNX, TFLITE, digits_bundle, images, logits
 
 SECONDS = 6.0

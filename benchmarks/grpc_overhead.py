@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.serving_overhead import image_bundle
-from edgeserve.serve.grpc import SERVICE, messages
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.wire import messages
 from tests.bundles import linear, linear_bundle
 
 ROUNDS = 7

@@ -23,11 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import open_candidate
+from edgeserve.isolation import Limits, open_worker
 from edgeserve.runtimes import LoadOptions, Session
 from edgeserve.tensors import Interface, TensorSpec
-from edgeserve.workers import Limits, open_worker
 from tests.bundles import linear_bundle, write_bundle
-from tests.workers.networks import WIDTH, wide_bundle
+from tests.isolation.networks import WIDTH, wide_bundle
 
 BLOCK = 200
 ROUNDS = 15

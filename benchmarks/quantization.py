@@ -28,7 +28,7 @@ from benchmarks.networks import resnet50
 from edgeserve import Preprocess, convert, load
 from edgeserve.api import Conversion
 from edgeserve.conversion.options import Row
-from edgeserve.conversion.registry import converter_called, tool_environment
+from edgeserve.conversion.tools.registry import converter_called, tool_environment
 from edgeserve.devices import machine
 from edgeserve.quantize import RECIPES
 

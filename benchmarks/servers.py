@@ -24,7 +24,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.load import Question
-from edgeserve.conversion.toolenv import cache_root
+from edgeserve.conversion.tools.environment import cache_root
 from tests.bundles import linear
 
 NAMES = {"tiny": "linear", "image": "image", "grpc": "linear"}
@@ -124,7 +124,7 @@ def ask_edgeserve(
 
 
 def ask_grpc(x: np.ndarray) -> Question:
-    from edgeserve.serve.grpc import messages
+    from edgeserve.wire import messages
 
     request = messages.ModelInferRequest(model_name="linear")
     request.inputs.add(name="x", datatype="FP32", shape=x.shape)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.workers import WorkerSession
+from edgeserve.isolation import WorkerSession
 from tests.serve.slow import slow_bundle
 
 

@@ -65,7 +65,7 @@ def convert(
     """
     from edgeserve.conversion.options import Options
     from edgeserve.conversion.pipeline import convert as run
-    from edgeserve.conversion.sources import SourceOptions
+    from edgeserve.conversion.sources.detect import SourceOptions
 
     options = Options(
         source=SourceOptions(

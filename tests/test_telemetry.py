@@ -18,7 +18,7 @@ USES = {
     "inspect": "from edgeserve.inspecting import inspect_model; inspect_model(Path(sys.argv[1]))",
     "check": "from edgeserve.checking.support.openvino import _core; _core()",
     "convert": """
-from edgeserve.conversion.registry import converter_called, run_converter
+from edgeserve.conversion.tools.registry import converter_called, run_converter
 run_converter(converter_called('onnx-to-openvino'), Path(sys.argv[2]), Path.cwd(), {}, tool_env=False,
               say=lambda *_: None)
 """,

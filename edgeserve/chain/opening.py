@@ -18,10 +18,10 @@ from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.room import Room
 from edgeserve.chain.trial import Trial
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, UsageError
+from edgeserve.isolation import Limits, WorkerSession, open_worker
 from edgeserve.runtimes import LoadOptions, Session, forget_compiled, runtime
 from edgeserve.runtimes.guarded import load_guarded, load_known
 from edgeserve.runtimes.inject import STAND_IN, Faults, parse_fault
-from edgeserve.workers import Limits, WorkerSession, open_worker
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -26,12 +26,12 @@ from edgeserve.checking.report import (
 )
 from edgeserve.checking.rules import about_nodes, dynamic_dims, issue_message, model_findings
 from edgeserve.checking.support import Judge, versions
-from edgeserve.conversion.sources import detect_format
+from edgeserve.conversion.sources.detect import detect_format
 from edgeserve.errors import SourceError, UsageError
+from edgeserve.formats.layers import quantized_in, told_layers
+from edgeserve.formats.report import told_passed, told_state
 from edgeserve.inspecting import ModelReport, inspect_model
-from edgeserve.inspecting.layers import quantized_in, told_layers
-from edgeserve.inspecting.report import told_passed, told_state
-from edgeserve.targets import ChainEntry, Target
+from edgeserve.targets.schema import ChainEntry, Target
 
 _ORDER: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
 _MB = 1_000_000

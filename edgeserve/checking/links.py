@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgeserve.checking.model import OnnxModel
-from edgeserve.inspecting.onnx import external_files
+from edgeserve.formats.onnx import external_files
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.conversion.source import fix_shapes
+from edgeserve.conversion.sources.onnx import fix_shapes
 from edgeserve.errors import SourceError
-from edgeserve.inspecting.onnx import checkable, external_files
+from edgeserve.formats.onnx import checkable, external_files
 
 # A protobuf message, and with it a model without external data, ends at 2 GB.
 PROTOBUF_LIMIT: Final = 1_900_000_000

@@ -10,8 +10,8 @@ from edgeserve.checking.estimate import int8_operators, quantizable_weights
 from edgeserve.checking.model import PROTOBUF_LIMIT, Node, OnnxModel, is_standard
 from edgeserve.checking.report import MAX_NODES, Finding, Issue, Level
 from edgeserve.checking.support.onnxruntime import newest_opset
-from edgeserve.conversion.source import MIN_OPSET
-from edgeserve.targets import ChainEntry
+from edgeserve.conversion.sources.onnx import MIN_OPSET
+from edgeserve.targets.schema import ChainEntry
 
 _CONTROL: Final = ("If", "Loop", "Scan")
 _QUANTIZED: Final = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul",

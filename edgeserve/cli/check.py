@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edgeserve.checking import CheckReport, Finding
     from edgeserve.checking.report import EntryReport
-    from edgeserve.targets import Target
+    from edgeserve.targets.schema import Target
 
 
 def register(app: typer.Typer) -> None:
@@ -71,7 +71,7 @@ def check(
 
 def _targets(names: list[str]) -> list[Target]:
     from edgeserve.runtimes.detect import resolve_target
-    from edgeserve.targets import all_targets
+    from edgeserve.targets.schema import all_targets
 
     chosen = [t for n in names for t in (all_targets() if n == "all" else [resolve_target(n)])]
     return list({t.name: t for t in chosen}.values())

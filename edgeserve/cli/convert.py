@@ -203,7 +203,7 @@ def command(
     from edgeserve.conversion.pipeline import convert
     from edgeserve.conversion.plot import check_plot
     from edgeserve.conversion.plot import plot as draw
-    from edgeserve.conversion.sources import SourceOptions
+    from edgeserve.conversion.sources.detect import SourceOptions
 
     decibels = parse_decibels(min_sqnr or [])
     flags = {

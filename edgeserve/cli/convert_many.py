@@ -39,8 +39,8 @@ def convert_for(
     Raises SourceError, DataError and UsageError at once: they would come for every target.
     """
     from edgeserve.conversion.pipeline import convert
-    from edgeserve.conversion.reuse import reusing
-    from edgeserve.targets import target_names
+    from edgeserve.conversion.tools.reuse import reusing
+    from edgeserve.targets.schema import target_names
 
     names = list(target_names()) if targets == [ALL] else targets
     outcomes = []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgeserve.conversion.protocol import Converter
-    from edgeserve.conversion.toolenv import EnvironmentRecord, ToolEnvironment
+    from edgeserve.conversion.tools.environment import EnvironmentRecord, ToolEnvironment
+    from edgeserve.conversion.tools.protocol import Converter
 
 
 def register(app: typer.Typer) -> None:
@@ -46,8 +46,8 @@ def list_command(
 ) -> None:
     """List the converters and where each of them runs, with environments on disk."""
     from edgeserve.cli.output import to_json
-    from edgeserve.conversion.registry import converters, runs_here
-    from edgeserve.conversion.toolenv import list_environments
+    from edgeserve.conversion.tools.environment import list_environments
+    from edgeserve.conversion.tools.registry import converters, runs_here
 
     found = converters()
     records = list_environments()
@@ -101,8 +101,8 @@ def remove(
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
     from edgeserve.cli.output import size_text
-    from edgeserve.conversion.registry import converters, tool_environment
-    from edgeserve.conversion.toolenv import remove_environments
+    from edgeserve.conversion.tools.environment import remove_environments
+    from edgeserve.conversion.tools.registry import converters, tool_environment
 
     # Those of converters that are not installed any more can be removed, too.
     shared = {c.name: tool_environment(c).name for c in converters()}
@@ -112,7 +112,7 @@ def remove(
 
 def _environment(name: str) -> ToolEnvironment:
     """The environment of a converter, or the one called so that several share. Raises UsageError."""
-    from edgeserve.conversion.registry import converter_called, converters, tool_environment
+    from edgeserve.conversion.tools.registry import converter_called, converters, tool_environment
 
     known = {tool_environment(c).name: tool_environment(c) for c in converters()}
     return known.get(name) or tool_environment(converter_called(name))
@@ -121,7 +121,7 @@ def _environment(name: str) -> ToolEnvironment:
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
     from edgeserve.cli.output import print_line, size_text, stdout_console
     from edgeserve.cli.tables import add_row, table_of
-    from edgeserve.conversion.registry import runs_here, tool_environment
+    from edgeserve.conversion.tools.registry import runs_here, tool_environment
 
     console = stdout_console()
     table = table_of("converter", "needs", "runs in", "size", right=("size",))

@@ -59,8 +59,8 @@ def inspect(
 
 def _render_model(report: ModelReport) -> None:
     from edgeserve.cli.output import size_text, stdout_console
-    from edgeserve.inspecting.layers import told_layers
-    from edgeserve.inspecting.report import told_passed, told_state
+    from edgeserve.formats.layers import told_layers
+    from edgeserve.formats.report import told_passed, told_state
 
     console = stdout_console()
     facts: list[tuple[str, str | None]] = [
@@ -127,7 +127,7 @@ def _render_model(report: ModelReport) -> None:
 
 def _render_bundle(report: BundleReport) -> None:
     from edgeserve.cli.output import size_text, stdout_console
-    from edgeserve.inspecting.report import told_state
+    from edgeserve.formats.report import told_state
 
     console, manifest = stdout_console(), report.manifest
     facts: list[tuple[str, str | None]] = [

@@ -281,7 +281,7 @@ def command(
     ] = None,
 ) -> int:
     from edgeserve.serve.app import serve
-    from edgeserve.serve.settings import SettingsSource
+    from edgeserve.serve.settings.server import SettingsSource
 
     flags = {
         "bundle": str(bundles[0]) if bundles else None,
@@ -345,7 +345,7 @@ def command(
     source = SettingsSource(str(config) if config is not None else None, flags)
     settings = source.read()
     if settings.workers > 1:
-        from edgeserve.serve.workers import serve_in_processes
+        from edgeserve.serve.supervisor import serve_in_processes
 
         return 0 if serve_in_processes(settings, source, render) else 1
     return 0 if serve(settings, render, source.read) else 1

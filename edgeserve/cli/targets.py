@@ -11,8 +11,8 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from edgeserve.devices import Machine
     from edgeserve.runtimes.detect import EntryCheck, TargetCheck
-    from edgeserve.runtimes.target_files import FileCheck
-    from edgeserve.targets import ChainEntry, Quantization, Target
+    from edgeserve.targets.check import FileCheck
+    from edgeserve.targets.schema import ChainEntry, Quantization, Target
 
 # The command behind `targets` and `targets intel-npu`. Targets have lower-case names.
 _EXPLAIN: Final = "NAME"
@@ -55,7 +55,7 @@ def check(
     """Check target files: schema, names, runtimes, sources. Exit code: 0 valid, 1 not, 2 missing."""
     from edgeserve.cli.output import to_json
     from edgeserve.runtimes import runtime_names
-    from edgeserve.runtimes.target_files import check_file
+    from edgeserve.targets.check import check_file
 
     checks = [check_file(file, runtime_names()) for file in files]
     if json:
@@ -107,7 +107,7 @@ def targets(
         probe_all,
         resolve_target,
     )
-    from edgeserve.targets import all_targets
+    from edgeserve.targets.schema import all_targets
 
     here = machine()
     chosen = [resolve_target(name)] if name not in (None, "auto") else None

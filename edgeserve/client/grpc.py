@@ -24,12 +24,12 @@ from edgeserve.client.model import (
 )
 from edgeserve.client.tensors import tensor_from_bytes
 from edgeserve.errors import EdgeServeError, UsageError
-from edgeserve.serve.grpc import SERVICE, messages
-from edgeserve.serve.protocols import binary
+from edgeserve.serve.grpc import SERVICE
 from edgeserve.tensors import dtype_name
+from edgeserve.wire import binary, messages
 
 if TYPE_CHECKING:
-    from edgeserve.serve.grpc.messages import ModelInferRequest, ModelStatistics
+    from edgeserve.wire.messages import ModelInferRequest, ModelStatistics
 
 _UNLIMITED: Final = [
     ("grpc.max_receive_message_length", -1),

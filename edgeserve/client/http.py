@@ -32,8 +32,8 @@ from edgeserve.client.model import (
 )
 from edgeserve.client.tensors import json_values, tensor_from_bytes, tensor_from_json
 from edgeserve.errors import EdgeServeError, EnvironmentProblem, UsageError
-from edgeserve.serve.protocols import binary
 from edgeserve.tensors import Array, dtype_name
+from edgeserve.wire import binary
 
 _BINARY_EXTENSION: Final = "binary_tensor_data"
 _STALE: Final = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)

@@ -7,9 +7,9 @@ from typing import Any
 
 from edgeserve.client.problems import unreadable
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.protocols import binary
 from edgeserve.tensors import DTYPES, Array, TensorSpec
 from edgeserve.values import Misfit, checked, unnested
+from edgeserve.wire import binary
 
 
 def tensor_from_bytes(

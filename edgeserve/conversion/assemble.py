@@ -26,22 +26,22 @@ from edgeserve.bundle import (
 )
 from edgeserve.bundle.manifest import SCHEMA_VERSION
 from edgeserve.bundle.writing import BundleWriter
-from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import AS_FAST, Bounds, Trial, Verdict
-from edgeserve.conversion.confirm import with_tolerances
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.made import partly
-from edgeserve.conversion.native import NATIVE
 from edgeserve.conversion.options import Conversion, Options, Row
-from edgeserve.conversion.search import Found
-from edgeserve.conversion.source import SourceModel
+from edgeserve.conversion.search.builder import Builder
+from edgeserve.conversion.search.choose import AS_FAST, Bounds, Trial, Verdict
+from edgeserve.conversion.search.confirm import with_tolerances
+from edgeserve.conversion.search.search import Found
+from edgeserve.conversion.sources.native import NATIVE
+from edgeserve.conversion.sources.onnx import SourceModel
 from edgeserve.devices import machine
 from edgeserve.evaluate import Kinds, class_scores
-from edgeserve.inspecting.layers import quantized_in, told_layers
-from edgeserve.inspecting.report import told_passed, told_state
+from edgeserve.formats.layers import quantized_in, told_layers
+from edgeserve.formats.report import told_passed, told_state
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
-from edgeserve.targets import Target
+from edgeserve.targets.schema import Target
 from edgeserve.tensors import Interface, storable
 
 # Whose documentation says so; LiteRT adds in 32 bits.

@@ -12,8 +12,8 @@ import msgspec
 from edgeserve.bundle import Batching
 from edgeserve.chain import try_neighbours
 from edgeserve.conversion.independence import rows_of_graph
-from edgeserve.conversion.source import SourceModel
-from edgeserve.conversion.timing import Subject
+from edgeserve.conversion.search.timing import Subject
+from edgeserve.conversion.sources.onnx import SourceModel
 from edgeserve.evaluate import Samples
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Interface, TensorSpec

@@ -16,7 +16,7 @@ import numpy as np
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
 from edgeserve.conversion.plausible import plausible_spans
-from edgeserve.conversion.source import SourceModel
+from edgeserve.conversion.sources.onnx import SourceModel
 from edgeserve.errors import (
     DataError,
     EdgeServeError,
@@ -27,7 +27,7 @@ from edgeserve.errors import (
 from edgeserve.evaluate import Samples
 from edgeserve.evaluate.made_up import Span, careful_span
 from edgeserve.runtimes import Session
-from edgeserve.targets import Target
+from edgeserve.targets.schema import Target
 from edgeserve.tensors import Tensors
 
 # Sizes of open dimensions (tokens, frames, pixels a side) of random samples, in the order they are tried.

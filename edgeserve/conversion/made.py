@@ -8,7 +8,7 @@ from typing import Final
 
 from edgeserve.bundle import Variant
 from edgeserve.errors import UnsupportedModel
-from edgeserve.inspecting.layers import Layers, layers_of, quantized_in, told_layers
+from edgeserve.formats.layers import Layers, layers_of, quantized_in, told_layers
 from edgeserve.quantize import Plan
 
 # What a recipe can take hold of.

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgeserve.bundle import Candidate, Measured, Precision, Preprocess
-from edgeserve.conversion.sources import SourceOptions
+from edgeserve.conversion.sources.detect import SourceOptions
 from edgeserve.errors import UsageError
 from edgeserve.quantize import LayerError
 

@@ -24,36 +24,36 @@ from edgeserve.conversion.assemble import (
     write_bundle,
 )
 from edgeserve.conversion.batching import by_graph
-from edgeserve.conversion.build import Builder
-from edgeserve.conversion.choose import (
+from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
+from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
+from edgeserve.conversion.options import Conversion, Options, check_options
+from edgeserve.conversion.reference import Reference
+from edgeserve.conversion.search.builder import Builder
+from edgeserve.conversion.search.choose import (
     Bounds,
     Verdict,
     acceptable,
     choose,
     without_worse_than_source,
 )
-from edgeserve.conversion.confirm import confirmed
-from edgeserve.conversion.first_run import LEVEL_OPTION, first_run
-from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
-from edgeserve.conversion.native import NATIVE, open_native, read_native, with_own_runtime
-from edgeserve.conversion.options import Conversion, Options, check_options
-from edgeserve.conversion.reference import Reference
-from edgeserve.conversion.registry import converter_called, run_converter, shortest_path
-from edgeserve.conversion.restore import explain
-from edgeserve.conversion.search import Search
-from edgeserve.conversion.source import (
+from edgeserve.conversion.search.confirm import confirmed
+from edgeserve.conversion.search.restore import explain
+from edgeserve.conversion.search.search import Search
+from edgeserve.conversion.search.timing import threads_served
+from edgeserve.conversion.sources.detect import detect_format, source_digest, to_onnx
+from edgeserve.conversion.sources.native import NATIVE, open_native, read_native, with_own_runtime
+from edgeserve.conversion.sources.onnx import (
     SourceModel,
     kept_on_disk,
     open_reference,
     read_onnx,
     save_onnx,
 )
-from edgeserve.conversion.sources import detect_format, source_digest, to_onnx
-from edgeserve.conversion.timing import threads_served
+from edgeserve.conversion.tools.registry import converter_called, run_converter, shortest_path
 from edgeserve.errors import CheckFailed, EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
-from edgeserve.targets import Target
+from edgeserve.targets.schema import Target
 
 Say = Callable[[str, float | None], None]
 

@@ -20,7 +20,7 @@ from edgeserve.bundle import (
     Precision,
 )
 from edgeserve.chain.golden import differing, rms_errors
-from edgeserve.conversion.choose import DEFAULT_MIN_AGREEMENT, Bounds
+from edgeserve.conversion.search.choose import DEFAULT_MIN_AGREEMENT, Bounds
 from edgeserve.tensors import Array, Tensors, unpadded
 
 # Relative RMS error a device may show against the source's golden outputs, where nothing was measured.

@@ -6,8 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeserve.errors import SourceError
+from edgeserve.formats.report import ModelReport
 from edgeserve.inspecting.bundles import BundleReport, inspect_bundle, place_bundle
-from edgeserve.inspecting.report import ModelReport
 
 __all__ = [
     "BundleReport",
@@ -45,13 +45,13 @@ def inspect_model(path: Path) -> ModelReport:
     if not head:
         raise SourceError(f"{path} is empty", hint=_READS)
     if head[4:8] == b"TFL3":  # the FlatBuffers file identifier of schema.fbs
-        from edgeserve.inspecting.tflite import inspect_tflite
+        from edgeserve.formats.tflite import inspect_tflite
 
         return inspect_tflite(path)
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
-        from edgeserve.inspecting.openvino import inspect_openvino
+        from edgeserve.formats.openvino import inspect_openvino
 
         return inspect_openvino(path)
-    from edgeserve.inspecting.onnx import inspect_onnx
+    from edgeserve.formats.onnx import inspect_onnx
 
     return inspect_onnx(path, hint=_READS)

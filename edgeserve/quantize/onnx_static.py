@@ -22,7 +22,7 @@ from edgeserve.quantize.equalize import equalize
 from edgeserve.quantize.onnx_tools import as_unsupported, is_large, modern, quantization, silenced
 from edgeserve.quantize.tails import Tail, mixed_tails, name_nodes, read_ranges
 from edgeserve.runtimes.onnx_texts import decoded
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 from edgeserve.tensors import Tensors
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]

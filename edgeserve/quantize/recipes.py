@@ -14,7 +14,7 @@ import msgspec
 from edgeserve.bundle import Precision
 from edgeserve.errors import UsageError, nearest
 from edgeserve.quantize.facts import ModelFacts
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 
 # name -> (what it is, needs calibration data)
 RECIPES: Final[dict[str, tuple[str, bool]]] = {

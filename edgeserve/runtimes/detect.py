@@ -13,7 +13,7 @@ from edgeserve.errors import DeviceUnavailable
 from edgeserve.runtimes import RuntimeInfo, runtime, runtime_names
 from edgeserve.runtimes.onnx_providers import provider_name
 from edgeserve.runtimes.probing import opening_error
-from edgeserve.targets import ChainEntry, Target, load_target
+from edgeserve.targets.schema import ChainEntry, Target, load_target
 
 AUTO: Final = "auto"
 # What `auto` tries, most capable first; of CPUs the one that asks for most. WebGPU is not among them:

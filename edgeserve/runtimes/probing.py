@@ -25,7 +25,7 @@ from edgeserve.runtimes import LoadOptions, Runtime, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.runtimes.native import NativeLog
 from edgeserve.runtimes.probes import PROBE_FILES
-from edgeserve.targets import ChainEntry
+from edgeserve.targets.schema import ChainEntry
 from edgeserve.tensors import Interface, TensorSpec
 
 TIMEOUT_S: Final = 20.0

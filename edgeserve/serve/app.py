@@ -23,28 +23,28 @@ from edgeserve.serve.apart import apart, is_busy
 from edgeserve.serve.control import Control, OwnControl
 from edgeserve.serve.ending import Stop, leave, leave_later, on_hangup
 from edgeserve.serve.engine import ResponseCache
-from edgeserve.serve.entries import IndexEntry
-from edgeserve.serve.flight import InFlight
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.fronts.http import HttpFront
 from edgeserve.serve.heap import few_arenas
-from edgeserve.serve.http.front import HttpFront
-from edgeserve.serve.load_metrics import LoadMetrics
 from edgeserve.serve.log_writer import write_on_a_thread
-from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.model import ServedModel
-from edgeserve.serve.model_settings import size_bytes
-from edgeserve.serve.opening import Opener
-from edgeserve.serve.repository import ModelRepository
-from edgeserve.serve.settings import Settings, followed
+from edgeserve.serve.metrics.loads import LoadMetrics
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.triton import TritonMetrics
+from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.models.opening import Opener
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.models.sources import find_sources
+from edgeserve.serve.models.stepping import SteppingRepository
+from edgeserve.serve.settings.model import size_bytes
+from edgeserve.serve.settings.server import Settings, followed
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.siblings import Link, Siblings
-from edgeserve.serve.siblings.inherited import Inherited
-from edgeserve.serve.siblings.messages import Journal
-from edgeserve.serve.sources import find_sources
-from edgeserve.serve.stepping import SteppingRepository
-from edgeserve.serve.triton_metrics import TritonMetrics
+from edgeserve.serve.workers import Link, Siblings
+from edgeserve.serve.workers.inherited import Inherited
+from edgeserve.serve.workers.messages import Journal
 
 if TYPE_CHECKING:
-    from edgeserve.serve.grpc.front import GrpcFront
+    from edgeserve.serve.fronts.grpc import GrpcFront
 
 log = logging.getLogger(__name__)
 
@@ -433,7 +433,7 @@ def open_grpc(
     if settings.grpc_port is None:
         return None
     try:
-        from edgeserve.serve.grpc.front import GrpcFront
+        from edgeserve.serve.fronts.grpc import GrpcFront
     except ImportError as error:
         raise DependencyMissing(
             str(error.name).partition(".")[0], needed_for="--grpc-port", extra="grpc"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgeserve.serve.entries import IndexEntry
-from edgeserve.serve.repository import ModelRepository, Parameters
+from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.models.repository import ModelRepository, Parameters
 from edgeserve.serve.shm import SharedMemory
 
 

@@ -16,7 +16,7 @@ from edgeserve.bench.throughput import offline
 from edgeserve.bundle import Bundle
 from edgeserve.cli.main import main
 from edgeserve.errors import NotMeasured, UsageError
-from edgeserve.workers import WorkerSession
+from edgeserve.isolation import WorkerSession
 from tests.bench.conftest import CPU
 from tests.bundles import linear_bundle
 

@@ -19,7 +19,7 @@ from edgeserve.bundle import Bundle
 from edgeserve.bundle.archive import pack
 from edgeserve.errors import BundleError, OutputExists, WriteFailed
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 
 

@@ -24,7 +24,7 @@ from edgeserve.errors import (
     ModelUnavailable,
     UsageError,
 )
-from edgeserve.workers import WorkerSession
+from edgeserve.isolation import WorkerSession
 from tests.bench import acme
 from tests.bundles import linear, linear_bundle
 from tests.waiting import wait_for

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from edgeserve.checking import CheckReport, Finding, check
 from edgeserve.errors import SourceError, UsageError
-from edgeserve.targets import Target, load_target, parse_target
+from edgeserve.targets.schema import Target, load_target, parse_target
 from tests.bundles import linear_model
 from tests.checking.models import (
     inner_unknown,

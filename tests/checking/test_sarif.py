@@ -11,7 +11,7 @@ import pytest
 
 from edgeserve.checking import check, to_sarif
 from edgeserve.checking.report import RULES
-from edgeserve.targets import all_targets, load_target
+from edgeserve.targets.schema import all_targets, load_target
 from tests.checking.models import inner_unknown, one_node, saved
 from tests.networks import small_cnn, with_unknown_op
 

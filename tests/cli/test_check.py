@@ -75,7 +75,7 @@ def test_several_targets_and_one_that_is_not_fine(
 
 
 def test_all_targets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from edgeserve.targets import target_names
+    from edgeserve.targets.schema import target_names
 
     code, out, _ = run(capsys, saved(small_cnn(), tmp_path), "--target", "all", "--json")
     assert code == 0

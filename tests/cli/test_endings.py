@@ -95,7 +95,7 @@ TOOL = """
     import sys, tempfile
     from pathlib import Path
     from edgeserve.cli import endings
-    from edgeserve.conversion.registry import _supervise
+    from edgeserve.conversion.tools.registry import _supervise
     endings.install()
     endings.watch()
     child = "import tempfile, time; tempfile.mkdtemp(); print(1, flush=True); time.sleep(60)"

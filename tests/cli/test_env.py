@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from edgeserve.cli import env
-from edgeserve.conversion.registry import GROUP, converters
+from edgeserve.conversion.tools.registry import GROUP, converters
 from edgeserve.errors import ToolEnvironmentError, UsageError
 from tests.conversion.wheels import write_wheel
 from tests.distributions import write_distribution

@@ -26,11 +26,11 @@ from edgeserve.bundle.reading import file_sha256
 from edgeserve.cli.main import main
 from edgeserve.preprocess import load_image
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.networks import SMALL_CNN, images, small_cnn
 from tests.serve.found import found_bundle
-from tests.serve.test_texts import texts_bundle
+from tests.serve.protocols.v2.test_texts import texts_bundle
 
 X = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
 Run = Callable[..., tuple[int, str, str]]

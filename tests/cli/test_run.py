@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate
-from edgeserve.serve.addresses import addresses_of
+from edgeserve.serve.access.addresses import addresses_of
 from edgeserve.tensors import Array, Interface, TensorSpec
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.serve.conftest import RawClient, infer_body, post

@@ -283,7 +283,7 @@ def test_a_worker_started_anew_serves_what_the_others_serve(tmp_path: Path) -> N
         bad.rename(models / "m" / "3")
         time.sleep(1)
         children = subprocess.run(
-            ["pgrep", "-P", str(process.popen.pid), "-f", "edgeserve.serve.workers"],
+            ["pgrep", "-P", str(process.popen.pid), "-f", "edgeserve.serve.supervisor"],
             capture_output=True, text=True, check=True,
         ).stdout.split()  # fmt: skip
         os.kill(int(children[0]), signal.SIGKILL)

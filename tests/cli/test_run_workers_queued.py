@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeserve.serve.addresses import addresses_of
+from edgeserve.serve.access.addresses import addresses_of
 from tests.cli.test_run import Process, serving
 from tests.cli.test_run_models import body
 from tests.cli.test_run_workers import TWO, client_of_each, ready, workers

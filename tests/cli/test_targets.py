@@ -11,7 +11,7 @@ import pytest
 from edgeserve.cli.main import main
 from edgeserve.devices import machine
 from edgeserve.runtimes.detect import detect_target
-from edgeserve.targets import target_names
+from edgeserve.targets.schema import target_names
 from tests.distributions import write_distribution
 
 # A target of an adapter nobody has: what is printed of it is the same on every machine.
@@ -381,7 +381,11 @@ def test_targets_of_packages_are_listed(
 ) -> None:
     module = f"from pathlib import Path\nFOLDER = Path({str(board.parent)!r})\n"
     site = write_distribution(
-        tmp_path / "site", "acme_list", "edgeserve.targets", "acme = acme_list:FOLDER", module
+        tmp_path / "site",
+        "acme_list",
+        "edgeserve.targets",
+        "acme = acme_list:FOLDER",
+        module,
     )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "acme_list", raising=False)

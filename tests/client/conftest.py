@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 
 

@@ -12,7 +12,7 @@ import pytest
 from edgeserve.client import Access, Question, connect
 from edgeserve.errors import EnvironmentProblem, InvalidInput, ModelNotFound, UsageError
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
 
 X = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)

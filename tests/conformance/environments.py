@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.conversion.toolenv import cache_root
+from edgeserve.conversion.tools.environment import cache_root
 
 _DONE = ".complete"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.http.openapi import document
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.protocols.v2.openapi import document
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 from tests.conformance.environments import environment
 from tests.serve.conftest import RawClient
@@ -30,7 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
 
 def test_the_committed_document_is_the_one_served(server: Background) -> None:
     committed = json.loads(COMMITTED.read_text())
-    assert committed == document(), "python -m edgeserve.serve.http.openapi docs/openapi.json"
+    assert committed == document(), (
+        "python -m edgeserve.serve.protocols.v2.openapi docs/openapi.json"
+    )
     with RawClient(server.url) as client:
         client.send(b"GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n")
         status, _, body = client.response()

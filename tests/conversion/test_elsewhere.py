@@ -12,11 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 import edgeserve
 from edgeserve.bundle import Fidelity, Variant, VariantFiles
 from edgeserve.conversion.assemble import ordered_chain
-from edgeserve.conversion.choose import Elsewhere, Trial, Verdict
-from edgeserve.conversion.timing import Subject, open_stand_in
+from edgeserve.conversion.search.choose import Elsewhere, Trial, Verdict
+from edgeserve.conversion.search.timing import Subject, open_stand_in
 from edgeserve.errors import CheckFailed, DeviceUnavailable
 from edgeserve.runtimes.detect import resolve_target
-from edgeserve.targets import ChainEntry
+from edgeserve.targets.schema import ChainEntry
 from edgeserve.tensors import Interface, TensorSpec
 
 TARGET = """

@@ -11,7 +11,7 @@ import pytest
 
 from edgeserve.bundle import OutputKind
 from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
-from edgeserve.conversion.source import read_onnx
+from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.errors import UsageError
 from tests.conversion.tiny import I64, F, model, node, noise, saved, value
 

@@ -13,7 +13,7 @@ import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.devices import machine
 from edgeserve.errors import CheckFailed
-from edgeserve.inspecting.layers import layers_of
+from edgeserve.formats.layers import layers_of
 from tests.networks import small_cnn
 
 ELSEWHERE = "aarch64" if machine().arch == "x86_64" else "x86_64"

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeserve.conversion.graph import Graph
 from edgeserve.conversion.memory import APART_BYTES
 from edgeserve.conversion.reference import Reference
-from edgeserve.conversion.source import kept_on_disk, open_reference, read_onnx
+from edgeserve.conversion.sources.onnx import kept_on_disk, open_reference, read_onnx
 from edgeserve.errors import SourceError
 from edgeserve.runtimes import Session
 

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeserve import api
 from edgeserve.bench.interleave import Timings
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.timing import is_clear
+from edgeserve.conversion.search.timing import is_clear
 from edgeserve.errors import (
     CheckFailed,
     DataError,
@@ -92,8 +92,8 @@ def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
     digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
-    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_QUICK_FINALIST", 0.1)
+    monkeypatch.setattr("edgeserve.conversion.search.search.CLOSE", 1000.0)
+    monkeypatch.setattr("edgeserve.conversion.search.search.SECONDS_PER_QUICK_FINALIST", 0.1)
     said: list[str] = []
     report = api.convert(
         digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,
@@ -109,7 +109,7 @@ def test_what_comes_close_is_timed_again_at_the_first_run_s_level(
 def test_a_quick_model_is_timed_with_the_threads_it_is_served_with(
     digits: Path, onnxruntime_target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeserve.conversion.timing.usable_cores", lambda: 4)
+    monkeypatch.setattr("edgeserve.conversion.search.timing.usable_cores", lambda: 4)
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
     assert {r.measured.threads for r in report.rows if r.measured} == {1}
     assert any("1 thread a call" in note for note in report.remarks)
@@ -123,10 +123,10 @@ def test_the_race_goes_on_while_it_is_unclear_what_is_as_fast(
     digits: Path, onnxruntime_target: str, tmp_path: Path, calibration: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("edgeserve.conversion.search.CLOSE", 1000.0)
-    monkeypatch.setattr("edgeserve.conversion.search.SECONDS_PER_QUICK_FINALIST", 0.05)
+    monkeypatch.setattr("edgeserve.conversion.search.search.CLOSE", 1000.0)
+    monkeypatch.setattr("edgeserve.conversion.search.search.SECONDS_PER_QUICK_FINALIST", 0.05)
     verdicts = iter([False, False, True])
-    monkeypatch.setattr("edgeserve.conversion.timing.is_clear", lambda times: next(verdicts))
+    monkeypatch.setattr("edgeserve.conversion.search.timing.is_clear", lambda times: next(verdicts))
     said: list[str] = []
     api.convert(
         digits, tmp_path / "d.edge", target=onnxruntime_target, calibrate=calibration,

@@ -22,7 +22,7 @@ from edgeserve.inspecting import inspect_model
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 from tests.stateful import iterated_sum_ir, running_sum_ir, running_sum_tflite, svdf_tflite
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeserve.conversion.registry import converter_called, tool_environment
-from edgeserve.conversion.sources import Imported, SourceOptions, detect_format, to_onnx
+from edgeserve.conversion.sources.detect import Imported, SourceOptions, detect_format, to_onnx
+from edgeserve.conversion.tools.registry import converter_called, tool_environment
 from edgeserve.tensors import Tensors
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.registry import converter_called, runs_here, tool_environment
+from edgeserve.conversion.tools.registry import converter_called, runs_here, tool_environment
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeserve.conversion.registry import converter_called, run_converter
+from edgeserve.conversion.tools.registry import converter_called, run_converter
 from edgeserve.errors import UnsupportedModel
 from tests.converters.frameworks import interface, load, run_onnx, run_script
 

@@ -10,7 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgeserve.conversion.registry import UnsupportedOperators, converter_called, run_converter
+from edgeserve.conversion.tools.registry import (
+    UnsupportedOperators,
+    converter_called,
+    run_converter,
+)
 from edgeserve.tensors import Interface, Tensors
 from tests.bundles import linear_model
 from tests.networks import SMALL_CNN, images, small_cnn, with_unknown_op
@@ -105,7 +109,7 @@ def test_openvino_fp16_halves_the_weights(tmp_path: Path) -> None:
 def test_openvino_keeps_int8_weights_of_qdq_models(tmp_path: Path) -> None:
     from edgeserve.evaluate.made_up import made_up_samples
     from edgeserve.quantize import StaticQuantizer
-    from edgeserve.targets import load_target
+    from edgeserve.targets.schema import load_target
 
     # Wide enough that the weights outweigh the scales.
     wide = _wide_model()

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeserve.conversion.registry import UnsupportedOperators, converter_called, run_converter
+from edgeserve.conversion.tools.registry import (
+    UnsupportedOperators,
+    converter_called,
+    run_converter,
+)
 from edgeserve.errors import UnsupportedModel
 from tests.converters.frameworks import interface, load, run_onnx, run_script
 

@@ -15,7 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Binding, Precision, VariantFiles
-from edgeserve.conversion.registry import (
+from edgeserve.conversion.tools.registry import (
     UnsupportedOperators,
     converter_called,
     run_converter,

@@ -13,9 +13,9 @@ import pytest
 import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.cli.main import main
-from edgeserve.conversion.registry import UnsupportedOperators
-from edgeserve.conversion.source import read_onnx
-from edgeserve.conversion.sources import SourceOptions
+from edgeserve.conversion.sources.detect import SourceOptions
+from edgeserve.conversion.sources.onnx import read_onnx
+from edgeserve.conversion.tools.registry import UnsupportedOperators
 from edgeserve.errors import EdgeServeError, UnsupportedModel
 from tests.converters.frameworks import imported, interface, load, run_onnx, run_script
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 import edgeserve.demo
-from edgeserve.conversion.registry import converter_called, run_converter
+from edgeserve.conversion.tools.registry import converter_called, run_converter
 from tests.networks import images, small_cnn
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ import psutil
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.workers import WorkerSession
+from edgeserve.isolation import WorkerSession
 from tests.bundles import linear, linear_bundle
 from tests.waiting import wait_for
 

@@ -290,7 +290,7 @@ def _http_asker(server: Served) -> Iterator[Callable[[np.ndarray], tuple[np.ndar
 def _grpc_asker(server: Served) -> Iterator[Callable[[np.ndarray], tuple[np.ndarray, str]]]:
     import grpc
 
-    from edgeserve.serve.grpc import messages
+    from edgeserve.wire import messages
 
     with grpc.insecure_channel(server.grpc) as channel:
         call = channel.unary_unary(

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgeserve.chain import BOARD
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 from tests.fallback.data import gather_bundle, loop_bundle, overflow_bundle
 from tests.waiting import wait_for

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeserve.isolation import WorkerSession
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
-from edgeserve.workers import WorkerSession
+from edgeserve.serve.settings.server import Settings
 from tests.gpu.conftest import Driver
 from tests.gpu.digits import images, logits
 

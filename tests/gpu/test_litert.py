@@ -11,9 +11,9 @@ from edgeserve.bench.subjects import close_all, open_all, select
 from edgeserve.bundle import Bundle
 from edgeserve.errors import InferenceFailed, UnsupportedModel
 from edgeserve.inspecting.placing import placements_here
+from edgeserve.isolation import WorkerSession
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.probing import open_in_child
-from edgeserve.workers import WorkerSession
 from tests.gpu.conftest import Driver
 from tests.gpu.digits import images, logits
 from tests.gpu.scenario import taken_away_and_given_back

@@ -28,7 +28,7 @@ from edgeserve.packaging import Options, Package, package
 from edgeserve.packaging.device import device
 from edgeserve.packaging.folder import safe_name
 from edgeserve.packaging.requirements import parse, requirements
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 from tests.conversion.wheels import write_wheel
 from tests.packaging.bundles import two_runtimes
@@ -218,7 +218,7 @@ def test_grpc_travels_where_its_port_is_asked_for(tmp_path: Path, house: Path) -
     assert tomllib.loads((out / "serve.toml").read_text())["grpc_port"] == 8001
     (wheel,) = (out / "wheels").glob("edgeserve-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert "edgeserve/serve/grpc/messages.binpb" in archive.namelist()
+        assert "edgeserve/wire/messages.binpb" in archive.namelist()
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgeserve.conversion.source import read_onnx
+from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.evaluate import Samples, load_samples
 from edgeserve.quantize import CalibrationMethod, StaticQuantizer, onnx_static
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 from tests.networks import bottlenecks, coloured
 
 SAMPLES = 12

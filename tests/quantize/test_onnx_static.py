@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeserve.conversion.source import read_onnx
+from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.errors import DataError
 from edgeserve.evaluate import load_samples
 from edgeserve.quantize import StaticQuantizer
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 

@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from edgeserve.bundle import Precision
 from edgeserve.errors import UsageError
 from edgeserve.quantize import RECIPES, ModelFacts, Plan, check_names, plans_for
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 from tests.networks import attention, bottlenecks, perceptron, small_cnn
 
 CONVOLVES = ModelFacts.of(small_cnn())

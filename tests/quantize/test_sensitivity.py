@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeserve.conversion.source import read_onnx
+from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.errors import UnsupportedModel
 from edgeserve.evaluate import load_samples
 from edgeserve.quantize import LayerError, StaticQuantizer, rank_layers
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 from tests.networks import bottlenecks, coloured, perceptron
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from edgeserve.evaluate import load_samples
 from edgeserve.quantize import StaticQuantizer, head_layers, rank_layers
-from edgeserve.targets import Quantization
+from edgeserve.targets.schema import Quantization
 from edgeserve.tensors import Interface, TensorSpec
 from tests.conversion.tiny import F, model, node, noise, value
 

@@ -19,7 +19,7 @@ from edgeserve.runtimes.detect import (
     probe_all,
     resolve_target,
 )
-from edgeserve.targets import load_target
+from edgeserve.targets.schema import load_target
 from tests.distributions import write_distribution
 
 Probes = dict[str, RuntimeInfo]

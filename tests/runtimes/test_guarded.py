@@ -118,6 +118,6 @@ def test_an_input_that_the_conversion_dropped_may_be_sent() -> None:
 
 
 def _digits(file: Path) -> Interface:
-    from edgeserve.conversion.native import read_native
+    from edgeserve.conversion.sources.native import read_native
 
     return read_native(file, "tflite").interface

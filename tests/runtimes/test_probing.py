@@ -21,7 +21,7 @@ from edgeserve.runtimes.probing import (
     opening_error,
     probe_model,
 )
-from edgeserve.targets import ChainEntry
+from edgeserve.targets.schema import ChainEntry
 from tests.data.make_probes import onnx_model, tflite_model
 from tests.distributions import write_distribution
 

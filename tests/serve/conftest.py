@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 
 

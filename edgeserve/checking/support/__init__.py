@@ -7,11 +7,11 @@ from pathlib import Path
 from edgeserve.checking.model import OnnxModel
 from edgeserve.checking.report import Verdict
 from edgeserve.checking.support import litert, onnxruntime, openvino
-from edgeserve.conversion.registry import shortest_path
+from edgeserve.conversion.tools.registry import shortest_path
 from edgeserve.errors import UnsupportedModel
 from edgeserve.inspecting import ModelReport
 from edgeserve.runtimes import runtime, runtime_names
-from edgeserve.targets import ChainEntry
+from edgeserve.targets.schema import ChainEntry
 
 __all__ = ["Judge", "versions"]
 

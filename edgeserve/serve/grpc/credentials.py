@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.settings.server import Settings
 
 log = logging.getLogger(__name__)
 

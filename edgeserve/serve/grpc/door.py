@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import msgspec
 
-from edgeserve.serve.access import AccessDenied, Role, key_of
+from edgeserve.serve.access.keys import AccessDenied, Role, key_of
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.serve.reasons import reason_of
+from edgeserve.serve.metrics.reasons import reason_of
 
 # Raises AccessDenied for a key, or the lack of one, that does not give the role.
 Admit = Callable[[Role, str | None], None]

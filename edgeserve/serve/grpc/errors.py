@@ -15,9 +15,9 @@ from edgeserve.errors import (
     ModelUnavailable,
     WrongNumbers,
 )
-from edgeserve.serve.access import Forbidden, Unauthenticated
+from edgeserve.serve.access.keys import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
-from edgeserve.serve.flight import TooManyBodies, TooManyInFlight
+from edgeserve.serve.engine.flight import TooManyBodies, TooManyInFlight
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 

@@ -10,8 +10,8 @@ import grpc
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve import logs
 from edgeserve.serve.grpc.errors import NotSupported, status_of
-from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.reasons import reason_of
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.reasons import reason_of
 
 
 class Refusals:

@@ -12,24 +12,24 @@ from typing import Final
 import grpc
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.access import Role
-from edgeserve.serve.addresses import joined
+from edgeserve.serve.access.addresses import joined
+from edgeserve.serve.access.keys import Role
 from edgeserve.serve.control import Control
-from edgeserve.serve.entries import IndexEntry
-from edgeserve.serve.flight import InFlight
+from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.grpc import SERVICE, health, reflection
-from edgeserve.serve.grpc.about import About
 from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.calls import Inferences
 from edgeserve.serve.grpc.door import Admit, Door, Method
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.serve.grpc.service import INFER, OPEN, Service
-from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.repository import ModelRepository
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.v2.grpc.about import About
+from edgeserve.serve.protocols.v2.grpc.calls import Inferences
+from edgeserve.serve.protocols.v2.grpc.service import INFER, OPEN, Service
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.siblings import Siblings
+from edgeserve.serve.workers import Siblings
 
 _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from edgeserve.serve.http.head import Refused
-from edgeserve.serve.limits import Limits
+from edgeserve.serve.settings.limits import Limits
 
 _MAX_LINE: Final = 256
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")

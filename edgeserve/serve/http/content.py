@@ -6,7 +6,7 @@ import zlib
 from typing import Any, Final
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.limits import Limits
+from edgeserve.serve.settings.limits import Limits
 
 CODINGS: Final = ("gzip", "deflate")
 _WBITS: Final = {"gzip": 31, "deflate": 15}

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httptools
 
-from edgeserve.serve.limits import Limits
+from edgeserve.serve.settings.limits import Limits
 
 END: Final = b"\r\n\r\n"
 _REASONS: Final = {

@@ -18,7 +18,7 @@ from edgeserve.serve.http.response import Refusal, Response
 
 if TYPE_CHECKING:
     from edgeserve.serve.http.buffers import BodyBuffers
-    from edgeserve.serve.limits import Limits
+    from edgeserve.serve.settings.limits import Limits
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _KEEPS: Final = b"\r\nConnection: keep-alive"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from edgeserve.errors import EdgeServeError
+from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
-from edgeserve.serve.http.status import failure
 
 log = logging.getLogger(__name__)
 

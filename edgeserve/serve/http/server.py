@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve import logs
-from edgeserve.serve.addresses import joined
+from edgeserve.serve.access.addresses import joined
+from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.http.accepting import Acceptor, bound
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.connection import Connection
@@ -22,9 +23,8 @@ from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.reading import INCOMING_BYTES
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal
-from edgeserve.serve.limits import Limits
-from edgeserve.serve.metrics import ServerMetrics
-from edgeserve.serve.tls import Tls
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.settings.limits import Limits
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
-"""Several server processes on the same ports, for models so small that one event loop is what limits them."""
+"""Worker processes that serve as one: what they tell each other, through the process that supervises them."""
 
-from edgeserve.serve.workers.supervisor import serve_in_processes
+from edgeserve.serve.workers.link import Link, LinkLost
+from edgeserve.serve.workers.member import Siblings
 
-__all__ = ["serve_in_processes"]
+__all__ = ["Link", "LinkLost", "Siblings"]

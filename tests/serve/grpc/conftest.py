@@ -12,9 +12,10 @@ import pytest
 import tritonclient.grpc as triton
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, messages
-from edgeserve.serve.settings import Settings
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array
+from edgeserve.wire import messages
 from tests.serve.grpc.models import echo_bundle
 from tests.serve.slow import slow_bundle
 

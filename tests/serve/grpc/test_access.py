@@ -16,8 +16,10 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, messages
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.wire import messages
 from tests.bundles import linear
+from tests.serve.access.test_tls import Authority
 from tests.serve.grpc.conftest import (
     address,
     method,
@@ -26,7 +28,6 @@ from tests.serve.grpc.conftest import (
     settings,
     tensor,
 )
-from tests.serve.test_tls import Authority
 from tests.waiting import wait_for
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"

@@ -7,8 +7,9 @@ from pathlib import Path
 import grpc
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, messages
-from edgeserve.serve.limits import Limits
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.wire import messages
 from tests.serve.grpc.conftest import address, settings
 
 MIB = 1 << 20

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, messages
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.wire import messages
 from tests.serve.grpc.conftest import (
     address,
     method,

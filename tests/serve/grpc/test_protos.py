@@ -11,7 +11,7 @@ import tritonclient.grpc as triton
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 
-from edgeserve.serve.grpc import messages
+from edgeserve.wire import messages
 
 HERE = Path(messages.__file__).parent
 THEIRS = (triton.service_pb2.DESCRIPTOR, triton.model_config_pb2.DESCRIPTOR)
@@ -112,7 +112,7 @@ def test_what_is_committed_is_generated_from_the_proto(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["ours first", "theirs first"])
 def test_ours_and_tritons_load_in_one_process(order: str) -> None:
-    imports = ["import edgeserve.serve.grpc.messages", "import tritonclient.grpc"]
+    imports = ["import edgeserve.wire.messages", "import tritonclient.grpc"]
     if order == "theirs first":
         imports.reverse()
     subprocess.run([sys.executable, "-c", "\n".join(imports)], check=True)

@@ -16,9 +16,10 @@ from grpc_health.v1 import health_pb2
 
 from edgeserve.serve import logs
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, health, messages
+from edgeserve.serve.grpc import SERVICE, health
+from edgeserve.wire import messages
 from tests.serve.grpc.conftest import address, settings
-from tests.serve.test_refusals import KEY, counted
+from tests.serve.http.test_refusals import KEY, counted
 from tests.waiting import wait_for
 
 LEAVE = (("x-api-key", KEY),)

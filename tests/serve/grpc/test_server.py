@@ -22,9 +22,10 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, messages
-from edgeserve.serve.grpc.stream import READER
-from edgeserve.serve.model_settings import PrioritySettings
+from edgeserve.serve.grpc import SERVICE
+from edgeserve.serve.protocols.v2.grpc.stream import READER
+from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.wire import messages
 from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     MAX_BODY,

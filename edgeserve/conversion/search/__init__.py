@@ -1,0 +1,1 @@
+"""From a graph to the variants that are worth shipping: built, proven, timed, chosen."""

@@ -1,0 +1,444 @@
+"""Making variants: each is converted and quantized once, from intermediates made once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import zipfile
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
+from edgeserve.bundle.reading import file_sha256
+from edgeserve.conversion.batching import of_variant
+from edgeserve.conversion.made import made_layers
+from edgeserve.conversion.memory import give_back
+from edgeserve.conversion.sources.onnx import SourceModel, named_nodes
+from edgeserve.conversion.tolerance import TOLERANCE
+from edgeserve.conversion.tools.protocol import Converter, Options
+from edgeserve.conversion.tools.registry import (
+    UnsupportedOperators,
+    converter_called,
+    run_converter,
+    shortest_path,
+)
+from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
+from edgeserve.evaluate import Samples
+from edgeserve.formats.layers import layers_of, precision_held
+from edgeserve.quantize import (
+    CalibrationMethod,
+    ModelFacts,
+    Plan,
+    StaticQuantizer,
+    Tail,
+    beyond_fp16,
+    calibration_record,
+    quantize_onnx_dynamic,
+    quantize_onnx_weights,
+)
+from edgeserve.targets.schema import Quantization
+from edgeserve.tensors import Interface, storable
+
+# Formats whose files accept one batch size only.
+_FIXED_BATCH = {"tflite": 1}
+_METHODS: dict[str, CalibrationMethod] = {
+    "static": "minmax",
+    "static-percentile": "percentile",
+    "static-entropy": "entropy",
+}
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str, float | None], None]
+
+
+class Builder:
+    """Builds variants below `root/variants/ID`, keeping intermediates in `work`."""
+
+    def __init__(
+        self,
+        source: SourceModel,
+        interface: Interface,
+        scheme: Quantization,
+        calibration: Samples | None,
+        observed: Samples,
+        *,
+        root: Path,
+        work: Path,
+        tool_env: bool,
+        say: Say,
+    ) -> None:
+        self._source = source
+        self._interface = interface
+        self._scheme = scheme
+        self._calibration = calibration
+        self._observed = observed
+        self._root = root
+        self._work = work
+        self._tool_env = tool_env
+        self._say = say
+        self._made: dict[str, tuple[Path, Recipe]] = {}
+        self.facts: ModelFacts = source.facts
+
+    @property
+    def fp32_onnx(self) -> Path:
+        """The source as one checked ONNX file (and its external data, if any).
+
+        Raises UnsupportedModel for sources that have no ONNX behind them.
+        """
+        if self._source.file is None:
+            raise UnsupportedModel(
+                f"this is made from ONNX, and the source is {self._source.format}",
+                hint="convert the model that it was made from, if you have it",
+            )
+        return self._source.file
+
+    @cached_property
+    def static(self) -> StaticQuantizer:
+        """The static quantizer, its ranges computed once. Raises UsageError without calibration data."""
+        return self._static(self._scheme, "static")
+
+    @property
+    def tails(self) -> tuple[Tail, ...]:
+        """What static quantization left in fp32 by itself, if it was tried."""
+        static = self.__dict__.get("static")
+        return static.tails if isinstance(static, StaticQuantizer) else ()
+
+    @cached_property
+    def beyond_fp16(self) -> dict[str, float]:
+        """Values of the source, by name, that FP16 may not hold, with their largest magnitude."""
+        if self._source.proto is None or self._source.precision != "fp32":
+            return {}
+        self._say("looking for values beyond fp16", None)
+        try:
+            return beyond_fp16(self.fp32_onnx, self._observed, self._fresh("reach"))
+        except EdgeServeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an engine's or onnx's own: the search goes on without
+            log.warning("values beyond fp16 could not be looked for: %s", error)
+            return {}
+
+    def build(self, plan: Plan) -> Variant:
+        """Make one variant. Raises what its converter or quantizer raises."""
+        out = self._root / "variants" / plan.variant
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        self._say(f"making {plan.variant}", None)
+        try:
+            main, recipe = self._make(plan, out)
+            layers = made_layers(main, plan)
+        except BaseException:
+            shutil.rmtree(out)
+            raise
+        finally:
+            give_back(self._source.source.size_bytes)
+        bindings = _read_bindings(out)
+        files = tuple(self._entry(p) for p in sorted(out.rglob("*")) if p.is_file())
+        return Variant(
+            id=plan.variant,
+            format=plan.format,
+            precision=plan.precision,
+            main=str(main.relative_to(self._root)),
+            files=files,
+            golden_tolerance=TOLERANCE[plan.precision],
+            batch=_FIXED_BATCH.get(plan.format, 0) if self._interface.max_batch else 0,
+            bindings=bindings,
+            recipe=recipe,
+            layers=dict(layers),
+            batching=of_variant(main, plan.format, self._interface),
+        )
+
+    def carried(self, format_name: str) -> Precision:
+        """The precision of a source that is not FP32, in a format: converters may store it in FP32.
+
+        That of the source where it cannot be told.
+        """
+        if format_name == self._source.format:
+            return self._source.precision
+        try:
+            return precision_held(layers_of(self._base(format_name), format_name))
+        except (EdgeServeError, ImportError):
+            return self._source.precision  # building the variant says why
+
+    def restore(
+        self, quantizer: StaticQuantizer, keep: Collection[str], format_name: str
+    ) -> VariantFiles:
+        """Quantize with these nodes left in fp32, for `static-restored` plans to build on.
+
+        What is returned is the file that such a plan makes, ready to be opened.
+        """
+        self._say(f"quantizing with {len(keep)} nodes left in fp32", None)
+        folder = self._fresh("restored")
+        file = folder / "model.onnx"
+        recipe = quantizer.quantize(file, keep=keep)
+        self._made["int8/static-restored"] = file, recipe
+        if format_name != "onnx":
+            file = self._convert_onnx(file, format_name, "int8", self._fresh("restored-converted"))
+        return VariantFiles("restored", file, format_name, "int8", self._interface)
+
+    @property
+    def restored_onnx(self) -> Path:
+        """The file that `restore` quantized last."""
+        return self._made["int8/static-restored"][0]
+
+    def files(self, variant: Variant) -> VariantFiles:
+        """The variant as a runtime opens it, before there is a bundle."""
+        return VariantFiles(
+            variant.id,
+            self._root / variant.main,
+            variant.format,
+            variant.precision,
+            self._interface,
+            variant.batch,
+            variant.bindings,
+        )
+
+    def discard(self, variant: Variant) -> None:
+        shutil.rmtree(self._root / "variants" / variant.id)
+
+    def _entry(self, path: Path) -> FileEntry:
+        return FileEntry(
+            path.relative_to(self._root).as_posix(), file_sha256(path), path.stat().st_size
+        )
+
+    # by format
+
+    def _make(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        if plan.format == "tflite":
+            return self._make_tflite(plan, out)
+        if plan.format == "openvino-ir" and plan.recipe in ("nncf", "weights"):
+            return self._quantize_ir(plan, out)
+        if plan.format not in ("onnx", "openvino-ir") and plan.precision != "fp32":
+            raise UsageError(f"{plan.format} variants in {plan.precision} are not made")
+        if self._source.proto is None and plan.recipe in ("plain", "cast"):
+            return self._as_it_is(plan, out)
+        onnx_file, recipe = self._onnx(plan)
+        if plan.format == "onnx":
+            return _copy_onnx(onnx_file, out), recipe
+        return self._convert_onnx(onnx_file, plan.format, plan.precision, out), recipe
+
+    def _onnx(self, plan: Plan) -> tuple[Path, Recipe]:
+        """The ONNX file that a plan is built on. An IR in fp16 or bf16 is made from the fp32 one."""
+        if plan.recipe == "plain" and self._source.precision != "fp32":
+            return self.fp32_onnx, Recipe("as it is", "edgeserve")
+        if plan.precision in ("fp32", "bf16") or (
+            plan.precision == "fp16" and plan.format != "onnx"
+        ):
+            method = "conversion" if plan.precision == "fp32" else f"cast to {plan.precision}"
+            return self.fp32_onnx, Recipe(method, "edgeserve")
+        key = f"{plan.precision}/{plan.recipe}"
+        if key not in self._made:
+            self._made[key] = self._quantize_onnx(plan)
+        return self._made[key]
+
+    def _quantize_onnx(self, plan: Plan) -> tuple[Path, Recipe]:
+        folder = self._fresh(f"{plan.precision}-{plan.recipe}")
+        destination = folder / "model.onnx"
+        if plan.recipe in _METHODS:
+            return destination, self.static.quantize(destination, _METHODS[plan.recipe])
+        if plan.recipe == "static-equalized":
+            if self.static.equalized is None:
+                raise UnsupportedModel("cannot win: its channels have like ranges already")
+            recipe = self.static.equalized.quantize(destination)
+            return destination, msgspec.structs.replace(recipe, method="static int8, equalized")
+        if plan.recipe == "static-16x8":
+            wide = msgspec.structs.replace(self._scheme, activation_type="uint16")
+            return destination, self._static(wide, "static-16x8").quantize(destination)
+        if plan.recipe == "dynamic":
+            return destination, quantize_onnx_dynamic(self.fp32_onnx, destination, folder)
+        if plan.recipe == "weights":
+            bits = 4 if plan.precision == "int4" else 8
+            return destination, quantize_onnx_weights(self.fp32_onnx, destination, bits)
+        if plan.recipe == "nncf-onnx":
+            self._convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
+            return destination, self._nncf_recipe("static int8")
+        if plan.recipe == "cast":
+            options: Options = {"precision": "fp16", "fp32_values": sorted(self.beyond_fp16)}
+            self._convert("onnx-to-onnx", self.fp32_onnx, folder, options)
+            return destination, Recipe("cast to fp16", "onnx-to-onnx")
+        raise UsageError(f"ONNX variants by the recipe {plan.recipe} are not made")
+
+    def _quantize_ir(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        base = self._base("openvino-ir")
+        options: dict[str, object] = {"precision": plan.precision}
+        if plan.recipe == "weights":
+            options["weights_only"] = True
+            recipe = Recipe(f"weights {plan.precision}", "nncf")
+        else:
+            options |= self._nncf_options()
+            recipe = self._nncf_recipe("static int8")
+        return self._convert("nncf-openvino", base, out, options), recipe
+
+    def _as_it_is(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        """A variant of a source that is not ONNX: its own file, or another format of it."""
+        same = plan.format == self._source.format
+        if same and plan.precision == "bf16" and self._source.precision == "fp32":
+            # The engine casts what it computes: the file is the same.
+            return _copy_beside(self._source.path, out), Recipe("cast to bf16", "edgeserve")
+        if same and plan.precision == self._source.precision:
+            return _copy_beside(self._source.path, out), Recipe("as it is", "edgeserve")
+        path = shortest_path(self._source.format, plan.format)
+        return self._walk(path, self._source.path, plan.precision, out), Recipe(
+            "conversion", ", ".join(c.name for c in path)
+        )
+
+    def _make_tflite(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+        if self._source.format == "tflite" and plan.recipe == "plain":
+            return self._as_it_is(plan, out)
+        base = self._base("tflite")
+        if plan.recipe == "plain":
+            for file in base.parent.iterdir():
+                shutil.copy2(file, out / file.name)
+            return out / base.name, Recipe("conversion", "onnx2tf")
+        options: dict[str, object] = {"method": plan.recipe, "precision": plan.precision}
+        if plan.precision == "int8":
+            options["per_tensor"] = self._per_tensor_ops()
+        calibration = None
+        if plan.calibrated:
+            options["calibration"] = str(self._requests)
+            calibration = calibration_record(self._need_calibration())
+        main = self._convert("tflite-to-tflite", base, out, options)
+        return main, Recipe(
+            method=f"{plan.recipe} {plan.precision}",
+            tool="tflite-to-tflite",
+            scheme="S8S8" if plan.recipe == "static" else None,
+            per_channel=self._scheme.per_channel,
+            calibration_method="moving-average minmax" if plan.calibrated else None,
+            calibration=calibration,
+        )
+
+    def _per_tensor_ops(self) -> list[str]:
+        """TFLite's names of the operators whose weights get one scale."""
+        if not self._scheme.per_channel:
+            return ["*"]
+        return [] if self._scheme.per_channel_matmul else ["FULLY_CONNECTED", "BATCH_MATMUL"]
+
+    # tools
+
+    def _static(self, scheme: Quantization, folder: str) -> StaticQuantizer:
+        calibration = self._need_calibration()
+
+        def progress(done: int, total: int) -> None:
+            self._say(f"calibrating on {total} samples", done / total)
+
+        return StaticQuantizer(
+            self.fp32_onnx, calibration, scheme, self._fresh(f"ranges-{folder}"), progress
+        )
+
+    def _base(self, format_name: str) -> Path:
+        """The fp32 file of a format, made once."""
+        if format_name == self._source.format:
+            return self._source.path
+        if format_name not in self._made:
+            folder = self._fresh(f"base-{format_name}")
+            native = self._source.proto is None
+            origin = self._source.path if native else self.fp32_onnx
+            path = shortest_path(self._source.format, format_name)
+            file = self._walk(path, origin, "fp32", folder)
+            self._made[format_name] = file, Recipe("conversion", "edgeserve")
+        return self._made[format_name][0]
+
+    def _convert_onnx(self, onnx_file: Path, format_name: str, precision: str, out: Path) -> Path:
+        return self._walk(shortest_path("onnx", format_name), onnx_file, precision, out)
+
+    def _walk(self, path: list[Converter], source: Path, precision: str, out: Path) -> Path:
+        """Walk converters; the last one writes into `out`."""
+        current = source
+        for index, converter in enumerate(path):
+            folder = out if index == len(path) - 1 else self._fresh(f"step-{index}")
+            self._say(f"converting to {converter.output_format}", None)
+            options = {
+                "precision": "fp16" if precision == "fp16" else "fp32",
+                "batch": _FIXED_BATCH.get(converter.output_format, 0),
+            }
+            try:
+                current = self._convert(converter.name, current, folder, options)
+            except UnsupportedOperators as error:
+                if self._source.proto is None:
+                    raise
+                nodes = "; ".join(named_nodes(self._source.proto, op) for op in error.ops)
+                raise UnsupportedModel(f"{converter.name} cannot convert {nodes}") from None
+        return current
+
+    def _convert(self, converter: str, source: Path, out: Path, options: Options) -> Path:
+        return run_converter(
+            converter_called(converter), source, out, options,
+            tool_env=self._tool_env, say=self._say,
+        )[0]  # fmt: skip
+
+    def _nncf_options(self) -> dict[str, object]:
+        return {
+            "calibration": str(self._requests),
+            "transformer": self.facts.attends,
+            "reduce_range": self._scheme.reduce_range,
+        }
+
+    def _nncf_recipe(self, method: str) -> Recipe:
+        return Recipe(
+            method=method,
+            tool="nncf",
+            scheme="mixed preset" + (", transformer" if self.facts.attends else ""),
+            per_channel=True,
+            calibration_method="minmax",
+            calibration=calibration_record(self._need_calibration()),
+        )
+
+    @cached_property
+    def _requests(self) -> Path:
+        """The calibration data as converters read them (`converters/…/_calibration.py`), written one by
+        one: thousands of images would fill the memory."""
+        arrays = self._work / "requests.npz"
+        samples = self._need_calibration()
+        with zipfile.ZipFile(arrays, "w") as archive:
+            for index, request in enumerate(samples):
+                self._say(f"preparing {len(samples)} calibration samples", index / len(samples))
+                for name, array in storable(request).items():
+                    with archive.open(f"{index}/{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+        return arrays
+
+    def _need_calibration(self) -> Samples:
+        if self._calibration is None:
+            raise UsageError(
+                "this recipe needs calibration data",
+                hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",
+            )
+        return self._calibration
+
+    def _fresh(self, name: str) -> Path:
+        folder = self._work / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def _copy_beside(file: Path, out: Path) -> Path:
+    """Copy a file, and for an IR the weights beside it."""
+    for part in (file, file.with_suffix(".bin")):
+        if part.is_file():
+            shutil.copyfile(part, out / f"model{part.suffix}")
+    return out / f"model{file.suffix}"
+
+
+def _copy_onnx(onnx_file: Path, out: Path) -> Path:
+    for file in onnx_file.parent.iterdir():
+        if file.name.startswith(f"{onnx_file.stem}.") and file.is_file():  # with its external data
+            shutil.copy2(file, out / file.name)
+    return out / onnx_file.name
+
+
+def _read_bindings(out: Path) -> dict[str, Binding]:
+    """The names and layouts a converter reported in `bindings.json`, taken out of the variant."""
+    file = out / "bindings.json"
+    if not file.exists():
+        return {}
+    data = json.loads(file.read_bytes())
+    file.unlink()
+    return msgspec.convert({**data["inputs"], **data["outputs"]}, dict[str, Binding])

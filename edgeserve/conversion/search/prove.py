@@ -1,0 +1,322 @@
+"""Proof: every variant this machine can open is run on real samples beside the fp32 source.
+
+All sessions see the same samples and are timed in turns, so that a busy moment of the machine hits
+them alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from edgeserve.bench.interleave import Timings
+from edgeserve.bench.statistics import speedup_interval
+from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Placed
+from edgeserve.chain import settle
+from edgeserve.conversion.batching import on_engine
+from edgeserve.conversion.reference import Reference
+from edgeserve.conversion.search.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
+from edgeserve.conversion.search.timing import (
+    Opened,
+    Say,
+    Subject,
+    close_all,
+    open_stand_in,
+    open_subject,
+    quickest,
+    threads_for,
+    time_in_turns,
+)
+from edgeserve.conversion.tolerance import errors_on
+from edgeserve.devices import machine
+from edgeserve.errors import DataError, DeviceLost, InferenceFailed
+from edgeserve.evaluate import Kinds, Samples, class_scores, fidelity, top1_accuracy
+from edgeserve.runtimes import Session, engine_version, runtime
+from edgeserve.runtimes.guarded import asked_placement
+from edgeserve.tensors import Interface, Tensors
+
+# Golden samples travel with the bundle: as many as asked for, within this size, at least one.
+GOLDEN_BYTES: Final = 2_000_000
+# A quantized variant that takes so many times as long as fp32 is not looked at any further.
+_HOPELESS: Final = 3.0
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """The trials, in the order of the subjects, and what the fp32 source did on the same samples.
+
+    `wanted` are its outputs, one a sample.
+    """
+
+    trials: tuple[Trial, ...]
+    wanted: list[Tensors]
+    reference_latency_ms: float
+    reference_accuracy: float | None
+    golden_inputs: Tensors
+    golden_outputs: Tensors
+
+
+def prove(
+    subjects: Sequence[Subject],
+    reference: Reference,
+    interface: Interface,
+    kinds: Kinds,
+    samples: Samples,
+    *,
+    golden_samples: int,
+    seconds: float,
+    speed_counts: bool,
+    threads: int,
+    say: Say,
+) -> Proof:
+    """Open each subject, compare its outputs with the reference's on all samples, time all in turns.
+
+    `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice).
+    Where `speed_counts`, this CPU is the target's: one that is far slower than fp32 at first sight is dropped
+    before that. Sessions are closed again; `reference` is left open unless it is large.
+    """
+    opened: list[Opened] = []
+    stand_ins: list[Opened] = []
+    trials: dict[int, Trial] = {}
+    try:
+        for index, subject in enumerate(subjects):
+            trial, session = open_subject(subject, threads)
+            if session is not None:
+                opened.append(Opened(subject, session))
+            elif trial.unverified is not None and speed_counts and _is_here(subject):
+                # The target's own CPU: what does not open on it (bf16 without AVX512-BF16) never will.
+                trial = msgspec.structs.replace(trial, unverified=None, problem=trial.unverified)
+            elif trial.unverified is not None:
+                trial, session = open_stand_in(trial, subject, threads)
+                if session is not None:
+                    stand_ins.append(Opened(subject, session))
+            trials[index] = trial
+        if speed_counts:
+            opened = _first_look(opened, trials, list(subjects), samples[0])
+        wanted = _run_all([*opened, *stand_ins], trials, list(subjects), reference, samples, say)
+        alive = [o for o in opened if len(o.outputs) == len(samples)]
+        for item in alive:
+            settle(item.session)
+        say("timing", None)
+        times, problems = time_in_turns(alive, list(subjects), reference, samples[0], seconds)
+        reference.make_room()  # where an operation runs may take another session to tell
+        for index, problem in problems.items():
+            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
+        scores = class_scores(interface, kinds)
+        labels = samples.labels if scores is not None else None
+        picked = _golden_picks(samples, wanted, golden_samples)
+        reference_top1 = (
+            top1_accuracy([w[scores] for w in wanted], labels) if scores and labels else None
+        )
+        for item in alive:
+            index = list(subjects).index(item.subject)
+            found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
+            trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
+            trials[index] = _with_batching(trials[index], item, interface, samples)
+            trials[index] = msgspec.structs.replace(
+                trials[index], golden=_golden_errors(found, samples, wanted, item.outputs, picked)
+            )
+            same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
+            if same:
+                own = times[str(list(subjects).index(same[0].subject))]
+                trials[index] = msgspec.structs.replace(
+                    trials[index],
+                    speedup_high=speedup_interval(own, times[str(index)]).high,
+                    beside=BESIDE_FP32,
+                )
+        for item in stand_ins:
+            if len(item.outputs) == len(samples):
+                index = list(subjects).index(item.subject)
+                found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
+                where = f"{item.subject.chain_entry.runtime}/cpu"
+                trials[index] = msgspec.structs.replace(
+                    trials[index],
+                    elsewhere=Elsewhere(where, found, accuracy),
+                    golden=_golden_errors(found, samples, wanted, item.outputs, picked),
+                )
+        golden = _golden(interface, samples, wanted, picked)
+        return Proof(
+            tuple(trials[i] for i in range(len(subjects))),
+            wanted,
+            float(np.median(times["reference"].ms)),
+            reference_top1,
+            *golden,
+        )
+    finally:
+        close_all([*opened, *stand_ins])
+
+
+def quality(
+    interface: Interface,
+    kinds: Kinds,
+    samples: Samples,
+    wanted: list[Tensors],
+    outputs: list[Tensors],
+) -> tuple[Fidelity, Accuracy | None]:
+    """How close outputs are to the source's, and their accuracy where samples have labels."""
+    scores = class_scores(interface, kinds)
+    labels = samples.labels if scores is not None else None
+    accuracy = None
+    if scores is not None and labels is not None:
+        accuracy = Accuracy(
+            samples=len(labels),
+            top1=top1_accuracy([o[scores] for o in outputs], labels),
+            reference=top1_accuracy([w[scores] for w in wanted], labels),
+            data_sha256=samples.sha256,
+            output=scores,
+        )
+    return fidelity(interface, kinds, samples, wanted, outputs), accuracy
+
+
+def _is_here(subject: Subject) -> bool:
+    """Whether a subject is for a CPU, and its engine is installed here."""
+    entry = subject.chain_entry
+    return entry.device == "cpu" and engine_version(runtime(entry.runtime)) is not None
+
+
+def _first_look(
+    opened: list[Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
+) -> list[Opened]:
+    """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
+    kept = []
+    for item in opened:
+        beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
+        ratio, problem = 0.0, None
+        if beside is not None:
+            # Where fp32 fails there is nothing to be slower than: it drops out with its own message.
+            with contextlib.suppress(InferenceFailed):
+                own = quickest(beside.session, inputs)
+                try:
+                    ratio = quickest(item.session, inputs) / own
+                except InferenceFailed as error:
+                    problem = str(error)
+        if problem is None and ratio <= _HOPELESS:
+            kept.append(item)
+            continue
+        index = subjects.index(item.subject)
+        problem = problem or f"cannot win: {ratio:.1f}x the time of fp32 at first sight"
+        trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        item.session.close()
+    return kept
+
+
+def _run_all(
+    opened: list[Opened],
+    trials: dict[int, Trial],
+    subjects: list[Subject],
+    reference: Session,
+    samples: Samples,
+    say: Say,
+) -> list[Tensors]:
+    """Run every sample through the reference and every subject; a subject that raises drops out."""
+    wanted: list[Tensors] = []
+    failed: set[int] = set()
+    for done, inputs in enumerate(samples, start=1):
+        say(f"comparing with the source on {len(samples)} samples", done / len(samples))
+        try:
+            wanted.append(reference.run(inputs))
+        except InferenceFailed as error:
+            raise DataError(
+                f"the source model fails on sample {done} of {samples.source}", cause=error.cause
+            ) from None
+        for item in opened:
+            index = subjects.index(item.subject)
+            if index in failed:
+                continue
+            try:
+                item.outputs.append(item.session.run(inputs))
+            except InferenceFailed as error:
+                failed.add(index)
+                trials[index] = msgspec.structs.replace(trials[index], problem=str(error))
+    return wanted
+
+
+def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
+    """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `subject`."""
+    return (
+        other.entry == subject.entry
+        and other.variant.precision == "fp32"
+        and subject.variant.precision != "fp32"
+    )
+
+
+def _measured(
+    item: Opened,
+    found: Fidelity,
+    accuracy: Accuracy | None,
+    times: Mapping[str, Timings],
+    index: int,
+    trial: Trial,
+    threads: int,
+) -> Trial:
+    entry = item.subject.chain_entry
+    mine = times[str(index)]
+    speedup = speedup_interval(times["reference"], mine)
+    try:
+        placed = asked_placement(item.session)
+    except DeviceLost as error:
+        return msgspec.structs.replace(trial, problem=str(error))
+    measured = Measured(
+        runtime=entry.runtime,
+        runtime_version=engine_version(runtime(entry.runtime)) or "unknown",
+        device=entry.device,
+        machine=machine().cpu or machine().arch,
+        fidelity=found,
+        latency_ms=float(np.median(mine.ms)),
+        speedup=speedup.value,
+        inference_precision=placed.inference_precision,
+        int8_compute_ops=placed.int8_compute_ops,
+        compute_ops=placed.compute_ops,
+        accuracy=accuracy,
+        threads=threads_for(entry, threads),
+        placed=Placed(placed.shares, placed.mac_shares, placed.left_on_cpu),
+    )
+    return msgspec.structs.replace(
+        trial, measured=measured, speedup_high=speedup.high, beside=BESIDE_SOURCE
+    )
+
+
+def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Samples) -> Trial:
+    if trial.measured is None:
+        return trial
+    batching = on_engine(item.subject, item.session, interface, samples)
+    measured = msgspec.structs.replace(trial.measured, batching=batching)
+    return msgspec.structs.replace(trial, measured=measured)
+
+
+def _golden_errors(
+    found: Fidelity,
+    samples: Samples,
+    wanted: list[Tensors],
+    outputs: list[Tensors],
+    picked: list[int],
+) -> tuple[OutputTolerance, ...]:
+    requests, want, got = ([every[i] for i in picked] for every in (samples, wanted, outputs))
+    return errors_on(found, requests, want, got)
+
+
+def _golden_picks(samples: Samples, wanted: list[Tensors], count: int) -> list[int]:
+    """The first samples, as many as fit; of those only what can be stacked upon the first."""
+    first = samples[0]
+    size = sum(a.nbytes for a in first.values()) + sum(a.nbytes for a in wanted[0].values())
+    count = max(1, min(count, len(samples), GOLDEN_BYTES // max(size, 1)))
+    shapes = [
+        {n: a.shape for tensors in (samples[i], wanted[i]) for n, a in tensors.items()}
+        for i in range(count)
+    ]
+    return [i for i in range(count) if shapes[i] == shapes[0]]
+
+
+def _golden(
+    interface: Interface, samples: Samples, wanted: list[Tensors], picked: list[int]
+) -> tuple[Tensors, Tensors]:
+    """These samples and the source's outputs, stacked along a sample axis."""
+    join = np.concatenate if interface.max_batch else np.stack
+    requests = [samples[i] for i in picked]
+    inputs = {s.name: join([r[s.name] for r in requests]) for s in interface.inputs}
+    outputs = {s.name: join([wanted[i][s.name] for i in picked]) for s in interface.outputs}
+    return inputs, outputs

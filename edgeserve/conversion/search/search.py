@@ -1,0 +1,460 @@
+"""The search for the best recipe: which variants are made, in which order, and when to stop.
+
+Tier 1 of every entry of the chain is proven at once, in one interleaved run. Only where all of an entry's
+quantized variants miss the quality bounds, tier 2 is tried, then the layers that spoil it are restored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeserve.bundle import Measured, Precision, Variant
+from edgeserve.conversion.data import Data
+from edgeserve.conversion.options import Options
+from edgeserve.conversion.reference import Reference
+from edgeserve.conversion.search.builder import Builder
+from edgeserve.conversion.search.choose import Bounds, Trial, acceptable, quality_problem
+from edgeserve.conversion.search.prove import Proof, prove
+from edgeserve.conversion.search.restore import Restoration, restore
+from edgeserve.conversion.search.timing import Pace, Subject, race
+from edgeserve.conversion.sources.onnx import SourceModel
+from edgeserve.conversion.tools.registry import shortest_path
+from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
+from edgeserve.quantize import Plan, StaticQuantizer, Tail, check_names, plans_for
+from edgeserve.runtimes import runtime
+from edgeserve.runtimes.guarded import in_words
+from edgeserve.targets.schema import ChainEntry, Target
+from edgeserve.tensors import Interface
+
+GOLDEN_SAMPLES: Final = 8
+SECONDS_PER_VARIANT: Final = 1.0
+# Of targets with another CPU, whose choice does not depend on it.
+SECONDS_ELSEWHERE: Final = 0.2
+# What comes so close to the fastest is timed once more, for so long each.
+CLOSE: Final = 1.15
+SECONDS_PER_FINALIST: Final = 3.0
+# Of calls that take less than a millisecond this gives enough.
+SECONDS_PER_QUICK_FINALIST: Final = 0.3
+_QUICK_MS: Final = 1.0
+# Parameters below which another runtime saves microseconds at best.
+_SMALL: Final = 1_000_000
+_QUANTIZED: Final = ("int8", "int4")
+# SQNRs so close are the same.
+_ALIKE_DB: Final = 0.5
+
+Say = Callable[[str, float | None], None]
+
+
+class Found(msgspec.Struct):
+    """What the search made and measured. `proof` is that of the first tier; `trials` are all, by `recipes`;
+    `tails` were left in fp32 by static int8."""
+
+    trials: list[Trial]
+    built: dict[str, Variant]
+    proof: Proof
+    restorations: tuple[Restoration, ...] = ()
+    recipes: frozenset[str] = frozenset()
+    tails: tuple[Tail, ...] = ()
+
+
+class Search:
+    """One search; `run` it once. Raises nothing for variants that fail: those become trials."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        source: SourceModel,
+        target: Target,
+        interface: Interface,
+        options: Options,
+        data: Data,
+        reference: Reference,
+        bounds: Bounds,
+        threads: int,
+        say: Say,
+    ) -> None:
+        check_names(options.recipes)
+        self._builder = builder
+        self._source = source
+        self._target = target
+        self._interface = interface
+        self._options = options
+        self._data = data
+        self._reference = reference
+        self._bounds = bounds
+        self._threads = threads
+        self._say = say
+        self._began = time.monotonic()
+        self._trials: dict[tuple[int, str], Trial] = {}
+        self._built: dict[str, Variant | EdgeServeError] = {}
+        self._rounds = 0
+        self._recipes: set[str] = set()
+
+    def run(self) -> Found:
+        """Raises DataError when the calibration data are wrong, and what `prove` raises."""
+        entries = list(enumerate(self._target.chain))
+        plans = {i: self._plans(e) for i, e in entries}
+        proof = self._prove(
+            self._subjects({i: [p for p in plans[i] if p.tier == 1] for i in plans})
+        )
+        second = {i: [p for p in plans[i] if p.tier == 2] for i in self._needy()}
+        if any(second.values()) and self._has_time():
+            self._prove(self._subjects(second))
+        smaller = {i: self._int4(i) for i in self._oversized()}
+        if any(smaller.values()):
+            self._prove(self._subjects(smaller))
+        restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
+        self._play_off()
+        built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
+        return Found(
+            self._in_order(),
+            built,
+            proof,
+            tuple(restorations),
+            frozenset(self._recipes),
+            self._builder.tails,
+        )
+
+    # what to try
+
+    def _plans(self, entry: ChainEntry) -> list[Plan]:
+        format_name = runtime(entry.runtime).formats[0]
+        if entry.optional and not (self._precisions(entry) and self._can_measure(entry)):
+            return []
+        if entry.optional and (reason := self._cannot_win(entry)) is not None:
+            return [Plan(format_name, entry.precisions[0], "plain", skip=reason)]
+        try:
+            if format_name != self._source.format:
+                shortest_path(self._source.format, format_name)
+        except UnsupportedModel:
+            made = f"no installed converter makes that of {self._source.format}"
+            why = f"{entry.runtime} reads {format_name}, and {made}"
+            return [Plan(format_name, self._source.precision, "plain", skip=why)]
+        plans: list[Plan] = []
+        precisions = self._precisions(entry)
+        if self._source.precision != "fp32":
+            plans.append(Plan(format_name, self._builder.carried(format_name), "plain"))
+            if self._source.precision != "fp16":
+                return plans  # what is quantized already is taken as it is
+            precisions = [p for p in precisions if p in _QUANTIZED]
+        for precision in precisions:
+            plans += plans_for(
+                format_name, precision, self._builder.facts,
+                self._target.quantization, self._options.recipes,
+            )  # fmt: skip
+        if self._source.format != "onnx":
+            # Other sources are quantized in their own format, or not at all.
+            own = {"openvino-ir": {"nncf", "weights"}, "tflite": {"static", "dynamic", "weights"}}
+            fit = {"plain", "cast"} | own.get(format_name, set())
+            plans = [p for p in plans if p.recipe in fit and not p.skip]
+        return [
+            p for p in plans if p.skip or not p.calibrated or self._data.calibration is not None
+        ]
+
+    def _can_measure(self, entry: ChainEntry) -> bool:
+        """Whether an optional entry's speed can be told here: it counts for nothing but that."""
+        return self._bounds.speed_counts and runtime(entry.runtime).probe().version is not None
+
+    def _cannot_win(self, entry: ChainEntry) -> str | None:
+        """Why an optional entry is not worth trying with this network, or None."""
+        facts = self._builder.facts
+        made_of = "convolutional" if facts.convolves else "matmul"
+        if entry.networks not in ("any", made_of):
+            return f"cannot win: {self._target.name} takes {entry.runtime} for {entry.networks} networks"
+        if self._reference.is_large and runtime(entry.runtime).formats[0] != self._source.format:
+            return (
+                f"not tried: converting a model this large for {entry.runtime}, which {self._target.name} can do "
+                "without, takes more than ten times its size in memory"
+            )
+        if facts.parameters < _SMALL:
+            return (
+                f"cannot win: a network this small is not worth another runtime ({entry.runtime})"
+            )
+        return None
+
+    def _precisions(self, entry: ChainEntry) -> list[Precision]:
+        """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected;
+        optional entries need no such backing."""
+        if entry.optional:
+            asked_for = self._options.precision
+            return [p for p in entry.precisions if asked_for in ("auto", p)]
+        if self._options.precision == "auto":
+            return list(entry.precisions)
+        asked: list[Precision] = [self._options.precision]
+        return asked if self._options.precision == "fp32" else [*asked, "fp32"]
+
+    def _subjects(self, plans: dict[int, list[Plan]]) -> list[Subject]:
+        """Build what is planned; what cannot be built, or cannot win, becomes a trial with its problem."""
+        self._reference.make_room()
+        subjects: list[Subject] = []
+        for index, mine in plans.items():
+            entry = self._target.chain[index]
+            for plan in mine:
+                self._recipes.add(plan.recipe)
+                try:
+                    if plan.skip is not None:
+                        raise UnsupportedModel(plan.skip)
+                    check_static(entry, self._interface, self._target)
+                    variant = self._build(plan)
+                    subjects.append(Subject(index, entry, variant, self._builder.files(variant)))
+                except DataError:
+                    raise  # the calibration data are wrong for every variant
+                except EdgeServeError as error:
+                    problem = str(error) + (f" ({error.hint})" if error.hint else "")
+                    self._trials[index, plan.variant] = Trial(
+                        index, plan.variant, plan.precision, problem=problem
+                    )
+        return subjects
+
+    def _build(self, plan: Plan) -> Variant:
+        if plan.variant not in self._built:
+            try:
+                self._built[plan.variant] = self._builder.build(plan)
+            except DataError:
+                raise
+            except EdgeServeError as error:
+                self._built[plan.variant] = error
+            except OSError:
+                raise  # a full disk is not the tool's fault
+            except Exception as error:  # noqa: BLE001 - of a quantizer or converter: a row in the report
+                self._built[plan.variant] = UnsupportedModel(
+                    f"{plan.variant} could not be made", cause=in_words(error)
+                )
+        made = self._built[plan.variant]
+        if isinstance(made, EdgeServeError):
+            raise made
+        return made
+
+    # proof
+
+    def _prove(self, subjects: Sequence[Subject]) -> Proof:
+        """Prove subjects, those of a large model one by one. The first proof is returned: all tell the same of
+        the source."""
+        apart = self._reference.is_large and len(subjects) > 1
+        groups = [[s] for s in subjects] if apart else [list(subjects)]
+        proofs = [self._prove_together(group) for group in groups]
+        return proofs[0]
+
+    def _prove_together(self, subjects: Sequence[Subject]) -> Proof:
+        """Prove subjects; an entry's fp32 variant comes along, to be compared with in the same run."""
+        self._reference.wake()
+        beside = [s for s in self._fp32_subjects(subjects) if s not in subjects]
+        proof = prove(
+            [*subjects, *beside],
+            self._reference,
+            self._interface,
+            self._source.kinds,
+            self._data.proof,
+            golden_samples=GOLDEN_SAMPLES,
+            seconds=SECONDS_PER_VARIANT if self._bounds.speed_counts else SECONDS_ELSEWHERE,
+            speed_counts=self._bounds.speed_counts,
+            threads=self._threads,
+            say=self._say,
+        )
+        self._rounds += 1
+        for trial in proof.trials[: len(subjects)]:
+            self._trials[trial.entry, trial.variant] = trial
+        return proof
+
+    def _play_off(self) -> None:
+        """Time once more, in one run, what was measured in different ones and could be chosen; else what
+        came close to the fastest, whose order among each other that tells: the level stays that of
+        the first run, which all others were measured in."""
+        if not self._bounds.speed_counts:
+            return
+        fit = [t for t in self._trials.values() if t.measured and acceptable(t, self._bounds)]
+        finalists = fit if self._rounds > 1 else self._close(fit)
+        if len(finalists) < 2:
+            return
+        quick = min(t.measured.latency_ms for t in finalists if t.measured) < _QUICK_MS
+        racers = [self.subject(t) for t in finalists]
+        paces = []
+        for group in [[r] for r in racers] if self._reference.is_large else [racers]:
+            self._reference.wake()
+            paces += race(
+                group,
+                self._reference,
+                self._data.proof,
+                seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
+                threads=self._threads,
+                say=self._say,
+            )
+        raced = [
+            (t, m, p)
+            for t, p in zip(finalists, paces, strict=True)
+            if (m := t.measured) is not None and p is not None
+        ]
+        if self._rounds == 1 and raced:
+            level = float(np.median([m.speedup / p.speedup for _, m, p in raced]))
+            raced = [(t, m, _at_level(m, p.speedup * level)) for t, m, p in raced]
+        for trial, found, pace in raced:
+            measured = msgspec.structs.replace(
+                found, latency_ms=pace.latency_ms, speedup=pace.speedup
+            )
+            key = trial.entry, trial.variant
+            self._trials[key] = msgspec.structs.replace(trial, measured=measured)
+
+    def _close(self, fit: list[Trial]) -> list[Trial]:
+        """Those nearly as fast as the fastest of their device."""
+        found = []
+        for device in dict.fromkeys(e.device for e in self._target.chain):
+            mine = [
+                (t, t.measured)
+                for t in fit
+                if t.measured is not None and self._target.chain[t.entry].device == device
+            ]
+            best = max((m.speedup for _, m in mine), default=0.0)
+            found += [t for t, m in mine if m.speedup * CLOSE >= best]
+        return found
+
+    def subject(self, trial: Trial) -> Subject:
+        variant = self._built[trial.variant]
+        assert isinstance(variant, Variant)
+        entry = self._target.chain[trial.entry]
+        return Subject(trial.entry, entry, variant, self._builder.files(variant))
+
+    def _fp32_subjects(self, subjects: Sequence[Subject]) -> list[Subject]:
+        found = []
+        for index in dict.fromkeys(s.entry for s in subjects):
+            for variant in self._built.values():
+                if isinstance(variant, Variant) and variant.precision == "fp32":
+                    entry = self._target.chain[index]
+                    if variant.format == self._format(index):
+                        files = self._builder.files(variant)
+                        found.append(Subject(index, entry, variant, files))
+        return found
+
+    def _needy(self) -> list[int]:
+        """Entries where quantized variants were measured and all of them miss a bound of quality."""
+        needy = []
+        for index in range(len(self._target.chain)):
+            mine = [
+                t for t in self._trials.values() if t.entry == index and t.precision in _QUANTIZED
+            ]
+            poor = [t for t in mine if t.measured is not None and self._is_poor(t)]
+            if poor and not any(t.measured and acceptable(t, self._bounds) for t in mine):
+                needy.append(index)
+        return needy
+
+    def _oversized(self) -> list[int]:
+        """Entries of which everything that was measured is larger than allowed."""
+        limit = self._bounds.max_size
+        sizes: dict[int, list[int]] = {}
+        for trial in self._trials.values():
+            if trial.measured is not None and trial.size_bytes is not None:
+                sizes.setdefault(trial.entry, []).append(trial.size_bytes)
+        return [i for i, found in sizes.items() if limit is not None and min(found) > limit]
+
+    def _int4(self, index: int) -> list[Plan]:
+        """Weights in int4, which `auto` makes only where int8 is too large."""
+        entry = self._target.chain[index]
+        if self._options.precision != "auto" or "int8" not in entry.precisions:
+            return []
+        if self._source.precision != "fp32":
+            return []
+        if "int4" in entry.precisions or self._source.format != "onnx":
+            return []
+        plans = plans_for(
+            self._format(index), "int4", self._builder.facts, self._target.quantization,
+            self._options.recipes,
+        )  # fmt: skip
+        return [p for p in plans if not p.skip]
+
+    def _is_poor(self, trial: Trial) -> bool:
+        found = trial.measured
+        return found is not None and bool(
+            quality_problem(found.fidelity, found.accuracy, trial.precision, self._bounds)
+        )
+
+    # repair
+
+    def _may_restore(self, index: int) -> bool:
+        only = self._options.recipes
+        return (
+            self._source.format == "onnx"
+            and self._source.precision == "fp32"
+            and self._format(index) in ("onnx", "openvino-ir")
+            and self._data.calibration is not None
+            and (not only or "static-restored" in only)
+            and self._has_time()
+        )
+
+    def _restore(self, index: int, proof: Proof) -> Restoration:
+        """Find layers to restore for an entry, on its own runtime, and prove the result there."""
+        base = self._better_base()
+        done = restore(
+            self._builder,
+            base,
+            self._target.chain[index],
+            self._interface,
+            self._source.kinds,
+            self._data,
+            proof.wanted,
+            self._bounds,
+            deadline=self._began + self._options.max_time,
+            say=self._say,
+        )
+        if done.met and done.nodes:
+            plan = Plan(self._format(index), "int8", "static-restored")
+            self._prove(self._subjects({index: [plan]}))
+        if base is not self._builder.static:
+            done = msgspec.structs.replace(done, base="equalized int8")
+        return done
+
+    def _better_base(self) -> StaticQuantizer:
+        """What to restore layers of: the equalized model unless the plain one came closer to the source. Where
+        both are as bad, something else is at fault, and uneven channels may be as well."""
+        found = {
+            t.variant.partition("-")[2]: t.measured.fidelity.sqnr_db
+            for t in self._trials.values()
+            if t.measured is not None
+        }
+        static = self._builder.static
+        equalized = found.get("int8-static-equalized")
+        better = equalized is not None and equalized + _ALIKE_DB > found.get("int8", -200.0)
+        return static.equalized if better and static.equalized is not None else static
+
+    def _has_time(self) -> bool:
+        return time.monotonic() - self._began < self._options.max_time
+
+    def _format(self, index: int) -> str:
+        return runtime(self._target.chain[index].runtime).formats[0]
+
+    def _in_order(self) -> list[Trial]:
+        """By entry, then by the target's order of precisions, then as tried."""
+
+        def place(trial: Trial) -> tuple[int, int]:
+            precisions: tuple[Any, ...] = self._target.chain[trial.entry].precisions
+            known = trial.precision in precisions
+            return trial.entry, precisions.index(trial.precision) if known else -1
+
+        return sorted(self._trials.values(), key=place)
+
+
+def _at_level(measured: Measured, speedup: float) -> Pace:
+    """The pace that is so many times the source's, in the run that `measured` is of."""
+    return Pace(measured.latency_ms * measured.speedup / speedup, speedup)
+
+
+def check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:
+    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry takes none.
+
+    On a CPU static shapes are only quicker: there the batch is fixed, and the rest stays dynamic.
+    """
+    if not entry.static_shapes or entry.device == "cpu":
+        return
+    for spec in interface.inputs:
+        tail = spec.shape[1:] if interface.max_batch else spec.shape
+        loose = [d for d in tail if isinstance(d, str)]
+        if loose:
+            raise UnsupportedModel(
+                f"{entry.runtime} on {entry.device} ({target.name}) wants static dimensions",
+                cause=f"input '{spec.name}' is {spec.describe()}: {', '.join(loose)} can vary",
+                hint=f"fix them: --shape {spec.name}="
+                + ",".join(str(d) if isinstance(d, int) else "N" for d in spec.shape),
+            )

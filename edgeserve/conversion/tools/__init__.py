@@ -1,0 +1,1 @@
+"""Converters as plug-ins: finding them, and running them here or in a tool environment."""

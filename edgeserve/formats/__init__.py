@@ -1,0 +1,1 @@
+"""Model files read without their engines: ONNX, OpenVINO IR, TFLite."""

@@ -1,0 +1,1 @@
+"""Listeners made from settings, with the protocols they serve."""

@@ -1,0 +1,105 @@
+"""The gRPC side of one server, from its settings."""
+
+from __future__ import annotations
+
+import logging
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access.addresses import addresses_of, joined
+from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
+from edgeserve.serve.control import Control
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.grpc.credentials import server_credentials
+from edgeserve.serve.grpc.limits import GrpcLimits
+from edgeserve.serve.grpc.server import GrpcServer
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.workers import Siblings
+
+log = logging.getLogger(__name__)
+
+
+class GrpcFront:
+    """Owns the gRPC listener of a server; lives on one event loop.
+
+    It has the control plane, too, unless `control_port` gives that an address of its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        shm: SharedMemory,
+        flight: InFlight,
+        metrics: ServerMetrics,
+        control: Control,
+        siblings: Siblings | None = None,
+    ) -> None:
+        self._settings = settings
+        self.also: list[str] = []
+        limits = settings.effective_limits()
+        self._authoriser = authoriser = Authoriser(
+            settings.read_keys(),
+            settings.control_names,
+            listens_on=settings.host,
+            control=settings.control_port is None,
+        )
+
+        def admit(role: Role, key: str | None) -> None:
+            # Whoever reaches a loopback address is on this machine.
+            authoriser.check(role, Caller(key=key, address=settings.host))
+
+        self._server = GrpcServer(
+            repository,
+            shm,
+            flight,
+            GrpcLimits(
+                receive_bytes=limits.body_bytes,
+                messages_bytes=limits.bodies_bytes,
+                send_bytes=limits.output_bytes,
+                metadata_bytes=limits.head_bytes,
+                elements=limits.elements,
+                queue=settings.queue,
+                streams=settings.grpc_streams,
+                idle_s=limits.idle_s,
+                handshake_s=limits.handshake_s,
+                connections=limits.connections,
+                compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
+                processes=settings.workers,
+            ),
+            admit,
+            metrics,
+            server_credentials(settings),
+            control=control,
+            siblings=siblings,
+            model_control=settings.model_control,
+        )
+
+    def listen(self) -> str:
+        """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""
+        first, *others = addresses_of(self._settings.host)
+        port = self._server.listen(first, self._settings.grpc_port or 0)
+        for other in others:
+            try:
+                self._server.listen(other, port)
+            except EnvironmentProblem as error:
+                log.warning("only %s is listened on: %s", joined(first, port), error)
+            else:
+                self.also.append(f"gRPC {joined(other, port)}")
+        self._server.start()
+        return joined(first, port)
+
+    def change_keys(self, keys: Keys) -> None:
+        """Calls that are handled already are answered; the next ones need these, and streams whose key is
+        gone end."""
+        self._authoriser.change(keys)
+        self._server.check_streams()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """As GrpcServer.drain."""
+        return await self._server.drain(timeout_s)
+
+    async def close(self) -> None:
+        await self._server.close()

@@ -1,0 +1,173 @@
+"""The HTTP side of one server: a data listener, and a control listener where one is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from edgeserve.errors import EnvironmentProblem
+from edgeserve.serve.access.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.access.keys import CONTROL_HINT, Authoriser, Keys, is_loopback
+from edgeserve.serve.access.tls import Tls
+from edgeserve.serve.control import Control
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.http.server import HttpServer
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.v2.management import Management
+from edgeserve.serve.protocols.v2.routes import Router
+from edgeserve.serve.protocols.v2.together import Together
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.workers import Siblings
+from edgeserve.serve.workers.inherited import Inherited, Plane
+
+log = logging.getLogger(__name__)
+
+
+class HttpFront:
+    """Owns the HTTP listeners of a server; lives on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: ModelRepository,
+        metrics: ServerMetrics,
+        shm: SharedMemory,
+        flight: InFlight,
+        tls: Tls | None,
+        control: Control,
+        siblings: Siblings | None = None,
+        inherited: Inherited | None = None,
+    ) -> None:
+        self._settings = settings
+        self._inherited = inherited
+        self._scheme = "http" if tls is None else "https"
+        keys, limits = settings.read_keys(), settings.effective_limits()
+        self._warn(is_loopback(settings.host), bool(keys))
+        self._warn_of_closed(keys)
+
+        management = Management(repository, shm, control, model_control=settings.model_control)
+        together = None if siblings is None else Together(siblings, repository)
+
+        self.also: list[str] = []
+        self._authorisers: list[Authoriser] = []
+        self._routers: list[Router] = []
+
+        def listener(host: str, *, control: bool) -> HttpServer:
+            authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
+            self._authorisers.append(authoriser)
+            router = Router(
+                repository, metrics, authoriser, limits, shm, flight, management, together
+            )
+            self._routers.append(router)
+            return HttpServer(router, limits, metrics, tls)
+
+        separate = settings.control_port is not None
+        self._data = listener(settings.host, control=not separate)
+        self._control_host = settings.control_host or LOCALHOST
+        self._control = listener(self._control_host, control=True) if separate else None
+        self._servers = {Plane.DATA: self._data}
+        if self._control is not None:
+            self._servers[Plane.CONTROL] = self._control
+
+    async def listen(self) -> tuple[str, str | None]:
+        """The URLs of the data and the control listener; `also` has further ones. Raises
+        EnvironmentProblem."""
+        settings = self._settings
+        url = await self._listen(Plane.DATA, settings.host, settings.http_port)
+        control_url = None
+        if self._control is not None:
+            port = settings.control_port or 0
+            control_url = await self._listen(
+                Plane.CONTROL, self._control_host, port, "control plane "
+            )
+        if self._inherited is not None:
+            asyncio.get_running_loop().add_reader(self._inherited.pool, self._take)
+        return url, control_url
+
+    async def _listen(self, plane: Plane, host: str, port: int, of: str = "") -> str:
+        """The URL of the first address; `of` says in `also` whose the others are."""
+        server = self._servers[plane]
+        if self._inherited is None:
+            first, *others = await _bind(server, host, port)
+        else:
+            listeners = self._inherited.listeners(plane)
+            first, *others = [server.accept_from(one) for one in listeners]
+        self.also += [f"{of}{self._url(*other)}" for other in others]
+        return self._url(*first)
+
+    def _take(self) -> bool:
+        """A connection that was accepted for this worker or another; False if there is none."""
+        assert self._inherited is not None
+        try:
+            taken = self._inherited.take()
+        except EOFError:
+            self._take_no_more()
+            return False
+        if taken is None:
+            return False
+        plane, connection = taken
+        self._servers[plane].adopt(connection)
+        return True
+
+    def _take_no_more(self) -> None:
+        if self._inherited is not None:
+            asyncio.get_running_loop().remove_reader(self._inherited.pool)
+
+    def _warn(self, loopback: bool, keys: bool) -> None:
+        """Say what is legal and may not be meant."""
+        if loopback:
+            return
+        if not keys and self._settings.tls_client_ca is None:
+            log.warning("anybody who reaches this server may use its models: there are no keys")
+        elif keys and self._scheme == "http":
+            log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
+
+    def _warn_of_closed(self, keys: Keys) -> None:
+        control = self._settings.model_control or bool(self._settings.shared_memory_prefixes)
+        if control and keys and not keys.control:
+            log.warning(
+                "nobody can use the control plane: no key is a control key (%s)", CONTROL_HINT
+            )
+
+    def change_keys(self, keys: Keys) -> None:
+        """Requests that are handled already are answered; the next ones need these."""
+        self._warn_of_closed(keys)
+        for authoriser in self._authorisers:
+            authoriser.change(keys)
+        for server in self._servers.values():
+            server.forget_routes()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """As HttpServer.drain, of both."""
+        while self._inherited is not None and self._take():
+            pass
+        self._take_no_more()
+        drains = [server.drain(timeout_s) for server in self._servers.values()]
+        return all(await asyncio.gather(*drains))
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.close()
+        if self._inherited is not None:
+            self._take_no_more()
+            self._inherited.close()
+        for router in self._routers:
+            await asyncio.to_thread(router.close)
+
+    def _url(self, host: str, port: int) -> str:
+        return f"{self._scheme}://{joined(host, port)}"
+
+
+async def _bind(server: HttpServer, host: str, port: int) -> list[tuple[str, int]]:
+    """What is listened on: every address of `host` that can be had. Raises EnvironmentProblem for the first."""
+    first, *others = addresses_of(host)
+    found = [await server.listen(first, port)]
+    port = found[0][1]
+    for other in others:
+        try:
+            found.append(await server.listen(other, port))
+        except EnvironmentProblem as error:
+            log.warning("only %s is listened on: %s", joined(*found[0]), error)
+    return found

@@ -1,0 +1,1 @@
+"""What is counted, and its renderings: Prometheus, the protocol's statistics, Triton's names."""

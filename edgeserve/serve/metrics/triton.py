@@ -1,0 +1,125 @@
+"""The metrics that Triton has, by its names, for dashboards and autoscalers made for it.
+
+Source: triton-inference-server/server, docs/user_guide/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import psutil  # noqa: TID253 - only the server imports this module
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
+
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.statistics import Duration, ModelStatistics
+from edgeserve.serve.models.model import ServedModel
+
+# Triton's reasons, of ours.
+_REASONS: Final = {
+    "REJECTED": ("in_flight", "queue_full", "timeout", "draining", "unavailable"),
+    "CANCELED": ("canceled",),
+    "BACKEND": ("engine",),
+    "OTHER": ("invalid",),
+}
+_Read = Callable[[ModelStatistics], int]
+
+
+def _us(which: Callable[[ModelStatistics], Duration]) -> _Read:
+    return lambda s: which(s).ns // 1000
+
+
+_COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
+    (
+        "nv_inference_request_success",
+        "Number of successful inference requests",
+        lambda s: s.inference_stats.success.count,
+    ),
+    ("nv_inference_count", "Number of inferences performed", lambda s: s.inference_count),
+    ("nv_inference_exec_count", "Number of model executions", lambda s: s.execution_count),
+    (
+        "nv_inference_request_duration_us",
+        "Cumulative inference request duration in microseconds",
+        _us(lambda s: s.inference_stats.success),
+    ),
+    (
+        "nv_inference_queue_duration_us",
+        "Cumulative inference queuing duration in microseconds",
+        _us(lambda s: s.inference_stats.queue),
+    ),
+    (
+        "nv_inference_compute_input_duration_us",
+        "Cumulative compute input duration in microseconds",
+        _us(lambda s: s.inference_stats.compute_input),
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "Cumulative compute inference duration in microseconds",
+        _us(lambda s: s.inference_stats.compute_infer),
+    ),
+    (
+        "nv_inference_compute_output_duration_us",
+        "Cumulative compute output duration in microseconds",
+        _us(lambda s: s.inference_stats.compute_output),
+    ),
+    (
+        "nv_cache_num_hits_per_model",
+        "Number of cache hits per model",
+        lambda s: s.inference_stats.cache_hit.count,
+    ),
+    (
+        "nv_cache_num_misses_per_model",
+        "Number of cache misses per model",
+        lambda s: s.inference_stats.cache_miss.count,
+    ),
+    (
+        "nv_cache_hit_duration_per_model",
+        "Total cache hit duration per model, in microseconds",
+        _us(lambda s: s.inference_stats.cache_hit),
+    ),
+)
+
+
+class TritonMetrics(Collector):
+    """Read from the models' own statistics when scraped; the event loop scrapes. Models that are loaded no more
+    keep what they have counted."""
+
+    def __init__(self, metrics: ServerMetrics, loaded: Callable[[], list[ServedModel]]) -> None:
+        self._metrics = metrics
+        self._loaded = loaded
+
+    def collect(self) -> Iterable[Metric]:
+        models = [(m, {"model": m.name, "version": m.version}) for m in self._metrics.models()]
+        statistics = [
+            (m.recorder.read(m.name, m.version, (), m.answered), labels) for m, labels in models
+        ]
+        for name, what, read in _COUNTERS:
+            # Triton's counters do not end in _total, which a counter's must: made one when rendered.
+            metric = Metric(name, what, "unknown")
+            for one, labels in statistics:
+                metric.add_sample(name, labels, read(one))
+            yield metric
+        failure = Metric("nv_inference_request_failure", "Number of failed requests", "unknown")
+        for model, labels in models:
+            for reason, ours in _REASONS.items():
+                count = sum(model.failures[r] for r in ours)
+                failure.add_sample(failure.name, {**labels, "reason": reason}, count)
+        yield failure
+        pending = Metric(
+            "nv_inference_pending_request_count",
+            "Instantaneous number of pending requests",
+            "gauge",
+        )
+        for served in self._loaded():
+            labels = {"model": served.name, "version": served.version}
+            pending.add_sample(pending.name, labels, served.pending())
+        yield pending
+        memory = psutil.virtual_memory()
+        for name, value in (
+            ("nv_cpu_memory_total_bytes", memory.total),
+            ("nv_cpu_memory_used_bytes", memory.used),
+        ):
+            metric = Metric(name, "System memory, in bytes", "gauge")
+            metric.add_sample(name, {}, value)
+            yield metric

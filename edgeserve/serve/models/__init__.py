@@ -1,0 +1,1 @@
+"""The served models: sources, opening, versions, memory."""

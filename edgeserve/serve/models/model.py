@@ -1,0 +1,422 @@
+"""One served model: its engine, its counters, and how a decoded request becomes an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from edgeserve.bundle import Bundle, Candidate, Labels
+from edgeserve.chain import (
+    Attempt,
+    Chain,
+    ChainStatus,
+    Fallback,
+    LinkStatus,
+    Promotion,
+    Replay,
+)
+from edgeserve.errors import EdgeServeError, InputFailed, InvalidInput, ModelUnavailable
+from edgeserve.runtimes.guarded import asked_placement
+from edgeserve.serve import logs
+from edgeserve.serve.engine import (
+    BatchTimes,
+    DeadlineExceeded,
+    Engine,
+    EngineSettings,
+    Outcome,
+    Pending,
+    QueueFull,
+    ResponseCache,
+    ShuttingDown,
+    set_clock,
+)
+from edgeserve.serve.metrics.prometheus import ModelMetrics
+from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics
+from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.protocols.v2.codec import InferRequest
+from edgeserve.serve.protocols.v2.config import (
+    DynamicBatching,
+    InstanceGroup,
+    Latest,
+    ModelConfig,
+    ModelParameter,
+    TransactionPolicy,
+    VersionPolicy,
+    input_configs,
+    output_configs,
+    task_parameters,
+)
+from edgeserve.tensors import Interface
+
+log = logging.getLogger(__name__)
+
+Done = Callable[[Outcome | EdgeServeError], None]
+
+
+class ServedModel:
+    """A version of a model under its served name. Lives on the event loop; may be made on any thread.
+
+    Its engine comes and goes: where memory is short a model is without one until it is asked for, and
+    `wanted` is called; its requests wait meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        bundle: Bundle,
+        settings: EngineSettings,
+        metrics: ModelMetrics,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        interface: Interface | None = None,
+        labels: Mapping[str, Labels] | None = None,
+        policy: VersionPolicy | None = None,
+        cache: ResponseCache | None = None,
+    ) -> None:
+        self.name = name
+        self.version = version
+        self.bundle = bundle
+        self.interface = interface or bundle.manifest.interface
+        # What the repository's configuration names comes before what the bundle has.
+        self._labels = {**bundle.output_labels(), **(labels or {})}
+        self._names = {output: own.names for output, own in self._labels.items()}
+        self.classes = Classes(self.interface, self._names)
+        self.metrics = metrics
+        self.settings = settings
+        self.engine: Engine | None = None
+        self.wanted: Callable[[ServedModel], None] | None = None
+        self.last_used = time.perf_counter()
+        self.placements: dict[str, str] = {}  # what of it a candidate's device runs, by label
+        self._loop = loop
+        self._policy = policy or VersionPolicy(latest=Latest())
+        self._cache = cache
+        self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
+        self._recorder = metrics.recorder
+        self._access = logs.ACCESS.isEnabledFor(logging.INFO)
+        self._waiting: list[tuple[Pending, int]] = []
+        self._chain: Chain | None = None
+        self._reason = "it is being loaded"
+        self._closed = False
+        self._fallbacks_seen = self._promotions_seen = 0
+        self._replays_seen: Counter[Replay] = Counter()
+
+    # The engine comes and goes
+
+    def new_chain(self, chain: Chain) -> None:
+        """A chain was opened for this model; counted from here on."""
+        self._chain = chain
+        self._fallbacks_seen = self._promotions_seen = 0
+        self._replays_seen.clear()
+        self._note_steps()
+        chain.listen(lambda: _call_soon(self._loop, self._note_steps))
+
+    def attach(self, engine: Engine) -> None:
+        """Serve with this engine from now on; what waited for it runs."""
+        self.engine = engine
+        if self._chain is not engine.chain:
+            self.new_chain(engine.chain)
+        self.metrics.watch_pending(self.pending)
+        self.metrics.serving(engine.chain.candidate)
+        waiting, self._waiting = self._waiting, []
+        for request, priority in waiting:
+            if request.settled:
+                continue
+            try:
+                engine.take(request, priority)
+            except EdgeServeError as error:
+                request.settle(error)
+
+    def detach(self, reason: str) -> Engine | None:
+        """Give up the engine, which goes on with what it has; new requests wait for another one."""
+        engine, self.engine = self.engine, None
+        self._reason = reason
+        return engine
+
+    def close(self, reason: str) -> None:
+        """Take no more requests, for good."""
+        self._closed = True
+        self.fail(ModelUnavailable(f"model '{self.name}' is not ready", cause=reason))
+        self._reason = reason
+
+    def fail(self, error: EdgeServeError) -> None:
+        """Those that waited for an engine get none."""
+        self._reason = str(error)
+        waiting, self._waiting = self._waiting, []
+        for request, _ in waiting:
+            request.settle(error)
+
+    def read_placement(self) -> str | None:
+        """Ask the engine what of the model an accelerator runs; None on a CPU, and where the engine does not
+        tell. Blocking; called on threads."""
+        chain = self._chain
+        if chain is None or chain.options.inject:
+            return None
+        candidate = chain.candidate
+        if candidate.device.partition(".")[0] == "cpu":
+            return None
+        try:
+            found = asked_placement(chain.session).describe()
+        except EdgeServeError as error:
+            log.debug("placement: %s", error)
+            return None
+        self.placements[candidate.label] = found
+        return found
+
+    def ran(self, batch: BatchTimes) -> None:
+        """Told by the engine."""
+        self._recorder.batch(batch)
+        self.metrics.batch(batch)
+
+    def unbatched(self, candidate: Candidate, reason: str) -> None:
+        """Told by the engine: its requests run one at a time from now on."""
+        self.metrics.unbatched(candidate)
+
+    # What it is
+
+    @property
+    def candidate(self) -> Candidate:
+        return self._chain.candidate if self._chain else self.bundle.manifest.chain[0]
+
+    @property
+    def status(self) -> ChainStatus:
+        """Which candidate serves, since when, and why not the first."""
+        if self.engine is None or self._chain is None:
+            first = self.candidate
+            return ChainStatus(first, time.time(), self.ready, first, reason=self._reason)
+        return self._chain.status()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return self._chain.attempts if self._chain else []
+
+    @property
+    def links(self) -> list[LinkStatus]:
+        """What each candidate of the chain is doing."""
+        return self._chain.link_statuses() if self._chain else []
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """Steps down since it was loaded."""
+        return self._chain.fallbacks if self._chain else []
+
+    @property
+    def promotions(self) -> list[Promotion]:
+        """Steps up since it was loaded."""
+        return self._chain.promotions if self._chain else []
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests: now, or once it has been loaded for them."""
+        if self._closed:
+            return False
+        if self.engine is None:
+            return self.wanted is not None
+        return not self.engine.closing and self.engine.chain.status().ready
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, or not in memory; empty when there is nothing to say."""
+        if self.engine is None or self._closed:
+            return self._reason
+        if self.engine.closing:
+            return "it is being unloaded"
+        status = self.engine.chain.status()
+        return "" if status.ready else status.reason or "its device does not answer"
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether it has variables, which each request finds as they were at the start."""
+        return bool(self.bundle.manifest.state)
+
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return len(self._waiting) + (self.engine.pending if self.engine is not None else 0)
+
+    @property
+    def platform(self) -> str:
+        """The name that clients of the protocol know this kind of model by."""
+        candidate = self.candidate
+        file_format = self.bundle.manifest.variant(candidate.variant).format
+        return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
+
+    def statistics(self) -> ModelStatistics:
+        memory: tuple[MemoryUsage, ...] = ()
+        if self.engine is not None:
+            size = self.bundle.manifest.variant(self.candidate.variant).size_bytes
+            kind = "CPU" if self.candidate.device == "cpu" else "GPU"
+            memory = (MemoryUsage(kind, 0, size),)
+        return self._recorder.read(self.name, self.version, memory, self.metrics.answered)
+
+    def config(self) -> ModelConfig:
+        kind = "KIND_CPU" if self.candidate.device == "cpu" else "KIND_GPU"
+        settings = self.engine.settings if self.engine is not None else self.settings
+        group = InstanceGroup(f"{self.name}_0", kind, max(1, settings.instances))
+        batching = self.engine is not None and self.engine.max_batch > 1
+        return ModelConfig(
+            name=self.name,
+            platform=self.platform,
+            backend=self.candidate.runtime,
+            version_policy=self._policy,
+            max_batch_size=self.interface.max_batch,
+            input=input_configs(self.interface, self.bundle.manifest.task.preprocess),
+            output=output_configs(self.interface, self._labels),
+            instance_group=(group,),
+            model_transaction_policy=TransactionPolicy(),
+            dynamic_batching=DynamicBatching.of(settings) if batching else None,
+            parameters=task_parameters(self.bundle, self._names) | self._batching(),
+        )
+
+    def _batching(self) -> dict[str, ModelParameter]:
+        """How its requests share batches, while it is in memory."""
+        if self.engine is None:
+            return {}
+        return {"edgeserve_batching": ModelParameter(self.engine.batching)}
+
+    # Requests
+
+    def infer(self, request: InferRequest, done: Done) -> Pending | None:
+        """Run a request; `done` is called once. None when it was answered or refused at once."""
+        began = self.last_used = time.perf_counter()
+        if self._cache is not None:
+            return self._infer_cached(self._cache, request, done, began)
+
+        def answer(result: Outcome | EdgeServeError) -> None:
+            self._answered(request, result, began)
+            done(result)
+
+        return self._run(request, answer, began)
+
+    def _infer_cached(
+        self, cache: ResponseCache, request: InferRequest, done: Done, began: float
+    ) -> Pending | None:
+        names = tuple(wanted.name for wanted in request.outputs)
+        # With the era: what a device answered is forgotten when it fails.
+        era = self._chain.era if self._chain is not None else -1
+        key = cache.key(f"{self._scope}/{era}", request.inputs, names)
+        kept = cache.get(key)
+        took = time.perf_counter() - began
+        if kept is not None:
+            self._recorder.cache_hit(took)
+            self.metrics.cache_hits.inc()
+            self._answered(request, kept, began)
+            done(kept)
+            return None
+        self._recorder.cache_miss(took)
+        self.metrics.cache_misses.inc()
+
+        def answer(result: Outcome | EdgeServeError) -> None:
+            if isinstance(result, Outcome):
+                cache.put(key, result, names)
+            self._answered(request, result, began)
+            done(result)
+
+        return self._run(request, answer, began)
+
+    def _run(self, request: InferRequest, answer: Done, began: float) -> Pending | None:
+        try:
+            engine = self.engine
+            if engine is None or self._closed:
+                return self._wait(request, answer, began)
+            return engine.submit(
+                request.inputs, request.rows, request.timeout_s, answer, request.priority
+            )
+        except (QueueFull, ShuttingDown, ModelUnavailable) as error:
+            answer(error)
+            return None
+
+    def _wait(self, request: InferRequest, answer: Done, began: float) -> Pending:
+        """Until there is an engine. Raises ModelUnavailable, QueueFull."""
+        if self._closed or self.wanted is None:
+            raise ModelUnavailable(f"model '{self.name}' is not ready", cause=self._reason)
+        self._waiting = [w for w in self._waiting if not w[0].settled]
+        held, most = self._held(request.priority)
+        if held >= most:
+            raise QueueFull(f"{held} requests wait for the model to be loaded")
+        pending = Pending(request.inputs, request.rows, answer, began)
+        set_clock(pending, self.settings, request.timeout_s, request.priority, self._loop)
+        if pending.settled:
+            return pending
+        self._waiting.append((pending, request.priority))
+        self.wanted(self)
+        return pending
+
+    def _held(self, priority: int) -> tuple[int, int]:
+        """How many wait for the model to be loaded that are counted with this one, and how many may."""
+        settings = self.settings
+        levels = [settings.known(p) for _, p in self._waiting]
+        apart = settings.apart
+        mine = settings.known(priority)
+        if mine in apart:
+            return levels.count(mine), apart[mine]
+        return sum(level not in apart for level in levels), settings.queue
+
+    def cancel(self, pending: Pending) -> None:
+        """The client is gone: what has not been started is not run."""
+        if pending.cancel():
+            self.metrics.failed("canceled")
+
+    def _answered(
+        self, request: InferRequest, result: Outcome | EdgeServeError, began: float
+    ) -> None:
+        if isinstance(result, Outcome):
+            self.metrics.answered += 1
+        else:
+            self.metrics.failed(_reason(result), time.perf_counter() - began)
+        if self._access:
+            self._log(request, result, time.perf_counter() - began)
+
+    def _log(self, request: InferRequest, result: Outcome | EdgeServeError, took: float) -> None:
+        fields: dict[str, object] = {"rows": request.rows, "ms": round(1000 * took, 3)}
+        if isinstance(result, Outcome):
+            fields |= {
+                "queue_ms": round(1000 * result.queue_s, 3),
+                "compute_ms": round(1000 * result.compute_s, 3),
+                "batch": result.batch,
+                "device": result.candidate.device,
+            }
+        what = "ok" if isinstance(result, Outcome) else _reason(result)
+        logs.log_request(request.id, self.name, self.version, what, **fields)
+
+    def _note_steps(self) -> None:
+        """Count the chain's steps since the last time."""
+        chain = self._chain
+        if chain is None:
+            return
+        new = chain.fallbacks[self._fallbacks_seen :]
+        for fallback in new:
+            self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
+            self.placements.pop(fallback.source.label, None)
+        self._fallbacks_seen += len(new)
+        back = chain.promotions[self._promotions_seen :]
+        for promotion in back:
+            self.metrics.recovered(promotion.source, promotion.destination)
+        self._promotions_seen += len(back)
+        replays = chain.replays()
+        for replay, count in (replays - self._replays_seen).items():
+            self.metrics.replayed(replay, count)
+        self._replays_seen = replays
+        if back:
+            self._loop.run_in_executor(None, self.read_placement)
+        self.metrics.serving(chain.candidate)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the server has just ended
+        loop.call_soon_threadsafe(call)
+
+
+def _reason(error: EdgeServeError) -> str:
+    kinds: dict[type[EdgeServeError], str] = {
+        InvalidInput: "invalid",  # what only the engine could find
+        InputFailed: "invalid",
+        QueueFull: "queue_full",
+        ShuttingDown: "draining",
+        DeadlineExceeded: "timeout",
+        ModelUnavailable: "unavailable",
+    }
+    return next((r for kind, r in kinds.items() if isinstance(error, kind)), "engine")

@@ -1,0 +1,203 @@
+"""From a model on disk to a served one: the bundle, its chain, its engine. Blocking; called on threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import UNSET
+
+from edgeserve.bundle import Bundle, Candidate
+from edgeserve.chain import Chain, ChainOptions
+from edgeserve.devices import Instances, plan_instances, usable_cores
+from edgeserve.errors import ModelUnavailable, UsageError
+from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, ResponseCache, Turns
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.models.sources import ModelSource
+from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.server import Settings
+from edgeserve.tensors import Interface
+
+log = logging.getLogger(__name__)
+
+
+def chain_options(settings: Settings, instances: int, threads: int) -> ChainOptions:
+    """How the chain of a model is opened."""
+    return ChainOptions(
+        fallback=settings.fallback == "auto",
+        device=settings.device,
+        variant=settings.variant,
+        require=settings.require,
+        threads=threads,
+        instances=instances,
+        spin=settings.spin,
+        batches=settings.preferred_batches if settings.batching else (),
+        isolate=settings.isolate,
+        standby=settings.standby,
+        watchdog_s=settings.watchdog,
+        open_timeout_s=settings.open_timeout,
+        recheck_s=settings.recheck,
+        verify=settings.verify,
+        reopen_s=settings.reopen,
+        worker_memory=settings.worker_memory,
+        inject=settings.inject,
+    )
+
+
+class Opener:
+    """Opens models for one server: they share its metrics, its turns and its cache."""
+
+    def __init__(
+        self,
+        metrics: ServerMetrics,
+        loop: asyncio.AbstractEventLoop,
+        cache: ResponseCache | None = None,
+        processes: int = 1,
+    ) -> None:
+        """`processes` like this one share the cores."""
+        self._metrics = metrics
+        self._loop = loop
+        self._cache = cache
+        self._processes = processes
+        self._cores = max(1, usable_cores() // processes)
+        self._turns = Turns(self._cores)
+
+    def describe(self, source: ModelSource) -> ServedModel:
+        """The model, without an engine yet. Raises BundleError; ModelUnavailable for a known problem."""
+        if source.problem is not None:
+            raise ModelUnavailable(f"model '{source.name}' cannot be loaded", cause=source.problem)
+        bundle = Bundle.open(source.path)
+        if self._processes > 1:
+            self._check_devices(source, bundle)
+        interface = _interface(bundle, source.settings)
+        for output in sorted(source.labels.keys() - {s.name for s in interface.outputs}):
+            log.warning(
+                "%s: label_filename is for '%s', which is not an output", source.name, output
+            )
+        return ServedModel(
+            source.name,
+            source.version,
+            bundle,
+            self._settings(bundle, source.settings),
+            self._metrics.model(source.name, source.version),
+            self._loop,
+            interface=interface,
+            labels=source.labels,
+            policy=source.policy,
+            cache=self._cache,
+        )
+
+    def open(self, source: ModelSource, model: ServedModel) -> Engine:
+        """An engine for the model: its chain open, golden-checked and warm. Raises what Chain raises."""
+        chosen = self._plan(model.bundle, source.settings)
+        options = chain_options(source.settings, chosen.count, chosen.threads)
+        chain = Chain(model.bundle, options)
+        try:
+            return Engine(
+                chain, model.settings, self._loop, model.ran, self._turns, model.unbatched
+            )
+        except BaseException:
+            chain.close()
+            raise
+
+    def estimate(self, source: ModelSource, model: ServedModel) -> int:
+        """Bytes the model takes at least: its files, and once more what the engine makes of them."""
+        first = first_candidate(model.bundle, source.settings)
+        return 2 * model.bundle.manifest.variant(first.variant).size_bytes
+
+    def forget(self, model: ServedModel) -> None:
+        """The model is no longer served: what its metrics say of now goes."""
+        self._metrics.retire(model.name, model.version)
+
+    def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
+        return EngineSettings(
+            queue=settings.queue,
+            on_full=settings.queue_policy,
+            timeout_s=settings.timeout,
+            own_timeouts=settings.own_timeouts,
+            on_timeout=settings.timeout_action,
+            instances=self._plan(bundle, settings).count,
+            batching=settings.batching,
+            max_batch=settings.max_batch,
+            preferred=settings.preferred_batches,
+            delay_s=settings.batch_delay,
+            priorities=settings.priority_levels,
+            default_priority=settings.default_priority,
+            levels=_levels(settings),
+            weight=settings.weight,
+        )
+
+    def _plan(self, bundle: Bundle, settings: Settings) -> Instances:
+        """By the candidate that is tried first."""
+        first = first_candidate(bundle, settings)
+        measured = [
+            m.latency_ms
+            for m in bundle.manifest.variant(first.variant).measured
+            if m.runtime == first.runtime and m.device == first.device
+        ]
+        latency = measured[0] if measured else None
+        asked = settings.instances, settings.threads
+        chosen = plan_instances(*asked, self._cores, latency, first.device)
+        if self._processes > 1 and not chosen.threads:
+            # An engine's own choice is all cores, which are not this process's alone.
+            threads = max(1, self._cores // chosen.count)
+            return msgspec.structs.replace(chosen, threads=threads)
+        return chosen
+
+    def _check_devices(self, source: ModelSource, bundle: Bundle) -> None:
+        """Each process opens the models for itself: on an accelerator that is once too often."""
+        device = next((c.device for c in _matching(bundle, source.settings) if not _cpu(c)), None)
+        if device is not None:
+            raise UsageError(
+                f"model '{source.name}' may be opened on {device}, "
+                f"which {self._processes} workers would do side by side",
+                hint="--device cpu, or --workers 1: one process keeps an accelerator busy",
+            )
+
+
+def _levels(settings: Settings) -> dict[int, LevelSettings]:
+    """What differs for one priority, with what does not."""
+
+    def of(own: PrioritySettings) -> LevelSettings:
+        return LevelSettings(
+            queue=None if own.queue is UNSET else own.queue,
+            timeout_s=settings.timeout if own.timeout is UNSET else own.timeout,
+            own_timeouts=settings.own_timeouts if own.own_timeouts is UNSET else own.own_timeouts,
+            on_timeout=settings.timeout_action
+            if own.timeout_action is UNSET
+            else own.timeout_action,
+        )
+
+    return {own.level: of(own) for own in settings.priority}
+
+
+def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
+    """The candidate that is tried first, or would be if any matched."""
+    matching = list(_matching(bundle, settings))
+    options = ChainOptions(require=settings.require)
+    return next(filter(options.is_required, matching), (*matching, *bundle.manifest.chain)[0])
+
+
+def _matching(bundle: Bundle, settings: Settings) -> Iterator[Candidate]:
+    """The candidates that settings allow, in order."""
+    return (
+        c
+        for c in bundle.manifest.chain
+        if settings.device in (None, c.device, c.device.partition(".")[0])
+        and settings.variant in (None, c.variant)
+    )
+
+
+def _cpu(candidate: Candidate) -> bool:
+    return candidate.device.partition(".")[0] == "cpu"
+
+
+def _interface(bundle: Bundle, settings: Settings) -> Interface:
+    """The bundle's, with batches no larger than the settings allow."""
+    interface = bundle.manifest.interface
+    if 0 < settings.max_batch < interface.max_batch:
+        return msgspec.structs.replace(interface, max_batch=settings.max_batch)
+    return interface

@@ -1,0 +1,250 @@
+"""Answers of the Open Inference Protocol v2 over HTTP: outputs -> JSON, binary, classes, shared memory.
+
+Sources: kserve/open-inference-protocol, specification/protocol/inference_rest.md; Triton's
+protocol/extension_binary_data.md, extension_classification.md, extension_shared_memory.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import chain, zip_longest
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import orjson
+
+from edgeserve.bundle import Candidate
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.tensors import Array, Interface, Tensors, dtype_name
+from edgeserve.wire import binary
+from edgeserve.wire.json import NO_JSON_FORM
+
+_KEPT_ENTRIES: Final = 256
+# Outputs that nobody need look at more closely.
+_SMALL: Final = 1_024
+# Bytes of an array that take some hundred microseconds to write as JSON; what a string takes besides its own.
+_PIECE: Final = 65_536
+_TEXT: Final = 32
+# Python's lock goes to another thread only while its holder does not want it back.
+_PAUSE_S: Final = 1e-6
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """A response body in parts; `header_length` is set when tensors follow the JSON."""
+
+    parts: list[Any]  # bytes and memoryviews
+    header_length: int | None = None
+
+
+class Encoder:
+    """Encodes the answers of one model, on any thread. What repeats in them is made once."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        interface: Interface,
+        classes: Classes,
+        limits: Limits,
+        shm: SharedMemory,
+    ) -> None:
+        self._start = b'{"model_name":%s,"model_version":%s' % (
+            orjson.dumps(name),
+            orjson.dumps(version),
+        )
+        self._texts = any(s.dtype == "BYTES" for s in interface.outputs)
+        self._content = binary.content_bytes if self._texts else attrgetter("nbytes")
+        self._types = {s.name: (s.numpy_dtype, s.dtype) for s in interface.outputs}
+        self._classes = classes
+        self._limits = limits
+        self._shm = shm
+        self._where: tuple[Candidate | None, bytes] = (None, b"")
+        self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
+
+    def written_bytes(self, request: InferRequest, outputs: Tensors) -> int:
+        """How much of the requested outputs, at most, has to be written piece by piece: as JSON, as classes,
+        and strings; the rest is sent as it is. Raises InvalidInput for more than is sent."""
+        size = 0
+        for wanted in request.outputs:
+            size += self._content(outputs[wanted.name])
+        if size > self._limits.output_bytes:
+            raise InvalidInput(
+                f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
+            )
+        if size <= _SMALL:
+            return size
+        return sum(
+            self._content(outputs[w.name])
+            for w in request.outputs
+            if self._texts or not (w.binary or w.region) or w.classes
+        )
+
+    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+        """Of outputs that `written_bytes` has let pass. Raises InvalidInput for what JSON cannot express, and
+        for more text than is sent."""
+        known, where = self._where
+        if known is not candidate:
+            where = _about(candidate)
+            self._where = candidate, where
+        # An empty one is none, as with Triton.
+        identity = b"" if not request.id else b',"id":' + msgspec.json.encode(request.id)
+        text: list[Any] = [self._start, identity, where]
+        blobs: list[Any] = []
+        size = 0  # of the pieces
+        for wanted in request.outputs:
+            array = outputs[wanted.name]
+            if wanted.classes:
+                array = self._classes.best(wanted.name, array, wanted.classes)
+            if len(text) > 3:
+                text.append(b",")
+            if wanted.binary or wanted.region is not None or self._content(array) <= _PIECE:
+                text.append(self._entry(wanted, array, blobs, request.allow_nan))
+                continue
+            for piece in self._in_pieces(wanted.name, array, request.allow_nan):
+                size += len(piece)
+                if size > self._limits.output_bytes:
+                    raise self._too_large()
+                text.append(piece)
+        text.append(b"]}")
+        if size:
+            size = sum(map(len, text))
+        else:
+            head = b"".join(text)
+            text, size = [head], len(head)
+        if size > self._limits.output_bytes:
+            raise self._too_large()
+        return Encoded([*text, *blobs], size) if blobs else Encoded(text)
+
+    def _too_large(self) -> InvalidInput:
+        return InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
+
+    def _entry(
+        self, wanted: RequestedOutput, array: Array, blobs: list[Any], allow_nan: bool
+    ) -> bytes:
+        name = wanted.name
+        start, datatype = self._described(name, array)
+        if wanted.region is not None:
+            return start + self._to_region(name, wanted.region, array)
+        if wanted.binary:
+            blob = binary.to_bytes(array)
+            blobs.append(blob)
+            return b'%s,"parameters":{"binary_data_size":%d}}' % (start, len(blob))
+        return b'%s,"data":%s}' % (start, json_data(name, array, datatype, allow_nan=allow_nan))
+
+    def _in_pieces(self, name: str, array: Array, allow_nan: bool) -> Iterator[bytes]:
+        """As `_entry` of an output that is wanted as JSON, but no call takes long, and other threads get
+        Python's lock between them."""
+        start, datatype = self._described(name, array)
+        yield start + b',"data":['
+        flat = np.ascontiguousarray(array).reshape(-1)
+        comma = b""
+        for part in _texts(flat) if flat.dtype == object else _numbers(flat):
+            piece = json_data(name, part, datatype, allow_nan=allow_nan)
+            yield b"".join((comma, memoryview(piece)[1:-1]))
+            comma = b","
+            time.sleep(_PAUSE_S)
+        yield b"]}"
+
+    def _described(self, name: str, array: Array) -> tuple[bytes, str]:
+        """How the entry of an output begins, and its type."""
+        declared, datatype = self._types[name]
+        if array.dtype is not declared and array.dtype != declared:
+            datatype = dtype_name(array.dtype)
+        return self._entry_start(name, array.shape, datatype), datatype
+
+    def _entry_start(self, name: str, shape: tuple[int, ...], datatype: str) -> bytes:
+        key = (name, shape, datatype)
+        start = self._entries.get(key)
+        if start is None:
+            if len(self._entries) >= _KEPT_ENTRIES:
+                self._entries.clear()
+            document = {"name": name, "datatype": datatype, "shape": shape}
+            start = self._entries[key] = orjson.dumps(document)[:-1]
+        return start
+
+    def _to_region(self, name: str, region: OutputRegion, array: Array) -> bytes:
+        data = binary.to_bytes(array)
+        if len(data) > region.byte_size:
+            raise InvalidInput(
+                f"output '{name}': expected {region.byte_size} bytes of shared memory to be enough, "
+                f"got {len(data)} bytes"
+            )
+        self._shm.write(region.region, region.offset, data)
+        return b',"parameters":%s}' % orjson.dumps(
+            {
+                "shared_memory_region": region.region,
+                "shared_memory_offset": region.offset,
+                "shared_memory_byte_size": len(data),
+                # Triton's C++ client, and so perf_analyzer, wants that wherever there are parameters.
+                "binary_data_size": 0,
+            }
+        )
+
+
+def _numbers(flat: Array) -> Iterator[Array]:
+    step = _PIECE // flat.itemsize
+    for first in range(0, flat.size, step):
+        yield flat[first : first + step]
+
+
+def _texts(flat: Array) -> Iterator[Array]:
+    """Runs of strings that take about as long to write; one that is long by itself is not cut."""
+    first = size = 0
+    for at, text in enumerate(flat):
+        size += _TEXT + (len(text) if isinstance(text, bytes | str) else 0)
+        if size >= _PIECE:
+            yield flat[first : at + 1]
+            first, size = at + 1, 0
+    if first < len(flat):
+        yield flat[first:]
+
+
+def _about(candidate: Candidate) -> bytes:
+    """What every answer of a candidate says before its outputs."""
+    return b',"parameters":%s,"outputs":[' % orjson.dumps(
+        {
+            "edgeserve_device": candidate.device,
+            "edgeserve_runtime": candidate.runtime,
+            "edgeserve_variant": candidate.variant,
+        }
+    )
+
+
+def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> bytes:
+    """The flat JSON list of an output. Raises InvalidInput for what JSON cannot express."""
+    if array.dtype == object:
+        try:
+            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
+        except UnicodeDecodeError:
+            raise InvalidInput(f"output '{name}' is not text: ask for binary data") from None
+        return msgspec.json.encode(texts)
+    if datatype in NO_JSON_FORM:
+        raise InvalidInput(f"output '{name}': {datatype} has no JSON form, ask for binary data")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
+    if (
+        flat.dtype.kind == "f" and b"n" in text
+    ):  # of null; no number has one, and one byte is found fast
+        if not allow_nan:
+            raise InvalidInput(
+                f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary "
+                "data, or for the tokens NaN and Infinity with the parameter allow_nan"
+            )
+        return _with_tokens(text, flat)
+    return text
+
+
+def _with_tokens(text: bytes, flat: Array) -> bytes:
+    """The tokens that Python's json module reads, where `text` has null for what is not finite."""
+    odd = [
+        b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
+        for value in flat[~np.isfinite(flat)].tolist()
+    ]
+    return b"".join(chain.from_iterable(zip_longest(text.split(b"null"), odd, fillvalue=b"")))

@@ -1,0 +1,333 @@
+"""The Open Inference Protocol v2 over HTTP: bytes <-> requests, with the binary tensor data extension.
+
+Sources: kserve/open-inference-protocol, specification/protocol/inference_rest.md; Triton's
+protocol/extension_binary_data.md, extension_shared_memory.md, extension_parameters.md. Malformed input
+raises InvalidInput with the field, what was expected and what came.
+
+A request is decoded into typed structs, which costs half of what general objects cost; one that does
+not fit them is read again as general objects, to say what is wrong or to allow NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from edgeserve.bundle import Candidate
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.protocols.v2 import answers
+from edgeserve.serve.protocols.v2.answers import Encoded
+from edgeserve.serve.protocols.v2.classes import Classes, check_scores
+from edgeserve.serve.protocols.v2.document import Document, InputEntry, parse
+from edgeserve.serve.protocols.v2.repeated import Repeated
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.tensors import Interface, Tensors, TensorSpec
+from edgeserve.wire import binary
+from edgeserve.wire.json import JsonPort
+
+__all__ = [
+    "Codec", "Encoded", "InferRequest", "OutputRegion", "RequestedOutput", "metadata",
+]  # fmt: skip
+
+# https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
+_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
+_SHM: Final = "shared_memory_region"
+
+
+class Codec:
+    """Decodes requests for one model and encodes its answers."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        interface: Interface,
+        classes: Classes | None = None,
+        limits: Limits | None = None,
+        shm: SharedMemory | None = None,
+        *,
+        keeps_state: bool = False,
+    ) -> None:
+        """`keeps_state`: the model has variables, which each request finds as they were at the start."""
+        self._interface = interface
+        self._keeps_state = keeps_state
+        self._limits = limits or Limits()
+        self._shm = shm or SharedMemory(())
+        self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
+        self._ports = {
+            s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
+        }
+        self._all = {
+            flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
+            for flag in (False, True)
+        }
+        self._repeated = Repeated()
+        self._encoder = answers.Encoder(
+            name, version, interface, classes or Classes(interface), self._limits, self._shm
+        )
+        # To be asked before `encode`.
+        self.written_bytes = self._encoder.written_bytes
+
+    def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
+        """Decode one infer request; `header_length` is Inference-Header-Content-Length.
+
+        Raises InvalidInput; UnknownRegion, SharedMemoryOff.
+        """
+        if header_length is None:
+            return self._request(parse(body, self._limits.json_depth), memoryview(b""))
+        if header_length == 0:
+            return self._raw_request(memoryview(body))
+        if not 0 < header_length <= len(body):
+            raise InvalidInput(
+                f"Inference-Header-Content-Length: expected 0 to {len(body)}, got {header_length}"
+            )
+        view = memoryview(body)
+        text, blobs = bytes(view[:header_length]), view[header_length:]
+        request = self._repeated.find(text, blobs)
+        if request is None:
+            document = parse(text, self._limits.json_depth)
+            request = self._request(document, blobs)
+            self._repeated.keep(text, document, request)
+        return request
+
+    def text_bytes(self, size: int, header_length: int | None) -> int:
+        """How much of a body of `size` has to be read piece by piece: JSON, and strings; the rest is taken
+        as it is."""
+        if header_length is None or self._has_texts:
+            return size
+        return min(size, header_length)
+
+    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+        """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
+
+        Raises InvalidInput for what JSON cannot express and what does not fit its region.
+        """
+        return self._encoder.encode(request, outputs, candidate)
+
+    def _request(self, document: Document, blobs: memoryview) -> InferRequest:
+        parameters = document.parameters
+        timeout: float | None = None
+        priority, as_binary, allow_nan = 0, False, False
+        if parameters:
+            check_reserved(parameters)
+            if self._keeps_state and is_in_sequence(parameters):
+                raise no_sequences()
+            timeout = _timeout(parameters)
+            priority = _count(parameters, "priority", "a level")
+            as_binary = _flag(parameters, "binary_data_output", default=False)
+            allow_nan = _flag(parameters, "allow_nan", default=False)
+        inputs = self._inputs(document, blobs)
+        outputs = document.outputs
+        wanted = self._outputs(outputs, as_binary) if outputs else self._all[as_binary]
+        rows = self._rows(inputs)
+        return InferRequest(inputs, rows, wanted, document.id, timeout, priority, allow_nan)
+
+    def _rows(self, inputs: Tensors) -> int:
+        """The batch size; each tensor's own type and shape have been checked."""
+        interface = self._interface
+        if len(inputs) == len(interface.inputs):
+            if not interface.max_batch:
+                return 1
+            rows = 0
+            for array in inputs.values():
+                size: int = array.shape[0]
+                if rows not in (0, size):
+                    break
+                rows = size
+            else:
+                if 1 <= rows <= interface.max_batch:
+                    return rows
+        return interface.check(inputs)
+
+    def _inputs(self, document: Document, blobs: memoryview) -> Tensors:
+        tensors: Tensors = {}
+        offset = 0
+        for entry in document.inputs:
+            name = entry.name
+            port = self._ports.get(name)
+            if port is None:
+                self._interface.input(name)
+                raise AssertionError
+            if name in tensors:
+                raise InvalidInput(f"input '{name}' is given twice")
+            shape = port.shape_of(entry.shape, entry.datatype)
+            if not entry.parameters:
+                tensors[name] = port.array_of(shape, entry.data)
+                continue
+            data = self._from_region(entry, port.spec, shape)
+            if data is None:
+                size = _size(entry)
+                if size is None:
+                    tensors[name] = port.array_of(shape, entry.data)
+                    continue
+                if offset + size > len(blobs):
+                    raise InvalidInput(
+                        f"input '{name}': expected {size} bytes of binary data, "
+                        f"got {len(blobs) - offset}"
+                    )
+                data = blobs[offset : offset + size]
+                offset += size
+            tensors[name] = binary.from_bytes(port.spec, shape, data)
+        if offset != len(blobs):
+            raise InvalidInput(f"{len(blobs) - offset} bytes of binary data belong to no input")
+        return tensors
+
+    def _from_region(
+        self, entry: InputEntry, spec: TensorSpec, shape: tuple[int, ...]
+    ) -> memoryview | None:
+        """The bytes of an input that is in shared memory; None for one that is not."""
+        parameters, name = entry.parameters, f"input '{entry.name}'"
+        if _SHM not in parameters:
+            return None
+        if entry.data is not msgspec.UNSET or "binary_data_size" in parameters:
+            raise InvalidInput(f"{name} has data and {_SHM}")
+        region = _region(parameters, name)
+        binary.check_size(spec, shape, region.byte_size)
+        most = self._limits.body_bytes
+        if spec.dtype == "BYTES" and region.byte_size > most:
+            raise InvalidInput(f"{name}: expected at most {most} bytes, got {region.byte_size}")
+        return self._shm.read(region.region, region.offset, region.byte_size)
+
+    def _outputs(self, entries: list[Any], default: bool) -> tuple[RequestedOutput, ...]:
+        wanted: dict[str, RequestedOutput] = {}
+        for entry in entries:
+            name, own = entry.name, entry.parameters
+            spec = self._interface.output(name)
+            if name in wanted:
+                raise InvalidInput(f"output '{name}' is asked for twice")
+            if not own:
+                wanted[name] = RequestedOutput(name, default)
+                continue
+            classes = _count(own, "classification", "a count", f"output '{name}' ")
+            if classes:
+                check_scores(spec)
+            region = _region(own, f"output '{name}'") if _SHM in own else None
+            if region is not None:
+                if classes:
+                    raise InvalidInput(f"output '{name}': classes do not go to shared memory")
+                self._shm.check_room(region.region, region.offset, region.byte_size)
+            as_binary = _flag(own, "binary_data", default=default)
+            wanted[name] = RequestedOutput(name, as_binary, classes, region)
+        return tuple(wanted.values())
+
+    def _raw_request(self, body: memoryview) -> InferRequest:
+        """A body that is one tensor and nothing else: one input, at most one variable dimension."""
+        interface = self._interface
+        if len(interface.inputs) != 1:
+            raise InvalidInput(
+                f"a raw request needs one input, the model has {len(interface.inputs)}"
+            )
+        (spec,) = interface.inputs
+        shape = list(spec.shape)
+        if interface.max_batch:
+            shape[0] = 1
+        loose = [i for i, d in enumerate(shape) if isinstance(d, str)]
+        if spec.dtype == "BYTES":
+            for i in loose:
+                shape[i] = 1
+        elif len(loose) == 1:
+            row = math.prod(d for d in shape if isinstance(d, int)) * spec.numpy_dtype.itemsize
+            shape[loose[0]] = len(body) // row if row else 0
+        elif loose:
+            raise InvalidInput(
+                f"input '{spec.name}' has several variable dimensions: say its shape"
+            )
+        fixed = tuple(int(d) for d in shape)
+        if spec.dtype == "BYTES":
+            if math.prod(fixed) != 1:
+                raise InvalidInput(f"input '{spec.name}' has more than one string: say its shape")
+            array = np.empty(1, dtype=object)
+            array[0] = bytes(body)
+            inputs = {spec.name: array.reshape(fixed)}
+        else:
+            inputs = {spec.name: binary.from_bytes(spec, fixed, body)}
+        return InferRequest(inputs, interface.check(inputs), self._all[True])
+
+
+def metadata(name: str, versions: list[str], platform: str, interface: Interface) -> dict[str, Any]:
+    """The model metadata response."""
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": platform,
+        "inputs": [_described(s) for s in interface.inputs],
+        "outputs": [_described(s) for s in interface.outputs],
+    }
+
+
+def _described(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.dtype, "shape": spec.wire_shape}
+
+
+def check_reserved(parameters: dict[str, Any]) -> None:
+    """Raise InvalidInput for names that mean something to servers of this protocol, but not here."""
+    for name in parameters:
+        if name == "headers" or name.startswith("triton_"):
+            raise InvalidInput(f"parameter '{name:.60}' is reserved")
+
+
+def is_in_sequence(parameters: dict[str, Any]) -> bool:
+    """Whether a request names a sequence. A model without a state answers it as any other."""
+    return any(parameters.get(name) not in (None, 0, False, "") for name in _SEQUENCE)
+
+
+def no_sequences() -> InvalidInput:
+    """For requests in a sequence to a model that keeps a state."""
+    return InvalidInput(
+        "parameter 'sequence_id': this model starts each request from its initial state, so no request "
+        "goes on where another one ended"
+    )
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Triton's `timeout` parameter is in microseconds; 0 means none."""
+    if "timeout" not in parameters:
+        return None
+    return _count(parameters, "timeout", "microseconds") / 1e6
+
+
+def _count(parameters: dict[str, Any], name: str, what: str, whose: str = "parameter ") -> int:
+    value = parameters.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        shown = f"'{name}'" if whose == "parameter " else name
+        raise InvalidInput(f"{whose}{shown}: expected {what}, got {value!r:.40}")
+    return value
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"parameter '{name}': expected true or false, got {value!r:.40}")
+    return value
+
+
+def _size(entry: InputEntry) -> int | None:
+    """How many bytes behind the JSON are this input's; None for an input with JSON data."""
+    size = entry.parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if entry.data is not msgspec.UNSET:
+        raise InvalidInput(f"input '{entry.name}' has both data and binary_data_size")
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise InvalidInput(
+            f"input '{entry.name}' binary_data_size: expected a size, got {size!r:.40}"
+        )
+    return size
+
+
+def _region(parameters: dict[str, Any], whose: str) -> OutputRegion:
+    region = parameters[_SHM]
+    if not isinstance(region, str):
+        raise InvalidInput(f"{whose} {_SHM}: expected a name, got {region!r:.40}")
+    if "shared_memory_byte_size" not in parameters:
+        raise InvalidInput(f"{whose} shared_memory_byte_size: expected a size, got nothing")
+    return OutputRegion(
+        region,
+        _count(parameters, "shared_memory_offset", "an offset", f"{whose} "),
+        _count(parameters, "shared_memory_byte_size", "a size", f"{whose} "),
+    )

@@ -1,0 +1,248 @@
+"""From a request's head to what answers it: the routes of the Open Inference Protocol v2, and /metrics.
+
+Each route says which role it needs, and the authoriser is asked before anything else happens.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+import edgeserve
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.access.keys import Authoriser, Caller, Role, key_of
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.http.errors import refused
+from edgeserve.serve.http.head import Head
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import RETRY, Refusal, Response
+from edgeserve.serve.http.route import IGNORED_BYTES, NoRoute, Route, not_allowed, reading
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.inference import Codecs, InferRoute
+from edgeserve.serve.protocols.v2 import codec as v2
+from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
+from edgeserve.serve.protocols.v2.management import Management
+from edgeserve.serve.protocols.v2.together import Together
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.status.condition import conditions, where
+from edgeserve.serve.status.page import PATHS, StatusPage
+
+log = logging.getLogger(__name__)
+
+_MODEL: Final = re.compile(
+    rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats|generate(?:_stream)?))?/?"
+)
+
+
+class Router:
+    """Answers requests for the models of a repository, on one listener."""
+
+    def __init__(
+        self,
+        repository: ModelRepository,
+        metrics: ServerMetrics,
+        authoriser: Authoriser,
+        limits: Limits,
+        shm: SharedMemory,
+        flight: InFlight,
+        management: Management,
+        together: Together | None = None,
+    ) -> None:
+        self._repository = repository
+        self._metrics = metrics
+        self._authoriser = authoriser
+        self._limits = limits
+        self._codecs = Codecs(shm, limits)
+        self._flight = flight
+        self._management = management
+        self._page = StatusPage(repository)
+        self._together = together
+        self._fixed: dict[bytes, Callable[[], Response]] = {
+            b"/v2": self._server,
+            b"/v2/": self._server,
+            b"/v2/models": self._list,
+            b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
+            b"/metrics": self._scrape,
+            b"/openapi.json": _openapi,
+        }
+
+    def close(self) -> None:
+        self._codecs.close()
+
+    def handle(self, request: Request) -> None:
+        """Answer now or later; never raises."""
+        try:
+            head = request.head
+            if head.route is None:  # the leave that there was may have ended
+                refusal = self.admit(head, request.address)
+                if refusal is not None:
+                    request.respond(refusal)
+                    return
+            head.route(request)
+        except Exception:
+            log.exception("a request could not be handled")
+            request.respond(Response.error(500, "the server failed; its log says why"))
+
+    def admit(self, head: Head, address: str) -> Refusal | None:
+        """Say what answers a head, and how much it reads, or why its request is not served; never raises.
+
+        To be asked before anything of the body is taken.
+        """
+        head.most, head.trusted = IGNORED_BYTES, False
+        try:
+            route = self._route(head, caller_of(head, address))
+        except NoRoute as error:
+            return error.refusal
+        except EdgeServeError as error:
+            refusal = refused(error)
+            if refusal is None:
+                log.exception("a request could not be routed")
+            return refusal or Refusal(503, "unavailable", str(error))
+        if head.length is not None and head.length > head.most:
+            message = f"the body is {head.length} bytes, at most {head.most} are taken here"
+            return Refusal(413, "body_too_large", message)
+        head.route = route
+        return None
+
+    def announced(self, head: Head) -> Refusal | None:
+        """Why a request cannot be right that was let in, by what its head says of the body; never raises."""
+        route = head.route
+        if not isinstance(route, InferRoute) or head.length is None:
+            return None
+        try:
+            return route.misfit(head.length)
+        except EdgeServeError as error:
+            return refused(error)
+
+    def _route(self, head: Head, caller: Caller) -> Route:
+        """Raises NoRoute, AccessDenied, InvalidInput, ModelNotFound, ModelUnavailable."""
+        path = head.path
+        if path == b"/v2/health/live":
+            return reading(head, lambda: Response.json({"live": True}))
+        if path == b"/v2/health/ready":
+            detailed = self._authoriser.allows(Role.INFER, caller)
+            if self._together is not None:
+                return self._together.health(head, detailed=detailed)
+            return reading(head, lambda: self._health(detailed=detailed))
+
+        def check(role: Role) -> None:
+            self._authoriser.check(role, caller)
+            head.trusted = True
+
+        if self._together is not None:
+            shared = self._together.find(head, check)
+            if shared is not None:
+                return shared
+        managed = self._management.find(head, check)
+        if managed is not None:
+            return managed
+        check(Role.INFER)
+        if path in PATHS:
+            return reading(head, lambda: self._page.answer(head))
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return reading(head, fixed)
+        match = _MODEL.fullmatch(path)
+        if match is None:
+            raise NoRoute(Refusal(404, "unknown_route", "no such route"))
+        name, version = decoded(match[1]), None if match[2] is None else decoded(match[2])
+        if match[3] == b"infer":
+            if head.method != "POST":
+                raise not_allowed("POST")
+            self._repository.find(name, version)
+            head.most = self._limits.body_bytes
+            return InferRoute(
+                self._repository,
+                self._codecs,
+                self._limits,
+                self._flight,
+                name,
+                version,
+                head.headers,
+            )
+        if match[3] in (b"generate", b"generate_stream"):
+            raise self._no_text(head, name, version)
+        what = match[3]
+        return reading(head, lambda: self._about(name, version, what))
+
+    def _no_text(self, head: Head, name: str, version: str | None) -> NoRoute:
+        """Triton's routes for language models, which are not served here. Raises as for models that are."""
+        if head.method != "POST":
+            raise not_allowed("POST")
+        known = self._repository.find(name, version).name
+        message = (
+            f"model '{known}' does not generate text: models here compute tensors from tensors, "
+            f"ask /v2/models/{known}/infer"
+        )
+        return NoRoute(Refusal(501, "unsupported", message))
+
+    # about the server and its models
+
+    def _server(self) -> Response:
+        return Response.json(
+            {"name": "edgeserve", "version": edgeserve.__version__, "extensions": EXTENSIONS}
+        )
+
+    def _health(self, *, detailed: bool) -> Response:
+        ready = self._repository.ready
+        document: dict[str, object] = {"ready": ready, "live": True}
+        if detailed:
+            document["models"] = conditions(self._repository)
+        return Response.json(document, 200 if ready else 503, () if ready else RETRY)
+
+    def _list(self) -> Response:
+        models = [
+            {"name": m.name, "versions": self._repository.versions(m.name), **where(m)}
+            for m in self._repository.loaded()
+            if m.version == self._repository.versions(m.name)[-1]
+        ]
+        return Response.json({"models": models})
+
+    def _scrape(self) -> Response:
+        return Response.of(
+            200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
+        model = self._repository.find(name, version)
+        if what == b"ready":
+            ready = self._repository.serving and model.ready
+            return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
+        if what == b"config":
+            return Response.struct(model.config())
+        if what == b"stats":
+            return _statistics([model])
+        return Response.json(
+            v2.metadata(
+                model.name, self._repository.versions(model.name), model.platform, model.interface
+            )
+        )
+
+
+def caller_of(head: Head, address: str) -> Caller:
+    def text(name: bytes) -> str | None:
+        value = head.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    key = key_of(text(b"authorization"), text(b"x-api-key"))
+    return Caller(key, address, text(b"host") or "", text(b"origin"))
+
+
+def decoded(part: bytes) -> str:
+    return unquote_to_bytes(part).decode("utf-8", "replace")
+
+
+def _openapi() -> Response:
+    from edgeserve.serve.protocols.v2.openapi import document  # few ask for it
+
+    return Response.json(document())
+
+
+def _statistics(models: list[ServedModel]) -> Response:
+    return Response.struct({"model_stats": [m.statistics() for m in models]})

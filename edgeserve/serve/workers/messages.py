@@ -1,0 +1,277 @@
+"""What worker processes and their supervisor say to each other: requests, answers, and errors as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgeserve.errors import EdgeServeError, EnvironmentProblem
+from edgeserve.serve.metrics.shared import Family
+from edgeserve.serve.metrics.statistics import ModelStatistics
+from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.models.sources import ModelSource
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.shm import Region
+from edgeserve.serve.workers.inherited import Listener
+
+Key = tuple[str, str]
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An error on its way to another process. `kind` is the name of its class."""
+
+    kind: str
+    message: str
+    cause: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: EdgeServeError) -> Failure:
+        return cls(type(error).__name__, error.message, error.cause, error.hint)
+
+    def error(self) -> EdgeServeError:
+        """The error again, as far as its text and its kind go."""
+        kind = _kinds().get(self.kind, EnvironmentProblem)
+        error = kind.__new__(kind)
+        EdgeServeError.__init__(error, self.message, cause=self.cause, hint=self.hint)
+        return error
+
+
+def _kinds() -> dict[str, type[EdgeServeError]]:
+    found: dict[str, type[EdgeServeError]] = {}
+    waiting: list[type[EdgeServeError]] = [EdgeServeError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.__name__] = kind
+        waiting += kind.__subclasses__()
+    return found
+
+
+# What workers are and have
+
+
+class State(msgspec.Struct, frozen=True):
+    """Whether one worker takes requests, and what it says of its models."""
+
+    serving: bool
+    ready: bool
+    index: list[IndexEntry]
+    models: dict[str, dict[str, Any]]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What one worker has counted."""
+
+    families: list[Family]
+    statistics: list[ModelStatistics]
+
+
+class WorkerState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of the workers in /v2/health/ready."""
+
+    worker: int
+    ready: bool
+    reason: str = ""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The workers' states as one. `serves` are the versions that answer, whichever worker is asked."""
+
+    ready: bool
+    index: list[IndexEntry]
+    models: dict[str, dict[str, Any]]
+    serves: list[Key]
+    workers: list[WorkerState]
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The workers' reports as one. Of the `silent`, which did not answer in time, it holds what they said
+    last."""
+
+    families: list[Family]
+    statistics: list[ModelStatistics]
+    silent: list[int] = []
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """What became of a server since it started, for a worker that starts later. `number` grows with each
+    change; `off` are models that shall not be loaded, and why; `on` are those that were loaded although
+    the settings do not name them; the server is not ready without the `expected` models (None: all there
+    are). `held` are the versions that serve, whose successors may have failed."""
+
+    settings: Settings
+    number: int = 0
+    off: dict[str, str] = {}
+    on: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+    expected: tuple[str, ...] | None = None
+    held: tuple[ModelSource, ...] = ()
+
+
+# The supervisor asks workers
+
+
+class TellState(msgspec.Struct, frozen=True, tag=True):
+    """Answered with State."""
+
+
+class TellReport(msgspec.Struct, frozen=True, tag=True):
+    """Answered with Report."""
+
+
+class Plan(msgspec.Struct, frozen=True, tag=True):
+    """Which of these sources are to be loaded? Of one model if that is named, then all. Answered with
+    their keys."""
+
+    sources: list[ModelSource]
+    name: str | None = None
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """Open a model of the plan, and leave it at that."""
+
+    key: Key
+    demanded: bool = False
+
+
+class Commit(msgspec.Struct, frozen=True, tag=True):
+    """Serve what was opened."""
+
+    key: Key
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Close what was opened: it failed elsewhere."""
+
+    key: Key
+    failure: Failure
+
+
+class Finish(msgspec.Struct, frozen=True, tag=True):
+    """The plan was carried out: drop what is not among `keys` (of one model if that is named)."""
+
+    keys: list[Key]
+    name: str | None = None
+
+
+class ReadKeys(msgspec.Struct, frozen=True, tag=True):
+    """Read the keys again: those that are gone work no more."""
+
+
+# Workers ask the supervisor
+
+
+class AskStanding(msgspec.Struct, frozen=True, tag=True):
+    """Answered with Standing."""
+
+
+class AskCounts(msgspec.Struct, frozen=True, tag=True):
+    """Answered with Counts."""
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    """Before a worker listens: no change is made from here on until it does. Answered with Journal."""
+
+
+class Serving(msgspec.Struct, frozen=True, tag=True):
+    """The worker listens; `started` is for the start-up table (MessagePack)."""
+
+    started: bytes
+
+
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """The worker is about to accept no more."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The worker cannot serve."""
+
+    failure: Failure
+
+
+class Push(msgspec.Struct, frozen=True, tag=True):
+    """What the worker has counted, in case that it cannot be asked any more."""
+
+    report: Report
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Load a model, or load it again, in all workers."""
+
+    name: str
+
+
+class Refresh(msgspec.Struct, frozen=True, tag=True):
+    """Have all workers follow settings and files."""
+
+
+# Both ways
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Stop serving a model."""
+
+    name: str
+
+
+class Register(msgspec.Struct, frozen=True, tag=True):
+    """Register a shared memory region."""
+
+    region: Region
+
+
+class Unregister(msgspec.Struct, frozen=True, tag=True):
+    """Forget a shared memory region, or all."""
+
+    name: str | None = None
+
+
+Request = (
+    TellState
+    | TellReport
+    | Plan
+    | Prepare
+    | Commit
+    | Abort
+    | Finish
+    | ReadKeys
+    | AskStanding
+    | AskCounts
+    | Join
+    | Serving
+    | Leaving
+    | Failed
+    | Push
+    | Load
+    | Refresh
+    | Unload
+    | Register
+    | Unregister
+)
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a worker is told before anything else: which of them it is, what to serve, and the descriptors
+    that it has inherited."""
+
+    worker: int
+    journal: Journal
+    verbosity: int
+    listeners: tuple[Listener, ...]
+    pool: int
+
+
+class Call(msgspec.Struct, frozen=True, tag=True):
+    """A request on the wire."""
+
+    number: int
+    request: Request
+
+
+class Return(msgspec.Struct, frozen=True, tag=True):
+    """Its answer, or the error that it ended with."""
+
+    number: int
+    body: msgspec.Raw
+    failure: Failure | None = None

@@ -1,0 +1,1 @@
+"""Targets: the hardware to run on, one TOML file each."""

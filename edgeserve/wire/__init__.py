@@ -1,0 +1,1 @@
+"""Tensors and messages as bytes; server and client stand on it."""

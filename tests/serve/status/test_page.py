@@ -1,0 +1,236 @@
+"""The status page: what serves, what failed and why, for people and for machines."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeserve.serve.app import Background
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.status.overview import CandidateOverview, ModelOverview, Overview, Step
+from edgeserve.serve.status.page import render, wants_json
+from edgeserve.serve.workers.messages import WorkerState
+from tests.bundles import linear_bundle
+from tests.serve.conftest import RawClient, infer_body, post
+
+GPU, CPU = "onnxruntime/gpu/onnx-fp32", "onnxruntime/cpu/onnx-fp32"
+KEY = "infer-key-0123456789"
+
+
+def get(url: str, path: str = "/status", *headers: str) -> tuple[int, dict[str, str], str]:
+    with RawClient(url) as client:
+        client.send("\r\n".join((f"GET {path} HTTP/1.1", "Host: t", *headers, "", "")).encode())
+        status, found, body = client.response()
+        return status, found, body.decode()
+
+
+def test_a_lost_device_is_on_the_page_in_its_own_words(tmp_path: Path) -> None:
+    settings = Settings(
+        bundle=str(linear_bundle(tmp_path)),
+        http_port=0,
+        reopen=60.0,
+        inject=("gpu:stand-in", "gpu:crash@60"),
+    )
+    with Background(settings) as server, RawClient(server.url) as client:
+        before = get(server.url)[2]
+        devices = [""]
+        while devices[-1] != "cpu":
+            client.send(post(infer_body([[1, 2, 3, 4]])))
+            devices.append(client.response()[1]["x-edgeserve-device"])
+        status, headers, text = get(server.url)
+        document = json.loads(get(server.url, "/status", "Accept: application/json")[2])
+    assert status == 200
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    assert f"<code>{GPU}</code> on gpu, fp32, in a process of its own" in before
+    assert "last fallback" not in before
+    assert f"<code>{CPU}</code> on cpu, fp32, for" in text
+    assert f"<code>{GPU}</code> &rarr; <code>{CPU}</code>" in text
+    assert "died of SIGSEGV: injected: gpu:crash@60" in text
+    assert "(hint: it is started again after a pause" in text
+    assert re.search(r"failed, tried again in (4[0-9]|5[0-9]|1 min)", text)
+    assert f"{len(devices) - 1} answered, none failed" in text
+
+    found = msgspec.convert(document, Overview)
+    (model,) = found.models
+    step = model.last_fallback
+    assert step is not None
+    assert (step.count, step.source, step.destination, step.reason) == (1, GPU, CPU, "crash")
+    assert abs(step.at - time.time()) < 60
+    assert [(c.candidate, c.state) for c in model.candidates] == [
+        (GPU, "waiting"),
+        (CPU, "serving"),
+    ]
+    assert (found.ready, model.ready, model.device) == (True, True, "cpu")
+    assert (found.degraded, model.degraded) == (True, True)
+    for page, word, good in ((before, "ready", "good"), (text, "degraded", "bad")):
+        assert f"<title>edgeserve: {word}</title>" in page
+        assert f'<small><span class="{good}">{word}</span></small></h1>' in page
+    assert "degraded: not on its first candidate</span></small></h2>" in text
+
+
+def test_a_device_that_came_back_is_on_the_page(tmp_path: Path) -> None:
+    settings = Settings(
+        bundle=str(linear_bundle(tmp_path)),
+        http_port=0,
+        reopen=0.05,
+        inject=("gpu:stand-in", "gpu:kill@60"),
+    )
+    with Background(settings) as server, RawClient(server.url) as client:
+        devices = ["gpu"]
+        end = time.monotonic() + 60
+        while len(set(devices)) < 2 or devices[-1] != "gpu":
+            assert time.monotonic() < end
+            client.send(post(infer_body([[1, 2, 3, 4]])))
+            devices.append(client.response()[1]["x-edgeserve-device"])
+        text = get(server.url)[2]
+        document = json.loads(get(server.url, "/", "Accept: application/json")[2])
+    (model,) = msgspec.convert(document, Overview).models
+    assert model.last_recovery is not None
+    assert model.last_recovery.destination == GPU
+    assert model.last_recovery.away_s is not None
+    assert "last recovery" in text
+    assert "it was away for" in text
+    states = {c.candidate: c.state for c in model.candidates}
+    assert states == {GPU: "serving", CPU: "standby"}
+    assert "standby, open</span>" in text
+    assert "<title>edgeserve: ready</title>" in text
+
+
+def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
+    good, bad = linear_bundle(tmp_path, "good"), linear_bundle(tmp_path, "bad")
+    (bad / "onnx-fp32" / "model.onnx").write_bytes(b"")
+    settings = Settings(bundle=str(good), bundles=(str(bad),), http_port=0)
+    with Background(settings) as server:
+        _, _, text = get(server.url)
+    assert "bad <small>version 1, <span" in text
+    assert "onnx-fp32/model.onnx" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_page_is_one_document_that_asks_for_nothing_else(server: Background) -> None:
+    status, headers, text = get(server.url)
+    assert status == 200
+    assert get(server.url, "/")[0] == 200
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in headers["content-security-policy"]
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert headers["cache-control"] == "no-store"
+    for word in ("<script", "src=", "href=", "@import", "url(", "://"):
+        assert word not in text
+    with RawClient(server.url) as client:
+        client.send(post(b"{}", "/status"))
+        assert client.response()[0] == 405
+
+
+def test_a_candidate_that_is_not_open_says_so(tmp_path: Path) -> None:
+    inject = ("gpu:stand-in",)
+    bundle = str(linear_bundle(tmp_path))
+    with Background(Settings(bundle=bundle, http_port=0, standby="cold", inject=inject)) as server:
+        text = get(server.url)[2]
+    assert ">standby, not open</td>" in text
+
+
+def test_on_a_phone_a_table_is_a_list(server: Background) -> None:
+    """No cell is wider than the screen: rows are blocks, each cell under its column's name."""
+    text = get(server.url)[2]
+    narrow = re.search(r"@media \(max-width: \S+\) \{(.*?)\n\}", text, re.DOTALL)
+    assert narrow is not None
+    assert "td { display: block; }" in narrow[1]
+    assert "nowrap" not in text.replace(
+        "@media (min-width: 60rem) { td code { white-space: nowrap; } }", ""
+    )
+    cells = re.findall(r'<td data-name="([^"]+)"', text)
+    assert cells[:4] == ["candidate", "device", "precision", "state"]
+    assert text.count("<td") == len(cells) == 7
+    assert 'content="width=device-width, initial-scale=1"' in text
+
+
+def test_the_page_is_for_those_who_may_infer(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"infer {KEY}\n")
+    settings = Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, keys=str(keys))
+    with Background(settings) as server:
+        for path in ("/", "/status"):
+            status, _, text = get(server.url, path)
+            assert status == 401
+            assert "linear" not in text
+            status, _, text = get(server.url, path, f"Authorization: Bearer {KEY}")
+            assert status == 200
+            assert "linear" in text
+
+
+@pytest.mark.parametrize(
+    ("accept", "json_wanted"),
+    [
+        (b"", False),
+        (b"*/*", False),
+        (b"text/html,application/xhtml+xml,application/json;q=0.9,*/*;q=0.8", False),
+        (b"application/json", True),
+        (b"Application/JSON; q=1, */*; q=0.1", True),
+    ],
+)
+def test_json_is_for_those_who_ask_for_it_alone(accept: bytes, json_wanted: bool) -> None:
+    assert wants_json(accept) is json_wanted
+
+
+class _Tags(HTMLParser):
+    """The tags of a document, and the text between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag + "".join(f" {name}={value}" for name, value in attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def parsed(text: str) -> _Tags:
+    found = _Tags()
+    found.feed(text)
+    found.close()
+    return found
+
+
+def page_with(text: str) -> str:
+    """A page on which everything that anybody else may have written is `text`."""
+    candidate = CandidateOverview(
+        text, text, text, True, "waiting", reason=text, message=text, hint=text, retry_s=1.0
+    )
+    serving = msgspec.structs.replace(candidate, state="serving")
+    step = Step(1, text, text, 0.0, reason=text, message=text, hint=text)
+    model = ModelOverview(
+        text, text, text, True, text, text, text, 0.0, 4, (candidate, serving), step, step, 1, {text: 1}
+    )  # fmt: skip
+    workers = (WorkerState(1, True), WorkerState(2, False, text))
+    return render(Overview(text, text, 1, 100.0, 1.0, True, True, (model,), workers))
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))
+def test_whatever_a_bundle_or_a_driver_says_is_text(text: str) -> None:
+    found, plain = parsed(page_with(text)), parsed(page_with("plain"))
+    assert found.tags == plain.tags
+    assert "".join(found.words) == "".join(plain.words).replace("plain", text)
+
+
+def test_markup_in_a_driver_s_message_is_shown_not_run() -> None:
+    hostile = "</code></style><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
+    text = page_with(hostile)
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;" in text
