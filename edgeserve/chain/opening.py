@@ -122,7 +122,7 @@ def open_isolated(
         candidate.device,
         _load_options(candidate, options),
         label=candidate.label,
-        limits=Limits(options.open_timeout_s, options.watchdog_s, options.worker_memory),
+        limits=Limits(options.open_timeout_s, options.watchdog_s, options.isolated_memory),
         faults=faults_for(candidate, options.inject),
         fault_state=fault_state,
         cancelled=cancelled,

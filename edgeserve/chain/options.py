@@ -30,7 +30,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     reproduced its golden samples is not checked again within `trust_s` while it answers others: long
     enough that a stream of such requests costs next to nothing, short beside a failed device's pauses.
 
-    `worker_memory` caps a worker process, in bytes (0: no cap). `verify` has every batch carry a golden
+    `isolated_memory` caps an isolated process, in bytes (0: no cap). `verify` has every batch carry a golden
     sample, so that not one answer of a device that has begun to compute wrong numbers gets out. `inject`
     are faults (edgeserve.runtimes.inject).
     """
@@ -53,7 +53,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
     reopen_longest_s: float = 300.0
     stable_s: float = 60.0
     trust_s: float = 10.0
-    worker_memory: int = 0
+    isolated_memory: int = 0
     inject: tuple[str, ...] = ()
 
     def is_required(self, candidate: Candidate) -> bool:

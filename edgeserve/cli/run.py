@@ -149,7 +149,7 @@ def command(
         float | None,
         typer.Option(help="Seconds before a failed device is tried again; the pause grows [1]."),
     ] = None,
-    worker_memory: Annotated[
+    isolated_memory: Annotated[
         int | None, typer.Option(help="Bytes a process of --isolate may use; 0: any [0].")
     ] = None,
     inject: Annotated[
@@ -303,7 +303,7 @@ def command(
         "recheck": recheck,
         "verify": verify,
         "reopen": reopen,
-        "worker_memory": worker_memory,
+        "isolated_memory": isolated_memory,
         "inject": inject or None,
         "threads": threads,
         "instances": instances,
@@ -391,7 +391,7 @@ def render(started: Started) -> None:
     for hint in _hints(started):
         print_line(console, hint)
     for model in started.models:
-        how = "on the event loop" if model.inline else f"{model.instances} worker(s)"
+        how = "on the event loop" if model.inline else f"{model.instances} instance(s)"
         ways = ", ".join(filter(None, (how, model.batching)))
         print_line(console, f"serving {model.name} at {started.url} ({ways})")
         if model.placement is not None:

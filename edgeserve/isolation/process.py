@@ -228,7 +228,7 @@ class WorkerProcess:
 _HINTS: Final = {
     "crash": "it is started again after a pause; when this repeats, update the device's driver",
     "hang": "it is started again after a pause; --watchdog and --open-timeout give it more time",
-    "memory": "--worker-memory allows more; a smaller variant or batch needs less",
+    "memory": "--isolated-memory allows more; a smaller variant or batch needs less",
 }
 
 

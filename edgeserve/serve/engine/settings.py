@@ -30,7 +30,7 @@ class EngineSettings(msgspec.Struct, frozen=True):
     of the least important that waits. `timeout_s` is the deadline of a request that names none (0: none);
     without `own_timeouts` a request may only shorten it. `on_timeout` delay has a request whose time is over
     before it has started wait behind those of its priority whose time is not, instead of refusing it.
-    `instances` is the number of workers. `batching` False runs every request alone, `max_batch` (0: the
+    `instances` is how many calls run at a time. `batching` False runs every request alone, `max_batch` (0: the
     model's), `preferred` and `delay_s` are those of BatchPolicy. There are `priorities` levels, of which a
     request that names none has `default_priority`; `levels` says for which of them other rules hold.
     `weight` is the model's share of the cores where several models are busy.

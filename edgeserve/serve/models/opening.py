@@ -42,7 +42,7 @@ def chain_options(settings: Settings, instances: int, threads: int) -> ChainOpti
         recheck_s=settings.recheck,
         verify=settings.verify,
         reopen_s=settings.reopen,
-        worker_memory=settings.worker_memory,
+        isolated_memory=settings.isolated_memory,
         inject=settings.inject,
     )
 

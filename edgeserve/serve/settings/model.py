@@ -45,7 +45,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     recheck: float | UnsetType = UNSET
     verify: bool | UnsetType = UNSET
     reopen: float | UnsetType = UNSET
-    worker_memory: int | UnsetType = UNSET
+    isolated_memory: int | UnsetType = UNSET
     inject: tuple[str, ...] | UnsetType = UNSET
     threads: int | UnsetType = UNSET
     instances: int | UnsetType = UNSET

@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recheck: float = 0.0
     verify: bool = False
     reopen: float = 1.0
-    worker_memory: int = 0
+    isolated_memory: int = 0
     inject: tuple[str, ...] = ()
     threads: int = 0
     instances: int = 0
@@ -133,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UsageError(f"{key} must be a number of seconds, more than 0, not {value}")
         for key in (
             "threads", "instances", "timeout", "drain_timeout", "lame_duck", "recheck",
-            "worker_memory", "watch",
+            "isolated_memory", "watch",
         ):  # fmt: skip
             value = getattr(self, key)
             if value < 0 or not math.isfinite(value):
