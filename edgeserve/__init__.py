@@ -11,11 +11,11 @@ Importing this package imports neither an engine nor a converter; the names belo
 
 from __future__ import annotations
 
+from edgeserve.version import __version__
+
 # As typing has it. Importing that takes longer than all that the command line does until it can end
 # quietly when it is interrupted.
 TYPE_CHECKING = False
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from typing import Any

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-Say = Callable[[str, float | None], None]
+from edgeserve.progress import Say
 
 
 class Finished(msgspec.Struct, frozen=True):

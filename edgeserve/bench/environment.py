@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
-import edgeserve
 from edgeserve.bench.interleave import timer_overhead_ms
 from edgeserve.devices import Machine, machine
+from edgeserve.version import __version__
 
 _GOVERNOR: Final = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
@@ -62,7 +62,7 @@ def environment(before: Before, runtimes: Mapping[str, str]) -> Environment:
     return Environment(
         time=before.time,
         machine=machine(),
-        edgeserve=edgeserve.__version__,
+        edgeserve=__version__,
         python=platform.python_version(),
         numpy=np.__version__,
         runtimes=dict(runtimes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,7 @@ from edgeserve.bench.warnings import (
 from edgeserve.bundle import Bundle
 from edgeserve.devices import usable_cores
 from edgeserve.errors import NotMeasured
-
-Say = Callable[[str, float | None], None]
+from edgeserve.progress import Say, silent
 
 
 def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = None) -> Report:
@@ -58,7 +57,7 @@ def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = No
     `say(what, share)` is told what is going on. Raises BundleError (a digest does not match),
     UsageError (nothing matches the settings), NotMeasured (no candidate works here).
     """
-    settings, say = settings or Settings(), say or _silent
+    settings, say = settings or Settings(), say or silent
     bundle.verify()
     with tempfile.TemporaryDirectory(prefix="edgeserve-faults-") as state:
         return _bench(bundle, settings, say, Faults(settings.inject, state))
@@ -257,7 +256,3 @@ def _warnings(
     for measurement in measurements:
         found += measurement_warnings(measurement, around)
     return tuple(found)
-
-
-def _silent(what: str, share: float | None) -> None:
-    """The default for `say`."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-import edgeserve
 from edgeserve.checking.report import RULES, CheckReport, Finding
+from edgeserve.version import __version__
 
 _SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -27,8 +27,8 @@ def to_sarif(report: CheckReport) -> dict[str, Any]:
                 "tool": {
                     "driver": {
                         "name": "edgeserve check",
-                        "version": edgeserve.__version__,
-                        "semanticVersion": edgeserve.__version__,
+                        "version": __version__,
+                        "semanticVersion": __version__,
                         "rules": [_rule(rule) for rule in used],
                     }
                 },

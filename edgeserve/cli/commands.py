@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup, TyperOption
 
-import edgeserve
 from edgeserve.errors import UsageError
+from edgeserve.version import __version__
 
 # The base of usage errors: click's ClickException, which typer 0.28 has a copy of inside itself and no
 # longer depends on.
@@ -54,7 +54,7 @@ class _Commands(TyperGroup):
 
 def _version(value: bool) -> None:
     if value:
-        print(f"edgeserve {edgeserve.__version__}")
+        print(f"edgeserve {__version__}")
         raise typer.Exit
 
 

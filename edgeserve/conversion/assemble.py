@@ -12,7 +12,6 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-import edgeserve
 from edgeserve.bundle import (
     Batching,
     Bundle,
@@ -43,6 +42,7 @@ from edgeserve.quantize import LayerError
 from edgeserve.runtimes.detect import cpu_problem
 from edgeserve.targets.schema import Target
 from edgeserve.tensors import Interface, storable
+from edgeserve.version import __version__
 
 # Whose documentation says so; LiteRT adds in 32 bits.
 _SATURATING: Final = ("onnxruntime", "openvino")
@@ -205,7 +205,7 @@ def _name(path: Path) -> str:
 
 
 def _tools() -> dict[str, str]:
-    tools = {"edgeserve": edgeserve.__version__}
+    tools = {"edgeserve": __version__}
     for package in ("numpy", "onnx", "onnxruntime", "openvino", "ai-edge-litert"):
         try:
             tools[package] = importlib.metadata.version(package)

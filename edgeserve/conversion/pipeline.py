@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -51,11 +51,10 @@ from edgeserve.conversion.sources.onnx import (
 )
 from edgeserve.conversion.tools.registry import converter_called, run_converter, shortest_path
 from edgeserve.errors import CheckFailed, EdgeServeError, UnsupportedModel, UsageError
+from edgeserve.progress import Say, silent
 from edgeserve.runtimes import Session, runtime
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve.targets.schema import Target
-
-Say = Callable[[str, float | None], None]
 
 
 def convert(
@@ -67,7 +66,7 @@ def convert(
     TargetError, OutputExists, WriteFailed; CheckFailed with `strict` when a variant was rejected.
     On any error the destination is as it was.
     """
-    options, say = options or Options(), say or _silent
+    options, say = options or Options(), say or silent
     check_options(options)
     check_destination(destination, force=options.force)
     say("reading the source", None)
@@ -179,10 +178,6 @@ def convert(
             builder,
         )
     return report(destination, target, manifest, verdicts, found, data, layers)
-
-
-def _silent(what: str, share: float | None) -> None:
-    """The default for `say`."""
 
 
 def _read(source: Path, options: Options, work: Path, say: Say) -> SourceModel:

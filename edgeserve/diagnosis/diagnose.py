@@ -10,7 +10,6 @@ from typing import Final
 
 import msgspec
 
-import edgeserve
 from edgeserve.bundle.manifest import Option
 from edgeserve.devices import Machine, machine
 from edgeserve.devices.accelerators import (
@@ -37,6 +36,7 @@ from edgeserve.diagnosis.packages import (
 from edgeserve.runtimes import runtime_names
 from edgeserve.runtimes.onnx_providers import accelerators_to_try
 from edgeserve.runtimes.probing import Probe, onnxruntime_providers, open_in_children
+from edgeserve.version import __version__
 
 BUILT_IN: Final = ("litert", "onnxruntime", "openvino")
 _PACKAGE_OF: Final = {
@@ -86,7 +86,7 @@ def diagnose(required: Sequence[str] = (), timeout_s: float = 20.0) -> Diagnosis
         *machine_findings(here, all_cores, memory, read),
     )
     return Diagnosis(
-        edgeserve=edgeserve.__version__,
+        edgeserve=__version__,
         python=platform.python_version(),
         machine=here,
         cores_of_machine=all_cores,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +27,8 @@ from edgeserve.chain import golden_batches
 from edgeserve.errors import DeviceUnavailable, UsageError
 from edgeserve.evaluate import fidelity
 from edgeserve.gate.config import Config
+from edgeserve.progress import Say
 from edgeserve.runtimes import Placement
-
-Say = Callable[[str, float | None], None]
 
 FIDELITY: Final = ("min_fidelity", "min_sqnr_db", "min_cosine")
 LATENCY: Final = ("max_latency_p50", "max_latency_p99")

@@ -7,8 +7,9 @@ from edgeserve.bench.warnings import environment_warnings
 from edgeserve.bundle import Bundle
 from edgeserve.gate.config import Config
 from edgeserve.gate.judge import judge
-from edgeserve.gate.measure import LATENCY, Say, measure
+from edgeserve.gate.measure import LATENCY, measure
 from edgeserve.gate.report import SCHEMA, GateReport, overall
+from edgeserve.progress import Say, silent
 
 
 def gate(
@@ -32,7 +33,7 @@ def gate(
         seconds=seconds,
         patience_s=patience_s,
         threads=threads,
-        say=say or _silent,
+        say=say or silent,
     )
     rows = judge(config, facts)
     runtime = facts.subject.candidate.runtime
@@ -50,7 +51,3 @@ def gate(
         warnings=tuple(environment_warnings(around)) if timed else (),
         environment=around,
     )
-
-
-def _silent(what: str, share: float | None) -> None:
-    """The default for `say`."""

@@ -27,7 +27,7 @@ from edgeserve.packaging.wheels import (
     own_wheel,
     unpacked_bytes,
 )
-from edgeserve.pip import Say
+from edgeserve.progress import Say
 
 _KIND: Final = FolderKind("package", "package.json")
 # Wheels of pure Python run with any glibc; this is the oldest that CPython 3.11 is built with.

@@ -21,6 +21,7 @@ from edgeserve import pip
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.packaging.device import Device
 from edgeserve.packaging.requirements import canonical, constraints, parse
+from edgeserve.progress import Say
 
 # Written by the installer, not part of a wheel.
 _INSTALLERS_OWN: Final = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json"}
@@ -33,7 +34,7 @@ def fill(
     needed: Sequence[str],
     device: Device,
     wheelhouse: Path | None,
-    say: pip.Say,
+    say: Say,
 ) -> None:
     """Put into `wheels` what `needed` requires on `device`, and nothing else.
 
@@ -56,7 +57,7 @@ def fill(
             wheel.unlink()
 
 
-def fill_pip(tools: Path, wheelhouse: Path | None, say: pip.Say) -> None:
+def fill_pip(tools: Path, wheelhouse: Path | None, say: Say) -> None:
     """Put pip's wheel into `tools`: it installs from the zip, so the device need not have one."""
     bundled = _ensurepip_wheel()
     if bundled is not None:
@@ -66,7 +67,7 @@ def fill_pip(tools: Path, wheelhouse: Path | None, say: pip.Say) -> None:
     _run([*command, "--only-binary=:all:", "-d", str(tools), "pip"], "pip", say)
 
 
-def own_wheel(folder: Path, work: Path, say: pip.Say) -> Path:
+def own_wheel(folder: Path, work: Path, say: Say) -> Path:
     """edgeserve's wheel: built from the checkout it runs from, or packed again as it is installed."""
     dist = distribution("edgeserve")
     checkout = _checkout(dist)
@@ -142,7 +143,7 @@ def _download(
     pinned: Path,
     device: Device,
     wheelhouse: Path | None,
-    say: pip.Say,
+    say: Say,
 ) -> None:
     command = [*_pip(), "download", *pip.OPTIONS, *_where(wheelhouse), *device.pip_arguments()]
     command += ["--constraint", str(pinned), "-d", str(wheels), *needed]
@@ -161,7 +162,7 @@ def _pip() -> list[str]:
     return [sys.executable, "-m", "pip"]
 
 
-def _run(command: list[str], about: str, say: pip.Say) -> None:
+def _run(command: list[str], about: str, say: Say) -> None:
     say(f"collecting {about}", None)
     done = pip.run(command, pip.telling(about, say))
     if done.code != 0:

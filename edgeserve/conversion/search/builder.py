@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from edgeserve.conversion.tools.registry import (
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.evaluate import Samples
 from edgeserve.formats.layers import layers_of, precision_held
+from edgeserve.progress import Say
 from edgeserve.quantize import (
     CalibrationMethod,
     ModelFacts,
@@ -53,8 +54,6 @@ _METHODS: dict[str, CalibrationMethod] = {
 }
 
 log = logging.getLogger(__name__)
-
-Say = Callable[[str, float | None], None]
 
 
 class Builder:

@@ -22,7 +22,6 @@ from edgeserve.conversion.reference import Reference
 from edgeserve.conversion.search.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
 from edgeserve.conversion.search.timing import (
     Opened,
-    Say,
     Subject,
     close_all,
     open_stand_in,
@@ -35,6 +34,7 @@ from edgeserve.conversion.tolerance import errors_on
 from edgeserve.devices import machine
 from edgeserve.errors import DataError, DeviceLost, InferenceFailed
 from edgeserve.evaluate import Kinds, Samples, class_scores, fidelity, top1_accuracy
+from edgeserve.progress import Say
 from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.tensors import Interface, Tensors

@@ -7,7 +7,7 @@ that ranking that will do is found by bisection; with the layers that compute th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from edgeserve.conversion.search.choose import Bounds, quality_problem
 from edgeserve.conversion.search.prove import quality
 from edgeserve.errors import DataError, EdgeServeError
 from edgeserve.evaluate import Kinds
+from edgeserve.progress import Say
 from edgeserve.quantize import LayerError, StaticQuantizer, head_layers, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets.schema import ChainEntry
@@ -29,8 +30,6 @@ from edgeserve.tensors import Interface, Tensors
 RANKING_SAMPLES: Final = 8
 # With a larger share of the layers in fp32, int8 has little left to win.
 _MOST: Final = 0.5
-
-Say = Callable[[str, float | None], None]
 
 
 class Restoration(msgspec.Struct, frozen=True):

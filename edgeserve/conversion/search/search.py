@@ -7,7 +7,7 @@ quantized variants miss the quality bounds, tier 2 is tried, then the layers tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from edgeserve.conversion.search.timing import Pace, Subject, race
 from edgeserve.conversion.sources.onnx import SourceModel
 from edgeserve.conversion.tools.registry import shortest_path
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
+from edgeserve.progress import Say
 from edgeserve.quantize import Plan, StaticQuantizer, Tail, check_names, plans_for
 from edgeserve.runtimes import runtime
 from edgeserve.runtimes.guarded import in_words
@@ -46,8 +47,6 @@ _SMALL: Final = 1_000_000
 _QUANTIZED: Final = ("int8", "int4")
 # SQNRs so close are the same.
 _ALIKE_DB: Final = 0.5
-
-Say = Callable[[str, float | None], None]
 
 
 class Found(msgspec.Struct):

@@ -18,11 +18,10 @@ from edgeserve.conversion.search.choose import AS_FAST, Trial
 from edgeserve.devices import plan_instances, usable_cores
 from edgeserve.errors import DependencyMissing, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.evaluate import Samples
+from edgeserve.progress import Say
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.targets.schema import ChainEntry
 from edgeserve.tensors import Tensors
-
-Say = Callable[[str, float | None], None]
 
 _FIRST_CALLS: Final = 4
 _FIRST_LOOK_S: Final = 0.05

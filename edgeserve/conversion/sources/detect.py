@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +18,7 @@ import msgspec
 from edgeserve.bundle.reading import file_sha256
 from edgeserve.conversion.tools.registry import run_converter, shortest_path
 from edgeserve.errors import EdgeServeError, SourceError, UsageError, nearest
-
-Say = Callable[[str, float | None], None]
+from edgeserve.progress import Say
 
 # A file's suffix, and the format it stands for.
 _SUFFIXES: Final = {

@@ -22,6 +22,7 @@ import msgspec
 
 from edgeserve import pip
 from edgeserve.errors import ToolEnvironmentError, UsageError, nearest
+from edgeserve.progress import Say
 
 if os.name == "posix":
     import fcntl
@@ -76,7 +77,7 @@ class ToolEnvironment:
     def complete(self) -> bool:
         return (self.path / _MARKER).is_file() and self.python.exists()
 
-    def ensure(self, say: pip.Say) -> Path:
+    def ensure(self, say: Say) -> Path:
         """The environment's interpreter, making the environment first if need be.
 
         Raises ToolEnvironmentError with pip's own words.
@@ -85,7 +86,7 @@ class ToolEnvironment:
             return python
 
     @contextlib.contextmanager
-    def in_use(self, say: pip.Say) -> Iterator[Path]:
+    def in_use(self, say: Say) -> Iterator[Path]:
         """`ensure`, and while the block runs nobody can remove the environment."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ class ToolEnvironment:
         finally:
             os.close(lock)
 
-    def download(self, folder: Path, say: pip.Say) -> None:
+    def download(self, folder: Path, say: Say) -> None:
         """Fill a folder with the wheels that the environment is made of, for `EDGESERVE_WHEELHOUSE` on a
         machine without a network. They fit this Python version and platform.
 
@@ -130,7 +131,7 @@ class ToolEnvironment:
                 hint=done.hint("do this on a machine that can reach one"),
             )
 
-    def _create(self, lock: int, say: pip.Say) -> None:
+    def _create(self, lock: int, say: Say) -> None:
         """Make the environment; whatever a killed process left there goes first."""
         say(f"creating the tool environment {self.name}", None)
         try:

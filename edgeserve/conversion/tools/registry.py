@@ -15,7 +15,6 @@ import signal
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -34,11 +33,11 @@ from edgeserve.errors import (
     UsageError,
     nearest,
 )
+from edgeserve.progress import Say
 
 log = logging.getLogger(__name__)
 
 GROUP = "edgeserve.converters"
-Say = Callable[[str, float | None], None]
 
 
 class UnsupportedOperators(UnsupportedModel):

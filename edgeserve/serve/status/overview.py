@@ -11,10 +11,10 @@ from typing import Literal
 
 import msgspec
 
-import edgeserve
 from edgeserve.chain import Fallback, LinkStatus, Promotion
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.version import __version__
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -111,7 +111,7 @@ def overview(repository: ModelRepository, began: float) -> Overview:
             models.append(_model(model, *told, reason=entry.reason))
     return Overview(
         server="edgeserve",
-        version=edgeserve.__version__,
+        version=__version__,
         process=os.getpid(),
         time=now,
         up_s=now - began,

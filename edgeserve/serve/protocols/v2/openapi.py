@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-import edgeserve
 from edgeserve.tensors import DTYPES
+from edgeserve.version import __version__
 
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ def document() -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "edgeserve",
-            "version": edgeserve.__version__,
+            "version": __version__,
             "summary": "Open Inference Protocol v2 with Triton's extensions",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-import edgeserve
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import Authoriser, Caller, Role, key_of
 from edgeserve.serve.engine.flight import InFlight
@@ -32,6 +31,7 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.condition import conditions, where
 from edgeserve.serve.status.page import PATHS, StatusPage
+from edgeserve.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class Router:
 
     def _server(self) -> Response:
         return Response.json(
-            {"name": "edgeserve", "version": edgeserve.__version__, "extensions": EXTENSIONS}
+            {"name": "edgeserve", "version": __version__, "extensions": EXTENSIONS}
         )
 
     def _health(self, *, detailed: bool) -> Response:

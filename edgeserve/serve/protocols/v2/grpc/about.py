@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from google.protobuf import json_format
 
-import edgeserve
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access.keys import Forbidden
 from edgeserve.serve.control import Control
@@ -25,6 +24,7 @@ from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.shm import SharedMemory, UnknownRegion
 from edgeserve.serve.workers import Siblings
 from edgeserve.tensors import TensorSpec
+from edgeserve.version import __version__
 from edgeserve.wire import messages
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class About:
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
         return messages.ServerMetadataResponse(
-            name="edgeserve", version=edgeserve.__version__, extensions=EXTENSIONS
+            name="edgeserve", version=__version__, extensions=EXTENSIONS
         )
 
     async def ModelMetadata(self, request: m.ModelMetadataRequest) -> m.ModelMetadataResponse:
