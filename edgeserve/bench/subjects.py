@@ -146,7 +146,7 @@ def select(
     chain = with_stand_ins(manifest.chain, faults.texts)
     subjects = []
     for index, candidate in enumerate(chain):
-        if device not in (None, candidate.device, candidate.device.partition(".")[0]):
+        if not candidate.is_on(device):
             continue
         if variant in (None, candidate.variant):
             found = manifest.variant(candidate.variant)

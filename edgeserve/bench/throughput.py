@@ -18,6 +18,7 @@ import numpy as np
 from edgeserve.bench.subjects import Opened, Skipped, skipped_because
 from edgeserve.bundle import Bundle
 from edgeserve.chain import settle
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import DeviceLost, EdgeServeError, NotMeasured
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Tensors, join_batches
@@ -73,7 +74,7 @@ class Offline(msgspec.Struct, frozen=True):
 def ways(*, device: str, cores: int, threads: int, max_batch: int) -> list[Way]:
     """What to try. On a CPU: one caller with the engine's threads, and as many callers with one thread
     each (or the asked-for number) as fill the cores; batches the second way."""
-    if device.partition(".")[0] == "cpu":
+    if device_kind(device) == "cpu":
         side_by_side = Way(max(1, cores // max(1, threads)), threads or 1, 1)
     else:
         side_by_side = Way(_ACCELERATOR_CALLERS, threads, 1)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from edgeserve.devices.names import device_kind
+
 if TYPE_CHECKING:
     from edgeserve.bench.environment import Environment
     from edgeserve.bench.report import Measurement
@@ -146,7 +148,7 @@ def _timing_warnings(found: Measurement, environment: Environment) -> Iterator[B
 
 def _engagement_warnings(found: Measurement) -> Iterator[BenchWarning]:
     label, requested, engaged = found.label, found.requested, found.engaged
-    device = requested.device.partition(".")[0]
+    device = device_kind(requested.device)
     share = engaged.shares.get(requested.device, engaged.shares.get(device, 0.0))
     if share < 0.999:
         rest = ", ".join(f"{_percent(s)} on {d}" for d, s in engaged.shares.items() if d != device)

@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgeserve.bundle.fidelity import Accuracy, Fidelity, OutputKind, OutputTolerance
+from edgeserve.devices.names import device_kind, is_on
 from edgeserve.errors import BundleError
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
@@ -183,6 +184,15 @@ class Candidate(_Strict, frozen=True):
     @property
     def label(self) -> str:
         return f"{self.runtime}/{self.device}/{self.variant}"
+
+    @property
+    def kind(self) -> str:
+        """The kind of its device: `gpu` of `gpu.1`."""
+        return device_kind(self.device)
+
+    def is_on(self, device: str | None) -> bool:
+        """Whether it runs on that device, or on one of that kind; None is any."""
+        return is_on(self.device, device)
 
 
 class Golden(_Strict, frozen=True):

@@ -16,6 +16,7 @@ from edgeserve.bundle import Batching, Bundle, Candidate, Precision
 from edgeserve.chain.failures import is_out_of_memory
 from edgeserve.chain.golden import golden_batches
 from edgeserve.devices import machine
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import DeviceLost, EdgeServeError, InferenceFailed
 from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.tensors import PADDING_MASKS, Array, Interface, Tensors, TensorSpec, join_batches
@@ -172,7 +173,7 @@ class _Trial:
         alike = [s for s in samples if all(s[n].shape == a.shape for n, a in first.items())]
         self._victims = [first, alike[-1] if len(alike) > 1 else _turned(first)]
         self._alone = [self._call(v, 1) for v in self._victims]
-        accelerated = session.device.partition(".")[0] != "cpu" and precision == "fp32"
+        accelerated = device_kind(session.device) != "cpu" and precision == "fp32"
         self._kernels = _ACCELERATED if accelerated else KERNELS[precision]
         self._noise = self._worst(self._call(first, 1), {0: 0})
         if self._noise > self._kernels:

@@ -55,8 +55,7 @@ class Candidates:
         chosen = [
             c
             for c in known
-            if (self.options.device in (None, c.device, kind_of(c)))
-            and self.options.variant in (None, c.variant)
+            if c.is_on(self.options.device) and self.options.variant in (None, c.variant)
         ]
         if not chosen:
             labels = ", ".join(c.label for c in known)
@@ -181,7 +180,7 @@ class Candidates:
             link.breaker.give_up()
             return
         due = link.breaker.failed_at_start(now) if at_start else link.breaker.failed(now)
-        if isinstance(error, DeviceUnavailable) and kind_of(link.candidate) != "cpu":
+        if isinstance(error, DeviceUnavailable) and link.candidate.kind != "cpu":
             self.board.lost(device_key(link.candidate), error, due)
 
     # Failing
@@ -223,11 +222,6 @@ class Candidates:
                 link.opened.close()
         if self.fault_state is not None:
             self.fault_state.cleanup()
-
-
-def kind_of(candidate: Candidate) -> str:
-    """`gpu` of `gpu.1`."""
-    return candidate.device.partition(".")[0]
 
 
 def _now() -> float:

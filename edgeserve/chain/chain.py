@@ -18,7 +18,7 @@ from typing import Final
 
 from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import BOARD, DeviceBoard, device_key
-from edgeserve.chain.candidates import Candidates, kind_of
+from edgeserve.chain.candidates import Candidates
 from edgeserve.chain.failures import in_words, reason_of
 from edgeserve.chain.keeper import Keeper
 from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion, Replay
@@ -70,7 +70,7 @@ class Chain:
         self.candidates = Candidates(bundle, self.options, board)
         self.links = self.candidates.links
         self._listeners: list[Callable[[], None]] = []
-        only_a_cpu = len(self.links) == 1 and kind_of(self.links[0].candidate) == "cpu"
+        only_a_cpu = len(self.links) == 1 and self.links[0].candidate.kind == "cpu"
         self.runner = Runner(bundle, self.options, alone=only_a_cpu)
         self.recovery = Recovery(self)
         self.keeper = Keeper(self)
@@ -83,7 +83,7 @@ class Chain:
             self.close()
             raise
         self._since = time.time()
-        if sys.platform != "linux" and kind_of(self.candidate) != "cpu":
+        if sys.platform != "linux" and self.candidate.kind != "cpu":
             text = "%s runs in this process: on %s a driver that crashes takes the server with it"
             log.warning(text, self.candidate.label, sys.platform)
         for link in self.links[: self.candidates.link_of(self._serving).index]:
@@ -144,7 +144,7 @@ class Chain:
     def may_wait(self) -> bool:
         """Whether a call may take much longer than now after a step up or down: in another process, or
         on a CPU in an accelerator's stead."""
-        return any(link.isolated or kind_of(link.candidate) != "cpu" for link in self.links)
+        return any(link.isolated or link.candidate.kind != "cpu" for link in self.links)
 
     def status(self) -> ChainStatus:
         serving, first = self._serving, self.links[0]
@@ -315,7 +315,7 @@ class Chain:
             return False
         self.era = next(_ERAS)
         self.keeper.retire(failed)
-        if kind_of(link.candidate) != "cpu":
+        if link.candidate.kind != "cpu":
             self.board.suspect(link.candidate.device, self)
         self.keeper.wake()
         return True

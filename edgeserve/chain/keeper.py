@@ -217,7 +217,7 @@ class Keeper:
             return False
         if chain.options.standby == "warm":
             return True
-        if chain.serving.candidate.device.partition(".")[0] == "cpu":
+        if chain.serving.candidate.kind == "cpu":
             return False
         needed = 3 * chain.bundle.manifest.variant(link.candidate.variant).size_bytes + _SPARE_BYTES
         return needed < _available_bytes()

@@ -17,6 +17,7 @@ from edgeserve.chain.golden import check_batches, check_golden
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.room import Room
 from edgeserve.chain.trial import Trial
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.isolation import Limits, WorkerSession, open_worker
 from edgeserve.runtimes import LoadOptions, Session, forget_compiled, runtime
@@ -95,7 +96,7 @@ def open_apart(name: str, files: VariantFiles, device: str, options: LoadOptions
 
     Whatever the engine raises becomes an EdgeServeError, at every call of the session, too.
     """
-    if sys.platform != "linux" or device.partition(".")[0] == "cpu":
+    if sys.platform != "linux" or device_kind(device) == "cpu":
         return load_guarded(runtime(name), files, device, options)
     label = f"{name}/{device}/{files.id}"
     return open_worker(name, files, device, options, label=label, limits=Limits())
@@ -153,7 +154,7 @@ def is_isolated(candidate: Candidate, options: ChainOptions) -> bool:
     if faults_for(candidate, options.inject):
         return True  # a fault must not end the server itself
     if options.isolate == "accelerators":
-        return candidate.device.partition(".")[0] != "cpu"
+        return candidate.kind != "cpu"
     return options.isolate == "always"
 
 

@@ -58,7 +58,7 @@ class ChainOptions(msgspec.Struct, frozen=True):
 
     def is_required(self, candidate: Candidate) -> bool:
         """Whether it is on the device that is required; every one is where none is."""
-        return self.require in (None, candidate.device, candidate.device.partition(".")[0])
+        return candidate.is_on(self.require)
 
     def check(self) -> None:
         """Raise UsageError for faults that are none, combinations that cannot work, and what this system

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeserve.cli.output import print_line
+from edgeserve.devices.names import device_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -159,7 +160,7 @@ def _latency_table(console: Console, report: Report) -> None:
         )
     console.print(table)
     for found in report.measurements:
-        if found.requested.device.partition(".")[0] != "cpu" and found.engaged.placement:
+        if device_kind(found.requested.device) != "cpu" and found.engaged.placement:
             print_line(console, f"{found.label}: {found.engaged.placement}")
 
 

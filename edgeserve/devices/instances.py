@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from edgeserve.devices.names import device_kind
+
 # Models quicker than that in one call lose little latency on one thread, and several calls with a
 # thread each get 10-20 % more done than one call with several (docs/run.md).
 _QUICK_MS: Final = 5.0
@@ -24,7 +26,7 @@ def plan_instances(
 ) -> Instances:
     """Fill in what is 0: `count` and `threads` from the cores and the latency measured when the bundle
     was made (None: not measured)."""
-    if device.partition(".")[0] != "cpu":
+    if device_kind(device) != "cpu":
         return Instances(count or 1, threads)
     if count and threads:
         return Instances(count, threads)

@@ -9,6 +9,7 @@ import msgspec
 
 from edgeserve.devices import Machine
 from edgeserve.devices.accelerators import Accelerator
+from edgeserve.devices.names import device_kind, is_on
 from edgeserve.devices.readings import Reading
 from edgeserve.runtimes.probing import Probe
 
@@ -46,7 +47,7 @@ def probe_findings(probes: Sequence[Probe], required: Iterable[str]) -> Iterator
                 _REINSTALL.get(probe.runtime),
             )
     for device in required:
-        tried = [p for p in probes if kind(p.device) == device or p.device == device]
+        tried = [p for p in probes if is_on(p.device, device)]
         if not any(p.ok for p in tried):
             reasons = "; ".join(dict.fromkeys(p.error or "" for p in tried))
             yield Finding(
@@ -81,7 +82,7 @@ def accelerator_findings(
             )
     for device in ("gpu", "npu"):
         mine = [a for a in found if a.kind == device and a.usable]
-        if not mine or any(p.ok and kind(p.device) == device for p in probes):
+        if not mine or any(p.ok and device_kind(p.device) == device for p in probes):
             continue
         vendors = list(dict.fromkeys(a.vendor or "" for a in mine))
         yield Finding(
@@ -171,7 +172,3 @@ def _reading_findings(readings: Sequence[Reading]) -> Iterator[Finding]:
                 "temperature",
                 f"{reading.name} is at {reading.text()}: it will be clocked down",
             )
-
-
-def kind(device: str) -> str:
-    return device.partition(".")[0]

@@ -20,6 +20,7 @@ from edgeserve.bench.statistics import (
     speedup_interval,
 )
 from edgeserve.bundle import Fidelity
+from edgeserve.devices.names import device_kind
 from edgeserve.gate.config import Config, Limit
 from edgeserve.gate.limits import limit_text
 from edgeserve.gate.measure import Facts
@@ -61,7 +62,7 @@ def _golden(facts: Facts) -> Row:
 
 def _device(required: str, where: str | None, facts: Facts) -> Row:
     met = facts.instead is None
-    kind = required.partition(".")[0]
+    kind = device_kind(required)
     return Row(
         budget="device",
         limit=1.0,
@@ -183,8 +184,8 @@ def _on_device(limit: Limit, facts: Facts) -> Iterator[Row]:
     if placement is None or not shares:
         yield _unmeasured(limit, "the engine does not tell what runs where")
         return
-    kind = facts.subject.candidate.device.partition(".")[0]
-    share = sum(s for device, s in shares.items() if device.partition(".")[0] == kind)
+    kind = facts.subject.candidate.kind
+    share = sum(s for device, s in shares.items() if device_kind(device) == kind)
     what = "multiply-accumulates" if placement.mac_shares else "operations"
     yield msgspec.structs.replace(
         _exact(limit, share, f"{_HERE}, {what} on {kind}"), note=placement.describe()

@@ -24,6 +24,7 @@ from edgeserve.bench.subjects import (
 )
 from edgeserve.bundle import Bundle, Fidelity, Measured
 from edgeserve.chain import golden_batches
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import DeviceUnavailable, UsageError
 from edgeserve.evaluate import fidelity
 from edgeserve.gate.config import Config
@@ -83,7 +84,7 @@ def measure(
         if not opened and refused[0].stage == "open":
             continue
         facts = _known(bundle, subject, cold[subject.key])
-        if config.device is not None and config.device.partition(".")[0] != "cpu":
+        if config.device is not None and device_kind(config.device) != "cpu":
             instead, others = _before(bundle, subject, config.device)
             skipped += others
             facts = msgspec.structs.replace(facts, required=config.device, instead=instead)

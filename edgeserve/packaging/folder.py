@@ -205,7 +205,7 @@ def size_lines(written: Package) -> str:
 
 def _device_rules(chain: Sequence[Candidate]) -> str:
     """Device files a service may open: none, unless a candidate runs on an accelerator."""
-    if all(c.device.partition(".")[0] == "cpu" for c in chain):
+    if all(c.kind == "cpu" for c in chain):
         return "PrivateDevices=yes"
     return (
         "# Accelerators: render nodes, NPUs, NVIDIA's files.\n"

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.devices import Machine, machine
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import DeviceUnavailable
 from edgeserve.runtimes import RuntimeInfo, runtime, runtime_names
 from edgeserve.runtimes.onnx_providers import provider_name
@@ -71,9 +72,9 @@ def check_target(target: Target, here: Machine, probes: Mapping[str, RuntimeInfo
     does not make a GPU.
     """
     entries = tuple(_check_entry(entry, probes) for entry in target.chain)
-    kind = _kind(target.chain[0].device)
+    kind = device_kind(target.chain[0].device)
     needed = [e for e in entries if e.ok and not e.entry.optional]
-    opened = [e for e in needed if _kind(e.entry.device) == kind]
+    opened = [e for e in needed if device_kind(e.entry.device) == kind]
     if target.convert_only:
         satisfied, reason = False, "its devices run bundles without edgeserve"
     elif not target.runs_on(here.arch):
@@ -162,7 +163,3 @@ def resolve_target(name_or_path: str | Path) -> Target:
     if name_or_path == AUTO:
         return detect_target()
     return load_target(name_or_path)
-
-
-def _kind(device: str) -> str:
-    return device.partition(".")[0]

@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import VariantFiles
+from edgeserve.devices.names import is_on
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, UsageError, nearest
 from edgeserve.runtimes.base import LoadOptions, Placement, Runtime, Session
 from edgeserve.tensors import Array, Tensors, TensorSpec
@@ -64,7 +65,7 @@ class Fault(msgspec.Struct, frozen=True):
     repeats: bool
 
     def concerns(self, device: str, label: str) -> bool:
-        return self.where in (device, device.partition(".")[0], label)
+        return self.where == label or is_on(device, self.where)
 
 
 def parse_fault(text: str) -> Fault:

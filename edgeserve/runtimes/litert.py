@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.devices import usable_cores
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
@@ -83,7 +84,7 @@ class LiteRt:
         )
 
     def load(self, model: VariantFiles, device: str, options: LoadOptions) -> Session:
-        if device.partition(".")[0] != "cpu" and "delegate" not in options.options:
+        if device_kind(device) != "cpu" and "delegate" not in options.options:
             return CompiledSession(_engine()[0], model, device, options)
         return LiteRtSession(model, device, options)
 
@@ -190,7 +191,7 @@ class LiteRtSession:
             alone = _Instance(
                 self._model, self._content, 1, self._delegates, default_delegates=False
             )
-            kind = self.device.partition(".")[0]
+            kind = device_kind(self.device)
             return placement_on(kind, alone.operators(), self._model.precision)
         instance = self._take()
         try:

@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.bundle.manifest import Option
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UnsupportedModel
 from edgeserve.runtimes.base import LoadOptions, Placement
 from edgeserve.runtimes.litert_placement import operators_of, placement_fully_on
@@ -47,7 +48,7 @@ class CompiledSession:
         self.inputs: tuple[TensorSpec, ...] = model.interface.inputs
         self.outputs: tuple[TensorSpec, ...] = model.interface.outputs
         self._model = model
-        self._kind = device.partition(".")[0]
+        self._kind = device_kind(device)
         self._precision = _precision(model, self._kind, options.options)
         self._lock = threading.Lock()
         self._first = True
@@ -159,7 +160,7 @@ def _precision(model: VariantFiles, kind: str, options: dict[str, Option]) -> st
 def _compile(
     path: Path, device: str, precision: str, options: dict[str, Option]
 ) -> tuple[Any, NativeLog]:
-    kind = device.partition(".")[0]
+    kind = device_kind(device)
     try:
         from ai_edge_litert.compiled_model import (
             CompiledModel,
@@ -209,7 +210,7 @@ def _compile(
 
 
 def _refused(path: Path, device: str, failure: str, log: NativeLog) -> Exception:
-    gpu = device.partition(".")[0] == "gpu"
+    gpu = device_kind(device) == "gpu"
     said = _said(log, device)
     if "not accelerated" in failure and gpu:
         return UnsupportedModel(
@@ -228,7 +229,7 @@ def _refused(path: Path, device: str, failure: str, log: NativeLog) -> Exception
 
 def _said(log: NativeLog, device: str) -> str | None:
     """What the engine complains about concerning this kind of device: it always tries both."""
-    if device.partition(".")[0] != "gpu":
+    if device_kind(device) != "gpu":
         return log.complaints()
     mine = NativeLog()
     mine.text = "\n".join(line for line in log.text.splitlines() if not _NPU_S.search(line))

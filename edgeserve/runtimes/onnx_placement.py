@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle.manifest import Option
+from edgeserve.devices.names import device_kind
 from edgeserve.runtimes.base import Placement
 from edgeserve.runtimes.onnx_providers import CPU
 from edgeserve.tensors import Tensors
@@ -181,7 +182,7 @@ def placement_of(
     precision: str,
 ) -> Placement:
     """Shares of a session of `provider`, whose kernels ran so. `precision` is that of floats there."""
-    kind = device.partition(".")[0]
+    kind = device_kind(device)
     ran = [k for k in kernels if k.op not in _COPIES]
     on_cpu = [k for k in ran if k.provider == CPU]
     left = Counter(k.op for k in on_cpu)
@@ -238,7 +239,7 @@ def float_precision(provider: str, device: str, options: Mapping[str, Option], v
     if variant in ("int8", "fp16"):
         return variant
     off = ("0", "False", "false", "")
-    kind = device.partition(".")[0]
+    kind = device_kind(device)
     if provider == "TensorrtExecutionProvider":
         return "fp16" if str(options.get("trt_fp16_enable", "0")) not in off else "fp32"
     if provider == "QNNExecutionProvider" and kind == "npu":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from edgeserve.bundle import VariantFiles
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
@@ -133,7 +134,7 @@ class OnnxRuntime:
 
 def _providers(ort: Any, device: str, options: LoadOptions) -> list[str]:
     """The provider that is asked for; else all there are for this kind of device, best first."""
-    kind = device.partition(".")[0]
+    kind = device_kind(device)
     if kind == "cpu":
         return [CPU]
     asked = options.options.get("provider")

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeserve import telemetry
 from edgeserve.bundle import VariantFiles
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import (
     DependencyMissing,
     DeviceUnavailable,
@@ -208,7 +209,7 @@ def _fix_batch(network: Any, model: VariantFiles, size: int) -> None:
 
 
 def _compile(network: Any, model: VariantFiles, device: str, options: LoadOptions) -> Any:
-    kind, name = device.partition(".")[0], _engine_name(device)
+    kind, name = device_kind(device), _engine_name(device)
     engine: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if kind == "cpu":
         # Left to itself OpenVINO computes fp32 models in bf16 where the CPU can.
@@ -229,7 +230,7 @@ def _compile(network: Any, model: VariantFiles, device: str, options: LoadOption
     try:
         return core.compile_model(network, name, engine)
     except RuntimeError as error:
-        if name.partition(".")[0] not in {d.partition(".")[0] for d in core.available_devices}:
+        if device_kind(name) not in {device_kind(d) for d in core.available_devices}:
             raise DeviceUnavailable(
                 f"openvino cannot open '{device}'",
                 cause=_reason(error),

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from edgeserve.devices.names import device_kind
 from edgeserve.runtimes.base import Placement
 
 # Layer types of the compiled model that are convolutions or matrix products.
@@ -35,7 +36,7 @@ def placement_of(
     layers: Sequence[Layer], device: str, precision: str, work: Mapping[str, int]
 ) -> Placement:
     """`precision` is the engine's name for what floats are computed in; `work` is MACs by operation."""
-    kind = device.partition(".")[0]
+    kind = device_kind(device)
     compute = [layer for layer in layers if layer.kind in _COMPUTE_LAYERS]
     int8 = sum(layer.precision in _INT8_PRECISIONS for layer in compute)
     rest = _NAMES.get(precision, precision)

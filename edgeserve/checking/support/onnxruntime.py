@@ -12,6 +12,7 @@ import msgspec
 
 from edgeserve.checking.model import PROTOBUF_LIMIT, Node, OnnxModel
 from edgeserve.checking.report import Issue, State, Verdict
+from edgeserve.devices.names import device_kind
 from edgeserve.errors import EdgeServeError
 from edgeserve.runtimes.onnx_providers import CPU, PROVIDERS
 
@@ -55,7 +56,7 @@ def judge(model: OnnxModel, device: str, provider: str | None = None) -> Verdict
         return Verdict("onnxruntime", device, "unverified", "onnxruntime is not installed")
     if device == "cpu":
         return _judge_cpu(model, ort.__version__)
-    wanted = (provider,) if provider else PROVIDERS.get(device.partition(".")[0], ())
+    wanted = (provider,) if provider else PROVIDERS.get(device_kind(device), ())
     return _judge_accelerator(model, device, wanted, ort)
 
 

@@ -157,7 +157,7 @@ class ServedModel:
         if chain is None or chain.options.inject:
             return None
         candidate = chain.candidate
-        if candidate.device.partition(".")[0] == "cpu":
+        if candidate.kind == "cpu":
             return None
         try:
             found = asked_placement(chain.session).describe()

@@ -186,13 +186,12 @@ def _matching(bundle: Bundle, settings: Settings) -> Iterator[Candidate]:
     return (
         c
         for c in bundle.manifest.chain
-        if settings.device in (None, c.device, c.device.partition(".")[0])
-        and settings.variant in (None, c.variant)
+        if c.is_on(settings.device) and settings.variant in (None, c.variant)
     )
 
 
 def _cpu(candidate: Candidate) -> bool:
-    return candidate.device.partition(".")[0] == "cpu"
+    return candidate.kind == "cpu"
 
 
 def _interface(bundle: Bundle, settings: Settings) -> Interface:
