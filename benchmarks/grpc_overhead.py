@@ -34,8 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.serving_overhead import image_bundle
-from edgeserve.serve.grpc import SERVICE
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear, linear_bundle
 
 ROUNDS = 7

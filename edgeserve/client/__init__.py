@@ -1,6 +1,6 @@
 """A small client of the Open Inference Protocol v2: what the command line and the demo ask servers with.
 
-It stands on the server's wire forms (`serve.protocols`) and on nothing else of the server.
+It stands on `wire`, as the server does, and on nothing of the server.
 """
 
 from edgeserve.client.connect import Client, connect, is_url

@@ -24,9 +24,8 @@ from edgeserve.client.model import (
 )
 from edgeserve.client.tensors import tensor_from_bytes
 from edgeserve.errors import EdgeServeError, UsageError
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.tensors import dtype_name
-from edgeserve.wire import binary, messages
+from edgeserve.wire import SERVICE, binary, messages
 
 if TYPE_CHECKING:
     from edgeserve.wire.messages import ModelInferRequest, ModelStatistics

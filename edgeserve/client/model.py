@@ -138,7 +138,7 @@ def model_info(
     name: str, inputs: list[Wire], outputs: list[Wire], max_batch: int, told: dict[str, str]
 ) -> ModelInfo:
     """From a model's metadata and configuration: tensors as (name, datatype, shape), and what the
-    server tells in parameters (`serve.model_config.task_parameters`). Raises InferenceFailed."""
+    server tells in the configuration's parameters. Raises InferenceFailed."""
     labels, preprocess = told.get("edgeserve_labels"), told.get("edgeserve_preprocess")
     try:
         return ModelInfo(

@@ -10,10 +10,9 @@ import msgspec
 import numpy as np
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.protocols.v2.document import kind_of, parse_json
-from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Array, TensorSpec
 from edgeserve.values import Misfit, checked, packed, unnested
+from edgeserve.wire.text import kind_of, parse_json
 
 NO_JSON_FORM: Final = {"FP16", "BF16"}
 _SCALARS: Final[dict[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
@@ -26,15 +25,18 @@ _MAX_SIZE: Final = 2**63 - 1
 
 
 class JsonPort:
-    """One input of a model: checks shapes for it, and makes arrays of JSON data."""
+    """One input of a model: checks shapes for it, and makes arrays of JSON data.
+
+    It has at most `max_elements` elements; `max_batch` is the model's, 0 for one without a batch dimension.
+    """
 
     __slots__ = ("_decoders", "_dims", "_elements", "_rows", "spec")
 
-    def __init__(self, spec: TensorSpec, limits: Limits, max_batch: int = 0) -> None:
+    def __init__(self, spec: TensorSpec, max_elements: int, max_batch: int = 0) -> None:
         self.spec = spec
         self._rows = max_batch
         self._dims = spec.wire_shape
-        self._elements = limits.elements
+        self._elements = max_elements
         scalar = _SCALARS.get(spec.numpy_dtype.kind)
         self._decoders: list[msgspec.json.Decoder[Any]] = []
         if scalar is not None and spec.dtype not in NO_JSON_FORM:

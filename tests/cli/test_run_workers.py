@@ -25,8 +25,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edgeserve.serve.grpc import SERVICE
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear_bundle
 from tests.cli.test_run import NPU_THEN_CPU, Client, Process, get, run, serving
 from tests.cli.test_run_models import Asking, body

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from edgeserve.serve.grpc import SERVICE
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.conformance.models import LABELS
 from tests.conformance.oracle import triton
 from tests.conformance.process import Served

@@ -11,10 +11,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
+from edgeserve.wire import SERVICE
 
 NAME: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _STATUS: Final = health_pb2.HealthCheckResponse

@@ -9,9 +9,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from edgeserve.serve.grpc import SERVICE, health
+from edgeserve.serve.grpc import health
 from edgeserve.serve.grpc.pool import Pools
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 
 # Version 1 has the messages of v1alpha; tools ask for one or the other.
 _NAMES: Final = (str(reflection.SERVICE_NAME), "grpc.reflection.v1.ServerReflection")

@@ -16,7 +16,7 @@ from edgeserve.serve.access.addresses import joined
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.control import Control
 from edgeserve.serve.engine.flight import InFlight
-from edgeserve.serve.grpc import SERVICE, health, reflection
+from edgeserve.serve.grpc import health, reflection
 from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.door import Admit, Door, Method
 from edgeserve.serve.grpc.limits import GrpcLimits
@@ -30,6 +30,7 @@ from edgeserve.serve.protocols.v2.grpc.calls import Inferences
 from edgeserve.serve.protocols.v2.grpc.service import INFER, OPEN, Service
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.workers import Siblings
+from edgeserve.wire import SERVICE
 
 _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005

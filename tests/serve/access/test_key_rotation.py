@@ -12,9 +12,8 @@ import grpc
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.server import Settings
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 from tests.waiting import wait_for

@@ -13,10 +13,9 @@ import grpc
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle

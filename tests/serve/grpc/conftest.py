@@ -12,10 +12,9 @@ import pytest
 import tritonclient.grpc as triton
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.models import echo_bundle
 from tests.serve.slow import slow_bundle
 

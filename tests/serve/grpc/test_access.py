@@ -16,8 +16,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.access.test_tls import Authority
 from tests.serve.grpc.conftest import (

@@ -7,9 +7,8 @@ from pathlib import Path
 import grpc
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.limits import Limits
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings
 
 MIB = 1 << 20

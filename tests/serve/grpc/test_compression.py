@@ -14,9 +14,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.limits import Limits
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings
 from tests.serve.grpc.models import NUMERIC, echo_bundle
 

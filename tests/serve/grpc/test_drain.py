@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import (
     address,
     method,

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.tensors import DTYPES
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.conformance.process import Served, serve
 from tests.serve.grpc.conftest import method, request, samples

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.grpc.health import Health
+from edgeserve.wire import SERVICE
 from tests.serve.grpc.conftest import address, settings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

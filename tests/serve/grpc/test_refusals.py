@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2
 
 from edgeserve.serve import logs
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE, health
-from edgeserve.wire import messages
+from edgeserve.serve.grpc import health
+from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings
 from tests.serve.http.test_refusals import KEY, counted
 from tests.waiting import wait_for

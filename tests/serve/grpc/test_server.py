@@ -22,10 +22,9 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.protocols.v2.grpc.stream import READER
 from edgeserve.serve.settings.model import PrioritySettings
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.grpc.conftest import (
     MAX_BODY,
@@ -501,7 +500,7 @@ def test_too_many_streams(bundle: Path, most: int) -> None:
 def test_without_the_extra_the_error_names_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [n for n in sys.modules if n.startswith("edgeserve.serve.grpc.")]:
+    for name in [n for n in sys.modules if n.startswith("edgeserve.serve.") and "grpc" in n]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(DependencyMissing, match="--grpc-port needs grpc") as caught:

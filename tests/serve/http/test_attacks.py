@@ -22,10 +22,9 @@ import psutil
 import pytest
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.serve.conftest import RawClient, post
 from tests.serve.slow import slow_bundle
 

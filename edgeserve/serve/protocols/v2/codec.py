@@ -60,7 +60,8 @@ class Codec:
         self._shm = shm or SharedMemory(())
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
         self._ports = {
-            s.name: JsonPort(s, self._limits, interface.max_batch) for s in interface.inputs
+            s.name: JsonPort(s, self._limits.elements, interface.max_batch)
+            for s in interface.inputs
         }
         self._all = {
             flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-import orjson
 
 from edgeserve.errors import InvalidInput
+from edgeserve.wire.text import as_object, check_depth, kind_of, parse_json
 
 
 class InputEntry(msgspec.Struct):
@@ -61,8 +58,6 @@ class _Typed(msgspec.Struct, forbid_unknown_fields=True):
 
 _DECODER: Final = msgspec.json.Decoder(_Typed)
 _FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
-_NOT_BRACKETS: Final = bytes(c for c in range(256) if c not in b"[{]}")
-_STEP: Final = 1 << 20
 # Of more than that nothing but typed structs is made: general objects may take fifty times the memory of
 # their text, and are made in one call, during which nobody else has Python's lock.
 GENERAL_BYTES: Final = 1 << 20
@@ -85,53 +80,6 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
                 f"{GENERAL_BYTES} bytes of JSON: send binary data)"
             ) from None
         return general(data)
-
-
-def check_depth(data: bytes, most: int) -> None:
-    """Bound nesting before parsing. Brackets in strings count too: names hold no hundred of them."""
-    if data.count(b"[") + data.count(b"{") <= most:
-        return
-    depth = 0
-    brackets = np.frombuffer(data.translate(None, _NOT_BRACKETS), np.uint8)
-    for start in range(0, len(brackets), _STEP):
-        # Of the four characters those that open have this bit set.
-        steps = (brackets[start : start + _STEP] & 2).astype(np.int8) - 1
-        depths = np.cumsum(steps, dtype=np.int64) + depth
-        if depths.max() > most:
-            raise InvalidInput(f"the JSON is nested deeper than {most} levels")
-        depth = int(depths[-1])
-
-
-def parse_json(data: bytes) -> Any:
-    """Any JSON, and the bare NaN and Infinity that Triton's clients send. Raises InvalidInput."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        if b"NaN" not in data and b"Infinity" not in data:
-            raise InvalidInput(f"the body is not JSON: {error}") from None
-    try:
-        return json.loads(data.decode(), parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-
-
-def _finite(text: str) -> float:
-    """As orjson reads a number. Raises ValueError for one that no double holds."""
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"the number {text:.40} is out of range")
-    return value
-
-
-def as_object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{what}: expected an object, got {kind_of(value)}")
-    return value
-
-
-def kind_of(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
-    return names.get(type(value), f"{value!r:.40}")
 
 
 def general(data: bytes) -> Document:

@@ -23,9 +23,9 @@ from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
 from edgeserve.serve.http.route import NoRoute, Route, later, not_allowed, reading
 from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.protocols.v2.document import check_depth
 from edgeserve.serve.protocols.v2.extensions import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
 from edgeserve.serve.shm import SharedMemory, UnknownRegion
+from edgeserve.wire.text import check_depth
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from edgeserve.wire import json as json_data
+from edgeserve.wire import text as wire_text
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.held import HEALTH, Held, failures, in_flight
 from tests.serve.repositories import version
@@ -283,11 +284,11 @@ def test_a_batch_that_is_too_large_is_refused_before_it_is_parsed(
 
 
 def test_the_depth_of_much_json_is_found_across_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "_STEP", 7)
-    document.check_depth(b"[" * 100 + b"]" * 100 + b"[{}]" * 300, 100)
+    monkeypatch.setattr(wire_text, "_STEP", 7)
+    wire_text.check_depth(b"[" * 100 + b"]" * 100 + b"[{}]" * 300, 100)
     for text in (b"[]" * 300 + b"[" * 101, b"{[" * 50 + b"[" + b"]" * 80, b"[{" * 60):
         with pytest.raises(InvalidInput, match="deeper than 100"):
-            document.check_depth(text, 100)
+            wire_text.check_depth(text, 100)
 
 
 def test_what_waits_to_be_read_is_not_when_its_client_has_left(

@@ -19,10 +19,9 @@ import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
 from edgeserve.serve.app import Background
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 from tests.bundles import write_bundle
 from tests.serve.conftest import RawClient, post
 

@@ -17,7 +17,6 @@ from google.protobuf.message import DecodeError
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import AccessDenied
 from edgeserve.serve.engine import ShuttingDown
-from edgeserve.serve.grpc import SERVICE
 from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.door import key_in
 from edgeserve.serve.grpc.errors import status_of, text_of
@@ -26,7 +25,7 @@ from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.protocols.v2.grpc.about import About
 from edgeserve.serve.protocols.v2.grpc.calls import Inference, Inferences
 from edgeserve.serve.protocols.v2.grpc.stream import Stream
-from edgeserve.wire import messages
+from edgeserve.wire import SERVICE, messages
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ def enum_values(found: EnumDescriptor) -> dict[str, int]:
 LIVE = """
 import gc
 from google.protobuf.message import Message
-from edgeserve.serve.grpc import messages
+from edgeserve.wire import messages
 gc.collect()
 found = [c for c in gc.get_objects() if isinstance(c, type) and issubclass(c, Message)]
 print(*(c.DESCRIPTOR.full_name for c in found if c.DESCRIPTOR))
