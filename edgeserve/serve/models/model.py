@@ -41,15 +41,14 @@ from edgeserve.serve.protocols.v2.codec import InferRequest
 from edgeserve.serve.protocols.v2.config import (
     DynamicBatching,
     InstanceGroup,
-    Latest,
     ModelConfig,
     ModelParameter,
     TransactionPolicy,
-    VersionPolicy,
     input_configs,
     output_configs,
     task_parameters,
 )
+from edgeserve.serve.settings.versions import Latest, VersionPolicy
 from edgeserve.tensors import Interface
 
 log = logging.getLogger(__name__)

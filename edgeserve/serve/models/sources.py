@@ -19,10 +19,10 @@ from edgeserve.bundle import Bundle, Labels
 from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import BundleError, EdgeServeError, UsageError
-from edgeserve.serve.protocols.v2.config import All, Latest, Specific, VersionPolicy
 from edgeserve.serve.settings.model import NAME, ModelSettings
 from edgeserve.serve.settings.pbtxt import FILE_NAME, TritonConfig, read_config
 from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.versions import Latest, VersionPolicy
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
     root = folder.resolve()
     try:
         config = _config(folder / FILE_NAME, root)
-        policy = _policy(settings.versions)
+        policy = VersionPolicy.parse(settings.versions)
         if config is not None:
             if config.name not in (None, "", name):
                 raise UsageError(f"config.pbtxt names '{config.name}', its folder '{name}'")
@@ -161,7 +161,7 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
         log.info("%s: without effect: %s", folder / FILE_NAME, ", ".join(config.ignored))
     there = {v.name: v for v in folder.iterdir() if _VERSION.fullmatch(v.name) and v.is_dir()}
     sources = []
-    for version in chosen(policy, list(there)):
+    for version in policy.chosen(there):
         path = there.get(version, folder / version)
         source = ModelSource(name, version, str(path), settings, policy, labels=labels)
         try:
@@ -174,24 +174,6 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
     if not sources:
         return [ModelSource(name, "1", str(folder), settings, policy, problem="it has no version")]
     return sources
-
-
-def chosen(policy: VersionPolicy, there: list[str]) -> list[str]:
-    """The versions that a policy picks, oldest first; specific ones whether they are there or not."""
-    ordered = sorted(there, key=int)
-    if policy.specific is not None:
-        return [str(v) for v in sorted(set(policy.specific.versions))]
-    if policy.all is not None:
-        return ordered
-    return ordered[-(policy.latest or Latest()).num_versions :]
-
-
-def _policy(text: str) -> VersionPolicy:
-    if text == "all":
-        return VersionPolicy(all=All())
-    if text.startswith("latest"):
-        return VersionPolicy(latest=Latest(int(text.partition(":")[2] or 1)))
-    return VersionPolicy(specific=Specific(tuple(int(v) for v in text.split(","))))
 
 
 def _inside(version: Path, root: Path) -> Path:

@@ -14,10 +14,10 @@ from msgspec import UNSET
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.engine import OnTimeout
-from edgeserve.serve.protocols.v2.config import All, Latest, Specific, VersionPolicy
 from edgeserve.serve.settings import textproto
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.serve.settings.textproto import Message
+from edgeserve.serve.settings.versions import All, Latest, Specific, VersionPolicy
 
 FILE_NAME: Final = "config.pbtxt"
 # Read, or true of every bundle by its own manifest.

@@ -10,11 +10,12 @@ from msgspec import UNSET
 
 from edgeserve.bundle import Labels
 from edgeserve.errors import UsageError
-from edgeserve.serve.models.sources import chosen, find_sources
+from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.settings.model import PrioritySettings
-from edgeserve.serve.settings.pbtxt import VersionPolicy, config_of
+from edgeserve.serve.settings.pbtxt import config_of
 from edgeserve.serve.settings.server import Settings, settings_from
 from edgeserve.serve.settings.textproto import read
+from edgeserve.serve.settings.versions import VersionPolicy
 from tests.serve.repositories import shifted_bundle, version
 
 
@@ -206,4 +207,4 @@ def test_a_replaced_bundle_does_not_load_as_the_old_one(edge: Path, tmp_path: Pa
 def test_version_policies(text: str, there: list[str], wanted: list[str]) -> None:
     policy = config_of(read(f"version_policy {{ {text} }}")).versions
     assert isinstance(policy, VersionPolicy)
-    assert chosen(policy, there) == wanted
+    assert policy.chosen(there) == wanted

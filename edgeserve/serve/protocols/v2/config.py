@@ -13,6 +13,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Labels, Preprocess
 from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
+from edgeserve.serve.settings.versions import VersionPolicy
 from edgeserve.tensors import Interface, TensorSpec
 
 Layout = Literal["FORMAT_NONE", "FORMAT_NCHW", "FORMAT_NHWC"]
@@ -88,30 +89,6 @@ class DynamicBatching(msgspec.Struct, frozen=True):
                 for priority, own in settings.levels.items()
             },
         )
-
-
-class Latest(msgspec.Struct, frozen=True):
-    """The newest versions serve."""
-
-    num_versions: int = 1
-
-
-class All(msgspec.Struct, frozen=True):
-    """Every version serves."""
-
-
-class Specific(msgspec.Struct, frozen=True):
-    """The versions named serve."""
-
-    versions: tuple[int, ...]
-
-
-class VersionPolicy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which versions of a model serve; one of the three is set."""
-
-    latest: Latest | None = None
-    all: All | None = None
-    specific: Specific | None = None
 
 
 class TransactionPolicy(msgspec.Struct, frozen=True):
