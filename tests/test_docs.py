@@ -81,6 +81,7 @@ NOT_RUN = {
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",
     r"http://": "needs a server: tests/client",
     r"--device npu|--require gpu": "needs a bundle for that device: tests/fallback",
+    r"--tls-cert": "needs a certificate: tests/serve/access",
     r"faces.edge": "several bundles: tests/cli/test_run_models.py",
     r"efficientnet_lite0": "test_the_imagenet_example",
     r"(infer|status) http": "tests/cli/test_infer.py",
