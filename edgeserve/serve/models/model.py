@@ -36,18 +36,7 @@ from edgeserve.serve.engine import (
 )
 from edgeserve.serve.metrics.prometheus import ModelMetrics
 from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics
-from edgeserve.serve.protocols.v2.classes import Classes
-from edgeserve.serve.protocols.v2.codec import InferRequest
-from edgeserve.serve.protocols.v2.config import (
-    DynamicBatching,
-    InstanceGroup,
-    ModelConfig,
-    ModelParameter,
-    TransactionPolicy,
-    input_configs,
-    output_configs,
-    task_parameters,
-)
+from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.settings.versions import Latest, VersionPolicy
 from edgeserve.tensors import Interface
 
@@ -82,9 +71,9 @@ class ServedModel:
         self.bundle = bundle
         self.interface = interface or bundle.manifest.interface
         # What the repository's configuration names comes before what the bundle has.
-        self._labels = {**bundle.output_labels(), **(labels or {})}
-        self._names = {output: own.names for output, own in self._labels.items()}
-        self.classes = Classes(self.interface, self._names)
+        self.labels = {**bundle.output_labels(), **(labels or {})}
+        self.class_names = {output: own.names for output, own in self.labels.items()}
+        self.policy = policy or VersionPolicy(latest=Latest())
         self.metrics = metrics
         self.settings = settings
         self.engine: Engine | None = None
@@ -92,7 +81,6 @@ class ServedModel:
         self.last_used = time.perf_counter()
         self.placements: dict[str, str] = {}  # what of it a candidate's device runs, by label
         self._loop = loop
-        self._policy = policy or VersionPolicy(latest=Latest())
         self._cache = cache
         self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
         self._recorder = metrics.recorder
@@ -236,13 +224,6 @@ class ServedModel:
         """Requests that wait or run."""
         return len(self._waiting) + (self.engine.pending if self.engine is not None else 0)
 
-    @property
-    def platform(self) -> str:
-        """The name that clients of the protocol know this kind of model by."""
-        candidate = self.candidate
-        file_format = self.bundle.manifest.variant(candidate.variant).format
-        return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
-
     def statistics(self) -> ModelStatistics:
         memory: tuple[MemoryUsage, ...] = ()
         if self.engine is not None:
@@ -250,31 +231,6 @@ class ServedModel:
             kind = "CPU" if self.candidate.device == "cpu" else "GPU"
             memory = (MemoryUsage(kind, 0, size),)
         return self._recorder.read(self.name, self.version, memory, self.metrics.answered)
-
-    def config(self) -> ModelConfig:
-        kind = "KIND_CPU" if self.candidate.device == "cpu" else "KIND_GPU"
-        settings = self.engine.settings if self.engine is not None else self.settings
-        group = InstanceGroup(f"{self.name}_0", kind, max(1, settings.instances))
-        batching = self.engine is not None and self.engine.max_batch > 1
-        return ModelConfig(
-            name=self.name,
-            platform=self.platform,
-            backend=self.candidate.runtime,
-            version_policy=self._policy,
-            max_batch_size=self.interface.max_batch,
-            input=input_configs(self.interface, self.bundle.manifest.task.preprocess),
-            output=output_configs(self.interface, self._labels),
-            instance_group=(group,),
-            model_transaction_policy=TransactionPolicy(),
-            dynamic_batching=DynamicBatching.of(settings) if batching else None,
-            parameters=task_parameters(self.bundle, self._names) | self._batching(),
-        )
-
-    def _batching(self) -> dict[str, ModelParameter]:
-        """How its requests share batches, while it is in memory."""
-        if self.engine is None:
-            return {}
-        return {"edgeserve_batching": ModelParameter(self.engine.batching)}
 
     # Requests
 
@@ -293,7 +249,7 @@ class ServedModel:
     def _infer_cached(
         self, cache: ResponseCache, request: InferRequest, done: Done, began: float
     ) -> Pending | None:
-        names = tuple(wanted.name for wanted in request.outputs)
+        names = request.outputs
         # With the era: what a device answered is forgotten when it fails.
         era = self._chain.era if self._chain is not None else -1
         key = cache.key(f"{self._scope}/{era}", request.inputs, names)

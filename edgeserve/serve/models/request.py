@@ -1,4 +1,4 @@
-"""A decoded inference request, whatever protocol it came by."""
+"""A decoded inference request, as a model takes it from any protocol."""
 
 from __future__ import annotations
 
@@ -7,33 +7,17 @@ import msgspec
 from edgeserve.tensors import Tensors
 
 
-class OutputRegion(msgspec.Struct, frozen=True):
-    """Where in a registered shared memory region an output shall be written."""
-
-    region: str
-    offset: int
-    byte_size: int
-
-
-class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output the client wants: as binary, as JSON or in shared memory, or as its `classes` best
-    classes."""
-
-    name: str
-    binary: bool
-    classes: int = 0
-    region: OutputRegion | None = None
-
-
 class InferRequest(msgspec.Struct, frozen=True):
-    """A decoded request. `inputs` may be views on the body. `timeout_s` None: the server's default,
-    0: none. `priority` 1 is the highest, 0 the model's default. `allow_nan`: JSON may hold the tokens
-    NaN and Infinity, which are not JSON."""
+    """One request. A codec returns a subclass of it with what encoding the answer needs besides.
+
+    `inputs` are checked against the model's interface and may be views on the body. `outputs` are the names of
+    those wanted. `id` is the client's own, for the log. `timeout_s` None: the model's default, 0: none.
+    `priority` 1 is the highest, 0 the model's default.
+    """
 
     inputs: Tensors
     rows: int
-    outputs: tuple[RequestedOutput, ...]
+    outputs: tuple[str, ...]
     id: str | None = None
     timeout_s: float | None = None
     priority: int = 0
-    allow_nan: bool = False

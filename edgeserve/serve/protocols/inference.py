@@ -26,6 +26,9 @@ from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.v2 import codec as v2
+from edgeserve.serve.protocols.v2.answers import Encoded
+from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Interface
@@ -103,7 +106,8 @@ class Codecs:
         codec = self._known.get(model)
         if codec is None:
             codec = self._known[model] = v2.Codec(
-                model.name, model.version, model.interface, model.classes, self._limits, self._shm,
+                model.name, model.version, model.interface,
+                Classes(model.interface, model.class_names), self._limits, self._shm,
                 keeps_state=model.keeps_state,
             )  # fmt: skip
         return codec
@@ -216,7 +220,7 @@ class InferRoute:
         request: Request,
         body: bytes | memoryview,
         began: float,
-        decoded: v2.InferRequest | None = None,
+        decoded: V2Request | None = None,
         interface: Interface | None = None,
     ) -> None:
         """Go on with what took a while on a thread, with the model that serves by now; one of another
@@ -237,7 +241,7 @@ class InferRoute:
     ) -> None:  # fmt: skip
         """Decode on a thread."""
 
-        def go_on(decoded: v2.InferRequest) -> None:
+        def go_on(decoded: V2Request) -> None:
             self._resume(request, body, began, decoded, model.interface)
 
         size = codec.text_bytes(len(body), self._header_length)
@@ -256,7 +260,7 @@ class InferRoute:
         codec: v2.Codec,
         request: Request,
         body: bytes | memoryview,
-        decoded: v2.InferRequest | None = None,
+        decoded: V2Request | None = None,
         began: float = 0.0,
     ) -> None:
         """`began` is when work on the request began, unless that was just now."""
@@ -298,7 +302,7 @@ class InferRoute:
         self,
         codec: v2.Codec,
         request: Request,
-        decoded: v2.InferRequest,
+        decoded: V2Request,
         result: Outcome | EdgeServeError,
     ) -> None:
         if not isinstance(result, Outcome):
@@ -324,13 +328,13 @@ class InferRoute:
         self,
         codec: v2.Codec,
         request: Request,
-        decoded: v2.InferRequest,
+        decoded: V2Request,
         result: Outcome,
         size: int,
     ) -> None:
         """Encode on a thread."""
 
-        def go_on(encoded: v2.Encoded) -> None:
+        def go_on(encoded: Encoded) -> None:
             self._send(request, result.candidate, encoded)
 
         self._aside(
@@ -340,7 +344,7 @@ class InferRoute:
             request,
         )
 
-    def _send(self, request: Request, candidate: Candidate, encoded: v2.Encoded) -> None:
+    def _send(self, request: Request, candidate: Candidate, encoded: Encoded) -> None:
         if self._candidate is not candidate:
             self._candidate = candidate
             where = (("x-edgeserve-device", candidate.device),)
@@ -413,7 +417,7 @@ class InferRoute:
         asyncio.get_running_loop().run_in_executor(executor, unless_left).add_done_callback(landed)
 
 
-def _shortened(decoded: v2.InferRequest, model: ServedModel, took_s: float) -> v2.InferRequest:
+def _shortened(decoded: V2Request, model: ServedModel, took_s: float) -> V2Request:
     """The request with what is left of its time."""
     limit = time_limit(model.settings, decoded.timeout_s, decoded.priority)
     if not limit:

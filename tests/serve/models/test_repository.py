@@ -21,8 +21,9 @@ from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.models.sources import find_sources
-from edgeserve.serve.protocols.v2.codec import InferRequest, RequestedOutput
+from edgeserve.serve.protocols.v2.config import config_of
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.condition import conditions
@@ -51,7 +52,7 @@ async def ask(model: ServedModel, rows: int = 1, seed: int = 0) -> float | EdgeS
     """What the model adds, or its error."""
     x = np.random.default_rng(seed).normal(size=(rows, 4)).astype(np.float32)
     answer: asyncio.Future[Outcome | EdgeServeError] = asyncio.get_running_loop().create_future()
-    model.infer(InferRequest({"x": x}, rows, (RequestedOutput("y", False),)), answer.set_result)
+    model.infer(InferRequest({"x": x}, rows, ("y",)), answer.set_result)
     result = await asyncio.wait_for(answer, 60)
     if isinstance(result, EdgeServeError):
         return result
@@ -86,7 +87,7 @@ def test_load_unload_statistics_config(tmp_path: Path) -> None:
             assert statistics.inference_stats.compute_infer.ns > 0
             sizes = [(b.batch_size, b.compute_infer.count) for b in statistics.batch_stats]
             assert sizes == [(1, 1), (3, 2)]
-            config = model.config()
+            config = config_of(model)
             assert (config.max_batch_size, config.input[0].data_type) == (8, "TYPE_FP32")
             assert config.input[0].dims == [4]
             await repository.load("a")
@@ -307,7 +308,7 @@ def test_time_runs_out_while_a_model_is_loaded(tmp_path: Path) -> None:
             assert model.engine is None
             answers: list[Outcome | EdgeServeError] = []
             x = np.zeros((1, 4), np.float32)
-            wanted = (RequestedOutput("y", False),)
+            wanted = ("y",)
             async with repository._memory._lock:
                 late = InferRequest({"x": x}, 1, wanted, timeout_s=0.01)
                 model.infer(late, answers.append)
@@ -333,7 +334,7 @@ def test_levels_are_counted_apart_while_a_model_is_loaded(tmp_path: Path) -> Non
         async with repository_of(settings, budget=2_000_000) as repository:
             model = repository.find("m3")
             answers: list[Outcome | EdgeServeError] = []
-            wanted = (RequestedOutput("y", False),)
+            wanted = ("y",)
             async with repository._memory._lock:
                 for priority in (3, 1, 2, 3, 3):
                     x = np.zeros((1, 4), np.float32)

@@ -18,8 +18,8 @@ import orjson
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Array, Interface, Tensors, dtype_name
@@ -68,11 +68,11 @@ class Encoder:
         self._where: tuple[Candidate | None, bytes] = (None, b"")
         self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
 
-    def written_bytes(self, request: InferRequest, outputs: Tensors) -> int:
+    def written_bytes(self, request: V2Request, outputs: Tensors) -> int:
         """How much of the requested outputs, at most, has to be written piece by piece: as JSON, as classes,
         and strings; the rest is sent as it is. Raises InvalidInput for more than is sent."""
         size = 0
-        for wanted in request.outputs:
+        for wanted in request.wanted:
             size += self._content(outputs[wanted.name])
         if size > self._limits.output_bytes:
             raise InvalidInput(
@@ -82,11 +82,11 @@ class Encoder:
             return size
         return sum(
             self._content(outputs[w.name])
-            for w in request.outputs
+            for w in request.wanted
             if self._texts or not (w.binary or w.region) or w.classes
         )
 
-    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Encoded:
         """Of outputs that `written_bytes` has let pass. Raises InvalidInput for what JSON cannot express, and
         for more text than is sent."""
         known, where = self._where
@@ -98,7 +98,7 @@ class Encoder:
         text: list[Any] = [self._start, identity, where]
         blobs: list[Any] = []
         size = 0  # of the pieces
-        for wanted in request.outputs:
+        for wanted in request.wanted:
             array = outputs[wanted.name]
             if wanted.classes:
                 array = self._classes.best(wanted.name, array, wanted.classes)

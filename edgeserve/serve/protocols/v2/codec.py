@@ -18,21 +18,17 @@ import numpy as np
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2.answers import Encoded
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.document import Document, InputEntry, parse
 from edgeserve.serve.protocols.v2.repeated import Repeated
+from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 from edgeserve.wire import binary
 from edgeserve.wire.json import JsonPort
-
-__all__ = [
-    "Codec", "Encoded", "InferRequest", "OutputRegion", "RequestedOutput", "metadata",
-]  # fmt: skip
 
 # https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
@@ -67,6 +63,7 @@ class Codec:
             flag: tuple(RequestedOutput(s.name, flag) for s in interface.outputs)
             for flag in (False, True)
         }
+        self._names = tuple(s.name for s in interface.outputs)
         self._repeated = Repeated()
         self._encoder = answers.Encoder(
             name, version, interface, classes or Classes(interface), self._limits, self._shm
@@ -74,7 +71,7 @@ class Codec:
         # To be asked before `encode`.
         self.written_bytes = self._encoder.written_bytes
 
-    def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
+    def decode(self, body: bytes | memoryview, header_length: int | None) -> V2Request:
         """Decode one infer request; `header_length` is Inference-Header-Content-Length.
 
         Raises InvalidInput; UnknownRegion, SharedMemoryOff.
@@ -103,14 +100,14 @@ class Codec:
             return size
         return min(size, header_length)
 
-    def encode(self, request: InferRequest, outputs: Tensors, candidate: Candidate) -> Encoded:
+    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Encoded:
         """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
 
         Raises InvalidInput for what JSON cannot express and what does not fit its region.
         """
         return self._encoder.encode(request, outputs, candidate)
 
-    def _request(self, document: Document, blobs: memoryview) -> InferRequest:
+    def _request(self, document: Document, blobs: memoryview) -> V2Request:
         parameters = document.parameters
         timeout: float | None = None
         priority, as_binary, allow_nan = 0, False, False
@@ -124,9 +121,13 @@ class Codec:
             allow_nan = _flag(parameters, "allow_nan", default=False)
         inputs = self._inputs(document, blobs)
         outputs = document.outputs
-        wanted = self._outputs(outputs, as_binary) if outputs else self._all[as_binary]
+        if outputs:
+            asked = self._outputs(outputs, as_binary)
+            names, wanted = tuple(asked), tuple(asked.values())
+        else:
+            names, wanted = self._names, self._all[as_binary]
         rows = self._rows(inputs)
-        return InferRequest(inputs, rows, wanted, document.id, timeout, priority, allow_nan)
+        return V2Request(inputs, rows, names, document.id, timeout, priority, wanted, allow_nan)
 
     def _rows(self, inputs: Tensors) -> int:
         """The batch size; each tensor's own type and shape have been checked."""
@@ -194,7 +195,7 @@ class Codec:
             raise InvalidInput(f"{name}: expected at most {most} bytes, got {region.byte_size}")
         return self._shm.read(region.region, region.offset, region.byte_size)
 
-    def _outputs(self, entries: list[Any], default: bool) -> tuple[RequestedOutput, ...]:
+    def _outputs(self, entries: list[Any], default: bool) -> dict[str, RequestedOutput]:
         wanted: dict[str, RequestedOutput] = {}
         for entry in entries:
             name, own = entry.name, entry.parameters
@@ -214,9 +215,9 @@ class Codec:
                 self._shm.check_room(region.region, region.offset, region.byte_size)
             as_binary = _flag(own, "binary_data", default=default)
             wanted[name] = RequestedOutput(name, as_binary, classes, region)
-        return tuple(wanted.values())
+        return wanted
 
-    def _raw_request(self, body: memoryview) -> InferRequest:
+    def _raw_request(self, body: memoryview) -> V2Request:
         """A body that is one tensor and nothing else: one input, at most one variable dimension."""
         interface = self._interface
         if len(interface.inputs) != 1:
@@ -247,7 +248,7 @@ class Codec:
             inputs = {spec.name: array.reshape(fixed)}
         else:
             inputs = {spec.name: binary.from_bytes(spec, fixed, body)}
-        return InferRequest(inputs, interface.check(inputs), self._all[True])
+        return V2Request(inputs, interface.check(inputs), self._names, wanted=self._all[True])
 
 
 def metadata(name: str, versions: list[str], platform: str, interface: Interface) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Labels, Preprocess
 from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
+from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.settings.versions import VersionPolicy
 from edgeserve.tensors import Interface, TensorSpec
 
@@ -119,7 +120,39 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     parameters: dict[str, ModelParameter] = {}
 
 
-def input_configs(interface: Interface, preprocess: Preprocess | None) -> tuple[InputConfig, ...]:
+def config_of(model: ServedModel) -> ModelConfig:
+    """A model's configuration, as it is served now."""
+    candidate, engine, bundle = model.candidate, model.engine, model.bundle
+    settings = model.settings if engine is None else engine.settings
+    kind = "KIND_CPU" if candidate.device == "cpu" else "KIND_GPU"
+    group = InstanceGroup(f"{model.name}_0", kind, max(1, settings.instances))
+    batching = engine is not None and engine.max_batch > 1
+    parameters = _task_parameters(bundle, model.class_names)
+    if engine is not None:
+        parameters["edgeserve_batching"] = ModelParameter(engine.batching)
+    return ModelConfig(
+        name=model.name,
+        platform=platform_of(model),
+        backend=candidate.runtime,
+        version_policy=model.policy,
+        max_batch_size=model.interface.max_batch,
+        input=_input_configs(model.interface, bundle.manifest.task.preprocess),
+        output=_output_configs(model.interface, model.labels),
+        instance_group=(group,),
+        model_transaction_policy=TransactionPolicy(),
+        dynamic_batching=DynamicBatching.of(settings) if batching else None,
+        parameters=parameters,
+    )
+
+
+def platform_of(model: ServedModel) -> str:
+    """The name by which Triton's clients know this kind of model: its runtime and format."""
+    candidate = model.candidate
+    file_format = model.bundle.manifest.variant(candidate.variant).format
+    return f"{candidate.runtime}_{file_format.removeprefix(candidate.runtime + '-')}"
+
+
+def _input_configs(interface: Interface, preprocess: Preprocess | None) -> tuple[InputConfig, ...]:
     """An image bundle's one input has the layout of its preprocessing."""
     layout: Layout = "FORMAT_NONE"
     if preprocess is not None and len(interface.inputs) == 1:
@@ -127,7 +160,7 @@ def input_configs(interface: Interface, preprocess: Preprocess | None) -> tuple[
     return tuple(InputConfig(*_tensor(s, interface), layout) for s in interface.inputs)
 
 
-def output_configs(interface: Interface, labels: Mapping[str, Labels]) -> tuple[OutputConfig, ...]:
+def _output_configs(interface: Interface, labels: Mapping[str, Labels]) -> tuple[OutputConfig, ...]:
     files = {output: own.file for output, own in labels.items()}
     return tuple(
         OutputConfig(*_tensor(s, interface), files.get(s.name, "")) for s in interface.outputs
@@ -140,7 +173,7 @@ def _tensor(spec: TensorSpec, interface: Interface) -> tuple[str, str, list[int]
     return spec.name, kind, spec.wire_shape[1:] if interface.max_batch else spec.wire_shape
 
 
-def task_parameters(
+def _task_parameters(
     bundle: Bundle, labels: Mapping[str, tuple[str, ...]]
 ) -> dict[str, ModelParameter]:
     """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names by output,

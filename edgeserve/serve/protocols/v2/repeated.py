@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.v2.document import Document
+from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.tensors import Array, Tensors
 
 _KEPT: Final = 8
@@ -38,7 +38,7 @@ class _Place(msgspec.Struct, frozen=True, gc=False):
 class _Known(msgspec.Struct, frozen=True):
     places: list[_Place]
     size: int
-    first: InferRequest  # without its inputs
+    first: V2Request  # without its inputs
 
 
 class Repeated:
@@ -47,22 +47,23 @@ class Repeated:
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
 
-    def find(self, text: bytes, blobs: memoryview) -> InferRequest | None:
+    def find(self, text: bytes, blobs: memoryview) -> V2Request | None:
         """The request that `text` makes of these tensors; None: it has to be read."""
         known = self._known.get(text)
         if known is None or known.size != len(blobs):
             return None
         inputs: Tensors = {place.name: place.of(blobs) for place in known.places}
         like = known.first
-        return InferRequest(
-            inputs, like.rows, like.outputs, None, like.timeout_s, like.priority, like.allow_nan
-        )
+        return V2Request(
+            inputs, like.rows, like.outputs, None, like.timeout_s, like.priority, like.wanted,
+            like.allow_nan,
+        )  # fmt: skip
 
-    def keep(self, text: bytes, document: Document, request: InferRequest) -> None:
+    def keep(self, text: bytes, document: Document, request: V2Request) -> None:
         """`text` was read as `document`, and made `request` of the tensors behind it."""
         if len(text) > _KEPT_BYTES or request.id is not None:
             return
-        if any(wanted.region is not None for wanted in request.outputs):
+        if any(wanted.region is not None for wanted in request.wanted):
             return
         places, start = [], 0
         for entry in document.inputs:

@@ -24,6 +24,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.inference import Codecs, InferRoute
 from edgeserve.serve.protocols.v2 import codec as v2
+from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
 from edgeserve.serve.protocols.v2.management import Management
 from edgeserve.serve.protocols.v2.together import Together
@@ -215,12 +216,15 @@ class Router:
             ready = self._repository.serving and model.ready
             return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
-            return Response.struct(model.config())
+            return Response.struct(config_of(model))
         if what == b"stats":
             return _statistics([model])
         return Response.json(
             v2.metadata(
-                model.name, self._repository.versions(model.name), model.platform, model.interface
+                model.name,
+                self._repository.versions(model.name),
+                platform_of(model),
+                model.interface,
             )
         )
 

@@ -19,6 +19,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.document import general, parse
+from edgeserve.serve.protocols.v2.request import RequestedOutput, V2Request
 from edgeserve.tensors import DTYPES, Interface, TensorSpec, dtype_name
 from edgeserve.wire import binary
 
@@ -38,7 +39,7 @@ MIXED = Interface(
 )
 
 
-def decode(document: Any, blobs: bytes = b"", interface: Interface = LINEAR) -> v2.InferRequest:
+def decode(document: Any, blobs: bytes = b"", interface: Interface = LINEAR) -> V2Request:
     head = document if isinstance(document, bytes) else json.dumps(document).encode()
     length = len(head) if blobs else None
     return v2.Codec("m", "1", interface).decode(memoryview(head + blobs), length)
@@ -97,7 +98,7 @@ def test_json_and_binary_inputs_mix() -> None:
 def test_a_raw_body_is_one_tensor_in_batch_one() -> None:
     request = LINEAR_CODEC.decode(memoryview(np.ones(4, np.float32).tobytes()), 0)
     assert request.inputs["x"].shape == (1, 4)
-    assert all(o.binary for o in request.outputs)
+    assert all(o.binary for o in request.wanted)
 
 
 BAD: list[tuple[Any, str]] = [
@@ -176,7 +177,7 @@ def test_sequences_are_for_models_without_a_state_what_other_requests_are(identi
 
 def test_an_empty_id_is_left_out() -> None:
     for identity in ("", None):
-        request = v2.InferRequest({}, 1, (v2.RequestedOutput("y", False),), id=identity)
+        request = V2Request({}, 1, ("y",), identity, wanted=(RequestedOutput("y", False),))
         encoded = LINEAR_CODEC.encode(
             request, {"y": np.zeros((1, 3), np.float32)}, Candidate("v", "r", "d")
         )
@@ -312,8 +313,8 @@ def test_strings_round_trip(texts: list[bytes]) -> None:
 
 
 def encode(outputs: dict[str, np.ndarray], **wanted: Any) -> tuple[dict[str, Any], bytes]:
-    asked = tuple(v2.RequestedOutput(n, **{"binary": False, **wanted}) for n in outputs)
-    request = v2.InferRequest({}, 1, asked, id="abc")
+    asked = tuple(RequestedOutput(n, **{"binary": False, **wanted}) for n in outputs)
+    request = V2Request({}, 1, tuple(outputs), "abc", wanted=asked)
     interface = Interface(
         LINEAR.inputs,
         tuple(TensorSpec(n, dtype_name(a.dtype), a.shape) for n, a in outputs.items()),

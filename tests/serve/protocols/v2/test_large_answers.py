@@ -23,6 +23,7 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2 import codec as v2
+from edgeserve.serve.protocols.v2.request import RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
@@ -139,9 +140,11 @@ def test_what_is_not_much_json_is_written_at_once(
 
 def test_the_binary_part_follows_json_in_pieces() -> None:
     codec = v2.Codec("m", "1", Interface((), TWO))
-    wanted = (v2.RequestedOutput("a", binary=True), v2.RequestedOutput("b", binary=False))
+    wanted = (RequestedOutput("a", binary=True), RequestedOutput("b", binary=False))
     outputs: Tensors = {"a": np.float32([1, 2]), "b": STEPS}
-    encoded = codec.encode(v2.InferRequest({}, 1, wanted), outputs, Candidate("v", "r", "cpu"))
+    encoded = codec.encode(
+        V2Request({}, 1, ("a", "b"), wanted=wanted), outputs, Candidate("v", "r", "cpu")
+    )
     body = b"".join(encoded.parts)
     assert encoded.header_length is not None
     document = json.loads(body[: encoded.header_length])
@@ -241,7 +244,7 @@ CANDIDATE = Candidate("v", "r", "cpu")
 def encoded(array: Array, dtype: str, limits: Limits | None = None, **how: Any) -> bytes:
     spec = TensorSpec("y", dtype, tuple("abcd"[: array.ndim]))
     codec = v2.Codec("m", "1", Interface((), (spec,)), limits=limits)
-    request = v2.InferRequest({}, 1, (v2.RequestedOutput("y", binary=False),), **how)
+    request = V2Request({}, 1, ("y",), wanted=(RequestedOutput("y", binary=False),), **how)
     return b"".join(codec.encode(request, {"y": array}, CANDIDATE).parts)
 
 
@@ -280,7 +283,7 @@ def test_texts_count_with_their_length(
     array = np.array([b"a" * size] * texts, object)
     spec = TensorSpec("y", "BYTES", ("n",))
     codec = v2.Codec("m", "1", Interface((), (spec,)))
-    request = v2.InferRequest({}, 1, (v2.RequestedOutput("y", binary=False),))
+    request = V2Request({}, 1, ("y",), wanted=(RequestedOutput("y", binary=False),))
     found = codec.written_bytes(request, {"y": array})
     assert texts * size <= found <= texts * (size + 9)
     written = []

@@ -22,6 +22,7 @@ from edgeserve.serve.app import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2 import document
+from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
@@ -70,7 +71,7 @@ def test_small_json_is_read_at_once(server: Background, monkeypatch: pytest.Monk
     threads = []
     decode = v2.Codec.decode
 
-    def noted(codec: v2.Codec, body: bytes, header_length: int | None) -> v2.InferRequest:
+    def noted(codec: v2.Codec, body: bytes, header_length: int | None) -> V2Request:
         threads.append(threading.current_thread().name)
         return decode(codec, body, header_length)
 

@@ -13,6 +13,7 @@ from edgeserve.serve.access.keys import Forbidden
 from edgeserve.serve.control import Control
 from edgeserve.serve.grpc.errors import NotSupported
 from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import (
     EXTENSIONS,
     LOG_SETTINGS,
@@ -88,7 +89,7 @@ class About:
         return messages.ModelMetadataResponse(
             name=model.name,
             versions=self._repository.versions(model.name),
-            platform=model.platform,
+            platform=platform_of(model),
             inputs=[_tensor(s) for s in model.interface.inputs],
             outputs=[_tensor(s) for s in model.interface.outputs],
         )
@@ -96,7 +97,7 @@ class About:
     async def ModelConfig(self, request: m.ModelConfigRequest) -> m.ModelConfigResponse:
         model = self._repository.find(request.name, codec.version_of(request.version))
         response = messages.ModelConfigResponse()
-        _copy(model.config(), response.config)
+        _copy(config_of(model), response.config)
         return response
 
     async def ModelStatistics(self, request: m.ModelStatisticsRequest) -> m.ModelStatisticsResponse:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from typing import Final
 
 from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
@@ -17,9 +18,10 @@ from edgeserve.serve.grpc.errors import Canceled
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
+from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.codec import no_sequences
 from edgeserve.serve.protocols.v2.grpc import codec
+from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
 from edgeserve.wire import binary
@@ -51,6 +53,7 @@ class Inferences:
         self._mailbox = Mailbox(loop)
         self._lock = threading.Lock()
         self._held = 0  # bytes of large messages
+        self._classes: weakref.WeakKeyDictionary[ServedModel, Classes] = weakref.WeakKeyDictionary()
 
     def start(self, message: bytes, remaining_s: float | None, *, streamed: bool) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
@@ -71,6 +74,13 @@ class Inferences:
         except RuntimeError:  # the loop has ended
             call.finish(ShuttingDown("the server is shutting down"))
         return call
+
+    def classes_of(self, model: ServedModel) -> Classes:
+        """Made once for each model."""
+        classes = self._classes.get(model)
+        if classes is None:
+            classes = self._classes[model] = Classes(model.interface, model.class_names)
+        return classes
 
     def _hold(self, size: int) -> bool:
         with self._lock:
@@ -126,7 +136,7 @@ class Inference:
         self._refusal: EdgeServeError | None = None
         self._name = ""
         self._model: ServedModel | None = None
-        self._request: InferRequest | None = None
+        self._request: V2Request | None = None
         self._flies = False  # counted as in flight
         self._pending: Pending | None = None
         self._answer: bytes | None = None
@@ -232,7 +242,8 @@ class Inference:
         head = codec.response_head(
             model.name, model.version, result.candidate, final=self._streamed
         )
-        return codec.encode(head, request, result.outputs, model.interface, model.classes)
+        classes = self._owner.classes_of(model)
+        return codec.encode(head, request, result.outputs, model.interface, classes)
 
     def _ran(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):
@@ -259,7 +270,7 @@ class Inference:
         self.finish(Canceled("the client has left"))
 
     def _wanted(self) -> tuple[RequestedOutput, ...]:
-        return () if self._request is None else self._request.outputs
+        return () if self._request is None else self._request.wanted
 
     def _regions(self) -> dict[str, OutputRegion]:
         return {w.name: w.region for w in self._wanted() if w.region is not None}

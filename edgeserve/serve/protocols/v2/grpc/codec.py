@@ -1,4 +1,4 @@
-"""Infer requests and responses of the gRPC protocol: messages <-> InferRequest and outputs, nothing else.
+"""Infer requests and responses of the gRPC protocol: messages <-> V2Request and outputs, nothing else.
 
 `decode` needs the message alone, so that it can run on any thread; `bind` checks the result against a
 model. Responses are written as bytes: a large tensor is then copied once. Malformed input raises
@@ -21,10 +21,10 @@ from google.protobuf.message import DecodeError
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.models.request import InferRequest, OutputRegion, RequestedOutput
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.codec import check_reserved, is_in_sequence
 from edgeserve.serve.protocols.v2.grpc.large import split
+from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
 from edgeserve.wire import binary, messages
 
@@ -130,7 +130,7 @@ def version_of(text: str) -> str | None:
 
 def bind(
     decoded: Decoded, interface: Interface, regions: Tensors, remaining_s: float | None
-) -> InferRequest:
+) -> V2Request:
     """The request for a model with this interface; `regions` holds the inputs from shared memory, and
     `remaining_s` is what the client's deadline leaves. Raises InvalidInput.
     """
@@ -143,24 +143,23 @@ def bind(
         tensors[name] = regions[name] if given.values is None else given.values
     rows = interface.check(tensors)
     if decoded.outputs:
-        outputs = decoded.outputs
-        for wanted in outputs:
-            spec = interface.output(wanted.name)
-            if wanted.classes:
+        wanted = decoded.outputs
+        for one in wanted:
+            spec = interface.output(one.name)
+            if one.classes:
                 check_scores(spec)
     else:
-        outputs = tuple([RequestedOutput(s.name, True) for s in interface.outputs])
+        wanted = tuple([RequestedOutput(s.name, True) for s in interface.outputs])
     timeout = decoded.timeout_s
     if remaining_s is not None:
         timeout = min(timeout, remaining_s) if timeout else remaining_s
-    return InferRequest(
-        tensors, rows, outputs, id=decoded.id, timeout_s=timeout, priority=decoded.priority
-    )
+    names = tuple([w.name for w in wanted])
+    return V2Request(tensors, rows, names, decoded.id, timeout, decoded.priority, wanted)
 
 
 def encode(
     head: bytes,
-    request: InferRequest,
+    request: V2Request,
     outputs: Tensors,
     interface: Interface,
     classes: Classes,
@@ -171,7 +170,7 @@ def encode(
     if request.id:
         _append(parts, _ID, request.id.encode())
     blobs: list[bytes | memoryview] = []
-    for wanted in request.outputs:
+    for wanted in request.wanted:
         array = outputs[wanted.name]
         datatype = interface.output(wanted.name).dtype
         if wanted.classes:

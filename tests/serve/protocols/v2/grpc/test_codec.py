@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.models.request import InferRequest, RequestedOutput
 from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.grpc import codec
+from edgeserve.serve.protocols.v2.request import RequestedOutput, V2Request
 from edgeserve.tensors import DTYPES, Interface, Tensors, TensorSpec, dtype_name
 from edgeserve.wire import messages
 from tests.bundles import LINEAR
@@ -56,7 +56,7 @@ def test_raw_and_typed_contents() -> None:
     assert bound.inputs["text"].tolist() == [b"hi", b""]
     np.testing.assert_array_equal(bound.inputs["half"], half)
     assert bound.inputs["small"].tolist() == [-1, 5]
-    assert [o.name for o in bound.outputs] == ["y"]
+    assert [o.name for o in bound.wanted] == ["y"]
 
 
 @pytest.mark.parametrize("dtype", [*sorted(set(NUMERIC) - {"FP16"}), "BYTES"])
@@ -174,7 +174,9 @@ def test_the_nearer_deadline_counts(
 def encoded(outputs: Tensors, request_id: str = "") -> messages.ModelInferResponse:
     candidate = Candidate("onnx-fp32", "onnxruntime", "cpu")
     specs = tuple(TensorSpec(n, dtype_name(a.dtype), a.shape) for n, a in outputs.items())
-    asked = InferRequest({}, 1, tuple(RequestedOutput(n, True) for n in outputs), request_id)
+    asked = V2Request(
+        {}, 1, tuple(outputs), request_id, wanted=tuple(RequestedOutput(n, True) for n in outputs)
+    )
     head = codec.response_head("m", "3", candidate, final=False)
     data = codec.encode(head, asked, outputs, Interface((), specs), Classes(Interface((), specs)))
     response = messages.ModelInferResponse.FromString(data)
