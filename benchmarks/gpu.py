@@ -37,7 +37,7 @@ from edgeserve.devices import machine
 from edgeserve.diagnosis.diagnose import probe_everything
 from edgeserve.diagnosis.packages import installed_packages
 from edgeserve.errors import EdgeServeError
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.probing import Probe
 from edgeserve.tensors import Interface, Tensors, TensorSpec
@@ -219,9 +219,9 @@ def fall_back(probe: Probe, folder: Path) -> Fallback | None:
             ask()
         usual = float(np.median(times))
         for _ in range(KILLS):
-            worker = chain.session
-            assert isinstance(worker, WorkerSession)
-            os.kill(worker.pid, signal.SIGKILL)
+            session = chain.session
+            assert isinstance(session, IsolatedSession)
+            os.kill(session.pid, signal.SIGKILL)
             killed, start = time.perf_counter(), len(times)
             seen = {ask()}
             while not ("cpu" in seen and ask() == "gpu") and time.perf_counter() < killed + 120:

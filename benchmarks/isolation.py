@@ -1,4 +1,4 @@
-"""What a process of its own costs a call: the same session in this process and in a worker, in turns.
+"""What a process of its own costs a call: the same session in this process and in an isolated process, in turns.
 
     python benchmarks/isolation.py [--json FILE]
 
@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import open_candidate
-from edgeserve.isolation import Limits, open_worker
+from edgeserve.isolation import ProcessLimits, open_isolated
 from edgeserve.runtimes import LoadOptions, Session
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import linear_bundle, write_bundle
@@ -48,8 +48,8 @@ def main() -> None:
     for row in rows:
         print(
             f"| {row['case']} | {row['in_bytes'] / 1000:.1f} kB | {row['out_bytes'] / 1000:.1f} kB "
-            f"| {row['inside_p50']:.1f} | {row['worker_p50']:.1f} "
-            f"| {row['worker_p50'] - row['inside_p50']:.1f} | {row['worker_p99'] - row['inside_p99']:.1f} |"
+            f"| {row['inside_p50']:.1f} | {row['isolated_p50']:.1f} "
+            f"| {row['isolated_p50'] - row['inside_p50']:.1f} | {row['isolated_p99'] - row['inside_p99']:.1f} |"
         )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
@@ -89,21 +89,21 @@ def compare(bundle: Bundle) -> dict[str, float]:
     candidate = bundle.manifest.chain[0]
     inside = open_candidate(bundle, candidate, threads=1, spin=False)
     options = LoadOptions(threads=1, spin=False)
-    worker = open_worker(
+    isolated = open_isolated(
         candidate.runtime,
         bundle.variant_files(candidate.variant),
         candidate.device,
         options,
         label=candidate.label,
-        limits=Limits(),
+        limits=ProcessLimits(),
     )
     x = {n: a[:1] for n, a in bundle.golden()[0].items()}
-    times: dict[str, list[float]] = {"inside": [], "worker": []}
+    times: dict[str, list[float]] = {"inside": [], "isolated": []}
     for _ in range(ROUNDS):
-        for name, session in (("inside", inside), ("worker", worker)):
+        for name, session in (("inside", inside), ("isolated", isolated)):
             times[name] += block(session, x)[BLOCK // 10 :]
     outputs = inside.run(x)
-    worker.close()
+    isolated.close()
     inside.close()
     found = {
         "in_bytes": sum(a.nbytes for a in x.values()),

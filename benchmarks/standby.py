@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from tests.serve.slow import slow_bundle
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def one(standby: str, path: str) -> tuple[float, float, float]:
-    """Resident MB without the worker, ms of the request at the fault, median ms before it."""
+    """Resident MB without the isolated process, ms of the request at the fault, median ms before it."""
     options = ChainOptions(
         inject=("gpu:stand-in",), standby="warm" if standby == "warm" else "cold", reopen_s=100.0
     )
@@ -64,7 +64,7 @@ def one(standby: str, path: str) -> tuple[float, float, float]:
         x = np.ones((1, 4), np.float32)
         usual = [timed(chain, x) for _ in range(30)]
         memory = psutil.Process().memory_info().rss / 1e6
-        assert isinstance(chain.session, WorkerSession)
+        assert isinstance(chain.session, IsolatedSession)
         chain.session.when_lost(lambda error: None)  # so that the request is the first to notice
         os.kill(chain.session.pid, signal.SIGKILL)
         fault = timed(chain, x)

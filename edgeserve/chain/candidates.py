@@ -75,8 +75,8 @@ class Candidates:
 
     def _watch(self, opened: Opened) -> None:
         tell = self._on_loss
-        if opened.worker is not None and tell is not None:
-            opened.worker.when_lost(lambda error: tell(opened, error))
+        if opened.isolated is not None and tell is not None:
+            opened.isolated.when_lost(lambda error: tell(opened, error))
 
     # Opening
 

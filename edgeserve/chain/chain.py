@@ -156,7 +156,7 @@ class Chain:
             since=self._since,
             ready=link.opened is serving and self.options.is_required(serving.candidate),
             first=first.candidate,
-            isolated=serving.worker is not None,
+            isolated=serving.isolated is not None,
             max_rows=serving.room.rows,
             reason=first.attempt.error if away else None,
             hint=first.attempt.hint if away else None,

@@ -53,7 +53,7 @@ class Keeper:
 
     def retire(self, opened: Opened) -> None:
         """Close a session that serves no more: a process once its calls are over, at once if it is lost."""
-        if opened.worker is not None:
+        if opened.isolated is not None:
             with self._changed:
                 self._retired.append((opened, time.monotonic()))
             self.wake()
@@ -187,8 +187,8 @@ class Keeper:
         with self._changed:
             waiting, self._retired = self._retired, []
         for opened, since in waiting:
-            worker = opened.worker
-            if worker is None or worker.idle or now - since > _GRACE_S:
+            session = opened.isolated
+            if session is None or session.idle or now - since > _GRACE_S:
                 opened.close()
             else:
                 with self._changed:

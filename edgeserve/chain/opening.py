@@ -19,7 +19,7 @@ from edgeserve.chain.room import Room
 from edgeserve.chain.trial import Trial
 from edgeserve.devices.names import device_kind
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, UsageError
-from edgeserve.isolation import Limits, WorkerSession, open_worker
+from edgeserve.isolation import IsolatedSession, ProcessLimits, open_isolated
 from edgeserve.runtimes import LoadOptions, Session, forget_compiled, runtime
 from edgeserve.runtimes.guarded import load_guarded, load_known
 from edgeserve.runtimes.inject import STAND_IN, Faults, parse_fault
@@ -78,7 +78,7 @@ def open_session(
 ) -> Session:
     """Open one candidate where `options` say: in this process, or in one of its own."""
     if is_isolated(candidate, options):
-        return open_isolated(
+        return _open_isolated(
             bundle, candidate, options, fault_state=fault_state, cancelled=cancelled
         )
     return open_candidate(
@@ -99,31 +99,31 @@ def open_apart(name: str, files: VariantFiles, device: str, options: LoadOptions
     if sys.platform != "linux" or device_kind(device) == "cpu":
         return load_guarded(runtime(name), files, device, options)
     label = f"{name}/{device}/{files.id}"
-    return open_worker(name, files, device, options, label=label, limits=Limits())
+    return open_isolated(name, files, device, options, label=label, limits=ProcessLimits())
 
 
 def settle(session: Session) -> None:
     """Its first runs are over: from now on calls are held to what those took, where it can be ended."""
-    if isinstance(session, WorkerSession):
+    if isinstance(session, IsolatedSession):
         session.arm()
 
 
-def open_isolated(
+def _open_isolated(
     bundle: Bundle,
     candidate: Candidate,
     options: ChainOptions,
     *,
     fault_state: str = "",
     cancelled: Callable[[], bool] = lambda: False,
-) -> WorkerSession:
+) -> IsolatedSession:
     """Open one candidate in a process of its own, with the faults that are injected into it."""
-    return open_worker(
+    return open_isolated(
         candidate.runtime,
         _files(bundle, candidate),
         candidate.device,
         _load_options(candidate, options),
         label=candidate.label,
-        limits=Limits(options.open_timeout_s, options.watchdog_s, options.isolated_memory),
+        limits=ProcessLimits(options.open_timeout_s, options.watchdog_s, options.isolated_memory),
         faults=faults_for(candidate, options.inject),
         fault_state=fault_state,
         cancelled=cancelled,
@@ -150,7 +150,7 @@ def _load_options(candidate: Candidate, options: ChainOptions) -> LoadOptions:
 
 def is_isolated(candidate: Candidate, options: ChainOptions) -> bool:
     if sys.platform != "linux":
-        return False  # workers need its sockets and its shared memory
+        return False  # an isolated process needs Linux's sockets and shared memory
     if faults_for(candidate, options.inject):
         return True  # a fault must not end the server itself
     if options.isolate == "accelerators":
@@ -211,8 +211,8 @@ class Opened:
         self.close = weakref.finalize(self, session.close)
 
     @property
-    def worker(self) -> WorkerSession | None:
-        return self.session if isinstance(self.session, WorkerSession) else None
+    def isolated(self) -> IsolatedSession | None:
+        return self.session if isinstance(self.session, IsolatedSession) else None
 
 
 def open_proven(

@@ -1,6 +1,6 @@
-"""Sessions in a process of their own: a driver that crashes or hangs takes only that process with it."""
+"""Sessions in a process of their own: a driver that crashes or hangs ends only that process."""
 
-from edgeserve.isolation.process import Limits
-from edgeserve.isolation.session import WorkerSession, open_worker
+from edgeserve.isolation.process import ProcessLimits
+from edgeserve.isolation.session import IsolatedSession, open_isolated
 
-__all__ = ["Limits", "WorkerSession", "open_worker"]
+__all__ = ["IsolatedSession", "ProcessLimits", "open_isolated"]

@@ -1,8 +1,9 @@
-"""The worker process: opens one model, and runs it for its owner until that closes the channels.
+"""The isolated process: opens one model and runs it for its owner until the owner closes the channels.
 
     python -m edgeserve.isolation OWNER CONTROL SLOT[,SLOT...] MEMORY
 
-are the owner's process id, file descriptors of sockets, and the memory cap in bytes (0: none).
+OWNER is the owner's process id, CONTROL and SLOT are file descriptors of sockets, MEMORY is the memory cap
+in bytes (0: no cap).
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any, Final
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.isolation.messages import (
-    Answer,
     AskPlacement,
-    Call,
     Close,
-    Failed,
     Message,
     Open,
-    Opened,
+    Outputs,
+    OutputSegment,
     Ping,
-    Placed,
-    Target,
+    PlacementFound,
+    Raised,
+    Ready,
+    Run,
     TooLarge,
     decode,
     encode,
@@ -46,7 +47,7 @@ _OPEN_BYTES: Final = 1 << 20
 def main(arguments: list[str]) -> None:
     owner, control, slots, memory = arguments
     _end_with(int(owner))
-    # Both are meant for the owner, which then closes us: a worker that dies first would be a failure.
+    # Both are meant for the owner, which then closes us: dying before it asks would count as a failure.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if int(memory):
@@ -56,18 +57,18 @@ def main(arguments: list[str]) -> None:
     wanted = decode(data) if data else None
     if not isinstance(wanted, Open):
         os._exit(2)
-    worker = _Worker(channel)
-    threading.Thread(target=worker.answer_pings, daemon=True).start()
+    control_channel = _Control(channel)
+    threading.Thread(target=control_channel.answer_pings, daemon=True).start()
     try:
         session = open_session(wanted)
-    except Exception as error:  # noqa: BLE001 - the owner is told
+    except Exception as error:  # noqa: BLE001 - sent to the owner
         channel.send(encode(failure(error)))
         os._exit(1)
-    worker.session = session
+    control_channel.session = session
     channels = [socket.socket(fileno=int(slot)) for slot in slots.split(",")]
     for other in channels[1:]:
         threading.Thread(target=_Slot(session, other).serve, daemon=True).start()
-    channel.send(encode(Opened(session.inputs, session.outputs, session.concurrency)))
+    channel.send(encode(Ready(session.inputs, session.outputs, session.concurrency)))
     _Slot(session, channels[0]).serve()
     threading.Event().wait()  # the control thread ends the process
 
@@ -84,7 +85,7 @@ def open_session(wanted: Open) -> Session:
 
 
 def _end_with(owner: int) -> None:
-    """Have the kernel kill this process when its owner ends, however that ends."""
+    """Have the kernel kill this process when its owner ends, for whatever reason."""
     if sys.platform == "linux":
         import ctypes
 
@@ -95,7 +96,7 @@ def _end_with(owner: int) -> None:
 
 
 def _limit_memory(limit: int) -> None:
-    """Let allocations beyond the cap fail, with the engine's message. RLIMIT_AS would count the address
+    """Make allocations beyond the cap fail, with the engine's message. RLIMIT_AS would also count address
     space that drivers reserve and never use."""
     import resource
 
@@ -105,8 +106,8 @@ def _limit_memory(limit: int) -> None:
         )
 
 
-class _Worker:
-    """The control channel: pings, and the end."""
+class _Control:
+    """The control channel: answers pings, ends the process when it is closed."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -125,7 +126,7 @@ class _Worker:
                 if isinstance(message, Close) and self.session is not None:
                     with contextlib.suppress(Exception):
                         self.session.close()
-                # Not sys.exit: a driver's threads and exit handlers have no say any more.
+                # Not sys.exit: it would run a driver's exit handlers and wait for its threads.
                 os._exit(0)
 
 
@@ -144,15 +145,15 @@ class _Slot:
                 return
             try:
                 answer = self._answer(decode(data), descriptors)
-            except Exception as error:  # noqa: BLE001 - the owner is told
+            except Exception as error:  # noqa: BLE001 - sent to the owner
                 answer = failure(error)
             self._channel.send(encode(answer))
 
     def _answer(self, message: Message, descriptors: list[int]) -> Message:
         if isinstance(message, AskPlacement):
-            return Placed(self._session.placement())
-        if not isinstance(message, Call):
-            return Failed("InferenceFailed", f"unexpected {type(message).__name__}", None, None)
+            return PlacementFound(self._session.placement())
+        if not isinstance(message, Run):
+            return Raised("InferenceFailed", f"unexpected {type(message).__name__}", None, None)
         for number in message.dropped:
             self._segments.pop(number, None)
         for (number, size), descriptor in zip(message.created, descriptors, strict=True):
@@ -163,7 +164,7 @@ class _Slot:
         if layout.size > message.room or target is None:
             target = self._grown(layout)
         write(target, layout)
-        return Answer(layout.places)
+        return Outputs(layout.places)
 
     def _run(self, inputs: Tensors) -> Tensors:
         return self._session.run(inputs)
@@ -172,7 +173,7 @@ class _Slot:
         self._channel.send(encode(TooLarge(layout.size)))
         data, descriptors = receive(self._channel)
         message: Any = decode(data) if data else None
-        if not isinstance(message, Target):
+        if not isinstance(message, OutputSegment):
             raise EdgeServeError("no segment for the outputs")
         segment = attach(message.number, message.size, descriptors[0])
         self._segments[message.number] = segment

@@ -1,4 +1,4 @@
-"""What a worker process and its owner say to each other. Tensors themselves lie in shared memory."""
+"""Messages between an isolated process and its owner. Tensors themselves are in shared memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where one tensor lies in a segment. `packed` tells texts, which have no fixed size, from numbers."""
+    """The place of one tensor in a segment. `packed` marks strings, which have no fixed size."""
 
     name: str
     dtype: str
@@ -34,8 +34,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Open(_Message, frozen=True):
-    """Open this model. `model` is a VariantFiles; `faults` are injected ones, `fault_state` the folder
-    where those that were used up are noted."""
+    """Open this model. `model` is a VariantFiles; `faults` are injected faults, `fault_state` is the folder
+    that records which of them were used up."""
 
     runtime: str
     model: msgspec.Raw
@@ -46,19 +46,19 @@ class Open(_Message, frozen=True):
     fault_state: str = ""
 
 
-class Opened(_Message, frozen=True):
-    """The session is there."""
+class Ready(_Message, frozen=True):
+    """The session is open."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     concurrency: int
 
 
-class Call(_Message, frozen=True):
-    """Run inputs from segment `source`; put the outputs into `target` if they fit into `room` bytes.
+class Run(_Message, frozen=True):
+    """Run the inputs in segment `source`; write the outputs to `target` if they fit into `room` bytes.
 
     New segments travel with the message, as descriptors, in the order of `created` (number, size);
-    the worker forgets those in `dropped`.
+    the isolated process unmaps those in `dropped`.
     """
 
     inputs: tuple[Place, ...]
@@ -69,27 +69,27 @@ class Call(_Message, frozen=True):
     dropped: tuple[int, ...] = ()
 
 
-class Answer(_Message, frozen=True):
+class Outputs(_Message, frozen=True):
     """The outputs are in the target segment."""
 
     outputs: tuple[Place, ...]
 
 
 class TooLarge(_Message, frozen=True):
-    """The outputs need `size` bytes; the worker holds them until it is given a segment."""
+    """The outputs need `size` bytes; the isolated process keeps them until it gets an OutputSegment."""
 
     size: int
 
 
-class Target(_Message, frozen=True):
+class OutputSegment(_Message, frozen=True):
     """The segment for outputs that were TooLarge; it travels with the message."""
 
     number: int
     size: int
 
 
-class Failed(_Message, frozen=True):
-    """An error, to be raised again by its class's name."""
+class Raised(_Message, frozen=True):
+    """An error, by the name of its class, to be raised again by the owner."""
 
     kind: str
     message: str
@@ -98,25 +98,27 @@ class Failed(_Message, frozen=True):
 
 
 class AskPlacement(_Message, frozen=True):
-    """Ask the session for its placement."""
+    """Asks for the session's placement."""
 
 
-class Placed(_Message, frozen=True):
+class PlacementFound(_Message, frozen=True):
+    """The answer to AskPlacement."""
+
     placement: Placement
 
 
 class Ping(_Message, frozen=True):
-    """Are you there? Sent on the control channel, answered with the same number."""
+    """Heartbeat on the control channel, answered with the same number."""
 
     number: int
 
 
 class Close(_Message, frozen=True):
-    """Close the session and end."""
+    """Close the session and end the process."""
 
 
 Message = (
-    Open | Opened | Call | Answer | TooLarge | Target | Failed | AskPlacement | Placed | Ping | Close
+    Open | Ready | Run | Outputs | TooLarge | OutputSegment | Raised | AskPlacement | PlacementFound | Ping | Close
 )  # fmt: skip
 
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
@@ -137,22 +139,22 @@ def unpack_model(data: msgspec.Raw) -> VariantFiles:
     return msgspec.structs.replace(model, path=Path(model.path))
 
 
-def failure(error: Exception) -> Failed:
-    """An exception as a message; one that is no EdgeServeError becomes InferenceFailed."""
+def failure(error: Exception) -> Raised:
+    """An exception as a message; one that is not an EdgeServeError becomes InferenceFailed."""
     if isinstance(error, EdgeServeError):
         kind, message, cause = type(error).__name__, error.message, error.cause
-        return Failed(kind, _short(message), _short(cause) if cause else None, error.hint)
+        return Raised(kind, _short(message), _short(cause) if cause else None, error.hint)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
-    return Failed(InferenceFailed.__name__, "the engine failed", _short(cause), None)
+    return Raised(InferenceFailed.__name__, "the engine failed", _short(cause), None)
 
 
 def _short(text: str) -> str:
-    """What fits into one message beside the rest."""
+    """The text, cut so that the whole message fits into MESSAGE_BYTES."""
     return text if len(text) <= _TEXT else text[:_TEXT] + "…"
 
 
-def error_of(failed: Failed) -> EdgeServeError:
-    """The exception again. Classes with other constructors than the base's come back as that base."""
+def error_of(failed: Raised) -> EdgeServeError:
+    """The exception of a message. Classes whose constructor differs from EdgeServeError's become their base."""
     found = getattr(errors, failed.kind, InferenceFailed)
     if found is errors.DependencyMissing:
         found = errors.EnvironmentProblem
@@ -161,7 +163,7 @@ def error_of(failed: Failed) -> EdgeServeError:
 
 
 def receive(channel: socket.socket, size: int = MESSAGE_BYTES) -> tuple[bytes, list[int]]:
-    """The next message and the descriptors that came with it; empty when the other side is gone."""
+    """The next message and the descriptors sent with it; empty when the other side is gone."""
     data, ancillary, _, _ = channel.recvmsg(size, _ANCILLARY_BYTES)
     found: list[int] = []
     for level, kind, content in ancillary:

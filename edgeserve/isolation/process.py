@@ -1,6 +1,6 @@
-"""A worker process and its warden: start, heartbeat, memory cap, what it printed, its end.
+"""One isolated process and the thread that watches it: start, heartbeat, memory cap, last output, end.
 
-The worker ends with its owner: its channels close, and on Linux the kernel kills it besides.
+The process ends with its owner: its channels close, and on Linux the kernel kills it as well.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _CLOSING_S: Final = 3.0
 _TICK_S: Final = 0.25
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """When a worker is given up. `open_s`: opening and each golden run; `call_s`: the least that any
-    later call gets; `memory_bytes` of resident memory (0: any)."""
+class ProcessLimits(msgspec.Struct, frozen=True):
+    """When an isolated process is ended. `open_s` limits opening and each golden run; `call_s` is the
+    minimum time limit of later calls; `memory_bytes` limits resident memory (0: no limit)."""
 
     open_s: float = 180.0
     call_s: float = 2.0
@@ -46,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class _End(msgspec.Struct, frozen=True):
-    """Why a process is lost. An exception that was kept would keep all that its traceback saw."""
+    """Why a process was lost. Kept as data: a kept exception would keep everything its traceback refers to."""
 
     reason: Literal["crash", "hang", "memory"]
     message: str
@@ -58,13 +58,12 @@ class _End(msgspec.Struct, frozen=True):
         )
 
 
-class WorkerProcess:
+class IsolatedProcess:
     """Owns one process and the thread that watches it. `on_end` is called once, from that thread, when the
-    process ends or is ended without `close` having been asked for. Nobody waits for it any more once
-    `cancelled` says so."""
+    process ends, or is ended, other than by `close`. `cancelled` returns True once nobody waits for it."""
 
     def __init__(
-        self, label: str, slots: int, limits: Limits, cancelled: Callable[[], bool]
+        self, label: str, slots: int, limits: ProcessLimits, cancelled: Callable[[], bool]
     ) -> None:
         self.label = label
         self.limits = limits
@@ -86,7 +85,7 @@ class WorkerProcess:
             for channel in (self.control, *self.channels):
                 channel.close()
             raise DeviceUnavailable(
-                f"no process can be started for {label}", cause=str(error)
+                f"cannot start a process for {label}", cause=str(error)
             ) from None
         finally:
             for channel in theirs:
@@ -105,14 +104,14 @@ class WorkerProcess:
         return None if self._end is None else self._end.error()
 
     def watch(self) -> None:
-        """Begin to watch, once the session is open."""
+        """Start the thread that watches, once the session is open."""
         self._warden = threading.Thread(
             target=self._watch, name=f"edgeserve-warden-{self.pid}", daemon=True
         )
         self._warden.start()
 
     def end(self, reason: Literal["crash", "hang", "memory"], what: str) -> DeviceLost:
-        """Kill the process, if it still lives, and say why it is lost; the first reason stays."""
+        """Kill the process if it is alive, and return why it was lost; the first reason is kept."""
         with self._lock:
             if self._end is None:
                 died = reason == "crash"
@@ -132,14 +131,14 @@ class WorkerProcess:
             return None
 
     def close(self) -> None:
-        """Let it close its session and end, or end it; returns when it is gone. May be called twice."""
+        """Ask it to close its session and end; kill it if it does not. Returns when it is gone. Idempotent."""
         with self._lock:
             first, self._closing = not self._closing, True
             if first and self._end is None:
                 with contextlib.suppress(OSError):
                     self.control.send(encode(Close()))
         if first:
-            # A session in a driver's hands may never close: then the process is killed.
+            # A session inside a driver may never close: then the process is killed.
             if self._wait(_CLOSING_S if self._end is None else 0.0) is None:
                 self._popen.kill()
                 self._wait(2.0)
@@ -149,7 +148,7 @@ class WorkerProcess:
                 self._warden.join(_CLOSING_S)
             self.control.close()
             self._output.close()
-            self.busy, self.on_end = _never, _ignore  # both refer to whom we belong to
+            self.busy, self.on_end = _never, _ignore  # both refer to our owner
 
     def receive_opening(self, limit_s: float) -> bytes:
         """The first message on the control channel; empty when the process ended. Raises TimeoutError."""
@@ -188,7 +187,9 @@ class WorkerProcess:
                 break
             if (size := _resident_bytes(self.pid)) > self.limits.memory_bytes > 0:
                 allowed = self.limits.memory_bytes / 1e6
-                self.end("memory", f"used {size / 1e6:.0f} MB of memory, {allowed:.0f} are allowed")
+                self.end(
+                    "memory", f"used {size / 1e6:.0f} MB of memory; the limit is {allowed:.0f} MB"
+                )
                 break
             asked += 1
             with contextlib.suppress(OSError):
@@ -226,9 +227,9 @@ class WorkerProcess:
 
 
 _HINTS: Final = {
-    "crash": "it is started again after a pause; when this repeats, update the device's driver",
-    "hang": "it is started again after a pause; --watchdog and --open-timeout give it more time",
-    "memory": "--isolated-memory allows more; a smaller variant or batch needs less",
+    "crash": "it will be restarted after a pause; if this repeats, update the device's driver",
+    "hang": "it will be restarted after a pause; raise --watchdog or --open-timeout to allow more time",
+    "memory": "raise --isolated-memory, or use a smaller variant or batch",
 }
 
 
@@ -249,12 +250,12 @@ def _ending(code: int | None) -> str:
     return f"ended with code {code}"
 
 
-def _spawn(descriptors: list[int], limits: Limits) -> subprocess.Popen[bytes]:
+def _spawn(descriptors: list[int], limits: ProcessLimits) -> subprocess.Popen[bytes]:
     control, *slots = descriptors
     # -P: a file of the current folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "edgeserve.isolation", str(os.getpid()), str(control)]
     command += [",".join(map(str, slots)), str(limits.memory_bytes)]
-    with startup.hangups_held():  # for good: the owner reloads, and this process ends with it
+    with startup.hangups_held():  # permanently: SIGHUP is for the owner
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -266,8 +267,8 @@ def _spawn(descriptors: list[int], limits: Limits) -> subprocess.Popen[bytes]:
 
 @cache
 def _spawner() -> ThreadPoolExecutor:
-    """One thread that starts all workers and lives as long as this process: Linux ends a child with the
-    *thread* that started it."""
+    """The one thread that starts all isolated processes; it lives as long as this process, since Linux ends
+    a child with the *thread* that started it."""
     return ThreadPoolExecutor(1, thread_name_prefix="edgeserve-spawner")
 
 

@@ -1,6 +1,6 @@
-"""Shared memory without names: anonymous files, mapped by both sides, gone with the last of them.
+"""Anonymous shared memory: files without a name, mapped by both sides, freed when both have unmapped them.
 
-A segment belongs to one slot, whose calls follow each other; so nothing here locks.
+A segment belongs to one slot, which runs one call at a time, so nothing here locks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgeserve.isolation.messages import Place
 from edgeserve.tensors import DTYPES, Array, Tensors, dtype_name
 
 _ALIGNMENT: Final = 64
-# A second copy of so little costs less than lending the segment does.
+# Copying less than this costs less than lending the segment.
 LEND_BYTES: Final = 1 << 16
 _FLAGS: Final = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 

@@ -1,4 +1,4 @@
-"""A session in another process, which looks like any session to its caller."""
+"""A session in an isolated process: to its caller it is a session like any other."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Final
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import DeviceLost, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.isolation.messages import (
-    Answer,
     AskPlacement,
-    Call,
-    Failed,
     Message,
     Open,
-    Opened,
-    Placed,
-    Target,
+    Outputs,
+    OutputSegment,
+    PlacementFound,
+    Raised,
+    Ready,
+    Run,
     TooLarge,
     decode,
     encode,
     error_of,
     pack_model,
 )
-from edgeserve.isolation.process import Limits, WorkerProcess
+from edgeserve.isolation.process import IsolatedProcess, ProcessLimits
 from edgeserve.isolation.segments import (
     LEND_BYTES,
     Layout,
@@ -43,32 +43,32 @@ from edgeserve.isolation.segments import (
 from edgeserve.runtimes import LoadOptions, Placement
 from edgeserve.tensors import Tensors
 
-# A call may take that many times what the slowest golden run took, row for row.
+# Time limit of a call, as a multiple of the slowest golden run, per row.
 _PATIENCE: Final = 20.0
-# Shapes not seen before are often compiled for first.
+# The first call with a new shape often compiles.
 _NEW_SHAPE_PATIENCE: Final = 5.0
 _TICK_US: Final = 250_000
 _SPARE_TARGETS: Final = 4
 
 
-def open_worker(
+def open_isolated(
     runtime: str,
     model: VariantFiles,
     device: str,
     options: LoadOptions,
     *,
     label: str,
-    limits: Limits,
+    limits: ProcessLimits,
     faults: Sequence[str] = (),
     fault_state: str = "",
     cancelled: Callable[[], bool] = lambda: False,
-) -> WorkerSession:
+) -> IsolatedSession:
     """Open a variant in a process of its own.
 
     Raises what the runtime's `load` raises there, and DeviceUnavailable when the process dies, does
-    not answer in time, or `cancelled` says that nobody waits any more.
+    not answer in time, or `cancelled` returns True.
     """
-    process = WorkerProcess(label, max(1, options.instances), limits, cancelled)
+    process = IsolatedProcess(label, max(1, options.instances), limits, cancelled)
     wanted = Open(runtime, pack_model(model), device, options, label, tuple(faults), fault_state)
     try:
         process.control.send(encode(wanted))
@@ -78,10 +78,10 @@ def open_worker(
         if isinstance(error, OSError):
             raise DeviceUnavailable(f"{label} did not open", cause=str(error)) from None
         raise
-    return WorkerSession(process, device, opened, batched=model.interface.max_batch > 0)
+    return IsolatedSession(process, device, opened, batched=model.interface.max_batch > 0)
 
 
-def _opened(process: WorkerProcess) -> Opened:
+def _opened(process: IsolatedProcess) -> Ready:
     limit = process.limits.open_s
     lost: DeviceLost | None = None
     try:
@@ -91,23 +91,23 @@ def _opened(process: WorkerProcess) -> Opened:
     else:
         if data:
             message = decode(data)
-            if isinstance(message, Opened):
+            if isinstance(message, Ready):
                 return message
-            if isinstance(message, Failed):
+            if isinstance(message, Raised):
                 raise error_of(message)
         lost = process.end("crash", "")
     raise DeviceUnavailable(lost.message, cause=lost.cause, hint=lost.hint)
 
 
-class WorkerSession:
-    """An opened variant in a worker process. Owns the process.
+class IsolatedSession:
+    """An open variant in an isolated process. Owns the process.
 
-    As many calls run at once as there are slots; further ones wait for one. Inputs are copied once, into
-    the slot's shared memory; large outputs are lent from it, small ones copied.
+    One call runs at a time on each slot; further calls wait for a free slot. Inputs are copied once, into
+    the slot's shared memory; large outputs are views on it, small ones are copied.
     """
 
     def __init__(
-        self, process: WorkerProcess, device: str, opened: Opened, *, batched: bool
+        self, process: IsolatedProcess, device: str, opened: Ready, *, batched: bool
     ) -> None:
         self.device = device
         self.inputs = opened.inputs
@@ -138,16 +138,16 @@ class WorkerSession:
             self._slots.put(slot)
 
     def arm(self) -> None:
-        """The golden run is over: from now on calls are held to what it took."""
+        """Enforce time limits on calls from now on, learned from the golden runs so far."""
         self._pace.arm()
 
     @property
     def call_limit_s(self) -> float:
-        """What a call of one row may take now, in seconds."""
+        """The time limit of a call of one row, in seconds."""
         return self._pace.limit(1, 1, known=True)
 
     def when_lost(self, tell: Callable[[DeviceLost], None]) -> None:
-        """Have `tell` called, from the warden's thread, if the process ends by itself or is given up."""
+        """Call `tell`, from the watching thread, if the process ends by itself or is ended for a fault."""
         self._process.on_end = tell
         if self._process.lost is not None:
             tell(self._process.lost)
@@ -162,9 +162,9 @@ class WorkerSession:
 
 
 class _Pace:
-    """How long calls may take: learned until armed, then enforced."""
+    """The time limits of calls: learned until armed, then enforced."""
 
-    def __init__(self, limits: Limits, *, batched: bool) -> None:
+    def __init__(self, limits: ProcessLimits, *, batched: bool) -> None:
         self._limits = limits
         self._batched = batched
         self._armed = False
@@ -179,13 +179,13 @@ class _Pace:
         return max(1, len(next(iter(inputs.values()))))
 
     def limit(self, rows: int, elements: int, *, known: bool) -> float:
-        """For so many rows, of so many elements each."""
+        """Seconds for a call of `rows` rows of `elements` elements each; `known`: its shape was seen before."""
         if not self._armed:
             return self._limits.open_s
         allowed = _PATIENCE * self._slowest * rows
         limit = max(self._limits.call_s, allowed)
         if elements > self._largest:
-            # Attention takes the square of a longer text's length; no call gets more than opening does.
+            # Attention is quadratic in the length of a text. No call gets more time than opening.
             grown = min(self._limits.open_s, allowed * (elements / self._largest) ** 2)
             limit = max(limit, grown)
         return limit if known else max(limit, _NEW_SHAPE_PATIENCE * self._limits.call_s)
@@ -200,7 +200,7 @@ class _Pace:
         if len(self._seen) < 4096:
             self._seen.add(tuple(a.shape for a in inputs.values()))
         if not self._armed:
-            # The first call often compiles: it tells little about the others.
+            # The first call often compiles, so its time is not typical.
             self._calls += 1
             rows = self.rows(inputs)
             per_row = seconds / rows
@@ -216,9 +216,9 @@ def _elements(inputs: Tensors) -> int:
 
 
 class _Slot:
-    """One channel to the worker with the segments of its calls; used by one thread at a time."""
+    """One channel to the isolated process with the segments of its calls; used by one thread at a time."""
 
-    def __init__(self, channel: socket.socket, process: WorkerProcess, pace: _Pace) -> None:
+    def __init__(self, channel: socket.socket, process: IsolatedProcess, pace: _Pace) -> None:
         self._channel = channel
         self._process = process
         self._pace = pace
@@ -243,9 +243,11 @@ class _Slot:
                 self._targets.append(target)
                 target = self._new(answer.size)
                 self._answer_bytes = answer.size
-                answer = self._exchange(Target(target.number, target.size), limit)
-            if not isinstance(answer, Answer):
-                raise InferenceFailed(f"unexpected {type(answer).__name__} from a worker")
+                answer = self._exchange(OutputSegment(target.number, target.size), limit)
+            if not isinstance(answer, Outputs):
+                raise InferenceFailed(
+                    f"unexpected {type(answer).__name__} from an isolated process"
+                )
         except EdgeServeError:
             self._targets.append(target)
             raise
@@ -256,15 +258,15 @@ class _Slot:
         self._targets.append(target)
         return outputs
 
-    def _call(self, layout: Layout, source: Segment, target: Segment) -> Call:
+    def _call(self, layout: Layout, source: Segment, target: Segment) -> Run:
         created = tuple((s.number, s.size) for s, _ in self._created)
         dropped = tuple(self._dropped)
-        return Call(layout.places, source.number, target.number, target.size, created, dropped)
+        return Run(layout.places, source.number, target.number, target.size, created, dropped)
 
     def placement(self) -> Placement:
         answer = self._exchange(AskPlacement(), self._process.limits.open_s)
-        if not isinstance(answer, Placed):
-            raise InferenceFailed(f"unexpected {type(answer).__name__} from a worker")
+        if not isinstance(answer, PlacementFound):
+            raise InferenceFailed(f"unexpected {type(answer).__name__} from an isolated process")
         return answer.placement
 
     def _source_for(self, size: int) -> Segment:
@@ -287,7 +289,9 @@ class _Slot:
         try:
             segment, descriptor = create(self._numbers, max(1, size))
         except OSError as error:
-            raise InferenceFailed("no shared memory for a call", cause=str(error)) from None
+            raise InferenceFailed(
+                "cannot allocate shared memory for a call", cause=str(error)
+            ) from None
         self._created.append((segment, descriptor))
         return segment
 
@@ -300,7 +304,7 @@ class _Slot:
                 break
             except BlockingIOError:
                 if self._process.cancelled():
-                    raise self._process.end("hang", "was not waited for") from None
+                    raise self._process.end("hang", "was ended: nobody waits for it") from None
                 if time.monotonic() > deadline:
                     what = f"did not finish a call within {limit:.3g} s"
                     raise self._process.end("hang", what) from None
@@ -310,7 +314,7 @@ class _Slot:
         if not data:
             raise self._process.end("crash", "")
         answer = decode(data)
-        if isinstance(answer, Failed):
+        if isinstance(answer, Raised):
             raise error_of(answer)
         return answer
 
@@ -331,6 +335,6 @@ class _Slot:
 
 
 def _receive_in_ticks(channel: socket.socket) -> None:
-    """Have `recv` wake with BlockingIOError now and then: cheaper than a poll before each."""
+    """Make `recv` raise BlockingIOError every quarter second: cheaper than a poll before each call."""
     timeval = struct.pack("ll", 0, _TICK_US)
     channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

@@ -16,7 +16,7 @@ from edgeserve.bench.throughput import offline
 from edgeserve.bundle import Bundle
 from edgeserve.cli.main import main
 from edgeserve.errors import NotMeasured, UsageError
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from tests.bench.conftest import CPU
 from tests.bundles import linear_bundle
 
@@ -69,7 +69,7 @@ def test_a_device_lost_while_throughput_is_measured_is_not_in_the_report(plain: 
     subjects = select(plain, faults=Faults(("gpu:stand-in",)))
     opened, _ = open_all(plain, subjects)
     gpu = next(o for o in opened if o.subject.label == GPU_LABEL)
-    assert isinstance(gpu.session, WorkerSession)
+    assert isinstance(gpu.session, IsolatedSession)
     os.kill(gpu.session.pid, signal.SIGKILL)
     try:
         rates, lost = offline(
@@ -86,7 +86,7 @@ def test_a_device_lost_while_throughput_is_measured_is_not_in_the_report(plain: 
 def test_only_accelerators_are_measured_in_a_process_of_their_own(plain: Bundle) -> None:
     opened, _ = open_all(plain, select(plain, faults=Faults(("gpu:stand-in",))))
     close_all(opened)
-    kinds = {o.subject.label: isinstance(o.session, WorkerSession) for o in opened}
+    kinds = {o.subject.label: isinstance(o.session, IsolatedSession) for o in opened}
     assert kinds == {GPU_LABEL: True, CPU.label: False}
 
 

@@ -16,7 +16,7 @@ import pytest
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import InferenceFailed, InputFailed, ModelUnavailable
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from tests.bundles import linear, linear_bundle
 from tests.fallback.data import gather_bundle, length_bundle, loop_bundle, overflow_bundle
 from tests.waiting import wait_for
@@ -64,7 +64,7 @@ def replays(chain: Chain) -> dict[tuple[str, str, str], int]:
 
 
 def pid_of(chain: Chain) -> int:
-    assert isinstance(chain.session, WorkerSession)
+    assert isinstance(chain.session, IsolatedSession)
     return chain.session.pid
 
 

@@ -24,7 +24,7 @@ from edgeserve.errors import (
     ModelUnavailable,
     UsageError,
 )
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from tests.bench import acme
 from tests.bundles import linear, linear_bundle
 from tests.waiting import wait_for
@@ -59,7 +59,7 @@ def ask(chain: Chain, count: int = 1, seed: int = 0) -> str:
 
 
 def pid_of(chain: Chain) -> int:
-    assert isinstance(chain.session, WorkerSession)
+    assert isinstance(chain.session, IsolatedSession)
     return chain.session.pid
 
 
@@ -379,7 +379,7 @@ def test_without_isolation_everything_runs_in_this_process(bundle: Bundle, tmp_p
         assert ask(chain) == "cpu"
         assert chain.may_wait
     with Chain(bundle, ChainOptions(isolate="never")) as chain:
-        assert not isinstance(chain.session, WorkerSession)
+        assert not isinstance(chain.session, IsolatedSession)
         assert not chain.may_wait
     with pytest.raises(UsageError, match="need isolated candidates"):
         Chain(bundle, options(isolate="never"))
@@ -388,7 +388,7 @@ def test_without_isolation_everything_runs_in_this_process(bundle: Bundle, tmp_p
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("crash@6", "died of SIGSEGV: injected: gpu:crash@6 (hint: it is started again after a pause"),
+        ("crash@6", "died of SIGSEGV: injected: gpu:crash@6 (hint: it will be restarted after a pause"),
         ("exception@6+", "the device failed: injected: gpu:exception@6+"),
         ("nan@6", "answered with NaN or infinity (hint: its driver or its precision is at fault"),
     ],

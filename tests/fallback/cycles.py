@@ -21,7 +21,7 @@ import psutil
 
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from tests.bundles import linear, linear_bundle
 from tests.waiting import wait_for
 
@@ -54,7 +54,7 @@ def held() -> Held:
 
 
 def run_cycles(folder: Path, cycles: int, every: int = 100) -> list[Held]:
-    """Kill the worker and wait until it is back, comparing each answer; what was held at the start, after
+    """Kill the isolated process and wait until it is back, comparing each answer; what was held at the start, after
     each `every` cycles, and at the end."""
     options = ChainOptions(
         inject=("gpu:stand-in",), reopen_s=0.01, stable_s=0.0, threads=1, spin=False, standby="warm"
@@ -68,7 +68,7 @@ def run_cycles(folder: Path, cycles: int, every: int = 100) -> list[Held]:
                 found.append(held())
             if cycle == cycles:
                 break
-            assert isinstance(chain.session, WorkerSession)
+            assert isinstance(chain.session, IsolatedSession)
             os.kill(chain.session.pid, signal.SIGKILL)
             check(chain, cycle)
             wait_for(lambda: chain.candidate.device == "gpu")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from edgeserve.serve.app import Background
 from edgeserve.serve.settings.server import Settings
 from tests.gpu.conftest import Driver
@@ -121,5 +121,5 @@ def chain_of(server: Background) -> Any:
 
 def kill_worker(server: Background) -> None:
     session = chain_of(server).session
-    assert isinstance(session, WorkerSession)
+    assert isinstance(session, IsolatedSession)
     os.kill(session.pid, signal.SIGKILL)

@@ -11,7 +11,7 @@ from edgeserve.bench.subjects import close_all, open_all, select
 from edgeserve.bundle import Bundle
 from edgeserve.errors import InferenceFailed, UnsupportedModel
 from edgeserve.inspecting.placing import placements_here
-from edgeserve.isolation import WorkerSession
+from edgeserve.isolation import IsolatedSession
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.probing import open_in_child
 from tests.gpu.conftest import Driver
@@ -65,7 +65,7 @@ def test_inspect_opens_it_and_bench_measures_it_in_a_process_of_its_own(
     opened, skipped = open_all(bundle, select(bundle))
     close_all(opened)
     assert skipped == []
-    assert [isinstance(o.session, WorkerSession) for o in opened] == [True, False]
+    assert [isinstance(o.session, IsolatedSession) for o in opened] == [True, False]
 
 
 def test_without_its_driver_it_is_an_error_in_the_engine_s_words(driver: Driver) -> None:

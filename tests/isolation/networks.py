@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeserve.bundle import Bundle
-from edgeserve.isolation import Limits, WorkerSession, open_worker
+from edgeserve.isolation import IsolatedSession, ProcessLimits, open_isolated
 from edgeserve.runtimes import LoadOptions
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
@@ -38,16 +38,16 @@ def wide_bundle(folder: Path, width: int = WIDTH) -> Bundle:
     return Bundle.open(path)
 
 
-def worker_for(
+def isolated_for(
     bundle: Bundle, *faults: str, state: Path | None = None, instances: int = 1, **limits: float
-) -> WorkerSession:
-    """The bundle's only variant on the CPU, in a worker process called `it`."""
-    chosen = Limits(
+) -> IsolatedSession:
+    """The bundle's only variant on the CPU, in an isolated process called `it`."""
+    chosen = ProcessLimits(
         open_s=limits.get("open_s", 60.0),
         call_s=limits.get("call_s", 20.0),
         memory_bytes=int(limits.get("memory_bytes", 0)),
     )
-    return open_worker(
+    return open_isolated(
         "onnxruntime",
         bundle.variant_files("onnx-fp32"),
         "cpu",

@@ -56,7 +56,7 @@ def test_a_lost_device_is_on_the_page_in_its_own_words(tmp_path: Path) -> None:
     assert f"<code>{CPU}</code> on cpu, fp32, for" in text
     assert f"<code>{GPU}</code> &rarr; <code>{CPU}</code>" in text
     assert "died of SIGSEGV: injected: gpu:crash@60" in text
-    assert "(hint: it is started again after a pause" in text
+    assert "(hint: it will be restarted after a pause" in text
     assert re.search(r"failed, tried again in (4[0-9]|5[0-9]|1 min)", text)
     assert f"{len(devices) - 1} answered, none failed" in text
 
