@@ -14,7 +14,7 @@ from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.chain.board import DeviceBoard, device_key
 from edgeserve.chain.failures import in_words, is_permanent, reason_of
 from edgeserve.chain.links import Link
-from edgeserve.chain.opening import Attempt, Opened, open_proven, with_stand_ins
+from edgeserve.chain.opening import Attempt, OpenedCandidate, open_proven, with_stand_ins
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import (
     BundleError,
@@ -44,7 +44,7 @@ class Candidates:
         # What is known of the candidates' batches, by their labels: it outlives their sessions.
         self.batching: dict[str, Batching] = {}
         self._unproven: set[str] = set()  # those proven by answers of a device that was wrong
-        self._on_loss: Callable[[Opened, DeviceLost], None] | None = None
+        self._on_loss: Callable[[OpenedCandidate, DeviceLost], None] | None = None
         self.links = [Link(i, c, options) for i, c in enumerate(self._selected())]
         self.fault_state = (
             tempfile.TemporaryDirectory(prefix="edgeserve-faults-") if options.inject else None
@@ -63,27 +63,27 @@ class Candidates:
         # Whoever requires a device wants it to serve, wherever in the chain it stands.
         return sorted(chosen, key=lambda c: not self.options.is_required(c))
 
-    def link_of(self, opened: Opened) -> Link:
+    def link_of(self, opened: OpenedCandidate) -> Link:
         return next(link for link in self.links if link.candidate is opened.candidate)
 
-    def report_losses(self, tell: Callable[[Opened, DeviceLost], None]) -> None:
+    def report_losses(self, tell: Callable[[OpenedCandidate, DeviceLost], None]) -> None:
         """Have `tell` called, on any thread, when the process of an open candidate ends by itself."""
         self._on_loss = tell
         for link in self.links:
             if link.opened is not None:
                 self._watch(link.opened)
 
-    def _watch(self, opened: Opened) -> None:
+    def _watch(self, opened: OpenedCandidate) -> None:
         tell = self._on_loss
         if opened.isolated is not None and tell is not None:
             opened.isolated.when_lost(lambda error: tell(opened, error))
 
     # Opening
 
-    def open_first(self) -> Opened:
+    def open_first(self) -> OpenedCandidate:
         """The first candidate that works. Devices known to be lost are tried only if nothing else works."""
         skipped: list[Link] = []
-        found: Opened | None = None
+        found: OpenedCandidate | None = None
         for link in self.links:
             known = self.board.known_lost(device_key(link.candidate), _now())
             if known is not None and self.options.fallback and not self.options.require:
@@ -112,7 +112,7 @@ class Candidates:
         order.sort(key=lambda link: link.opened is None and link.breaker.due is not None)
         return order
 
-    def open_one(self, order: Sequence[Link]) -> Opened | None:
+    def open_one(self, order: Sequence[Link]) -> OpenedCandidate | None:
         """The first of them that is open or opens."""
         for link in order:
             opened = link.opened or self._try(link)
@@ -120,7 +120,7 @@ class Candidates:
                 return opened
         return None
 
-    def _try(self, link: Link, *, at_start: bool = False) -> Opened | None:
+    def _try(self, link: Link, *, at_start: bool = False) -> OpenedCandidate | None:
         try:
             return self.open(link)
         except BundleError as error:
@@ -132,7 +132,7 @@ class Candidates:
             log.warning("%s does not serve: %s", link.candidate.label, in_words(error))
         return None
 
-    def open(self, link: Link) -> Opened:
+    def open(self, link: Link) -> OpenedCandidate:
         """Open a candidate unless it is open. Raises what opening it raises."""
         with link.opening:
             if link.opened is not None:
@@ -185,7 +185,7 @@ class Candidates:
 
     # Failing
 
-    def mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
+    def mark_failed(self, link: Link, failed: OpenedCandidate, error: EdgeServeError) -> bool:
         """Take a candidate out of service. False when that had been done."""
         with self.lock:
             if link.opened is not failed:

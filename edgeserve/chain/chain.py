@@ -22,7 +22,7 @@ from edgeserve.chain.candidates import Candidates
 from edgeserve.chain.failures import in_words, reason_of
 from edgeserve.chain.keeper import Keeper
 from edgeserve.chain.links import ChainStatus, Fallback, Link, LinkStatus, Promotion, Replay
-from edgeserve.chain.opening import Attempt, Opened
+from edgeserve.chain.opening import Attempt, OpenedCandidate
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.recovery import Answer, Detour, Recovery
 from edgeserve.chain.running import Runner
@@ -38,7 +38,7 @@ from edgeserve.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Opened, Tensors, Sequence[Tensors], InferenceFailed], Answer | None]
+Handler = Callable[[OpenedCandidate, Tensors, Sequence[Tensors], InferenceFailed], Answer | None]
 # Over all chains, so that nothing of one is taken for another's.
 _ERAS: Final = itertools.count()
 
@@ -119,7 +119,7 @@ class Chain:
         return self._serving.session
 
     @property
-    def serving(self) -> Opened:
+    def serving(self) -> OpenedCandidate:
         return self._serving
 
     @property
@@ -215,7 +215,7 @@ class Chain:
         self._answered(serving, (inputs,))
         return outputs, serving.candidate
 
-    def resume(self, inputs: Tensors, failed: Opened, error: InferenceFailed) -> Answer:
+    def resume(self, inputs: Tensors, failed: OpenedCandidate, error: InferenceFailed) -> Answer:
         """Go on with a request that has failed once. Raises as `run` does."""
         if not isinstance(error, DeviceLost):
             answer = self.recovery.of_one(failed, inputs, (inputs,), error)
@@ -262,21 +262,21 @@ class Chain:
                 return outputs, serving.candidate
         raise lost[1] if lost is not None else InferenceFailed("no candidate stays")
 
-    def _answered(self, serving: Opened, parts: Sequence[Tensors]) -> None:
+    def _answered(self, serving: OpenedCandidate, parts: Sequence[Tensors]) -> None:
         serving.trial.answered = True
         if self.recovery.lethal.any:
             self.recovery.lethal.answered(self.candidates.link_of(serving).index, parts)
 
     # Stepping down
 
-    def _replace(self, failed: Opened, failure: EdgeServeError) -> None:
+    def _replace(self, failed: OpenedCandidate, failure: EdgeServeError) -> None:
         """Nothing took over from what failed before; perhaps something does now. Raises ModelUnavailable."""
         try:
             self.step_down(failed, failure.with_traceback(None))
         except EdgeServeError as error:
             raise ModelUnavailable("no device serves", cause=str(error), hint=error.hint) from None
 
-    def step_down(self, failed: Opened, error: EdgeServeError) -> None:
+    def step_down(self, failed: OpenedCandidate, error: EdgeServeError) -> None:
         """Have another candidate serve, unless `failed` does not serve any more. Without one it is opened
         again itself. Raises `error` when nothing opens."""
         link = self.candidates.link_of(failed)
@@ -309,7 +309,7 @@ class Chain:
         )  # fmt: skip
         self.tell()
 
-    def mark_failed(self, link: Link, failed: Opened, error: EdgeServeError) -> bool:
+    def mark_failed(self, link: Link, failed: OpenedCandidate, error: EdgeServeError) -> bool:
         """Take a candidate out of service. False when that had been done."""
         if not self.candidates.mark_failed(link, failed, error):
             return False
@@ -320,7 +320,7 @@ class Chain:
         self.keeper.wake()
         return True
 
-    def lost(self, opened: Opened, error: EdgeServeError) -> None:
+    def lost(self, opened: OpenedCandidate, error: EdgeServeError) -> None:
         """A candidate was found to have failed by somebody who has no answer to give."""
         if self.candidates.closed:
             return
@@ -333,7 +333,7 @@ class Chain:
 
     # Stepping up
 
-    def promote(self, link: Link, opened: Opened) -> None:
+    def promote(self, link: Link, opened: OpenedCandidate) -> None:
         """Have a candidate serve that was opened again, if it stands before the serving one."""
         with self.stepping, self.candidates.lock:
             before = self.candidates.link_of(self._serving)
@@ -350,7 +350,7 @@ class Chain:
         log.warning("%s serves again after %.1f s", link.candidate.label, away)
         self.tell()
 
-    def _serve(self, opened: Opened) -> None:
+    def _serve(self, opened: OpenedCandidate) -> None:
         """Under the lock."""
         link = self.candidates.link_of(opened)
         link.breaker.served(_now())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from edgeserve.chain.board import device_key
 from edgeserve.chain.failures import in_words
 from edgeserve.chain.golden import check_golden
-from edgeserve.chain.opening import Opened
+from edgeserve.chain.opening import OpenedCandidate
 from edgeserve.errors import CheckFailed, DeviceLost, EdgeServeError, WrongNumbers
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._work = True
         self._check = False
-        self._retired: list[tuple[Opened, float]] = []
+        self._retired: list[tuple[OpenedCandidate, float]] = []
         self._next_check = time.monotonic() + chain.options.recheck_s
         self._standby_done = False
 
@@ -51,7 +51,7 @@ class Keeper:
         self._check = True
         self.wake()
 
-    def retire(self, opened: Opened) -> None:
+    def retire(self, opened: OpenedCandidate) -> None:
         """Close a session that serves no more: a process once its calls are over, at once if it is lost."""
         if opened.isolated is not None:
             with self._changed:

@@ -9,7 +9,7 @@ import msgspec
 
 from edgeserve.bundle import Candidate
 from edgeserve.chain.breaker import Breaker
-from edgeserve.chain.opening import Attempt, Opened, is_isolated
+from edgeserve.chain.opening import Attempt, OpenedCandidate, is_isolated
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import EdgeServeError
 
@@ -81,7 +81,7 @@ class Link:
         self.candidate = candidate
         self.isolated = is_isolated(candidate, options)
         self.attempt = Attempt(candidate, tried=False, isolated=self.isolated)
-        self.opened: Opened | None = None
+        self.opened: OpenedCandidate | None = None
         self.opening = threading.Lock()
         self.failed_at: float | None = None
         self.error: EdgeServeError | None = None

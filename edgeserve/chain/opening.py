@@ -181,7 +181,7 @@ def with_stand_ins(candidates: Sequence[Candidate], inject: Sequence[str]) -> tu
     return (*front, *candidates)
 
 
-class Opened:
+class OpenedCandidate:
     """A candidate's session that reproduced the golden samples.
 
     Owns the session. One in this process is closed when the last call has left it and nobody refers to
@@ -223,7 +223,7 @@ def open_proven(
     fault_state: str,
     cancelled: Callable[[], bool],
     batching: Batching | None = None,
-) -> Opened:
+) -> OpenedCandidate:
     """Open, warm up, reproduce the golden samples; `batching` is what is known already of its batches.
 
     Raises what opening and the golden check raise; an engine that cannot be imported is
@@ -259,4 +259,4 @@ def open_proven(
     settle(session)
     load_ms = 1000.0 * (time.perf_counter() - began)
     trial = Trial(bundle, session, candidate.variant, options.trust_s)
-    return Opened(candidate, session, load_ms, golden_error, batching, trial)
+    return OpenedCandidate(candidate, session, load_ms, golden_error, batching, trial)

@@ -16,7 +16,7 @@ from edgeserve.bundle import Candidate
 from edgeserve.chain.failures import NonFinite, is_out_of_memory, reason_of
 from edgeserve.chain.lethal import LethalInputs
 from edgeserve.chain.links import Link, Replay
-from edgeserve.chain.opening import Opened
+from edgeserve.chain.opening import OpenedCandidate
 from edgeserve.errors import (
     BeyondEngine,
     DeviceLost,
@@ -67,7 +67,11 @@ class Recovery:
     # on now; and raises what the request is told where there is neither.
 
     def of_one(
-        self, failed: Opened, inputs: Tensors, parts: Sequence[Tensors], error: InferenceFailed
+        self,
+        failed: OpenedCandidate,
+        inputs: Tensors,
+        parts: Sequence[Tensors],
+        error: InferenceFailed,
     ) -> Answer | None:
         """A request failed. Raises InputFailed where it is at fault, and the device's own error."""
         chain = self._chain
@@ -97,7 +101,11 @@ class Recovery:
         return answer
 
     def of_batch(
-        self, failed: Opened, inputs: Tensors, parts: Sequence[Tensors], error: InferenceFailed
+        self,
+        failed: OpenedCandidate,
+        inputs: Tensors,
+        parts: Sequence[Tensors],
+        error: InferenceFailed,
     ) -> Answer | None:
         """Several requests failed together. Raises `error` where each is to be run apart, and Detoured where
         a process ended."""
@@ -108,7 +116,9 @@ class Recovery:
             return None
         raise error
 
-    def _alone(self, failed: Opened, inputs: Tensors, error: InferenceFailed) -> Answer | None:
+    def _alone(
+        self, failed: OpenedCandidate, inputs: Tensors, error: InferenceFailed
+    ) -> Answer | None:
         """Nothing else can answer."""
         chain = self._chain
         if not self._is_right(failed):
@@ -128,10 +138,10 @@ class Recovery:
         self.count(failed.candidate, failed.candidate, error, 1)
         return answer
 
-    def detour(self, inputs: Tensors, failed: Opened, error: InferenceFailed) -> Detour:
+    def detour(self, inputs: Tensors, failed: OpenedCandidate, error: InferenceFailed) -> Detour:
         return Detour(lambda: self._chain.resume(inputs, failed, error))
 
-    def lost(self, failed: Opened, parts: Sequence[Tensors], error: DeviceLost) -> None:
+    def lost(self, failed: OpenedCandidate, parts: Sequence[Tensors], error: DeviceLost) -> None:
         """A process ended. Whether these requests ended it shows when they come again."""
         chain = self._chain
         link = chain.candidates.link_of(failed)
@@ -148,7 +158,7 @@ class Recovery:
 
     # Elsewhere
 
-    def elsewhere(self, serving: Opened, parts: Sequence[Tensors]) -> Answer | None:
+    def elsewhere(self, serving: OpenedCandidate, parts: Sequence[Tensors]) -> Answer | None:
         """An answer for inputs that what serves must not be asked for; None for all others.
 
         Raises InferenceFailed where such a request is one of several, InputFailed where it cannot be
@@ -177,7 +187,9 @@ class Recovery:
         self.count(serving.candidate, backup.candidate, error, 1)
         return answer
 
-    def _of_another_engine(self, serving: Opened, inputs: Tensors, error: BeyondEngine) -> Answer:
+    def _of_another_engine(
+        self, serving: OpenedCandidate, inputs: Tensors, error: BeyondEngine
+    ) -> Answer:
         """An answer of a candidate whose engine takes these values; what serves goes on serving.
 
         Raises InvalidInput where no engine of the chain does.
@@ -196,12 +208,12 @@ class Recovery:
             return answer
         raise InvalidInput(error.message, cause=error.cause, hint=error.hint)
 
-    def _backup(self, failed: Opened, inputs: Tensors) -> Opened | None:
+    def _backup(self, failed: OpenedCandidate, inputs: Tensors) -> OpenedCandidate | None:
         """Another candidate that is open, or opens for the first time."""
         with self._chain.stepping:
             return self._chain.candidates.open_one(self._others(failed, inputs))
 
-    def _others(self, failed: Opened, inputs: Tensors) -> list[Link]:
+    def _others(self, failed: OpenedCandidate, inputs: Tensors) -> list[Link]:
         """Who may answer instead. What failed lately is the keeper's business: no request has a device
         tried before its time."""
         chain = self._chain
@@ -218,10 +230,10 @@ class Recovery:
 
     # The device
 
-    def _is_right(self, opened: Opened) -> bool:
+    def _is_right(self, opened: OpenedCandidate) -> bool:
         return opened.trial.stands or opened.trial.check() is None
 
-    def _doubt(self, opened: Opened, error: InferenceFailed) -> None:
+    def _doubt(self, opened: OpenedCandidate, error: InferenceFailed) -> None:
         """Have the keeper look whether the device is right, unless that is known."""
         trial = opened.trial
         if not trial.stands:

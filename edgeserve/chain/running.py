@@ -16,7 +16,7 @@ from edgeserve.chain.failures import (
     is_out_of_memory,
 )
 from edgeserve.chain.golden import deviation, golden_batches
-from edgeserve.chain.opening import Opened
+from edgeserve.chain.opening import OpenedCandidate
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.room import Extent
 from edgeserve.errors import (
@@ -55,7 +55,7 @@ class Runner:
                 golden_batches(interface, outputs)[0],
             )
 
-    def answer(self, opened: Opened, inputs: Tensors) -> Tensors:
+    def answer(self, opened: OpenedCandidate, inputs: Tensors) -> Tensors:
         """The outputs for `inputs`. Raises InferenceFailed; NonFinite and WrongNumbers among them."""
         outputs = (
             self._run(opened, inputs)
@@ -66,7 +66,7 @@ class Runner:
             raise NonFinite(outputs, opened.candidate.label)
         return outputs
 
-    def _run(self, opened: Opened, inputs: Tensors) -> Tensors:
+    def _run(self, opened: OpenedCandidate, inputs: Tensors) -> Tensors:
         rows = len(next(iter(inputs.values()))) if self._apart(opened) else 1
         # A variant that lets rows interact, where the source does not, has been proven on single rows.
         singly = rows > 1 and opened.batching.max_batch <= 1
@@ -87,12 +87,12 @@ class Runner:
         ]
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
-    def _apart(self, opened: Opened) -> bool:
+    def _apart(self, opened: OpenedCandidate) -> bool:
         """Whether the rows of a request may be run apart: the model is known to keep them so."""
         return self._batched and (self._independent or opened.batching.max_batch > 1)
 
     def _verified(
-        self, opened: Opened, inputs: Tensors, sample: Tensors, expected: Tensors
+        self, opened: OpenedCandidate, inputs: Tensors, sample: Tensors, expected: Tensors
     ) -> Tensors:
         """Run `inputs` together with a golden sample, whose outputs must be right."""
         fits = opened.batching.max_batch > 1 and all(
@@ -123,7 +123,7 @@ def _extent(rows: int, inputs: Tensors) -> Extent:
     return Extent(rows, max(rows, sum(a.nbytes for a in inputs.values())))
 
 
-def _cut(opened: Opened, batch: Extent, error: InferenceFailed) -> None:
+def _cut(opened: OpenedCandidate, batch: Extent, error: InferenceFailed) -> None:
     """Run smaller batches from now on. Raises `error` where that does not help."""
     if batch.rows == 1 or isinstance(error, DeviceLost) or not is_out_of_memory(error):
         raise error

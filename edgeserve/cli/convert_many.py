@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class TargetOutcome(msgspec.Struct, frozen=True):
     """One target's bundle, or why there is none."""
 
     target: str
@@ -54,12 +54,12 @@ def convert_for(
             destination = folder / f"{source.resolve().stem}-{Path(name).stem}.edge"
             mine = msgspec.structs.replace(options, target=name)
             try:
-                outcomes.append(Outcome(name, convert(source, destination, mine, tell)))
+                outcomes.append(TargetOutcome(name, convert(source, destination, mine, tell)))
             except EdgeServeError as error:
                 everywhere = isinstance(error, SourceError | DataError | UsageError)
                 if everywhere and not isinstance(error, UnsupportedModel):
                     raise
-                outcomes.append(Outcome(name, error=error.message))
+                outcomes.append(TargetOutcome(name, error=error.message))
                 print_error(error)
     if as_json:
         print(to_json(outcomes))
@@ -68,7 +68,7 @@ def convert_for(
     return int(any(o.report is None for o in outcomes))
 
 
-def _render(outcomes: list[Outcome], folder: Path) -> None:
+def _render(outcomes: list[TargetOutcome], folder: Path) -> None:
     from edgeserve.cli.tables import add_row, table_of
 
     table = table_of("target", "bundle", "chain", "verified here", right=("bundle",))

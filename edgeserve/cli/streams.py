@@ -25,7 +25,7 @@ class NotWritten(OSError):
     """What was printed could not be written to stdout."""
 
 
-class Output(io.FileIO):
+class StandardOutput(io.FileIO):
     """Descriptor 1. The first failed write raises NotWritten; those after it are lost."""
 
     def __init__(self) -> None:
@@ -90,10 +90,10 @@ def replace_missing() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - open as long as the process lives
 
 
-def guard() -> Output:
+def guard() -> StandardOutput:
     """Put streams that behave as described in place of `sys.stdout` and `sys.stderr`."""
     fill_gaps()
-    output = Output()
+    output = StandardOutput()
     sys.stdout = _text(output, sys.stdout)
     sys.stderr = _text(_Remarks(), sys.stderr)
     if sys.stdin is None:

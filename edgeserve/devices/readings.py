@@ -18,7 +18,7 @@ import msgspec
 SYS: Final = Path("/sys")
 
 
-class Reading(msgspec.Struct, frozen=True):
+class SensorReading(msgspec.Struct, frozen=True):
     """One value. `limit` is where the hardware throttles or shuts down, where it tells."""
 
     kind: Literal["temperature", "power", "energy", "battery", "clock", "governor"]
@@ -33,13 +33,13 @@ class Reading(msgspec.Struct, frozen=True):
         return f"{value} {self.unit}".strip() + limit
 
 
-def readings(sys: Path = SYS) -> tuple[Reading, ...]:
+def readings(sys: Path = SYS) -> tuple[SensorReading, ...]:
     """All that can be read now; takes milliseconds, more where nvidia-smi is."""
     found = [*_thermal(sys), *_hwmon(sys), *_batteries(sys), *_cpufreq(sys)]
     return (*found, *(_nvidia() if sys == SYS else ()))
 
 
-def _thermal(sys: Path) -> Iterator[Reading]:
+def _thermal(sys: Path) -> Iterator[SensorReading]:
     for zone in _folders(sys / "class/thermal", "thermal_zone*"):
         value = _number(zone / "temp")
         if value is None:
@@ -51,16 +51,16 @@ def _thermal(sys: Path) -> Iterator[Reading]:
                 trips[_word(file)] = trip / 1000
         name = _word(zone / "type") or zone.name
         limit = trips.get("passive") or trips.get("hot") or trips.get("critical")
-        yield Reading("temperature", name, value / 1000, "°C", limit)
+        yield SensorReading("temperature", name, value / 1000, "°C", limit)
 
 
-def _hwmon(sys: Path) -> Iterator[Reading]:
+def _hwmon(sys: Path) -> Iterator[SensorReading]:
     for chip in _folders(sys / "class/hwmon", "hwmon*"):
         name = _word(chip / "name") or chip.name
         for file in sorted(chip.glob("temp*_input")):
             if (value := _number(file)) is not None:
                 limit = _number(_beside(file, "crit"))
-                yield Reading(
+                yield SensorReading(
                     "temperature",
                     f"{name} {_label(file)}",
                     value / 1000,
@@ -71,7 +71,7 @@ def _hwmon(sys: Path) -> Iterator[Reading]:
             for file in sorted(chip.glob(pattern)):
                 if (value := _number(file)) is not None:
                     limit = _number(_beside(file, "cap"))
-                    yield Reading(
+                    yield SensorReading(
                         "power",
                         f"{name} {_label(file)}",
                         value / 1e6,
@@ -88,24 +88,24 @@ def _beside(file: Path, what: str) -> Path:
     return file.with_name(f"{file.name.partition('_')[0]}_{what}")
 
 
-def _batteries(sys: Path) -> Iterator[Reading]:
+def _batteries(sys: Path) -> Iterator[SensorReading]:
     for supply in _folders(sys / "class/power_supply", "*"):
         if _word(supply / "type") != "Battery":
             continue
         status = _word(supply / "status") or "unknown"
         if (capacity := _number(supply / "capacity")) is not None:
-            yield Reading("battery", f"{supply.name}, {status.lower()}", capacity, "%")
+            yield SensorReading("battery", f"{supply.name}, {status.lower()}", capacity, "%")
         if (power := _number(supply / "power_now")) is not None:
-            yield Reading("power", supply.name, power / 1e6, "W")
+            yield SensorReading("power", supply.name, power / 1e6, "W")
 
 
-def _cpufreq(sys: Path) -> Iterator[Reading]:
+def _cpufreq(sys: Path) -> Iterator[SensorReading]:
     policy = sys / "devices/system/cpu/cpu0/cpufreq"
     if governor := _word(policy / "scaling_governor"):
-        yield Reading("governor", "cpu0", governor, "")
+        yield SensorReading("governor", "cpu0", governor, "")
     if (now := _number(policy / "scaling_cur_freq")) is not None:
         top = _number(policy / "cpuinfo_max_freq")
-        yield Reading("clock", "cpu0", now / 1e6, "GHz", top / 1e6 if top else None)
+        yield SensorReading("clock", "cpu0", now / 1e6, "GHz", top / 1e6 if top else None)
 
 
 class EnergyMeter:
@@ -120,12 +120,12 @@ class EnergyMeter:
         found = {zone: _number(zone / "energy_uj") for zone in self._zones}
         return {zone: value for zone, value in found.items() if value is not None}
 
-    def stop(self) -> tuple[Reading, ...]:
+    def stop(self) -> tuple[SensorReading, ...]:
         """The power of every zone since the meter was made. A counter that turned over is left out."""
         seconds = time.monotonic() - self._began
         after = self._counters()
         return tuple(
-            Reading("power", _word(zone / "name") or zone.name, (after[zone] - began) / 1e6 / seconds, "W")
+            SensorReading("power", _word(zone / "name") or zone.name, (after[zone] - began) / 1e6 / seconds, "W")
             for zone, began in self._before.items()
             if seconds > 0 and after.get(zone, -1) >= began
         )  # fmt: skip
@@ -134,7 +134,7 @@ class EnergyMeter:
 _NVIDIA_FIELDS: Final = ("name", "temperature.gpu", "power.draw", "power.limit")
 
 
-def _nvidia() -> Iterator[Reading]:
+def _nvidia() -> Iterator[SensorReading]:
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return
@@ -147,7 +147,7 @@ def _nvidia() -> Iterator[Reading]:
         yield from nvidia_readings(ran.stdout)
 
 
-def nvidia_readings(text: str) -> Iterator[Reading]:
+def nvidia_readings(text: str) -> Iterator[SensorReading]:
     """nvidia-smi's answer, a GPU a line."""
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -155,9 +155,9 @@ def nvidia_readings(text: str) -> Iterator[Reading]:
             continue
         name, temperature, power, limit = cells
         if (degrees := _float(temperature)) is not None:
-            yield Reading("temperature", name, degrees, "°C")
+            yield SensorReading("temperature", name, degrees, "°C")
         if (watts := _float(power)) is not None:
-            yield Reading("power", name, watts, "W", _float(limit))
+            yield SensorReading("power", name, watts, "W", _float(limit))
 
 
 def _folders(folder: Path, pattern: str) -> list[Path]:

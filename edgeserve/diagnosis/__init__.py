@@ -1,7 +1,7 @@
 """What this machine has for running models: installed, opening, clashing, hot. Behind `edgeserve doctor`."""
 
 from edgeserve.diagnosis.diagnose import Diagnosis, diagnose
-from edgeserve.diagnosis.findings import Finding, Memory
-from edgeserve.diagnosis.packages import Package
+from edgeserve.diagnosis.findings import DoctorFinding, MachineMemory
+from edgeserve.diagnosis.packages import InstalledPackage
 
-__all__ = ["Diagnosis", "Finding", "Memory", "Package", "diagnose"]
+__all__ = ["Diagnosis", "DoctorFinding", "InstalledPackage", "MachineMemory", "diagnose"]

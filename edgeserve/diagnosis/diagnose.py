@@ -19,16 +19,16 @@ from edgeserve.devices.accelerators import (
     vulkan_drivers,
 )
 from edgeserve.devices.cgroup import cpu_quota, memory_limit
-from edgeserve.devices.readings import EnergyMeter, Reading, readings
+from edgeserve.devices.readings import EnergyMeter, SensorReading, readings
 from edgeserve.diagnosis.findings import (
-    Finding,
-    Memory,
+    DoctorFinding,
+    MachineMemory,
     accelerator_findings,
     machine_findings,
     probe_findings,
 )
 from edgeserve.diagnosis.packages import (
-    Package,
+    InstalledPackage,
     installed_packages,
     onnxruntime_on_disk,
     package_findings,
@@ -55,14 +55,14 @@ class Diagnosis(msgspec.Struct, frozen=True):
     machine: Machine
     cores_of_machine: int
     cpu_quota: float | None
-    memory: Memory
-    packages: tuple[Package, ...]
+    memory: MachineMemory
+    packages: tuple[InstalledPackage, ...]
     accelerators: tuple[Accelerator, ...]
     libraries: dict[str, str | None]
     vulkan: tuple[str, ...]
     probes: tuple[Probe, ...]
-    readings: tuple[Reading, ...]
-    findings: tuple[Finding, ...]
+    readings: tuple[SensorReading, ...]
+    findings: tuple[DoctorFinding, ...]
 
     @property
     def ok(self) -> bool:
@@ -102,7 +102,7 @@ def diagnose(required: Sequence[str] = (), timeout_s: float = 20.0) -> Diagnosis
     )
 
 
-def probe_everything(packages: Sequence[Package], timeout_s: float) -> list[Probe]:
+def probe_everything(packages: Sequence[InstalledPackage], timeout_s: float) -> list[Probe]:
     """Open the CPU and every accelerator with each engine that is installed."""
     names = {p.name for p in packages}
     wanted: list[tuple[str, str, dict[str, Option]]] = [
@@ -120,20 +120,20 @@ def probe_everything(packages: Sequence[Package], timeout_s: float) -> list[Prob
     return open_in_children(wanted, timeout_s)
 
 
-def _is_installed(name: str, packages: Sequence[Package]) -> bool:
+def _is_installed(name: str, packages: Sequence[InstalledPackage]) -> bool:
     if name == "onnxruntime":
         return any(p.brings_onnxruntime for p in packages)
     return any(p.name in _PACKAGE_OF[name] for p in packages)
 
 
-def _memory() -> Memory:
+def _memory() -> MachineMemory:
     try:
         import psutil
 
         now = psutil.virtual_memory()
-        return Memory(int(now.total), int(now.available), memory_limit())
+        return MachineMemory(int(now.total), int(now.available), memory_limit())
     except (ImportError, OSError):
-        return Memory(None, None, memory_limit())
+        return MachineMemory(None, None, memory_limit())
 
 
 def _our_requirements() -> list[str]:

@@ -10,7 +10,7 @@ import msgspec
 from edgeserve.devices import Machine
 from edgeserve.devices.accelerators import Accelerator
 from edgeserve.devices.names import device_kind, is_on
-from edgeserve.devices.readings import Reading
+from edgeserve.devices.readings import SensorReading
 from edgeserve.runtimes.probing import Probe
 
 Level = Literal["error", "warning", "note"]
@@ -19,7 +19,7 @@ _HOT: Final = 0.9
 _LITTLE_MEMORY: Final = 300_000_000
 
 
-class Finding(msgspec.Struct, frozen=True):
+class DoctorFinding(msgspec.Struct, frozen=True):
     """One remark. An error makes `edgeserve doctor` fail. `command` mends it; None: nothing to type."""
 
     level: Level
@@ -28,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True):
     command: str | None = None
 
 
-class Memory(msgspec.Struct, frozen=True):
+class MachineMemory(msgspec.Struct, frozen=True):
     """Bytes; `limit` is the container's. None: the system does not tell."""
 
     total: int | None
@@ -36,11 +36,11 @@ class Memory(msgspec.Struct, frozen=True):
     limit: int | None
 
 
-def probe_findings(probes: Sequence[Probe], required: Iterable[str]) -> Iterator[Finding]:
+def probe_findings(probes: Sequence[Probe], required: Iterable[str]) -> Iterator[DoctorFinding]:
     """Engines that do not even run on the CPU, and required devices that nothing opens."""
     for probe in probes:
         if probe.device == "cpu" and not probe.ok:
-            yield Finding(
+            yield DoctorFinding(
                 "error",
                 probe.runtime,
                 f"{probe.runtime} does not run on the CPU: {probe.error}",
@@ -50,7 +50,7 @@ def probe_findings(probes: Sequence[Probe], required: Iterable[str]) -> Iterator
         tried = [p for p in probes if is_on(p.device, device)]
         if not any(p.ok for p in tried):
             reasons = "; ".join(dict.fromkeys(p.error or "" for p in tried))
-            yield Finding(
+            yield DoctorFinding(
                 "error",
                 device,
                 f"no runtime opens '{device}', which is required"
@@ -70,11 +70,11 @@ def accelerator_findings(
     probes: Sequence[Probe],
     libraries: Mapping[str, str | None],
     vulkan: Sequence[str],
-) -> Iterator[Finding]:
+) -> Iterator[DoctorFinding]:
     """Accelerators that the kernel shows and no engine opens: what to install, or to permit."""
     for here in found:
         if not here.usable:
-            yield Finding(
+            yield DoctorFinding(
                 "warning",
                 here.node,
                 f"{here.node} ({here.vendor or 'unknown vendor'}) may not be opened by this user",
@@ -85,7 +85,7 @@ def accelerator_findings(
         if not mine or any(p.ok and device_kind(p.device) == device for p in probes):
             continue
         vendors = list(dict.fromkeys(a.vendor or "" for a in mine))
-        yield Finding(
+        yield DoctorFinding(
             "warning",
             device,
             f"there is a {device} ({', '.join(v or 'unknown vendor' for v in vendors)}), and nothing opens it",
@@ -120,18 +120,18 @@ def _advice(
 
 
 def machine_findings(
-    here: Machine, all_cores: int, memory: Memory, readings: Sequence[Reading]
-) -> Iterator[Finding]:
+    here: Machine, all_cores: int, memory: MachineMemory, readings: Sequence[SensorReading]
+) -> Iterator[DoctorFinding]:
     """What makes a machine slow or small though its devices open."""
     if here.cores < all_cores:
-        yield Finding(
+        yield DoctorFinding(
             "note",
             "cpu",
             f"this process may use {here.cores} of {all_cores} cores (affinity, or the container's limit)",
         )
     room = [b for b in (memory.available, memory.limit) if b is not None]
     if room and min(room) < _LITTLE_MEMORY:
-        yield Finding(
+        yield DoctorFinding(
             "warning",
             "memory",
             f"{min(room) / 1e6:.0f} MB are left: onnxruntime or openvino with a model may not fit",
@@ -139,9 +139,11 @@ def machine_findings(
         )
     if here.cpu_features is not None and here.arch in ("x86_64", "AMD64"):
         if "avx2" not in here.cpu_features:
-            yield Finding("warning", "cpu", "the CPU has no AVX2: int8 is hardly faster than fp32")
+            yield DoctorFinding(
+                "warning", "cpu", "the CPU has no AVX2: int8 is hardly faster than fp32"
+            )
         elif here.int8_saturates:
-            yield Finding(
+            yield DoctorFinding(
                 "note",
                 "cpu",
                 "the CPU has no VNNI: int8 sums may saturate there",
@@ -150,24 +152,24 @@ def machine_findings(
     yield from _reading_findings(readings)
 
 
-def _reading_findings(readings: Sequence[Reading]) -> Iterator[Finding]:
+def _reading_findings(readings: Sequence[SensorReading]) -> Iterator[DoctorFinding]:
     for reading in readings:
         if reading.kind == "governor" and reading.value == "powersave":
-            yield Finding(
+            yield DoctorFinding(
                 "note",
                 "clock",
                 "the CPU's governor is powersave: latencies vary with load",
                 "sudo cpupower frequency-set -g performance",
             )
         if reading.kind == "battery" and "discharging" in reading.name:
-            yield Finding("note", "power", f"on battery ({reading.name} at {reading.text()})")
+            yield DoctorFinding("note", "power", f"on battery ({reading.name} at {reading.text()})")
         if (
             reading.kind == "temperature"
             and isinstance(reading.value, float)
             and reading.limit
             and reading.value >= _HOT * reading.limit
         ):
-            yield Finding(
+            yield DoctorFinding(
                 "warning",
                 "temperature",
                 f"{reading.name} is at {reading.text()}: it will be clocked down",

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.diagnosis.findings import Finding
+from edgeserve.diagnosis.findings import DoctorFinding
 
 # Everything that runs models here or that engines stand on.
 _ENGINES: Final = ("openvino", "openvino-genai", "ai-edge-litert", "tflite-runtime", "numpy")
@@ -25,7 +25,7 @@ _BUILD_INFO: Final = "onnxruntime/capi/build_and_package_info.py"
 _WRITER: Final = re.compile(r"^package_name = '([\w-]+)'", re.MULTILINE)
 
 
-class Package(msgspec.Struct, frozen=True):
+class InstalledPackage(msgspec.Struct, frozen=True):
     """One installed distribution. `brings_onnxruntime` is whether its files are the module onnxruntime."""
 
     name: str
@@ -34,13 +34,13 @@ class Package(msgspec.Struct, frozen=True):
     brings_onnxruntime: bool = False
 
 
-def installed_packages(path: list[str] | None = None) -> tuple[Package, ...]:
+def installed_packages(path: list[str] | None = None) -> tuple[InstalledPackage, ...]:
     """The engines' packages by name; `path` is where to look instead of sys.path."""
     found = {}
     for dist in distributions() if path is None else distributions(path=path):
         name = _name(dist)
         if name not in found and (name in _ENGINES or name.startswith(_ONNXRUNTIME)):
-            found[name] = Package(
+            found[name] = InstalledPackage(
                 name,
                 dist.version,
                 tuple(dist.requires or ()),
@@ -71,13 +71,13 @@ def onnxruntime_on_disk() -> str | None:
 
 
 def package_findings(
-    packages: Iterable[Package], on_disk: str | None = None, ours: Iterable[str] = ()
-) -> Iterator[Finding]:
+    packages: Iterable[InstalledPackage], on_disk: str | None = None, ours: Iterable[str] = ()
+) -> Iterator[DoctorFinding]:
     """What is wrong among packages. `ours` are edgeserve's own requirements, checked like the others'."""
     by_name = {p.name: p for p in packages}
     yield from _onnxruntime_clash(by_name, on_disk)
     if "tflite-runtime" in by_name and "ai-edge-litert" not in by_name:
-        yield Finding(
+        yield DoctorFinding(
             "warning",
             "packages",
             "only the old tflite-runtime is installed: it runs int8 about 20x slower than its successor",
@@ -86,13 +86,15 @@ def package_findings(
     yield from _conflicts(by_name, ours)
 
 
-def _onnxruntime_clash(by_name: dict[str, Package], on_disk: str | None) -> Iterator[Finding]:
+def _onnxruntime_clash(
+    by_name: dict[str, InstalledPackage], on_disk: str | None
+) -> Iterator[DoctorFinding]:
     builds = sorted(p.name for p in by_name.values() if p.brings_onnxruntime)
     if len(builds) > 1:
         rest = [name for name in builds if name != _CPU_BUILD]
         keep = on_disk if on_disk in rest else rest[0]
         says = f" (the files there are {on_disk}'s)" if on_disk else ""
-        yield Finding(
+        yield DoctorFinding(
             "error",
             "packages",
             f"{' and '.join(builds)} are both the module onnxruntime and overwrite each other{says}",
@@ -100,7 +102,7 @@ def _onnxruntime_clash(by_name: dict[str, Package], on_disk: str | None) -> Iter
         )
     plug_ins = [p for p in by_name.values() if p.name.startswith("onnxruntime-ep-")]
     if plug_ins and not builds:
-        yield Finding(
+        yield DoctorFinding(
             "error",
             "packages",
             f"{plug_ins[0].name} is a plug-in of onnxruntime, which is not installed",
@@ -108,7 +110,9 @@ def _onnxruntime_clash(by_name: dict[str, Package], on_disk: str | None) -> Iter
         )
 
 
-def _conflicts(by_name: dict[str, Package], ours: Iterable[str]) -> Iterator[Finding]:
+def _conflicts(
+    by_name: dict[str, InstalledPackage], ours: Iterable[str]
+) -> Iterator[DoctorFinding]:
     """Requirements of one engine's package that another installed one does not meet."""
     requirement_class = _requirement_class()
     if requirement_class is None:
@@ -121,7 +125,7 @@ def _conflicts(by_name: dict[str, Package], ours: Iterable[str]) -> Iterator[Fin
             continue
         if not requirement.specifier.contains(other.version, prereleases=True):
             needed = f"{requirement.name}{requirement.specifier}"
-            yield Finding(
+            yield DoctorFinding(
                 "error",
                 "packages",
                 f"{owner} needs {needed}, and {other.version} is installed",

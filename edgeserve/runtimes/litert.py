@@ -33,7 +33,7 @@ from edgeserve.errors import (
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.litert_compiled import CompiledSession
 from edgeserve.runtimes.litert_placement import (
-    Operator,
+    LiteRtOperator,
     operators_of,
     placement_on,
     placement_on_cpu,
@@ -310,7 +310,7 @@ class _Instance:
             port.shape = array.shape
         self._interpreter.allocate_tensors()
 
-    def operators(self) -> list[Operator]:
+    def operators(self) -> list[LiteRtOperator]:
         return operators_of(self._interpreter)
 
 

@@ -20,7 +20,7 @@ COMPILED_OPS: Final = {"edgetpu-custom-op", "DISPATCH_OP"}
 _DELEGATE: Final = "DELEGATE"
 
 
-class Operator(msgspec.Struct, frozen=True):
+class LiteRtOperator(msgspec.Struct, frozen=True):
     """One operator of a file. `macs` is None for what is compiled; `int8` is whether its weights are."""
 
     name: str
@@ -29,14 +29,14 @@ class Operator(msgspec.Struct, frozen=True):
     delegated: bool
 
 
-def operators_of(interpreter: Any) -> list[Operator]:
+def operators_of(interpreter: Any) -> list[LiteRtOperator]:
     """All operators, with those marked that stand behind a delegate's node."""
     details = interpreter._get_ops_details()
     tensors = {int(d["index"]): d for d in interpreter.get_tensor_details()}
     plain = [d for d in details if d["op_name"] != _DELEGATE]
     taken = _behind(plain, [d for d in details if d["op_name"] == _DELEGATE])
     return [
-        Operator(
+        LiteRtOperator(
             name=d["op_name"],
             macs=_macs(d, tensors),
             int8=_has_int8_weights(d, tensors),
@@ -105,11 +105,11 @@ def _shape(tensors: Mapping[int, Any], index: Any) -> list[int]:
     return [int(d) for d in tensors[int(index)]["shape"]]
 
 
-def placement_on_cpu(operators: Sequence[Operator], precision: str) -> Placement:
+def placement_on_cpu(operators: Sequence[LiteRtOperator], precision: str) -> Placement:
     return placement_fully_on("cpu", operators, precision)
 
 
-def placement_on(kind: str, operators: Sequence[Operator], precision: str) -> Placement:
+def placement_on(kind: str, operators: Sequence[LiteRtOperator], precision: str) -> Placement:
     """On a device that takes what is marked as delegated or compiled for it."""
     there = [o for o in operators if o.delegated or o.name in COMPILED_OPS]
     left = [o for o in operators if not o.delegated and o.name not in COMPILED_OPS]
@@ -130,14 +130,14 @@ def placement_on(kind: str, operators: Sequence[Operator], precision: str) -> Pl
     return found
 
 
-def placement_fully_on(kind: str, operators: Sequence[Operator], precision: str) -> Placement:
+def placement_fully_on(kind: str, operators: Sequence[LiteRtOperator], precision: str) -> Placement:
     """On a device that takes all of a model or refuses it."""
     macs = {kind: 1.0} if any(o.macs for o in operators) else {}
     return _placement(operators, {kind: 1.0}, macs, precision, {})
 
 
 def _placement(
-    operators: Sequence[Operator],
+    operators: Sequence[LiteRtOperator],
     shares: dict[str, float],
     macs: dict[str, float],
     precision: str,

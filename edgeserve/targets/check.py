@@ -30,7 +30,7 @@ ARCHITECTURES: Final = ("x86_64", "AMD64", "aarch64", "arm64", "armv7l", "riscv6
 _SOURCES: Final = ("://", "url above", "measured by")
 
 
-class Finding(msgspec.Struct, frozen=True):
+class FileFinding(msgspec.Struct, frozen=True):
     """One remark. An error keeps the file from being loaded, a warning does not."""
 
     level: Literal["error", "warning"]
@@ -44,7 +44,7 @@ class FileCheck(msgspec.Struct, frozen=True):
     file: str
     target: str | None
     valid: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[FileFinding, ...]
 
 
 def check_file(file: Path, runtimes: Collection[str]) -> FileCheck:
@@ -63,36 +63,40 @@ def check_file(file: Path, runtimes: Collection[str]) -> FileCheck:
     )
 
 
-def _load(data: bytes, where: str) -> tuple[Target | None, list[Finding]]:
+def _load(data: bytes, where: str) -> tuple[Target | None, list[FileFinding]]:
     """The target, None where there is none, and every error; unknown fields do not hide others."""
     try:
         document = parse_document(data, where)
     except TargetError as error:
         return None, [_error(error)]
     errors = [
-        Finding("error", f"unknown field `{field}`", hint)
+        FileFinding("error", f"unknown field `{field}`", hint)
         for field, hint in take_unknown_fields(document)
     ]
     name = document.get("name")
     if isinstance(name, str) and where != f"{name}.toml":
         hint = f"call the file {name}.toml: targets are found by their file's name"
-        errors.append(Finding("error", f"the target is called '{name}', the file {where}", hint))
+        errors.append(
+            FileFinding("error", f"the target is called '{name}', the file {where}", hint)
+        )
     if misfitting := misfits(document):
-        return None, [*errors, *(Finding("error", *found) for found in misfitting)]
+        return None, [*errors, *(FileFinding("error", *found) for found in misfitting)]
     target = msgspec.convert(document, Target)
-    errors += [Finding("error", *found) for found in mistakes(target)]
+    errors += [FileFinding("error", *found) for found in mistakes(target)]
     return target, errors
 
 
-def _error(error: TargetError) -> Finding:
-    return Finding("error", error.cause or error.message, error.hint)
+def _error(error: TargetError) -> FileFinding:
+    return FileFinding("error", error.cause or error.message, error.hint)
 
 
-def _warnings(target: Target, file: Path, data: bytes, runtimes: Collection[str]) -> list[Finding]:
-    found: list[Finding] = []
+def _warnings(
+    target: Target, file: Path, data: bytes, runtimes: Collection[str]
+) -> list[FileFinding]:
+    found: list[FileFinding] = []
 
     def warn(text: str, hint: str | None = None) -> None:
-        found.append(Finding("warning", text, hint))
+        found.append(FileFinding("warning", text, hint))
 
     for name in dict.fromkeys(e.runtime for e in target.chain):
         if name not in runtimes:

@@ -78,7 +78,7 @@ class Quantization(_Record, frozen=True):
     per_channel_matmul: bool = True
 
 
-class Limits(_Record, frozen=True):
+class TargetLimits(_Record, frozen=True):
     """What the hardware has. `memory_mb` is what a model with its runtime may take; None: unlimited."""
 
     memory_mb: Annotated[int, msgspec.Meta(gt=0)] | None = None
@@ -99,7 +99,7 @@ class Target(_Record, frozen=True):
     arch: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     chain: Annotated[tuple[ChainEntry, ...], msgspec.Meta(min_length=1)]
     quantization: Quantization = Quantization()
-    limits: Limits = Limits()
+    limits: TargetLimits = TargetLimits()
     cpu_features: tuple[CpuFeature, ...] = ()
     cpus: tuple[str, ...] = ()
     convert_only: bool = False
@@ -201,7 +201,7 @@ def misfits(document: dict[str, Any]) -> list[tuple[str, str | None]]:
     tables += [(f".chain[{i}]", ChainEntry, table) for i, table in enumerate(entries)]
     tables += [
         (f".{key}", kind, document[key])
-        for key, kind in (("quantization", Quantization), ("limits", Limits))
+        for key, kind in (("quantization", Quantization), ("limits", TargetLimits))
         if key in document
     ]
     found: list[tuple[str, str | None]] = []
@@ -301,7 +301,7 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "": Target.__struct_fields__,
     "chain": ChainEntry.__struct_fields__,
     "quantization": Quantization.__struct_fields__,
-    "limits": Limits.__struct_fields__,
+    "limits": TargetLimits.__struct_fields__,
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.devices.readings import EnergyMeter, Reading, nvidia_readings, readings
+from edgeserve.devices.readings import EnergyMeter, SensorReading, nvidia_readings, readings
 
 
 def tree(sys: Path, files: dict[str, str]) -> Path:
@@ -28,7 +28,7 @@ CASES = {
             f"{ZONE}/trip_point_1_type": "critical",
             f"{ZONE}/trip_point_1_temp": "100000",
         },
-        [Reading("temperature", "cpu-thermal", 61.25, "°C", 85.0)],
+        [SensorReading("temperature", "cpu-thermal", 61.25, "°C", 85.0)],
     ),
     "a zone without a sensor": ({f"{ZONE}/type": "x", f"{ZONE}/temp": "none"}, []),
     "a trip that is switched off is no limit": (
@@ -38,7 +38,7 @@ CASES = {
             f"{ZONE}/trip_point_0_type": "critical",
             f"{ZONE}/trip_point_0_temp": "-274000",
         },
-        [Reading("temperature", "soc", 40.0, "°C")],
+        [SensorReading("temperature", "soc", 40.0, "°C")],
     ),
     "a chip's sensors": (
         {
@@ -50,8 +50,8 @@ CASES = {
             f"{HWMON}/power1_cap": "203000000",
         },
         [
-            Reading("temperature", "amdgpu edge", 45.0, "°C", 97.0),
-            Reading("power", "amdgpu power1", 12.0, "W", 203.0),
+            SensorReading("temperature", "amdgpu edge", 45.0, "°C", 97.0),
+            SensorReading("power", "amdgpu power1", 12.0, "W", 203.0),
         ],
     ),
     "a battery": (
@@ -63,8 +63,8 @@ CASES = {
             "class/power_supply/AC/type": "Mains",
         },
         [
-            Reading("battery", "BAT0, discharging", 57.0, "%"),
-            Reading("power", "BAT0", 8.5, "W"),
+            SensorReading("battery", "BAT0, discharging", 57.0, "%"),
+            SensorReading("power", "BAT0", 8.5, "W"),
         ],
     ),
     "a clock below its top": (
@@ -74,8 +74,8 @@ CASES = {
             "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2400000",
         },
         [
-            Reading("governor", "cpu0", "powersave", ""),
-            Reading("clock", "cpu0", 1.8, "GHz", 2.4),
+            SensorReading("governor", "cpu0", "powersave", ""),
+            SensorReading("clock", "cpu0", 1.8, "GHz", 2.4),
         ],
     ),
     "nothing": ({}, []),
@@ -110,9 +110,9 @@ def test_an_energy_counter_that_turned_over_is_left_out(tmp_path: Path) -> None:
 def test_nvidia_s_answer() -> None:
     found = list(nvidia_readings("NVIDIA H100, 34, 71.90, 700.00\nTesla T4, 40, [N/A], [N/A]\n\n"))
     assert found == [
-        Reading("temperature", "NVIDIA H100", 34.0, "°C"),
-        Reading("power", "NVIDIA H100", 71.9, "W", 700.0),
-        Reading("temperature", "Tesla T4", 40.0, "°C"),
+        SensorReading("temperature", "NVIDIA H100", 34.0, "°C"),
+        SensorReading("power", "NVIDIA H100", 71.9, "W", 700.0),
+        SensorReading("temperature", "Tesla T4", 40.0, "°C"),
     ]
 
 

@@ -6,16 +6,16 @@ import pytest
 
 from edgeserve.devices import Machine
 from edgeserve.devices.accelerators import Accelerator
-from edgeserve.devices.readings import Reading
+from edgeserve.devices.readings import SensorReading
 from edgeserve.diagnosis.findings import (
-    Memory,
+    MachineMemory,
     accelerator_findings,
     machine_findings,
     probe_findings,
 )
 from edgeserve.runtimes.probing import Probe
 
-PLENTY = Memory(8_000_000_000, 6_000_000_000, None)
+PLENTY = MachineMemory(8_000_000_000, 6_000_000_000, None)
 LIBRARIES: dict[str, str | None] = {"Vulkan": "libvulkan.so.1", "CUDA": "libcuda.so.1"}
 
 
@@ -100,7 +100,7 @@ def test_a_node_without_permission_names_the_group() -> None:
         (
             here("avx2", "avx_vnni"),
             4,
-            Memory(8_000_000_000, 6_000_000_000, 200_000_000),
+            MachineMemory(8_000_000_000, 6_000_000_000, 200_000_000),
             [],
             ["200 MB are left"],
         ),
@@ -109,11 +109,11 @@ def test_a_node_without_permission_names_the_group() -> None:
             4,
             PLENTY,
             [
-                Reading("governor", "cpu0", "powersave", ""),
-                Reading("battery", "BAT0, discharging", 57.0, "%"),
-                Reading("temperature", "cpu", 84.0, "°C", 85.0),
-                Reading("temperature", "ssd", 40.0, "°C", 85.0),
-                Reading("temperature", "soc", 200.0, "°C"),
+                SensorReading("governor", "cpu0", "powersave", ""),
+                SensorReading("battery", "BAT0, discharging", 57.0, "%"),
+                SensorReading("temperature", "cpu", 84.0, "°C", 85.0),
+                SensorReading("temperature", "ssd", 40.0, "°C", 85.0),
+                SensorReading("temperature", "soc", 200.0, "°C"),
             ],
             [
                 "the CPU's governor is powersave",
@@ -124,7 +124,11 @@ def test_a_node_without_permission_names_the_group() -> None:
     ],
 )
 def test_what_makes_a_machine_slow_or_small(
-    machine: Machine, all_cores: int, memory: Memory, readings: list[Reading], texts: list[str]
+    machine: Machine,
+    all_cores: int,
+    memory: MachineMemory,
+    readings: list[SensorReading],
+    texts: list[str],
 ) -> None:
     found = list(machine_findings(machine, all_cores, memory, readings))
     assert len(found) == len(texts)

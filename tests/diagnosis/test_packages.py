@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeserve.diagnosis.packages import (
-    Package,
+    InstalledPackage,
     installed_packages,
     onnxruntime_on_disk,
     package_findings,
@@ -86,7 +86,7 @@ def test_extras_are_no_requirements(tmp_path: Path) -> None:
 
 
 def test_edgeserve_s_own_requirements_count() -> None:
-    packages = [Package("numpy", "1.20.0")]
+    packages = [InstalledPackage("numpy", "1.20.0")]
     (finding,) = package_findings(packages, ours=["numpy>=1.26"])
     assert finding.text == "edgeserve needs numpy>=1.26, and 1.20.0 is installed"
 

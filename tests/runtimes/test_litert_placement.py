@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.runtimes.litert_placement import Operator, operators_of, placement_on
+from edgeserve.runtimes.litert_placement import LiteRtOperator, operators_of, placement_on
 from tests.runtimes.test_onnx_placement import SMALL_CNN
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter")
@@ -45,8 +45,8 @@ def test_what_stands_behind_a_delegate_is_found(name: str) -> None:
     assert found.mac_shares == {"npu": 1.0}
 
 
-def operator(name: str, macs: int | None = 0, *, delegated: bool = False) -> Operator:
-    return Operator(name, macs, int8=False, delegated=delegated)
+def operator(name: str, macs: int | None = 0, *, delegated: bool = False) -> LiteRtOperator:
+    return LiteRtOperator(name, macs, int8=False, delegated=delegated)
 
 
 def test_a_delegate_that_leaves_operators_to_the_cpu() -> None:

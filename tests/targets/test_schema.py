@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from edgeserve.errors import TargetError
 from edgeserve.targets.schema import (
     ChainEntry,
-    Limits,
     Quantization,
     Target,
+    TargetLimits,
     all_targets,
     load_target,
     misfits,
@@ -137,7 +137,7 @@ def test_defaults_of_a_minimal_target() -> None:
         arch=("aarch64",),
         chain=(ChainEntry("onnxruntime", "cpu", ("int8", "fp32")),),
         quantization=Quantization(True, "uint8", "int8", False, False, False),
-        limits=Limits(None),
+        limits=TargetLimits(None),
         cpu_features=(),
         cpus=(),
         convert_only=False,
@@ -410,7 +410,7 @@ targets = st.builds(
     cpu_features=st.lists(st.sampled_from(["avx2", "avx512_vnni|avx_vnni"])).map(tuple),
     cpus=st.lists(toml_keys, max_size=2).map(tuple),
     unverified=st.text("abc ", min_size=1, max_size=8),
-    limits=st.builds(Limits, memory_mb=st.none() | st.integers(1, 10**6)),
+    limits=st.builds(TargetLimits, memory_mb=st.none() | st.integers(1, 10**6)),
     convert_only=st.booleans(),
     notes=st.none() | toml_keys,
 )
