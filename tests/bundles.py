@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate, Golden, Manifest, Source, Task, Variant
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import SCHEMA_VERSION
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.bundle.writing import bundle_writer
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 

@@ -1,17 +1,23 @@
-"""Opening a bundle: the manifest, its files with their digests checked, golden samples."""
+"""Opening a bundle, a folder or one file: the manifest, files with their digests checked, golden samples.
+
+Of an archive only what is asked for is read, and checked: opening one candidate of a large bundle reads that candidate's
+files and nothing else. Only what must be a file of its own is unpacked, into a folder of this process.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import threading
-import zipfile
+import weakref
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import msgspec
-import numpy as np
 
+from edgeserve.bundle.archive import manifest_in, member, members
+from edgeserve.bundle.files import arrays_in, file_sha256, followed, inside
 from edgeserve.bundle.labels import Labels, labelled, names_in
 from edgeserve.bundle.manifest import (
     MANIFEST_NAME,
@@ -22,6 +28,7 @@ from edgeserve.bundle.manifest import (
     Variant,
     decode,
 )
+from edgeserve.bundle.scratch import no_room, scratch_folder
 from edgeserve.errors import BundleError
 from edgeserve.tensors import Interface, Tensors, as_texts
 
@@ -94,8 +101,6 @@ class Bundle:
         given = Path(path)
         root = followed(given)
         if root.is_file():
-            from edgeserve.bundle.archive import ArchiveBundle
-
             return ArchiveBundle.of(given)
         file = root / MANIFEST_NAME
         if not root.exists():
@@ -168,8 +173,8 @@ class Bundle:
             self._golden = self.read(golden.inputs), self.read(golden.outputs)
         inputs, outputs = self._golden
         return (
-            as_texts(_arrays(io.BytesIO(inputs), f"{self.path}: {golden.inputs.path}")),
-            as_texts(_arrays(io.BytesIO(outputs), f"{self.path}: {golden.outputs.path}")),
+            as_texts(arrays_in(io.BytesIO(inputs), f"{self.path}: {golden.inputs.path}")),
+            as_texts(arrays_in(io.BytesIO(outputs), f"{self.path}: {golden.outputs.path}")),
         )
 
     def labels(self) -> list[str] | None:
@@ -198,6 +203,73 @@ class Bundle:
         return (self.root / MANIFEST_NAME).stat().st_size
 
 
+class ArchiveBundle(Bundle):
+    """A bundle in a file. What is read of it is read from there. `root` is a folder of this process for what
+    must be a file of its own; it is made when the first one is, and removed with this object."""
+
+    def __init__(self, path: Path, manifest: Manifest, manifest_bytes: int) -> None:
+        super().__init__(path, manifest)
+        self._file = followed(path)
+        self._manifest_bytes = manifest_bytes
+        self._scratch: Path | None = None
+
+    def sealed_files(self, variant_id: str) -> VariantFiles:
+        sealed = variant_files(
+            self.manifest.variant(variant_id), self.path, self.manifest.interface
+        )
+        return msgspec.structs.replace(sealed, archive=str(self._file))
+
+    def read(self, entry: FileEntry) -> bytes:
+        return read_entry(entry, self.path, str(self._file))
+
+    def variant_files(self, variant_id: str) -> VariantFiles:
+        self._unpacked()
+        return super().variant_files(variant_id)
+
+    def verified_path(self, entry: FileEntry) -> Path:
+        self._unpacked()
+        return super().verified_path(entry)
+
+    def _unpacked(self) -> None:
+        """Make the folder. Raises WriteFailed."""
+        with self._lock:
+            if self._scratch is None:
+                self._scratch, remove = scratch_folder()
+                self.root = self._scratch
+                weakref.finalize(self, remove)
+
+    @classmethod
+    def of(cls, path: Path) -> ArchiveBundle:
+        """The bundle in a file. Raises BundleError when it is not an archive with a valid manifest."""
+        data = manifest_in(path, MAX_MANIFEST_BYTES)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"the manifest in {path} is larger than a manifest can be")
+        return cls(path, decode(data, f"{path}: {MANIFEST_NAME}"), len(data))
+
+    @property
+    def manifest_bytes(self) -> int:
+        return self._manifest_bytes
+
+    def present(self) -> set[str]:
+        return members(self.path)
+
+    def _provide(self, entry: FileEntry) -> None:
+        """Take the file out of the archive, unless it has been already."""
+        destination = self.root / entry.path
+        if destination.exists():
+            return
+        data = self.read(entry)
+        partial = destination.with_name(f"{destination.name}.partial")
+        try:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.rename(destination)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise no_room(self.root, f"{entry.path} of {self.path}", len(data), error) from None
+
+
 def variant_files(variant: Variant, root: Path, interface: Interface) -> VariantFiles:
     return VariantFiles(
         id=variant.id,
@@ -215,8 +287,6 @@ def variant_files(variant: Variant, root: Path, interface: Interface) -> Variant
 def read_entry(entry: FileEntry, root: Path, archive: str | None = None) -> bytes:
     """What is in a file below `root`, or in an archive. Raises BundleError."""
     if archive is not None:
-        from edgeserve.bundle.archive import member
-
         where, data = f"{entry.path} in {archive}", member(Path(archive), entry)
     else:
         path = inside(root, entry)
@@ -230,20 +300,6 @@ def read_entry(entry: FileEntry, root: Path, archive: str | None = None) -> byte
     if (len(data), digest) != (entry.size_bytes, entry.sha256):
         raise _changed(where, entry, len(data), digest)
     return data
-
-
-def followed(path: Path) -> Path:
-    """Where the links in a path lead now; the path as it is given if there are none."""
-    resolved = path.resolve()
-    return path if resolved == path.absolute() else resolved
-
-
-def inside(root: Path, entry: FileEntry) -> Path:
-    """The path of a file below `root`. Raises BundleError for one that leads elsewhere."""
-    path = root / entry.path
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{path} leads out of the bundle", cause="it is, or is below, a link")
-    return path
 
 
 def _seen(path: Path) -> tuple[int, ...]:
@@ -260,25 +316,3 @@ def _changed(where: str, entry: FileEntry, size: int, digest: str) -> BundleErro
         f"got {digest[:12]}… ({size} bytes{more})",
         hint="copy the bundle again, or convert the model again",
     )
-
-
-def load_npz(path: Path) -> Tensors:
-    """Read an `.npz` without unpickling anything. Raises BundleError."""
-    try:
-        with path.open("rb") as file:
-            return _arrays(file, str(path))
-    except OSError as error:
-        raise BundleError(f"{path} is not a readable .npz", cause=str(error)) from None
-
-
-def _arrays(file: BinaryIO, name: str) -> Tensors:
-    try:
-        archive = np.load(file, allow_pickle=False)
-        return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{name} is not a readable .npz", cause=str(error)) from None
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import errno
 import functools
 import os
 import shutil
@@ -19,15 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from edgeserve.bundle.files import file_sha256, write_errors
 from edgeserve.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, encode
-from edgeserve.bundle.reading import file_sha256
-from edgeserve.errors import OutputExists, UsageError, WriteFailed
+from edgeserve.errors import OutputExists, UsageError
 
 if os.name == "posix":
     import fcntl
 
 _LOCK: Final = ".lock"
-_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FolderKind(NamedTuple):
@@ -143,21 +141,6 @@ def check_destination(destination: Path, kind: FolderKind | None = None, *, forc
             f"{destination} exists and is not a {kind.name}; --force replaces only {kind.name}s",
             hint="choose another -o, or remove it yourself",
         )
-
-
-@contextlib.contextmanager
-def write_errors(destination: Path) -> Iterator[None]:
-    """Turn OSErrors of writing into WriteFailed with what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            hint = "free some space or choose another -o; nothing was left behind"
-        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            hint = "choose an -o that you may write to"
-        else:
-            hint = "choose another -o"
-        raise WriteFailed(f"cannot write {destination}", cause=str(error), hint=hint) from error
 
 
 def _remove_stale(destination: Path) -> bool:

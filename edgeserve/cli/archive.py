@@ -23,7 +23,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     from edgeserve.bundle import Bundle
-    from edgeserve.bundle.archive import pack
+    from edgeserve.bundle.packing import pack
     from edgeserve.cli.output import size_text
     from edgeserve.errors import UsageError
 

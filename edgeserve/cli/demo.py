@@ -70,7 +70,7 @@ def command(
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
-        from edgeserve.bundle.writing import write_errors
+        from edgeserve.bundle.files import write_errors
 
         with write_errors(keep):
             keep.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,7 @@ def _save(answer: Answer, path: Path) -> None:
 
     import numpy as np
 
-    from edgeserve.bundle.writing import write_errors
+    from edgeserve.bundle.files import write_errors
 
     arrays = {n: _without_objects(n, a) for n, a in answer.outputs.items()}
     file = io.BytesIO()

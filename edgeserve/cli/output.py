@@ -132,7 +132,7 @@ def write_output(text: str, path: str | None) -> None:
     if path in (None, "-"):
         print(text)
         return
-    from edgeserve.bundle.writing import write_errors
+    from edgeserve.bundle.files import write_errors
 
     destination = Path(str(path))
     with write_errors(destination):

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeserve.bundle.reading import load_npz
+from edgeserve.bundle.files import load_npz
 from edgeserve.client import Question, connect
 
 

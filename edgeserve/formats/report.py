@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.tensors import TensorSpec
 
 _LARGEST: Final = 10

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.writing import FolderKind, check_destination, folder_writer
 from edgeserve.errors import UsageError
 from edgeserve.packaging.device import Device, device, glibc_of

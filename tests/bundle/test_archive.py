@@ -16,7 +16,7 @@ import pytest
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.bundle.archive import pack
+from edgeserve.bundle.packing import pack
 from edgeserve.errors import BundleError, OutputExists, WriteFailed
 from edgeserve.serve.app import Background
 from edgeserve.serve.settings.server import Settings

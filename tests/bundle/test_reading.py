@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeserve.bundle import Bundle
-from edgeserve.bundle.reading import load_npz
+from edgeserve.bundle.files import load_npz
 from edgeserve.errors import BundleError
 from tests.bundles import linear_bundle
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgeserve.bundle import Bundle, Candidate, FileEntry
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import decode, encode
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.chain import Chain
 from edgeserve.errors import CheckFailed
 from tests.bundles import LINEAR, linear, linear_model, write_bundle

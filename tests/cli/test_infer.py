@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from edgeserve.bundle import Preprocess, Task
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import FileEntry, decode, encode
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.cli.main import main
 from edgeserve.preprocess import load_image
 from edgeserve.serve.app import Background

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeserve.bundle import Task
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import FileEntry, decode, encode
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import linear_bundle, write_bundle
 

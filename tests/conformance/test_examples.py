@@ -26,8 +26,8 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from edgeserve.bundle import Preprocess, Task
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import FileEntry, decode, encode
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 from tests.bundles import write_bundle
 from tests.conformance.process import Served, serve

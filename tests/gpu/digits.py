@@ -11,8 +11,8 @@ import onnxruntime
 
 import edgeserve.demo
 from edgeserve.bundle import Candidate, Golden, Manifest, Source, Task, Variant
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import SCHEMA_VERSION, Option
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.bundle.writing import bundle_writer
 from edgeserve.tensors import Interface, TensorSpec
 

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import MANIFEST_NAME
-from edgeserve.bundle.reading import file_sha256
 from tests.bundles import linear_bundle
 
 TFLITE = Path(__file__).parent.parent / "data" / "small-cnn-int8.tflite"

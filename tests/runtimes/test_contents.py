@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import FileEntry, VariantFiles
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.errors import BundleError
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.tensors import Array, Interface, TensorSpec

@@ -509,7 +509,7 @@ def test_the_wheel_brings_the_targets(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert result.stdout.split() == [str(site / "edgeserve" / "targets.py"), *SHIPPED]
+    assert result.stdout.split() == [str(site / "edgeserve" / "targets" / "schema.py"), *SHIPPED]
 
 
 def test_the_package_of_the_documentation_works(

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.made import made_layers
 from edgeserve.conversion.memory import give_back

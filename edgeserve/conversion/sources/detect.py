@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.conversion.tools.registry import run_converter, shortest_path
 from edgeserve.errors import EdgeServeError, SourceError, UsageError, nearest
 from edgeserve.progress import Say

@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.bundle import OutputKind, Precision, Source, VariantFiles
+from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import Option
-from edgeserve.bundle.reading import file_sha256
 from edgeserve.conversion.graph import SMALL
 from edgeserve.errors import (
     DependencyMissing,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from edgeserve.bundle.reading import file_sha256
+from edgeserve.bundle.files import file_sha256
 from edgeserve.conversion.tools.protocol import Options
 
 _folder: ContextVar[Path | None] = ContextVar("edgeserve_reuse", default=None)
