@@ -18,6 +18,8 @@ import orjson
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
+from edgeserve.serve.http.response import JSON, Response
+from edgeserve.serve.protocols.codec import answer_form
 from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
@@ -26,6 +28,7 @@ from edgeserve.tensors import Array, Interface, Tensors, dtype_name
 from edgeserve.wire import binary
 from edgeserve.wire.json import NO_JSON_FORM
 
+BINARY: Final = "application/octet-stream"
 _KEPT_ENTRIES: Final = 256
 # Outputs that nobody need look at more closely.
 _SMALL: Final = 1_024
@@ -36,11 +39,22 @@ _TEXT: Final = 32
 _PAUSE_S: Final = 1e-6
 
 
-class Encoded(msgspec.Struct, frozen=True):
-    """A response body in parts; `header_length` is set when tensors follow the JSON."""
+class _About:
+    """What every answer of a candidate says: in its JSON before the outputs, and in its head."""
 
-    parts: list[Any]  # bytes and memoryviews
-    header_length: int | None = None
+    __slots__ = ("binary", "candidate", "json", "start")
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.start = b',"parameters":%s,"outputs":[' % orjson.dumps(
+            {
+                "edgeserve_device": candidate.device,
+                "edgeserve_runtime": candidate.runtime,
+                "edgeserve_variant": candidate.variant,
+            }
+        )
+        self.json = answer_form(candidate, JSON)
+        self.binary = answer_form(candidate, BINARY)
 
 
 class Encoder:
@@ -65,7 +79,7 @@ class Encoder:
         self._classes = classes
         self._limits = limits
         self._shm = shm
-        self._where: tuple[Candidate | None, bytes] = (None, b"")
+        self._about: _About | None = None
         self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
 
     def written_bytes(self, request: V2Request, outputs: Tensors) -> int:
@@ -86,16 +100,15 @@ class Encoder:
             if self._texts or not (w.binary or w.region) or w.classes
         )
 
-    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Encoded:
+    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Response:
         """Of outputs that `written_bytes` has let pass. Raises InvalidInput for what JSON cannot express, and
         for more text than is sent."""
-        known, where = self._where
-        if known is not candidate:
-            where = _about(candidate)
-            self._where = candidate, where
+        about = self._about
+        if about is None or about.candidate is not candidate:
+            about = self._about = _About(candidate)
         # An empty one is none, as with Triton.
         identity = b"" if not request.id else b',"id":' + msgspec.json.encode(request.id)
-        text: list[Any] = [self._start, identity, where]
+        text: list[Any] = [self._start, identity, about.start]
         blobs: list[Any] = []
         size = 0  # of the pieces
         for wanted in request.wanted:
@@ -120,7 +133,9 @@ class Encoder:
             text, size = [head], len(head)
         if size > self._limits.output_bytes:
             raise self._too_large()
-        return Encoded([*text, *blobs], size) if blobs else Encoded(text)
+        return (
+            Response(about.binary, [*text, *blobs], size) if blobs else Response(about.json, text)
+        )
 
     def _too_large(self) -> InvalidInput:
         return InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")
@@ -204,17 +219,6 @@ def _texts(flat: Array) -> Iterator[Array]:
             first, size = at + 1, 0
     if first < len(flat):
         yield flat[first:]
-
-
-def _about(candidate: Candidate) -> bytes:
-    """What every answer of a candidate says before its outputs."""
-    return b',"parameters":%s,"outputs":[' % orjson.dumps(
-        {
-            "edgeserve_device": candidate.device,
-            "edgeserve_runtime": candidate.runtime,
-            "edgeserve_variant": candidate.variant,
-        }
-    )
 
 
 def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> bytes:

@@ -11,6 +11,7 @@ not fit them is read again as general objects, to say what is wrong or to allow 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -18,8 +19,10 @@ import numpy as np
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
+from edgeserve.serve.http.content import BodyTooLarge
+from edgeserve.serve.http.response import Response
+from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.v2 import answers
-from edgeserve.serve.protocols.v2.answers import Encoded
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.document import Document, InputEntry, parse
 from edgeserve.serve.protocols.v2.repeated import Repeated
@@ -33,6 +36,38 @@ from edgeserve.wire.json import JsonPort
 # https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 _SHM: Final = "shared_memory_region"
+_HEADER_LENGTH: Final = b"inference-header-content-length"
+
+
+class V2:
+    """What protocols/inference.py serves. Its terms are Inference-Header-Content-Length, None for plain JSON."""
+
+    def __init__(self, limits: Limits, shm: SharedMemory) -> None:
+        self._limits = limits
+        self._shm = shm
+
+    def terms(self, headers: Mapping[bytes, bytes]) -> int | None:
+        """The length of the JSON that tensors follow. Raises InvalidInput."""
+        value = headers.get(_HEADER_LENGTH)
+        if value is None:
+            return None
+        if not value.isdigit() or len(value) > 18:
+            raise InvalidInput(
+                "Inference-Header-Content-Length: expected a number, "
+                f"got {value.decode('latin-1')!r:.40}"
+            )
+        return int(value)
+
+    def codec(self, model: ServedModel) -> Codec:
+        return Codec(
+            model.name,
+            model.version,
+            model.interface,
+            Classes(model.interface, model.class_names),
+            self._limits,
+            self._shm,
+            keeps_state=model.keeps_state,
+        )
 
 
 class Codec:
@@ -50,7 +85,9 @@ class Codec:
         keeps_state: bool = False,
     ) -> None:
         """`keeps_state`: the model has variables, which each request finds as they were at the start."""
+        self._name = name
         self._interface = interface
+        self._most = binary.most_bytes(interface)
         self._keeps_state = keeps_state
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(())
@@ -70,6 +107,18 @@ class Codec:
         )
         # To be asked before `encode`.
         self.written_bytes = self._encoder.written_bytes
+
+    def check_size(self, size: int, header_length: int | None) -> None:
+        """Raises InvalidInput; BodyTooLarge for more than the model's inputs can take."""
+        if header_length is None:
+            return
+        if header_length > size:
+            raise InvalidInput(f"the JSON is announced as {header_length} bytes of {size}")
+        given = size - header_length
+        if self._most is not None and given > self._most:
+            raise BodyTooLarge(
+                f"the inputs of '{self._name}' are at most {self._most} bytes, got {given}"
+            )
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> V2Request:
         """Decode one infer request; `header_length` is Inference-Header-Content-Length.
@@ -100,7 +149,7 @@ class Codec:
             return size
         return min(size, header_length)
 
-    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Encoded:
+    def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Response:
         """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
 
         Raises InvalidInput for what JSON cannot express and what does not fit its region.

@@ -22,7 +22,7 @@ from edgeserve.serve.http.route import IGNORED_BYTES, NoRoute, Route, not_allowe
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.protocols.inference import Codecs, InferRoute
+from edgeserve.serve.protocols.inference import Inference, InferRoute
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
@@ -59,8 +59,8 @@ class Router:
         self._metrics = metrics
         self._authoriser = authoriser
         self._limits = limits
-        self._codecs = Codecs(shm, limits)
-        self._flight = flight
+        self._inference = Inference(repository, limits, flight)
+        self._v2 = v2.V2(limits, shm)
         self._management = management
         self._page = StatusPage(repository)
         self._together = together
@@ -74,7 +74,7 @@ class Router:
         }
 
     def close(self) -> None:
-        self._codecs.close()
+        self._inference.close()
 
     def handle(self, request: Request) -> None:
         """Answer now or later; never raises."""
@@ -156,17 +156,8 @@ class Router:
         if match[3] == b"infer":
             if head.method != "POST":
                 raise not_allowed("POST")
-            self._repository.find(name, version)
             head.most = self._limits.body_bytes
-            return InferRoute(
-                self._repository,
-                self._codecs,
-                self._limits,
-                self._flight,
-                name,
-                version,
-                head.headers,
-            )
+            return self._inference.route(self._v2, name, version, head.headers)
         if match[3] in (b"generate", b"generate_stream"):
             raise self._no_text(head, name, version)
         what = match[3]

@@ -1,0 +1,121 @@
+"""Where long work on requests is done, so that the event loop does not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from edgeserve.errors import EdgeServeError
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.heap import Trimmer
+from edgeserve.serve.http.content import BodyTooLarge
+from edgeserve.serve.http.errors import failure
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import Refusal, Response
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Where(enum.Enum):
+    """Where work is done that may take long: it waits for a thread, or the loop for it."""
+
+    LOOP = enum.auto()
+    THREAD = enum.auto()
+    WRITER = enum.auto()  # the one thread for answers: two would keep the loop from Python's lock
+    READER = enum.auto()  # the one thread for large bodies
+
+
+class Turn:
+    """What a request waits for that is read on a thread."""
+
+    __slots__ = ("started",)
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def taking(self, work: Callable[[], _T]) -> Callable[[], _T]:
+        """`work`, which notes that it has begun."""
+
+        def begin() -> _T:
+            self.started = True
+            return work()
+
+        return begin
+
+
+class _ClientLeft(Exception):
+    """No client waits for the work."""
+
+
+class Threads:
+    """Does work for requests. Owns the reader's and the writer's thread; lives on the event loop."""
+
+    def __init__(self, flight: InFlight) -> None:
+        self._flight = flight
+        self._trimmer = Trimmer()
+        self._executors = {
+            Where.WRITER: ThreadPoolExecutor(1, "edgeserve-answers"),
+            Where.READER: ThreadPoolExecutor(1, "edgeserve-json"),
+        }
+
+    def close(self) -> None:
+        """Drop what waits to be read or written; blocks while something is."""
+        for executor in self._executors.values():
+            executor.shutdown(cancel_futures=True)
+
+    def do(
+        self,
+        where: Where,
+        work: Callable[[], _T],
+        then: Callable[[_T], None],
+        request: Request,
+        failed: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """Do `work`; `then` gets its result on the loop. If there is none, the request gets the error and
+        `failed` the reason."""
+
+        def finish(get: Callable[[], _T]) -> None:
+            if not request.waits:
+                failed("canceled")  # its client has left meanwhile
+                return
+            try:
+                then(get())
+            except EdgeServeError as error:
+                failed("invalid")
+                request.respond(failure(error))
+            except BodyTooLarge as error:
+                failed("invalid")
+                request.respond(Refusal(413, "body_too_large", str(error)))
+            except Exception:  # on a thread nobody else would answer
+                log.exception("a request could not be handled")
+                request.respond(Response.error(500, "the server failed; its log says why"))
+
+        if where is Where.LOOP:
+            finish(work)
+            return
+        self._flight.count += 1
+
+        def unless_left() -> _T:
+            if not request.waits:
+                raise _ClientLeft
+            return work()
+
+        def landed(done: asyncio.Future[_T]) -> None:
+            self._flight.count -= 1
+            if done.cancelled():  # the server ends
+                return
+            error = done.exception()
+            finish(done.result)
+            if error is not None:
+                error.__traceback__ = None  # its frames hold the request, and the future it
+            if where is Where.READER:
+                self._trimmer.soon()
+
+        executor = self._executors.get(where)
+        asyncio.get_running_loop().run_in_executor(executor, unless_left).add_done_callback(landed)
