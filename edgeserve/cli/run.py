@@ -11,7 +11,7 @@ import typer
 from edgeserve.cli.output import print_line, stderr_console
 
 if TYPE_CHECKING:
-    from edgeserve.serve.app import Started
+    from edgeserve.serve.started import Started
 
 
 class IsolateChoice(StrEnum):

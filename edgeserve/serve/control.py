@@ -1,54 +1,141 @@
-"""What clients change, and what there is to change: models and shared memory, whatever the protocol."""
+"""What the server as a whole is asked and told, whatever the protocol: its status, its counts, changes of models and
+of shared memory. Whether one process serves or several is known here, to `supervisor` and to `workers`, to nobody
+else."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
-from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.following import Following
+from edgeserve.serve.metrics.counts import Counts, RequestCounts
+from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.repository import ModelRepository, Parameters
+from edgeserve.serve.models.stepping import SteppingRepository
 from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.status.status import Key, Observed, ServerStatus, server_status
 
 
-class Control(Protocol):
-    """Changes of one server; every method returns once it is done. Raises EdgeServeError."""
+class Control(Observed, Protocol):
+    """One server, of one process or several. Every method returns once it is done; raises EdgeServeError."""
 
-    async def index(self) -> list[IndexEntry]: ...
-
-    async def load(self, name: str, parameters: Parameters | None = None) -> None: ...
-
-    async def unload(self, name: str) -> None: ...
-
-    async def register(self, name: str, key: str, offset: int, byte_size: int) -> None: ...
-
-    async def unregister(self, name: str | None) -> None: ...
-
-
-class OwnControl:
-    """Changes of a server that is one process."""
-
-    def __init__(self, repository: ModelRepository, shm: SharedMemory) -> None:
-        self._repository = repository
-        self._shm = shm
-
-    async def index(self) -> list[IndexEntry]:
-        """As ModelRepository.index."""
-        return self._repository.index()
+    # Asked by protocols, beside `status` and `counts`
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
-        """As ModelRepository.load."""
-        await self._repository.load(name, parameters)
+        """As ModelRepository.load, in all processes or in none."""
 
     async def unload(self, name: str) -> None:
         """As ModelRepository.unload."""
-        await self._repository.unload(name)
 
     async def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """As SharedMemory.register."""
-        self._shm.register(name, key, offset, byte_size)
+        """As SharedMemory.register, in all processes or in none."""
 
     async def unregister(self, name: str | None) -> None:
         """As SharedMemory.unregister, of all regions if none is named."""
+
+    # Asked by the process itself, from its start to its end
+
+    async def open(self) -> None:
+        """Load what serves from the start on. Raises UsageError."""
+
+    async def join(self) -> None:
+        """Be as the other processes are, before listening."""
+
+    async def keep(self) -> None:
+        """Follow what changes outside, until cancelled."""
+
+    def hang_up(self) -> None:
+        """What SIGHUP does: follow settings, keys and files now."""
+
+    def leave(self) -> None:
+        """This process accepts nothing more."""
+
+    def end(self) -> None:
+        """This process has answered everything."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one process has of the server: what its listeners answer from, and its Control acts on."""
+
+    repository: SteppingRepository
+    shm: SharedMemory
+    metrics: ServerMetrics
+    flight: InFlight
+
+
+class OneProcess:
+    """A server that is one process: what its parts say is the answer."""
+
+    def __init__(self, parts: Parts, following: Following) -> None:
+        self._repository = parts.repository
+        self._shm = parts.shm
+        self._metrics = parts.metrics
+        self._following = following
+
+    async def status(self) -> ServerStatus:
+        return server_status(self._repository)
+
+    async def counts(self) -> Counts:
+        return _OwnCounts(self._metrics, self._repository)
+
+    async def load(self, name: str, parameters: Parameters | None = None) -> None:
+        await self._repository.load(name, parameters)
+
+    async def unload(self, name: str) -> None:
+        await self._repository.unload(name)
+
+    async def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        self._shm.register(name, key, offset, byte_size)
+
+    async def unregister(self, name: str | None) -> None:
         if name is None:
             self._shm.unregister_all()
         else:
             self._shm.unregister(name)
+
+    async def open(self) -> None:
+        await self._repository.start(self._following.settings.load)
+
+    async def join(self) -> None:
+        """There are no others."""
+
+    async def keep(self) -> None:
+        await self._following.follow(self._repository)
+
+    def hang_up(self) -> None:
+        self._following.hang_up()
+
+    def leave(self) -> None:
+        """Nobody has to know."""
+
+    def end(self) -> None:
+        """Nobody has to know."""
+
+
+@dataclass(frozen=True)
+class _OwnCounts:
+    """Read when it is rendered."""
+
+    recorded: ServerMetrics
+    repository: ModelRepository
+    silent: tuple[int, ...] = ()
+
+    def metrics(self) -> bytes:
+        return self.recorded.render()
+
+    def statistics(self) -> list[ModelStatistics]:
+        return [model.statistics() for model in self.repository.loaded()]
+
+    def requests(self) -> dict[Key, RequestCounts]:
+        pending = {(m.name, m.version): m.pending() for m in self.repository.loaded()}
+        return {
+            (m.name, m.version): RequestCounts(
+                m.answered,
+                {k: n for k, n in m.failures.items() if n},
+                pending.get((m.name, m.version), 0),
+            )
+            for m in self.recorded.models()
+        }

@@ -18,7 +18,7 @@ import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.bundle.packing import pack
 from edgeserve.errors import BundleError, OutputExists, WriteFailed
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 

@@ -25,7 +25,7 @@ from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import FileEntry, decode, encode
 from edgeserve.cli.main import main
 from edgeserve.preprocess import load_image
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.networks import SMALL_CNN, images, small_cnn

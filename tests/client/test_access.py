@@ -12,7 +12,7 @@ import pytest
 from edgeserve.cli.main import main
 from edgeserve.client import Access, Question, connect
 from edgeserve.errors import EnvironmentProblem, UsageError
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
 from tests.serve.access.test_tls import Authority

@@ -11,7 +11,7 @@ import pytest
 
 from edgeserve.client import Access, Question, connect
 from edgeserve.errors import EnvironmentProblem, InvalidInput, ModelNotFound, UsageError
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
 

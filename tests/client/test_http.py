@@ -16,7 +16,7 @@ from edgeserve.errors import (
     ModelNotFound,
     UsageError,
 )
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from tests.bundles import linear
 from tests.client.conftest import Scripted
 

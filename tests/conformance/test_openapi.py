@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.openapi import document
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle

@@ -21,7 +21,7 @@ from edgeserve.checking import check
 from edgeserve.inspecting import inspect_model
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.runtimes.detect import resolve_target
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 from tests.stateful import iterated_sum_ir, running_sum_ir, running_sum_tflite, svdf_tflite

@@ -19,7 +19,7 @@ from edgeserve.bundle import Bundle
 from edgeserve.client import Question, connect
 from edgeserve.errors import DataError
 from edgeserve.inspecting.placing import placements_here
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import as_bytes
 from tests.conversion.tiny import F, Shape, model, node, noise, saved, target, value

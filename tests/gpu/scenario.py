@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeserve.isolation import IsolatedSession
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.gpu.conftest import Driver
 from tests.gpu.digits import images, logits

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2 import codec as v2
 from tests.serve.conftest import RawClient
 

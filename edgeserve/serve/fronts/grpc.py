@@ -7,16 +7,11 @@ import logging
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
-from edgeserve.serve.control import Control
-from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
-from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.workers import Siblings
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +22,7 @@ class GrpcFront:
     It has the control plane, too, unless `control_port` gives that an address of its own.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        repository: ModelRepository,
-        shm: SharedMemory,
-        flight: InFlight,
-        metrics: ServerMetrics,
-        control: Control,
-        siblings: Siblings | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Parts, control: Control) -> None:
         self._settings = settings
         self.also: list[str] = []
         limits = settings.effective_limits()
@@ -52,9 +38,9 @@ class GrpcFront:
             authoriser.check(role, Caller(key=key, address=settings.host))
 
         self._server = GrpcServer(
-            repository,
-            shm,
-            flight,
+            parts.repository,
+            parts.shm,
+            parts.flight,
             GrpcLimits(
                 receive_bytes=limits.body_bytes,
                 messages_bytes=limits.bodies_bytes,
@@ -70,10 +56,9 @@ class GrpcFront:
                 processes=settings.workers,
             ),
             admit,
-            metrics,
+            parts.metrics,
             server_credentials(settings),
             control=control,
-            siblings=siblings,
             model_control=settings.model_control,
         )
 

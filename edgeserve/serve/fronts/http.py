@@ -9,17 +9,11 @@ from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.access.keys import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.access.tls import Tls
-from edgeserve.serve.control import Control
-from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.v2.management import Management
 from edgeserve.serve.protocols.v2.routes import Router
-from edgeserve.serve.protocols.v2.together import Together
 from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.workers import Siblings
 from edgeserve.serve.workers.inherited import Inherited, Plane
 
 log = logging.getLogger(__name__)
@@ -31,13 +25,9 @@ class HttpFront:
     def __init__(
         self,
         settings: Settings,
-        repository: ModelRepository,
-        metrics: ServerMetrics,
-        shm: SharedMemory,
-        flight: InFlight,
-        tls: Tls | None,
+        parts: Parts,
         control: Control,
-        siblings: Siblings | None = None,
+        tls: Tls | None,
         inherited: Inherited | None = None,
     ) -> None:
         self._settings = settings
@@ -47,26 +37,24 @@ class HttpFront:
         self._warn(is_loopback(settings.host), bool(keys))
         self._warn_of_closed(keys)
 
+        repository, shm = parts.repository, parts.shm
         management = Management(repository, shm, control, model_control=settings.model_control)
-        together = None if siblings is None else Together(siblings, repository)
 
         self.also: list[str] = []
         self._authorisers: list[Authoriser] = []
         self._routers: list[Router] = []
 
-        def listener(host: str, *, control: bool) -> HttpServer:
-            authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=control)
+        def listener(host: str, *, controls: bool) -> HttpServer:
+            authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=controls)
             self._authorisers.append(authoriser)
-            router = Router(
-                repository, metrics, authoriser, limits, shm, flight, management, together
-            )
+            router = Router(repository, authoriser, limits, shm, parts.flight, management, control)
             self._routers.append(router)
-            return HttpServer(router, limits, metrics, tls)
+            return HttpServer(router, limits, parts.metrics, tls)
 
         separate = settings.control_port is not None
-        self._data = listener(settings.host, control=not separate)
+        self._data = listener(settings.host, controls=not separate)
         self._control_host = settings.control_host or LOCALHOST
-        self._control = listener(self._control_host, control=True) if separate else None
+        self._control = listener(self._control_host, controls=True) if separate else None
         self._servers = {Plane.DATA: self._data}
         if self._control is not None:
             self._servers[Plane.CONTROL] = self._control

@@ -23,13 +23,11 @@ from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.models.entries import IndexEntry
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.v2.grpc.about import About
 from edgeserve.serve.protocols.v2.grpc.calls import Inferences
 from edgeserve.serve.protocols.v2.grpc.service import INFER, OPEN, Service
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.workers import Siblings
 from edgeserve.wire import SERVICE
 
 _HEALTH_S: Final = 1.0
@@ -64,24 +62,21 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         *,
         control: Control,
-        siblings: Siblings | None = None,
         model_control: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._repository = repository
         self._credentials = credentials
         self._admit = admit
         refusals = Refusals(metrics)
         self._pools = Pools(limits.threads, limits.streams, _too_many(refusals))
         self._arrivals = Arrivals()
         self._health = health.Health(self._renew_health, refusals)
-        self._siblings = siblings
+        self._control = control
         self._telling: asyncio.Task[None] | None = None
         about = About(
             repository,
             shm,
             control,
-            siblings,
             model_control=model_control,
             changed=self._tell_health,
         )
@@ -164,29 +159,21 @@ class GrpcServer:
         return self._pools.infer.calls > 0 or self._service.open > 0
 
     def _tell_health(self) -> None:
-        if self._siblings is None:
-            self._tell(self._repository.ready, self._repository.index())
-        elif self._telling is None or self._telling.done():
+        if self._telling is None or self._telling.done():
             self._telling = asyncio.ensure_future(self._tell_now())
 
     async def _tell_now(self) -> None:
-        if self._siblings is None:
-            self._tell(self._repository.ready, self._repository.index())
-        else:
-            standing = await self._siblings.standing()
-            self._tell(standing.ready, standing.index)
+        status = await self._control.status()
+        models: dict[str, bool] = {}
+        for model in status.models:
+            models[model.name] = models.get(model.name, False) or model.state == "READY"
+        self._health.tell(status.ready, models)
 
     def _renew_health(self) -> None:
         """On a call's thread: what was told a second ago may be true no more."""
         telling = asyncio.run_coroutine_threadsafe(self._tell_now(), self._loop)
         with contextlib.suppress(TimeoutError, CancelledError):
             telling.result(_HEALTH_S)
-
-    def _tell(self, ready: bool, index: list[IndexEntry]) -> None:
-        models: dict[str, bool] = {}
-        for entry in index:
-            models[entry.name] = models.get(entry.name, False) or entry.state == "READY"
-        self._health.tell(ready, models)
 
     def _watch_health(self) -> None:
         self._tell_health()

@@ -55,6 +55,13 @@ def later(request: Request, answer: Coroutine[Any, Any, Response]) -> None:
     task.add_done_callback(_TASKS.discard)
 
 
+def asking(head: Head, answer: Callable[[], Coroutine[Any, Any, Response]]) -> Route:
+    """As `reading`, of what has to be asked elsewhere. Raises NoRoute for other methods."""
+    if head.method not in ("GET", "HEAD"):
+        raise not_allowed("GET, HEAD")
+    return lambda request: later(request, answer())
+
+
 def reading(head: Head, answer: Callable[[], Response]) -> Route:
     """The route of something that is only looked at. Raises NoRoute for other methods."""
     if head.method not in ("GET", "HEAD"):

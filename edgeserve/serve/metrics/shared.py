@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
+
+from edgeserve.serve.metrics.counts import RequestCounts
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -65,6 +68,26 @@ def added(sources: Iterable[list[Family]]) -> list[Family]:
         )
         for name, family in first.items()
     ]
+
+
+def requests_of(content: Iterable[Family]) -> dict[tuple[str, str], RequestCounts]:
+    """The requests of each version, by name and version."""
+    answered: Counter[tuple[str, str]] = Counter()
+    pending: Counter[tuple[str, str]] = Counter()
+    failed: dict[tuple[str, str], dict[str, int]] = {}
+    for sample in (s for family in content for s in family.samples):
+        key = (sample.labels.get("model", ""), sample.labels.get("version", ""))
+        value = int(sample.value)
+        if sample.name == "edgeserve_requests_total":
+            answered[key] = value
+        elif sample.name == "edgeserve_pending_requests":
+            pending[key] = value
+        elif sample.name == "edgeserve_request_failures_total" and value:
+            failed.setdefault(key, {})[sample.labels["reason"]] = value
+    return {
+        key: RequestCounts(answered[key], failed.get(key, {}), pending[key])
+        for key in {*answered, *pending, *failed}
+    }
 
 
 class Shown(Collector):

@@ -16,16 +16,6 @@ from edgeserve.serve.models.sources import ModelSource
 State = Literal["READY", "UNAVAILABLE", "LOADING", "UNLOADING"]
 
 
-class IndexEntry(msgspec.Struct, frozen=True):
-    """One version of one model, as the model repository extension lists it. `reason` says why a
-    version is not READY, or not in memory."""
-
-    name: str
-    version: str
-    state: State
-    reason: str = ""
-
-
 class Opens(Protocol):
     """What opens models (edgeserve.serve.models.opening); all but `forget` is called on threads."""
 
@@ -84,14 +74,24 @@ class Entry:
             return False
         return self.in_memory or self.error is None
 
-    def index(self) -> IndexEntry:
-        state, reason = self.state, self.off or self.problem
-        if self.model is not None and state != "LOADING":
-            state = "READY" if self.ready else "UNAVAILABLE"
-            reason = reason or self.model.reason
-        elif not reason and state != "READY":
-            reason = "it is being loaded" if state == "LOADING" else "it is not loaded"
-        return IndexEntry(self.source.name, self.source.version, state, reason)
+    @property
+    def shown_state(self) -> State:
+        """What clients are told of it."""
+        if self.model is None or self.state == "LOADING":
+            return self.state
+        return "READY" if self.ready else "UNAVAILABLE"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not READY, or not in memory; empty where there is nothing to say."""
+        reason = self.off or self.problem
+        if reason:
+            return reason
+        if self.model is not None and self.state != "LOADING":
+            return self.model.reason
+        if self.state == "READY":
+            return ""
+        return "it is being loaded" if self.state == "LOADING" else "it is not loaded"
 
 
 def answers(

@@ -23,7 +23,7 @@ from edgeserve.errors import (
 from edgeserve.serve.apart import apart, unless
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.heap import collect
-from edgeserve.serve.models.entries import Entry, IndexEntry, Opened, Opens, answers
+from edgeserve.serve.models.entries import Entry, Opened, Opens, answers
 from edgeserve.serve.models.memory import Memory
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import ModelSource
@@ -61,7 +61,7 @@ class ModelRepository:
         self._scan = scan
         self._readiness = readiness
         self._entries: dict[str, dict[str, Entry]] = {}
-        self._memory = Memory(opener, budget, resident, self._all, self._finish)
+        self._memory = Memory(opener, budget, resident, self.entries, self._finish)
         self._newest: dict[str, ServedModel] = {}
         # One change of a model at a time; changes of different models do not wait for each other.
         self._changing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -100,7 +100,7 @@ class ModelRepository:
             there = ", ".join(sorted(versions, key=int))
             raise ModelNotFound(f"no version {quoted(version)} of '{name}': it has {there}")
         if entry.model is None:
-            raise ModelUnavailable(f"model '{name}' is not ready", cause=entry.index().reason)
+            raise ModelUnavailable(f"model '{name}' is not ready", cause=entry.reason)
         return entry.model
 
     def versions(self, name: str) -> list[str]:
@@ -110,11 +110,11 @@ class ModelRepository:
 
     def loaded(self) -> list[ServedModel]:
         """The models that answer requests, also those that are in memory only when they are asked for."""
-        return [e.model for e in self._all() if e.model is not None]
+        return [e.model for e in self.entries() if e.model is not None]
 
-    def index(self) -> list[IndexEntry]:
-        """Every version of every known model."""
-        return [entry.index() for entry in self._all()]
+    def entries(self) -> list[Entry]:
+        """Every version of every known model; to be read only."""
+        return [e for versions in self._entries.values() for e in versions.values()]
 
     @property
     def serving(self) -> bool:
@@ -135,14 +135,11 @@ class ModelRepository:
 
     def load_states(self) -> dict[tuple[str, str], bool]:
         """Every known version, and whether its last load failed."""
-        return {e.source.key: e.failed for e in self._all()}
+        return {e.source.key: e.failed for e in self.entries()}
 
     def load_failures(self) -> dict[str, int]:
         """How often loading failed since the server started, by the models' names."""
         return dict.fromkeys(self._entries, 0) | self._load_failures
-
-    def _all(self) -> list[Entry]:
-        return [e for versions in self._entries.values() for e in versions.values()]
 
     # How it changes
 
@@ -174,14 +171,14 @@ class ModelRepository:
                     entry.off = off[source.name]
                 if entry.off is None and (expected is None or source.name in expected):
                     self._expected.add(source.name)
-            for entry in self._all():
+            for entry in self.entries():
                 if entry.off is None:
                     await self._try(entry)
-            self._drop_others(self._all(), known)
+            self._drop_others(self.entries(), known)
 
     def failures(self) -> list[EdgeServeError]:
         """Why models that shall serve do not."""
-        return [e.error for e in self._all() if e.error is not None and e.model is None]
+        return [e.error for e in self.entries() if e.error is not None and e.model is None]
 
     async def refresh(self) -> None:
         """Follow the files: load what is new or has changed, drop what is gone, try again what failed.
@@ -454,7 +451,7 @@ class ModelRepository:
                 pass
         while self._tasks:
             await asyncio.gather(*self._tasks)
-        for entry in self._all():
+        for entry in self.entries():
             model, entry.model = entry.model, None
             if model is None:
                 continue

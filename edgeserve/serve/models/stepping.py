@@ -78,7 +78,7 @@ class SteppingRepository(ModelRepository):
 
     def finish(self, keys: list[Key], name: str | None) -> None:
         """Drop what is not among `keys`: of the model that is named, or of all."""
-        entries = self._all() if name is None else list(self._entries.get(name, {}).values())
+        entries = self.entries() if name is None else list(self._entries.get(name, {}).values())
         self._drop_others(entries, set(keys))
 
     async def adopt(
@@ -104,7 +104,7 @@ class SteppingRepository(ModelRepository):
 
     async def close(self) -> None:
         await super().close()
-        for entry in self._all():
+        for entry in self.entries():
             await _give_up(entry, "the server ends")
 
 

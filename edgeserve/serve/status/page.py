@@ -6,24 +6,30 @@ Everything that is shown is escaped, whoever wrote it: names and messages come f
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
+from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import JSON, Headers, Response
+from edgeserve.serve.metrics.counts import RequestCounts
 from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.status.overview import (
-    CandidateOverview,
-    ModelOverview,
-    Overview,
+from edgeserve.serve.status.details import detailed, with_requests
+from edgeserve.serve.status.status import (
+    CandidateStatus,
+    Key,
+    ModelStatus,
+    Observed,
+    ServerStatus,
     Step,
-    WorkerOverview,
-    overview,
+    WorkerStatus,
 )
 
 PATHS: Final = (b"/", b"/status")
@@ -77,24 +83,45 @@ _STATES: Final = {
 
 
 class StatusPage:
-    """Answers for the models of a repository, as of each request."""
+    """The server as of each request, for people; candidates are shown as this process has them."""
 
-    def __init__(self, repository: ModelRepository) -> None:
+    def __init__(self, server: Observed, repository: ModelRepository) -> None:
+        self._server = server
         self._repository = repository
         self._began = time.time()
 
-    def answer(self, head: Head) -> Response:
-        return self.shown(head, self.overview())
-
-    def overview(self) -> Overview:
-        """What there is to show, as of now."""
-        return overview(self._repository, self._began)
-
-    def shown(self, head: Head, found: Overview) -> Response:
-        """As the client likes it."""
+    async def answer(self, head: Head) -> Response:
+        """HTML, or JSON for clients that ask for that."""
+        status = await self.status()
         if wants_json(head.headers.get(b"accept", b"")):
-            return Response.of(200, [msgspec.json.encode(found)], JSON, _HEADERS[1:])
-        return Response.of(200, [render(found).encode()], _HTML, _HEADERS)
+            return Response.of(200, [msgspec.json.encode(status)], JSON, _HEADERS[1:])
+        return Response.of(200, [render(status).encode()], _HTML, _HEADERS)
+
+    async def status(self) -> ServerStatus:
+        """The status with all that there is to show."""
+        status = await self._server.status()
+        counted: Mapping[Key, RequestCounts] = {}
+        with contextlib.suppress(EnvironmentProblem):
+            counted = (await self._server.counts()).requests()
+        here = {(m.name, m.version): m for m in self._repository.loaded()}
+        models = []
+        for model in status.models:
+            ready = model.key in status.serves
+            shown = msgspec.structs.replace(
+                model, ready=ready, degraded=ready and model.instead_of is not None
+            )
+            if model.key in here:
+                shown = detailed(shown, here[model.key], len(status.workers) or 1)
+            models.append(with_requests(shown, counted.get(model.key)))
+        now = time.time()
+        return msgspec.structs.replace(
+            status,
+            models=tuple(models),
+            process=os.getpid(),
+            time=now,
+            up_s=now - self._began,
+            degraded=status.ready and any(m.degraded for m in models),
+        )
 
 
 def wants_json(accept: bytes) -> bool:
@@ -103,7 +130,7 @@ def wants_json(accept: bytes) -> bool:
     return b"application/json" in kinds and b"text/html" not in kinds
 
 
-def render(found: Overview) -> str:
+def render(found: ServerStatus) -> str:
     """The document."""
     word = "not ready" if found.serving else "draining or starting"
     if found.ready:
@@ -129,13 +156,13 @@ def render(found: Overview) -> str:
     )
 
 
-def _worker(worker: WorkerOverview) -> str:
+def _worker(worker: WorkerStatus) -> str:
     word = "ready" if worker.ready else "not ready"
     why = f": {_e(worker.reason)}" if worker.reason else ""
     return f"<p>Worker {worker.worker}: {_word(word, good=worker.ready)}{why}</p>"
 
 
-def _model(model: ModelOverview, now: float) -> str:
+def _model(model: ModelStatus, now: float) -> str:
     word = "not ready"
     if model.ready:
         word = "degraded: not on its first candidate" if model.degraded else "ready"
@@ -143,7 +170,7 @@ def _model(model: ModelOverview, now: float) -> str:
     return f"<h2>{title}</h2>\n<dl>{''.join(_facts(model, now))}</dl>\n{_candidates(model)}"
 
 
-def _facts(model: ModelOverview, now: float) -> Iterator[str]:
+def _facts(model: ModelStatus, now: float) -> Iterator[str]:
     if model.reason:
         yield _fact(
             "note" if model.ready else "why", _word(model.reason, good=False, plain=model.ready)
@@ -184,7 +211,7 @@ def _step(step: Step, now: float) -> str:
     return f"{text}; {step.count} since it was loaded"
 
 
-def _candidates(model: ModelOverview) -> str:
+def _candidates(model: ModelStatus) -> str:
     if not model.candidates:
         return ""
     head = "".join(f"<th>{_e(name)}</th>" for name in _COLUMNS)
@@ -192,7 +219,7 @@ def _candidates(model: ModelOverview) -> str:
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
 
 
-def _row(found: CandidateOverview) -> str:
+def _row(found: CandidateStatus) -> str:
     device = f"{found.device}, own process" if found.isolated else found.device
     state = _STATES[found.state]
     if found.retry_s is not None:

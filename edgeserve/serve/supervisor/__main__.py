@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+from functools import partial
 
 import msgspec
 
@@ -22,7 +23,7 @@ from edgeserve.serve.app import Service, end_soon, event_loop, settle, start_unl
 from edgeserve.serve.ending import Stop, on_hangup
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.log_writer import write_on_a_thread
-from edgeserve.serve.workers import Link
+from edgeserve.serve.workers import Link, Workers
 from edgeserve.serve.workers.inherited import Inherited
 from edgeserve.serve.workers.link import receive_order
 from edgeserve.serve.workers.messages import Failed, Failure, Order, Request, Serving
@@ -52,9 +53,8 @@ async def _serve(order: Order, end: socket.socket) -> int:
     try:
         settings = order.journal.settings
         inherited = Inherited(order.listeners, order.pool)
-        async with Service(
-            settings, loop, link=link, journal=order.journal, inherited=inherited
-        ) as service:
+        control = partial(Workers, link, order.journal)
+        async with Service(settings, loop, control=control, inherited=inherited) as service:
             on_hangup(service.hang_up)
             started = await start_unless_stopped(service, stop)
             link.tell(Serving(msgspec.msgpack.encode(started)))

@@ -15,10 +15,11 @@ from edgeserve.errors import (
     ModelNotFound,
     ModelUnavailable,
 )
-from edgeserve.serve.app import Started
 from edgeserve.serve.models.sources import ModelSource, find_sources
 from edgeserve.serve.settings.server import Settings, SettingsSource, followed
 from edgeserve.serve.shm import Region
+from edgeserve.serve.started import Started
+from edgeserve.serve.status.status import Key, ServerStatus
 from edgeserve.serve.supervisor.gate import Gate
 from edgeserve.serve.supervisor.members import Members
 from edgeserve.serve.supervisor.ports import with_ports
@@ -30,13 +31,11 @@ from edgeserve.serve.workers.messages import (
     Failure,
     Finish,
     Journal,
-    Key,
     Plan,
     Prepare,
     ReadKeys,
     Register,
-    State,
-    TellState,
+    TellStatus,
     Unload,
     Unregister,
 )
@@ -151,8 +150,8 @@ class Changes:
 
     async def _known(self) -> set[str]:
         """The models that any worker knows."""
-        answers, _ = await self._members.ask(TellState(), State, _STEP_S)
-        return {entry.name for state in answers.values() for entry in state.index}
+        answers, _ = await self._members.ask(TellStatus(), ServerStatus, _STEP_S)
+        return {model.name for status in answers.values() for model in status.models}
 
     async def _follow(
         self, name: str, sources: list[ModelSource], *, demanded: bool

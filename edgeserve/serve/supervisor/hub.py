@@ -15,14 +15,14 @@ from edgeserve.errors import (
 from edgeserve.serve.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.metrics.shared import Family, Sample
 from edgeserve.serve.settings.server import Settings, SettingsSource
+from edgeserve.serve.status.status import ServerStatus
 from edgeserve.serve.supervisor.changes import Changes
 from edgeserve.serve.supervisor.members import Member, Members
 from edgeserve.serve.workers import Link
-from edgeserve.serve.workers.adding import Departed, counts, standing
+from edgeserve.serve.workers.adding import Departed, status_of_all, total
 from edgeserve.serve.workers.messages import (
     AskCounts,
-    AskStanding,
-    Counts,
+    AskStatus,
     Failed,
     Join,
     Leaving,
@@ -33,10 +33,9 @@ from edgeserve.serve.workers.messages import (
     Report,
     Request,
     Serving,
-    Standing,
-    State,
     TellReport,
-    TellState,
+    TellStatus,
+    Total,
     Unload,
     Unregister,
 )
@@ -62,7 +61,7 @@ class Hub:
         self._departed = Departed()
         self.changes = Changes(self.members, settings, source)
         self.ends = 0
-        self._standing = _Rounds(self._ask_standing)
+        self._status = _Rounds(self._ask_status)
         self._counts = _Rounds(self._ask_counts)
 
     # Workers come and go
@@ -91,8 +90,8 @@ class Hub:
     async def answer(self, member: Member, request: Request) -> object:
         """What a worker asks. Raises EdgeServeError."""
         match request:
-            case AskStanding():
-                return await self._standing.next()
+            case AskStatus():
+                return await self._status.next()
             case AskCounts():
                 return await self._counts.next()
             case Push(report):
@@ -141,7 +140,7 @@ class Hub:
 
     async def hung(self, limit_s: float) -> list[Member]:
         """Those that serve, and have not said how they are for so long. To be called now and then."""
-        answers, _ = await self.members.ask(TellState(), State, _TELL_S)
+        answers, _ = await self.members.ask(TellStatus(), ServerStatus, _TELL_S)
         now = time.monotonic()
         for member in self.members.values():
             member.silent = member.listens and member.number not in answers
@@ -156,15 +155,15 @@ class Hub:
 
     # What they say, as one
 
-    async def _ask_standing(self) -> Standing:
-        answers, failures = await self.members.ask(TellState(), State, _TELL_S)
+    async def _ask_status(self) -> ServerStatus:
+        answers, failures = await self.members.ask(TellStatus(), ServerStatus, _TELL_S)
         silent = {n: error.message for n, error in failures.items()}
         for number in range(1, self.changes.journal.settings.workers + 1):
             if number not in answers and number not in silent:
                 silent[number] = "it is being started"
-        return standing(answers, silent, self.changes.journal.settings.readiness)
+        return status_of_all(answers, silent, self.changes.journal.settings.readiness)
 
-    async def _ask_counts(self) -> Counts:
+    async def _ask_counts(self) -> Total:
         answers, failures = await self.members.ask(TellReport(), Report, _TELL_S)
         for number, report in answers.items():
             member = self.members.get(number)
@@ -174,8 +173,8 @@ class Hub:
         living = [m.report for m in self.members.values() if m.report is not None]
         for number, error in failures.items():
             log.warning("worker %d: what it counted is as of earlier: %s", number, error)
-        together = [self._departed.beside(living), *living, Report(self._own(len(failures)), [])]
-        return counts(together, failures)
+        reports = [self._departed.beside(living), *living, Report(self._own(len(failures)), [])]
+        return total(reports, failures)
 
     def _own(self, silent: int) -> list[Family]:
         """What the supervisor itself counts."""

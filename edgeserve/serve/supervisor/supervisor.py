@@ -17,10 +17,11 @@ import msgspec
 
 from edgeserve import startup
 from edgeserve.serve import logs
-from edgeserve.serve.app import Started, shown
+from edgeserve.serve.app import shown
 from edgeserve.serve.ending import Stop, leave, on_hangup
 from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.settings.server import Settings, SettingsSource
+from edgeserve.serve.started import Started
 from edgeserve.serve.supervisor.hub import Hub
 from edgeserve.serve.supervisor.members import Member
 from edgeserve.serve.supervisor.ports import ReservedPorts

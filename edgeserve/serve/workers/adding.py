@@ -15,103 +15,91 @@ from edgeserve.serve.metrics.statistics import (
     MemoryUsage,
     ModelStatistics,
 )
-from edgeserve.serve.models.entries import IndexEntry
-from edgeserve.serve.workers.messages import Counts, Key, Report, Standing, State, WorkerState
+from edgeserve.serve.status.status import Key, ModelStatus, ServerStatus, WorkerStatus
+from edgeserve.serve.workers.messages import Report, Total
 
 # Of the states that a version has in several workers, which one it has in all: the first of these.
 _WORST: Final = ("LOADING", "UNAVAILABLE", "UNLOADING", "READY")
 
 
-def standing(
-    states: Mapping[int, State],
+def status_of_all(
+    statuses: Mapping[int, ServerStatus],
     silent: Mapping[int, str],
     readiness: Literal["all", "any"],
-) -> Standing:
-    """`states` of the workers that answered, by their numbers, and why others did not.
+) -> ServerStatus:
+    """`statuses` of the workers that answered, by their numbers, and why others did not.
 
     All of them must be ready for the server to be, and must serve the same models; with `readiness`
     "any" it is enough that one is.
     """
-    index = _index(states)
-    having = {n: {(e.name, e.version) for e in s.index if e.state == "READY"}
-              for n, s in states.items() if s.serving}  # fmt: skip
-    workers = [WorkerState(n, s.ready, "" if s.ready else _why(s)) for n, s in states.items()]
-    workers += [WorkerState(n, False, why) for n, why in silent.items()]
+    models = _models(statuses)
+    having = {n: set(s.serves) for n, s in statuses.items() if s.serving}
+    workers = [WorkerStatus(n, s.ready, "" if s.ready else _why(s)) for n, s in statuses.items()]
+    workers += [WorkerStatus(n, False, why) for n, why in silent.items()]
     if readiness == "any":
-        ready = any(s.ready for s in states.values())
+        ready = any(s.ready for s in statuses.values())
         serves = set().union(*having.values())
     else:
-        everywhere = not silent and len(having) == len(states)
+        everywhere = not silent and len(having) == len(statuses)
         serves = set.intersection(*having.values()) if having and everywhere else set()
-        apart = {e for e in index if e.state == "UNAVAILABLE"}
-        agree = not any((e.name, e.version) in had for e in apart for had in having.values())
-        ready = everywhere and agree and all(s.ready for s in states.values())
-    return Standing(
+        apart = {m.key for m in models if m.state == "UNAVAILABLE"}
+        agree = not any(apart & had for had in having.values())
+        ready = everywhere and agree and all(s.ready for s in statuses.values())
+    return ServerStatus(
         ready=ready,
-        index=index,
-        models=_models(states, index),
-        serves=sorted(serves),
-        workers=sorted(workers, key=lambda w: w.worker),
+        serving=bool(having),
+        models=tuple(models),
+        serves=tuple(sorted(serves)),
+        workers=tuple(sorted(workers, key=lambda w: w.worker)),
     )
 
 
-def _why(state: State) -> str:
-    if not state.serving:
+def _why(status: ServerStatus) -> str:
+    if not status.serving:
         return "it does not take requests"
-    reasons = [f"{e.name}: {e.reason}" for e in state.index if e.state != "READY" and e.reason]
+    reasons = [f"{m.name}: {m.reason}" for m in status.models if m.state != "READY" and m.reason]
     return "; ".join(reasons)
 
 
-def _index(states: Mapping[int, State]) -> list[IndexEntry]:
-    """Every version, in one state for all workers."""
-    worst: dict[Key, IndexEntry] = {}
-    seen: dict[Key, int] = {}
-    for number, state in states.items():
-        for entry in state.index:
-            key = (entry.name, entry.version)
-            seen[key] = seen.get(key, 0) + 1
-            known = worst.get(key)
-            if known is None or _WORST.index(entry.state) < _WORST.index(known.state):
-                reason = entry.reason
-                if known is not None and reason:
-                    reason = f"worker {number}: {reason}"
-                worst[key] = msgspec.structs.replace(entry, reason=reason)
-    return [
-        entry
-        if seen[key] == len(states)
-        else IndexEntry(*key, "UNAVAILABLE", "not every worker has it")
-        for key, entry in worst.items()
-    ]
+def _models(statuses: Mapping[int, ServerStatus]) -> list[ModelStatus]:
+    """Every version, as the worker says that has the worst of it."""
+    found: dict[Key, list[tuple[int, ModelStatus]]] = {}
+    for number, status in statuses.items():
+        for model in status.models:
+            found.setdefault(model.key, []).append((number, model))
+    return [_worst(said, everywhere=len(said) == len(statuses)) for said in found.values()]
 
 
-def _models(states: Mapping[int, State], index: list[IndexEntry]) -> dict[str, dict[str, Any]]:
-    """What the health document says of each model: the worst that a worker says."""
-    worst: dict[str, dict[str, Any]] = {}
-    for state in states.values():
-        for name, condition in state.models.items():
-            known = worst.get(name)
-            if known is None or _rank(condition) < _rank(known):
-                worst[name] = condition
-    for entry in index:
-        said = worst.get(entry.name, {})
-        its = said.get("version", entry.version) == entry.version
-        if its and entry.state == "UNAVAILABLE" and said.get("ready"):
-            worst[entry.name] = {**said, "ready": False, "reason": entry.reason}
-    return worst
+def _worst(said: list[tuple[int, ModelStatus]], *, everywhere: bool) -> ModelStatus:
+    number, worst = min(said, key=lambda pair: (_WORST.index(pair[1].state), _rank(pair[1])))
+    ready = everywhere and all(model.ready for _, model in said)
+    state, reason = worst.state, worst.reason
+    if not everywhere:
+        state, reason = "UNAVAILABLE", "not every worker has it"
+    elif reason and any(model.state != state for _, model in said):
+        reason = f"worker {number}: {reason}"
+    return msgspec.structs.replace(
+        worst,
+        state=state,
+        ready=ready,
+        reason=reason,
+        load_failed=any(model.load_failed for _, model in said),
+        degraded=ready and worst.instead_of is not None,
+    )
 
 
-def _rank(condition: dict[str, Any]) -> int:
-    if not condition.get("ready"):
+def _rank(model: ModelStatus) -> int:
+    if not model.ready:
         return 0
-    return 1 if "instead_of" in condition or condition.get("reason") else 2
+    return 1 if model.instead_of is not None or model.reason else 2
 
 
-def counts(reports: Iterable[Report], silent: Iterable[int] = ()) -> Counts:
+def total(reports: Iterable[Report], silent: Iterable[int] = ()) -> Total:
     """The sum of what workers have counted."""
-    together = list(reports)
-    return Counts(
-        added(r.families for r in together),
-        added_statistics(one for r in together for one in r.statistics),
+    every = list(reports)
+    return Total(
+        added(r.families for r in every),
+        added_statistics(one for r in every for one in r.statistics),
         sorted(silent),
     )
 
@@ -180,7 +168,7 @@ class Departed:
         """Of one more. What it measured of itself goes with it."""
         families = [f for f in report.families if f.type != "gauge"]
         statistics = [msgspec.structs.replace(s, memory_usage=()) for s in report.statistics]
-        both = counts([self._report, Report(families, statistics)])
+        both = total([self._report, Report(families, statistics)])
         self._report = Report(both.families, both.statistics)
 
     def beside(self, living: Iterable[Report]) -> Report:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
+
 from edgeserve.errors import EdgeServeError, EnvironmentProblem, InvalidInput
-from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.metrics.shared import families
-from edgeserve.serve.models.entries import IndexEntry
+from edgeserve.serve.control import Parts
+from edgeserve.serve.following import Following
+from edgeserve.serve.metrics.counts import Counts, RequestCounts
+from edgeserve.serve.metrics.prometheus import rendered
+from edgeserve.serve.metrics.shared import Shown, families, requests_of
+from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.repository import Parameters
 from edgeserve.serve.models.sources import find_sources
-from edgeserve.serve.models.stepping import SteppingRepository
-from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.shm import Region, SharedMemory
-from edgeserve.serve.status.condition import conditions
+from edgeserve.serve.shm import Region
+from edgeserve.serve.status.status import Key, ServerStatus, server_status
 from edgeserve.serve.workers.link import Link
 from edgeserve.serve.workers.messages import (
     Abort,
     AskCounts,
-    AskStanding,
+    AskStatus,
     Commit,
-    Counts,
     Finish,
     Join,
     Journal,
@@ -37,62 +38,50 @@ from edgeserve.serve.workers.messages import (
     Register,
     Report,
     Request,
-    Standing,
-    State,
     TellReport,
-    TellState,
+    TellStatus,
+    Total,
     Unload,
     Unregister,
 )
 
 log = logging.getLogger(__name__)
 
-# The supervisor gives siblings less than that to answer (edgeserve.serve.supervisor.hub).
+# The supervisor gives workers less than that to answer (edgeserve.serve.supervisor.hub).
 _TOLD_S: Final = 5.0
+# How much of what a worker counted is lost at most when it is killed.
+_PUSH_S: Final = 1.0
 # Changes take as long as opening a model does, which has limits of its own.
 _CHANGED_S: Final = 3600.0
 
 
-class Siblings:
-    """What a worker knows of all the workers, and does with them; a Control. Lives on the event loop."""
+class Workers:
+    """What a worker knows of all the workers, and does with them: the Control of a server that is several processes.
+    Lives on the event loop. `journal` says what became of them before this one came."""
 
-    def __init__(
-        self,
-        link: Link,
-        journal: Journal,
-        repository: SteppingRepository,
-        shm: SharedMemory,
-        metrics: ServerMetrics,
-        read_keys: Callable[[], Awaitable[None]],
-    ) -> None:
-        """`read_keys` takes over the keys as they are now; it raises UsageError."""
-        self.journal = journal
-        self._read_keys = read_keys
+    def __init__(self, link: Link, journal: Journal, parts: Parts, following: Following) -> None:
         self._link = link
-        self._repository = repository
-        self._shm = shm
-        self._metrics = metrics
+        self._journal = journal
+        self._following = following
+        self._repository = parts.repository
+        self._shm = parts.shm
+        self._metrics = parts.metrics
         self._pushed: list[int] = []
         link.handle = self.answer
 
     # Asked by protocols
 
-    async def standing(self) -> Standing:
-        """The state of all workers; while the supervisor does not answer, none of them is ready."""
+    async def status(self) -> ServerStatus:
+        """The status of all workers; while the supervisor does not answer, none of them is ready."""
         try:
-            return await self._link.ask(AskStanding(), Standing, _TOLD_S)
+            return await self._link.ask(AskStatus(), ServerStatus, _TOLD_S)
         except EnvironmentProblem as error:
             log.warning("the other workers could not be asked: %s", error)
-            own = self._state()
-            return Standing(ready=False, index=own.index, models=own.models, serves=[], workers=[])
+            own = server_status(self._repository)
+            return msgspec.structs.replace(own, ready=False, serves=())
 
     async def counts(self) -> Counts:
-        """What all workers have counted up to now. Raises EnvironmentProblem."""
-        return await self._link.ask(AskCounts(), Counts, _TOLD_S)
-
-    async def index(self) -> list[IndexEntry]:
-        """Every version, in one state for all workers."""
-        return (await self.standing()).index
+        return CountsOfAll(await self._link.ask(AskCounts(), Total, _TOLD_S))
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         """Raises what loading raised in any of the workers; then all keep what they had."""
@@ -112,14 +101,22 @@ class Siblings:
     async def unregister(self, name: str | None) -> None:
         await self._link.ask(Unregister(name), type(None), _CHANGED_S)
 
-    # At the start, and now and then
+    # Asked by this process
 
-    async def join(self) -> Settings:
-        """Be as the others are now, which wait with changes until this worker listens; their settings."""
+    async def open(self) -> None:
+        """As the settings say, or as it is with the other workers."""
+        journal = self._journal
+        names = self._following.settings.load
+        if names is not None:
+            names = tuple(n for n in (*names, *journal.on) if n not in journal.off)
+        await self._repository.start(names, journal.off, journal.expected, journal.held)
+
+    async def join(self) -> None:
+        """Be as the others are now, which wait with changes until this worker listens."""
         now = await self._link.ask(Join(), Journal, _CHANGED_S)
-        await self._read_keys()
-        if now.number != self.journal.number:
-            before, self.journal = self.journal, now
+        await self._following.read_keys()
+        if now.number != self._journal.number:
+            before, self._journal = self._journal, now
             on = (*now.on, *(set(before.off) - set(now.off)))
             sources = await asyncio.to_thread(find_sources, now.settings)
             await self._repository.adopt(sources, now.off, on)
@@ -128,17 +125,22 @@ class Siblings:
                 self._shm.register(region.name, region.key, region.offset, region.byte_size)
             except EdgeServeError as error:
                 log.warning("a region is not known to this worker: %s", error)
-        return now.settings
+        self._following.settings = now.settings
+
+    async def keep(self) -> None:
+        """Leave what was counted with the supervisor, who follows settings and files."""
+        while True:
+            await asyncio.sleep(_PUSH_S)
+            self.end()
+
+    def hang_up(self) -> None:
+        self._link.tell(Refresh())
 
     def leave(self) -> None:
         """Have others accept what comes from now on."""
         self._link.tell(Leaving())
 
-    def refresh(self) -> None:
-        """Have all workers follow settings and files."""
-        self._link.tell(Refresh())
-
-    def push(self) -> None:
+    def end(self) -> None:
         """Leave what was counted with the supervisor, if it has changed."""
         counted = self._metrics.counted()
         if counted != self._pushed:
@@ -150,8 +152,8 @@ class Siblings:
     async def answer(self, request: Request) -> object:
         """Raises EdgeServeError."""
         match request:
-            case TellState():
-                return self._state()
+            case TellStatus():
+                return server_status(self._repository)
             case TellReport():
                 return self._report()
             case Plan(sources, name):
@@ -163,7 +165,7 @@ class Siblings:
             case Abort(key, failure):
                 await self._repository.abort(key, failure.error())
             case ReadKeys():
-                await self._read_keys()
+                await self._following.read_keys()
             case Finish(keys, name):
                 self._repository.finish(keys, name)
             case Unload(name):
@@ -179,14 +181,28 @@ class Siblings:
                 raise EdgeServeError(f"{type(request).__name__} is not for workers")
         return None
 
-    def _state(self) -> State:
-        repository = self._repository
-        return State(
-            repository.serving, repository.ready, repository.index(), conditions(repository)
-        )
-
     def _report(self) -> Report:
         return Report(
             families(self._metrics.registry),
             [model.statistics() for model in self._repository.loaded()],
         )
+
+
+class CountsOfAll:
+    """What all workers have counted."""
+
+    def __init__(self, total: Total) -> None:
+        self._total = total
+
+    @property
+    def silent(self) -> list[int]:
+        return self._total.silent
+
+    def metrics(self) -> bytes:
+        return rendered(Shown(self._total.families))
+
+    def statistics(self) -> list[ModelStatistics]:
+        return self._total.statistics
+
+    def requests(self) -> dict[Key, RequestCounts]:
+        return requests_of(self._total.families)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.metrics.shared import Family
 from edgeserve.serve.metrics.statistics import ModelStatistics
-from edgeserve.serve.models.entries import IndexEntry
 from edgeserve.serve.models.sources import ModelSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
+from edgeserve.serve.status.status import Key
 from edgeserve.serve.workers.inherited import Listener
-
-Key = tuple[str, str]
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -51,15 +47,6 @@ def _kinds() -> dict[str, type[EdgeServeError]]:
 # What workers are and have
 
 
-class State(msgspec.Struct, frozen=True):
-    """Whether one worker takes requests, and what it says of its models."""
-
-    serving: bool
-    ready: bool
-    index: list[IndexEntry]
-    models: dict[str, dict[str, Any]]
-
-
 class Report(msgspec.Struct, frozen=True):
     """What one worker has counted."""
 
@@ -67,25 +54,7 @@ class Report(msgspec.Struct, frozen=True):
     statistics: list[ModelStatistics]
 
 
-class WorkerState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One of the workers in /v2/health/ready."""
-
-    worker: int
-    ready: bool
-    reason: str = ""
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """The workers' states as one. `serves` are the versions that answer, whichever worker is asked."""
-
-    ready: bool
-    index: list[IndexEntry]
-    models: dict[str, dict[str, Any]]
-    serves: list[Key]
-    workers: list[WorkerState]
-
-
-class Counts(msgspec.Struct, frozen=True):
+class Total(msgspec.Struct, frozen=True):
     """The workers' reports as one. Of the `silent`, which did not answer in time, it holds what they said
     last."""
 
@@ -112,8 +81,8 @@ class Journal(msgspec.Struct, frozen=True):
 # The supervisor asks workers
 
 
-class TellState(msgspec.Struct, frozen=True, tag=True):
-    """Answered with State."""
+class TellStatus(msgspec.Struct, frozen=True, tag=True):
+    """Answered with ServerStatus: of this worker alone."""
 
 
 class TellReport(msgspec.Struct, frozen=True, tag=True):
@@ -162,12 +131,12 @@ class ReadKeys(msgspec.Struct, frozen=True, tag=True):
 # Workers ask the supervisor
 
 
-class AskStanding(msgspec.Struct, frozen=True, tag=True):
-    """Answered with Standing."""
+class AskStatus(msgspec.Struct, frozen=True, tag=True):
+    """Answered with ServerStatus."""
 
 
 class AskCounts(msgspec.Struct, frozen=True, tag=True):
-    """Answered with Counts."""
+    """Answered with Total."""
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -228,7 +197,7 @@ class Unregister(msgspec.Struct, frozen=True, tag=True):
 
 
 Request = (
-    TellState
+    TellStatus
     | TellReport
     | Plan
     | Prepare
@@ -236,7 +205,7 @@ Request = (
     | Abort
     | Finish
     | ReadKeys
-    | AskStanding
+    | AskStatus
     | AskCounts
     | Join
     | Serving

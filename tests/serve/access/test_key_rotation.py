@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.wire import SERVICE, messages
 from tests.serve.conftest import RawClient, infer_body, post

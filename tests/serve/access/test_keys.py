@@ -23,7 +23,7 @@ from edgeserve.serve.access.keys import (
     key_of,
     read_keys,
 )
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings, settings_from
 from tests.serve.conftest import RawClient, infer_body, post
 

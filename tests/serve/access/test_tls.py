@@ -17,7 +17,7 @@ import tritonclient.http as triton
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.access.tls import Tls
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response

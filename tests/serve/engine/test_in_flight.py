@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.wire import SERVICE, messages

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.held import Held, failures, in_flight

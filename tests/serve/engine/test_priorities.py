@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.engine import (
     DeadlineExceeded,
     Engine,

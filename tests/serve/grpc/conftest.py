@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array
 from edgeserve.wire import SERVICE, messages

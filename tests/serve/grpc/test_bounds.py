@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings

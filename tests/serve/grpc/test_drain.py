@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import (
     address,

@@ -15,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from edgeserve.serve import logs
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.grpc import health
 from edgeserve.wire import SERVICE, messages
 from tests.serve.grpc.conftest import address, settings

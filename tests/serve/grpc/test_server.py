@@ -21,7 +21,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.grpc.stream import READER
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.wire import SERVICE, messages

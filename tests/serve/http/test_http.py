@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain
 from edgeserve.errors import EnvironmentProblem, UsageError
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.http.connection import Connection
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response

@@ -19,7 +19,7 @@ from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.bundle.manifest import MANIFEST_NAME, encode
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import DeviceLost
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.engine import Engine, EngineSettings
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec

@@ -26,7 +26,7 @@ from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.protocols.v2.config import config_of
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.status.condition import conditions
+from edgeserve.serve.status.status import ModelStatus, readiness, server_status
 from tests.serve.repositories import shifted_bundle, version
 
 
@@ -46,6 +46,10 @@ async def repository_of(
         yield repository
     finally:
         await repository.close()
+
+
+def versions(repository: ModelRepository) -> tuple[ModelStatus, ...]:
+    return server_status(repository).models
 
 
 async def ask(model: ServedModel, rows: int = 1, seed: int = 0) -> float | EdgeServeError:
@@ -73,7 +77,7 @@ def test_load_unload_statistics_config(tmp_path: Path) -> None:
                 repository.find("a")
             with pytest.raises(ModelNotFound):
                 repository.find("other")
-            assert [(e.name, e.state) for e in repository.index()] == [("a", "UNAVAILABLE")]
+            assert [(e.name, e.state) for e in versions(repository)] == [("a", "UNAVAILABLE")]
             assert not repository.ready  # it serves nothing
             await repository.load("a")
             model = repository.find("a")
@@ -104,7 +108,7 @@ def test_load_unload_statistics_config(tmp_path: Path) -> None:
                 repository.find("a")
             with pytest.raises(ModelNotFound):
                 await repository.unload("other")
-            assert repository.index()[0].reason == "it was unloaded"
+            assert versions(repository)[0].reason == "it was unloaded"
 
     asyncio.run(story())
 
@@ -122,7 +126,7 @@ def test_a_model_that_fails_stops_no_other_and_is_tried_again(
         async with repository_of(folder_settings(folder)) as repository:
             assert await ask(repository.find("good")) == 1
             assert not repository.ready
-            entry = next(e for e in repository.index() if e.name == "bad")
+            entry = next(e for e in versions(repository) if e.name == "bad")
             assert (entry.state, "sha256" in entry.reason) == ("UNAVAILABLE", True)
             with pytest.raises(ModelUnavailable, match="not the file the bundle was written with"):
                 repository.find("bad")
@@ -162,7 +166,7 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
             await repository.refresh()
             assert await ask(repository.find("a")) == 2  # the newer one does not load
             assert repository.ready
-            reason = repository.index()[-1].reason
+            reason = versions(repository)[-1].reason
             assert "a.edge/manifest.json" in reason
             assert str(tmp_path) not in reason
 
@@ -196,7 +200,7 @@ def test_a_budget_keeps_those_in_memory_that_were_asked_for_last(tmp_path: Path)
 
             assert in_memory() == ["m1", "m2"]
             assert repository.ready
-            assert [e.state for e in repository.index()] == ["READY"] * 3
+            assert [e.state for e in versions(repository)] == ["READY"] * 3
             assert await ask(repository.find("m1")) == 1
             assert await ask(repository.find("m3")) == 3
             assert in_memory() == ["m1", "m3"]
@@ -364,7 +368,7 @@ def test_a_model_that_cannot_be_loaded_when_asked_for_says_why(tmp_path: Path) -
             again = await ask(model)  # at once, without another attempt
             assert isinstance(again, ModelUnavailable)
             assert not repository.ready
-            assert [e.state for e in repository.index()] == ["READY", "READY", "UNAVAILABLE"]
+            assert [e.state for e in versions(repository)] == ["READY", "READY", "UNAVAILABLE"]
             assert await ask(repository.find("m1")) == 1
 
     asyncio.run(story())
@@ -438,7 +442,7 @@ def test_a_version_that_is_there_in_part_loads_once_it_is_whole(tmp_path: Path) 
                 entry.retry_at = 0.0
             await repository.refresh()
             assert await ask(repository.find("a")) == 2
-            assert [(e.version, e.state) for e in repository.index()] == [("2", "READY")]
+            assert [(e.version, e.state) for e in versions(repository)] == [("2", "READY")]
 
     asyncio.run(story())
 
@@ -451,7 +455,7 @@ def test_files_that_do_not_load_leave_what_serves(tmp_path: Path) -> None:
             await repository.refresh()
             assert await ask(repository.find("a")) == 1
             assert repository.ready
-            (entry,) = repository.index()
+            (entry,) = versions(repository)
             assert (entry.state, "truncated" in entry.reason) == ("READY", True)
 
     asyncio.run(story())
@@ -473,9 +477,9 @@ def test_a_model_that_never_served_takes_readiness_from_no_other(tmp_path: Path)
             assert repository.ready
             assert repository.load_states() == {("bad", "1"): True, ("good", "1"): False}
             assert repository.load_failures() == {"bad": 1, "good": 0}
-            told = conditions(repository)
-            assert (told["good"]["ready"], told["bad"]["ready"]) == (True, False)
-            assert "manifest.json" in told["bad"]["failed_versions"]["1"]
+            told = readiness(server_status(repository))
+            assert (told["good"].ready, told["bad"].ready) == (True, False)
+            assert "manifest.json" in told["bad"].failed_versions["1"]
         async with repository_of(folder_settings(folder)) as repository:
             assert await ask(repository.find("good")) == 1
             assert not repository.ready  # it started with both
@@ -499,7 +503,7 @@ def test_the_newest_version_that_loads_serves_while_newer_ones_fail(tmp_path: Pa
                 await repository.refresh()
                 assert repository.ready
                 assert await ask(repository.find("a")) == 1
-            assert set(conditions(repository)["a"]["failed_versions"]) == {"3"}
+            assert set(readiness(server_status(repository))["a"].failed_versions) == {"3"}
             config = folder / "a" / "config.pbtxt"
             config.write_text("dynamic_batching {")
             await repository.refresh()
@@ -509,7 +513,7 @@ def test_the_newest_version_that_loads_serves_while_newer_ones_fail(tmp_path: Pa
             version(folder, "a", 4, 4)
             await repository.refresh()
             assert await ask(repository.find("a")) == 4
-            assert [(e.version, e.state) for e in repository.index()] == [("4", "READY")]
+            assert [(e.version, e.state) for e in versions(repository)] == [("4", "READY")]
 
     asyncio.run(story())
 

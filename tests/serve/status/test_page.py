@@ -15,11 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.status.overview import CandidateOverview, ModelOverview, Overview, Step
 from edgeserve.serve.status.page import render, wants_json
-from edgeserve.serve.workers.messages import WorkerState
+from edgeserve.serve.status.status import (
+    CandidateStatus,
+    ModelStatus,
+    ServerStatus,
+    Step,
+    WorkerStatus,
+)
 from tests.bundles import linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
 
@@ -60,7 +65,7 @@ def test_a_lost_device_is_on_the_page_in_its_own_words(tmp_path: Path) -> None:
     assert re.search(r"failed, tried again in (4[0-9]|5[0-9]|1 min)", text)
     assert f"{len(devices) - 1} answered, none failed" in text
 
-    found = msgspec.convert(document, Overview)
+    found = msgspec.convert(document, ServerStatus)
     (model,) = found.models
     step = model.last_fallback
     assert step is not None
@@ -94,7 +99,7 @@ def test_a_device_that_came_back_is_on_the_page(tmp_path: Path) -> None:
             devices.append(client.response()[1]["x-edgeserve-device"])
         text = get(server.url)[2]
         document = json.loads(get(server.url, "/", "Accept: application/json")[2])
-    (model,) = msgspec.convert(document, Overview).models
+    (model,) = msgspec.convert(document, ServerStatus).models
     assert model.last_recovery is not None
     assert model.last_recovery.destination == GPU
     assert model.last_recovery.away_s is not None
@@ -209,16 +214,30 @@ def parsed(text: str) -> _Tags:
 
 def page_with(text: str) -> str:
     """A page on which everything that anybody else may have written is `text`."""
-    candidate = CandidateOverview(
+    candidate = CandidateStatus(
         text, text, text, True, "waiting", reason=text, message=text, hint=text, retry_s=1.0
     )
     serving = msgspec.structs.replace(candidate, state="serving")
     step = Step(1, text, text, 0.0, reason=text, message=text, hint=text)
-    model = ModelOverview(
-        text, text, text, True, text, text, text, 0.0, 4, (candidate, serving), step, step, 1, {text: 1}
+    model = ModelStatus(
+        text, text, "READY", True, text, True, text, text, text, 0.0, text, 4, placement=text,
+        candidates=(candidate, serving), last_fallback=step, last_recovery=step, answered=1,
+        failed={text: 1},
     )  # fmt: skip
-    workers = (WorkerState(1, True), WorkerState(2, False, text))
-    return render(Overview(text, text, 1, 100.0, 1.0, True, True, (model,), workers))
+    workers = (WorkerStatus(1, True), WorkerStatus(2, False, text))
+    return render(
+        ServerStatus(
+            True,
+            True,
+            (model,),
+            workers=workers,
+            server=text,
+            version=text,
+            process=1,
+            time=100.0,
+            up_s=1.0,
+        )
+    )
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))

@@ -12,10 +12,10 @@ from edgeserve.serve.engine import BatchTimes
 from edgeserve.serve.metrics.prometheus import rendered
 from edgeserve.serve.metrics.shared import Family, Shown, added, families
 from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, Recorder
-from edgeserve.serve.models.entries import IndexEntry
-from edgeserve.serve.models.entries import State as ModelState
-from edgeserve.serve.workers.adding import Departed, added_statistics, counts, standing
-from edgeserve.serve.workers.messages import Report, State
+from edgeserve.serve.models.entries import State
+from edgeserve.serve.status.status import ModelStatus, ServerStatus, readiness
+from edgeserve.serve.workers.adding import Departed, added_statistics, status_of_all, total
+from edgeserve.serve.workers.messages import Report
 
 EIGHTHS = st.integers(0, 8_000).map(lambda n: n / 8)  # seconds whose sums are exact
 BATCHES = st.lists(
@@ -72,7 +72,7 @@ def test_what_a_dead_worker_counted_stays_and_what_it_measured_goes() -> None:
     departed.add(Report(counted(2, 5), [one]))
     departed.add(Report(counted(1, 5), [one]))
     living = Report(counted(10, 1), [one])
-    together = counts([departed.beside([living]), living])
+    together = total([departed.beside([living]), living])
     text = rendered(Shown(together.families)).decode()
     assert 'c_total{model="m",version="1"} 13.0' in text
     assert 'g{model="m",version="1"} 1.0' in text
@@ -90,35 +90,42 @@ def test_what_was_counted_of_models_that_nobody_has_any_more_stays() -> None:
     assert 'c_total{model="m",version="1"} 2.0' in rendered(Shown(left.families)).decode()
     assert left.statistics == []  # nobody serves it
     again = Report(counted(0, 1), [recorded([])])
-    (statistics,) = counts([departed.beside([again]), again]).statistics
+    (statistics,) = total([departed.beside([again]), again]).statistics
     assert statistics.execution_count == 1
 
 
-def state(ready: bool, serving: bool = True, **models: ModelState) -> State:
-    index = [IndexEntry(name, "1", s, "" if s == "READY" else "why") for name, s in models.items()]
-    return State(serving, ready, index, {n: {"ready": s == "READY"} for n, s in models.items()})
+def status(ready: bool, serving: bool = True, **models: State) -> ServerStatus:
+    found = tuple(
+        ModelStatus(name, "1", s, ready=s == "READY", reason="" if s == "READY" else "why")
+        for name, s in models.items()
+    )
+    return ServerStatus(ready, serving, found, tuple(m.key for m in found if m.ready))
 
 
 @pytest.mark.parametrize(
     ("states", "silent", "expected"),
     [
-        ({1: state(True, m="READY"), 2: state(True, m="READY")}, {}, (True, True)),
-        ({1: state(True, m="READY"), 2: state(False, m="UNAVAILABLE")}, {}, (False, True)),
-        ({1: state(True, m="READY"), 2: state(False, m="LOADING")}, {}, (False, True)),
-        ({1: state(True, m="READY"), 2: state(False, serving=False, m="READY")}, {}, (False, True)),
+        ({1: status(True, m="READY"), 2: status(True, m="READY")}, {}, (True, True)),
+        ({1: status(True, m="READY"), 2: status(False, m="UNAVAILABLE")}, {}, (False, True)),
+        ({1: status(True, m="READY"), 2: status(False, m="LOADING")}, {}, (False, True)),
+        (
+            {1: status(True, m="READY"), 2: status(False, serving=False, m="READY")},
+            {},
+            (False, True),
+        ),
         # Both say that they are ready, but not for the same models.
-        ({1: state(True, m="READY"), 2: state(True, m="UNAVAILABLE")}, {}, (False, True)),
-        ({1: state(True, m="READY"), 2: state(True)}, {}, (False, True)),
-        ({1: state(True, m="READY")}, {2: "it did not answer"}, (False, True)),
-        ({1: state(False, m="UNAVAILABLE")}, {2: "it did not answer"}, (False, False)),
+        ({1: status(True, m="READY"), 2: status(True, m="UNAVAILABLE")}, {}, (False, True)),
+        ({1: status(True, m="READY"), 2: status(True)}, {}, (False, True)),
+        ({1: status(True, m="READY")}, {2: "it did not answer"}, (False, True)),
+        ({1: status(False, m="UNAVAILABLE")}, {2: "it did not answer"}, (False, False)),
         ({}, {1: "it did not answer", 2: "it did not answer"}, (False, False)),
     ],
 )
 def test_the_server_is_ready_if_all_workers_are_or_any(
-    states: dict[int, State], silent: dict[int, str], expected: tuple[bool, bool]
+    states: dict[int, ServerStatus], silent: dict[int, str], expected: tuple[bool, bool]
 ) -> None:
-    for readiness, ready in zip(("all", "any"), expected, strict=True):
-        found = standing(states, silent, readiness)  # type: ignore[arg-type]
+    for rule, ready in zip(("all", "any"), expected, strict=True):
+        found = status_of_all(states, silent, rule)  # type: ignore[arg-type]
         assert found.ready is ready
         assert (("m", "1") in found.serves) is ready
         assert [w.worker for w in found.workers] == sorted([*states, *silent])
@@ -126,10 +133,11 @@ def test_the_server_is_ready_if_all_workers_are_or_any(
 
 
 def test_the_index_tells_the_worst_and_who_says_so() -> None:
-    states = {1: state(True, m="READY", n="READY"), 2: state(True, m="UNAVAILABLE", n="READY")}
-    found = standing(states, {}, "all")
-    assert found.index == [
-        IndexEntry("m", "1", "UNAVAILABLE", "worker 2: why"),
-        IndexEntry("n", "1", "READY", ""),
+    states = {1: status(True, m="READY", n="READY"), 2: status(True, m="UNAVAILABLE", n="READY")}
+    found = status_of_all(states, {}, "all")
+    assert [(m.key, m.state, m.reason) for m in found.models] == [
+        (("m", "1"), "UNAVAILABLE", "worker 2: why"),
+        (("n", "1"), "READY", ""),
     ]
-    assert found.models["m"] == {"ready": False}
+    told = readiness(found)["m"]
+    assert (told.ready, told.reason) == (False, "worker 2: why")

@@ -28,7 +28,7 @@ from edgeserve.serve.workers.messages import (
     Order,
     Prepare,
     Request,
-    TellState,
+    TellStatus,
     Unload,
 )
 
@@ -78,7 +78,7 @@ def test_errors_arrive_as_they_were(error: EdgeServeError) -> None:
     async def main() -> None:
         async with linked(handle) as (asking, _):
             with pytest.raises(type(error)) as caught:
-                await asking.ask(TellState(), int, 5)
+                await asking.ask(TellStatus(), int, 5)
         told = caught.value
         assert (told.message, told.cause, told.hint) == (error.message, error.cause, error.hint)
 
@@ -93,7 +93,7 @@ def test_an_unforeseen_error_is_no_silence() -> None:
     async def main() -> None:
         async with linked(handle) as (asking, _):
             with pytest.raises(EdgeServeError, match="the server failed: ZeroDivisionError"):
-                await asking.ask(TellState(), int, 5)
+                await asking.ask(TellStatus(), int, 5)
 
     asyncio.run(main())
 
@@ -113,8 +113,8 @@ def test_who_does_not_answer_or_ends_is_told_apart() -> None:
             with pytest.raises(LinkLost):
                 await waiting
             with pytest.raises(LinkLost):
-                await asking.ask(TellState(), int, 5)
-            asking.tell(TellState())  # nobody minds
+                await asking.ask(TellStatus(), int, 5)
+            asking.tell(TellStatus())  # nobody minds
 
     asyncio.run(main())
 

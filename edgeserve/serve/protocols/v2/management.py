@@ -46,6 +46,15 @@ class _Index(msgspec.Struct):
     ready: bool = False
 
 
+class IndexEntry(msgspec.Struct):
+    """One version of one model, as the model repository extension lists it."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
 class _Change(msgspec.Struct):
     parameters: dict[str, str | int | bool] = {}
 
@@ -131,8 +140,14 @@ class Management:
 
     async def _index(self, request: Request) -> Response:
         only_ready = _decoded(request, _Index).ready
-        entries = await self._control.index()
-        return Response.struct([e for e in entries if e.state == "READY" or not only_ready])
+        models = (await self._control.status()).models
+        return Response.struct(
+            [
+                IndexEntry(m.name, m.version, m.state, m.reason)
+                for m in models
+                if m.state == "READY" or not only_ready
+            ]
+        )
 
     async def _unload(self, name: str, parameters: dict[str, str | int | bool]) -> None:
         unknown = set(parameters) - {"unload_dependents"}

@@ -7,34 +7,35 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import Authoriser, Caller, Role, key_of
+from edgeserve.serve.control import Control
 from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.http.errors import refused
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import RETRY, Refusal, Response
-from edgeserve.serve.http.route import IGNORED_BYTES, NoRoute, Route, not_allowed, reading
-from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.http.response import RETRY, Headers, Refusal, Response
+from edgeserve.serve.http.route import IGNORED_BYTES, NoRoute, Route, asking, not_allowed, reading
+from edgeserve.serve.metrics.counts import Counts
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.inference import Inference, InferRoute
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
 from edgeserve.serve.protocols.v2.management import Management
-from edgeserve.serve.protocols.v2.together import Together
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.status.condition import conditions, where
 from edgeserve.serve.status.page import PATHS, StatusPage
+from edgeserve.serve.status.status import readiness, where
 from edgeserve.version import __version__
 
 log = logging.getLogger(__name__)
+
+_PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _MODEL: Final = re.compile(
     rb"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(infer|ready|config|stats|generate(?:_stream)?))?/?"
@@ -47,29 +48,29 @@ class Router:
     def __init__(
         self,
         repository: ModelRepository,
-        metrics: ServerMetrics,
         authoriser: Authoriser,
         limits: Limits,
         shm: SharedMemory,
         flight: InFlight,
         management: Management,
-        together: Together | None = None,
+        control: Control,
     ) -> None:
         self._repository = repository
-        self._metrics = metrics
+        self._control = control
         self._authoriser = authoriser
         self._limits = limits
         self._inference = Inference(repository, limits, flight)
         self._v2 = v2.V2(limits, shm)
         self._management = management
-        self._page = StatusPage(repository)
-        self._together = together
+        self._page = StatusPage(control, repository)
+        self._asked: dict[bytes, Callable[[], Coroutine[Any, Any, Response]]] = {
+            b"/v2/models/stats": self._statistics,
+            b"/metrics": self._metrics,
+        }
         self._fixed: dict[bytes, Callable[[], Response]] = {
             b"/v2": self._server,
             b"/v2/": self._server,
             b"/v2/models": self._list,
-            b"/v2/models/stats": lambda: _statistics(self._repository.loaded()),
-            b"/metrics": self._scrape,
             b"/openapi.json": _openapi,
         }
 
@@ -128,24 +129,21 @@ class Router:
             return reading(head, lambda: Response.json({"live": True}))
         if path == b"/v2/health/ready":
             detailed = self._authoriser.allows(Role.INFER, caller)
-            if self._together is not None:
-                return self._together.health(head, detailed=detailed)
-            return reading(head, lambda: self._health(detailed=detailed))
+            return asking(head, lambda: self._health(detailed=detailed))
 
         def check(role: Role) -> None:
             self._authoriser.check(role, caller)
             head.trusted = True
 
-        if self._together is not None:
-            shared = self._together.find(head, check)
-            if shared is not None:
-                return shared
         managed = self._management.find(head, check)
         if managed is not None:
             return managed
         check(Role.INFER)
         if path in PATHS:
-            return reading(head, lambda: self._page.answer(head))
+            return asking(head, lambda: self._page.answer(head))
+        asked = self._asked.get(path)
+        if asked is not None:
+            return asking(head, asked)
         fixed = self._fixed.get(path)
         if fixed is not None:
             return reading(head, fixed)
@@ -161,6 +159,10 @@ class Router:
         if match[3] in (b"generate", b"generate_stream"):
             raise self._no_text(head, name, version)
         what = match[3]
+        if what == b"ready":
+            return asking(head, lambda: self._ready(name, version))
+        if what == b"stats":
+            return asking(head, lambda: self._statistics(name, version))
         return reading(head, lambda: self._about(name, version, what))
 
     def _no_text(self, head: Head, name: str, version: str | None) -> NoRoute:
@@ -181,12 +183,36 @@ class Router:
             {"name": "edgeserve", "version": __version__, "extensions": EXTENSIONS}
         )
 
-    def _health(self, *, detailed: bool) -> Response:
-        ready = self._repository.ready
-        document: dict[str, object] = {"ready": ready, "live": True}
+    async def _health(self, *, detailed: bool) -> Response:
+        status = await self._control.status()
+        document: dict[str, object] = {"ready": status.ready, "live": True}
         if detailed:
-            document["models"] = conditions(self._repository)
-        return Response.json(document, 200 if ready else 503, () if ready else RETRY)
+            document["models"] = readiness(status)
+            if status.workers:
+                document["workers"] = status.workers
+        return Response.struct(
+            document, 200 if status.ready else 503, () if status.ready else RETRY
+        )
+
+    async def _ready(self, name: str, version: str | None) -> Response:
+        model = self._repository.find(name, version)
+        ready = (await self._control.status()).answers(model.name, model.version)
+        return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
+
+    async def _statistics(self, name: str | None = None, version: str | None = None) -> Response:
+        """Of all models, or of the one that is named."""
+        model = None if name is None else self._repository.find(name, version)
+        counts = await self._control.counts()
+        found = [
+            one
+            for one in counts.statistics()
+            if model is None or (one.name, one.version) == (model.name, model.version)
+        ]
+        return Response.struct({"model_stats": found}, headers=_silent(counts))
+
+    async def _metrics(self) -> Response:
+        counts = await self._control.counts()
+        return Response.of(200, [counts.metrics()], _PROMETHEUS, _silent(counts))
 
     def _list(self) -> Response:
         models = [
@@ -196,20 +222,10 @@ class Router:
         ]
         return Response.json({"models": models})
 
-    def _scrape(self) -> Response:
-        return Response.of(
-            200, [self._metrics.render()], "text/plain; version=0.0.4; charset=utf-8"
-        )
-
     def _about(self, name: str, version: str | None, what: bytes | None) -> Response:
         model = self._repository.find(name, version)
-        if what == b"ready":
-            ready = self._repository.serving and model.ready
-            return Response.json({"name": model.name, "ready": ready}, 200 if ready else 503)
         if what == b"config":
             return Response.struct(config_of(model))
-        if what == b"stats":
-            return _statistics([model])
         return Response.json(
             v2.metadata(
                 model.name,
@@ -239,5 +255,8 @@ def _openapi() -> Response:
     return Response.json(document())
 
 
-def _statistics(models: list[ServedModel]) -> Response:
-    return Response.struct({"model_stats": [m.statistics() for m in models]})
+def _silent(counts: Counts) -> Headers:
+    """Says of which workers the numbers are as of earlier."""
+    if not counts.silent:
+        return ()
+    return (("x-edgeserve-silent-workers", ", ".join(map(str, counts.silent))),)

@@ -13,7 +13,7 @@ import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import DTYPES, Interface, TensorSpec

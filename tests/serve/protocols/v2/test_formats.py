@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.content import accepted_coding
 from edgeserve.serve.settings.limits import Limits

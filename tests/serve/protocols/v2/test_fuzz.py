@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from tests.serve.conftest import infer_body, post

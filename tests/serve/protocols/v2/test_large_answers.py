@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2 import codec as v2

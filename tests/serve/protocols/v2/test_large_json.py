@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.app import Background
+from edgeserve.serve.background import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2 import document

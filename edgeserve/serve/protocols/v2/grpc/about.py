@@ -23,7 +23,6 @@ from edgeserve.serve.protocols.v2.extensions import (
 )
 from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.shm import SharedMemory, UnknownRegion
-from edgeserve.serve.workers import Siblings
 from edgeserve.tensors import TensorSpec
 from edgeserve.version import __version__
 from edgeserve.wire import messages
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from edgeserve.serve.metrics import statistics
-    from edgeserve.serve.models.model import ServedModel
     from edgeserve.wire import messages as m
 
 
@@ -46,7 +43,6 @@ class About:
         repository: ModelRepository,
         shm: SharedMemory,
         control: Control,
-        siblings: Siblings | None,
         *,
         model_control: bool,
         changed: Callable[[], None],
@@ -54,7 +50,6 @@ class About:
         self._repository = repository
         self._shm = shm
         self._control = control
-        self._siblings = siblings
         self._model_control = model_control
         self._changed = changed
 
@@ -64,9 +59,7 @@ class About:
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: m.ServerReadyRequest) -> m.ServerReadyResponse:
-        if self._siblings is not None:
-            return messages.ServerReadyResponse(ready=(await self._siblings.standing()).ready)
-        return messages.ServerReadyResponse(ready=self._repository.ready)
+        return messages.ServerReadyResponse(ready=(await self._control.status()).ready)
 
     async def ModelReady(self, request: m.ModelReadyRequest) -> m.ModelReadyResponse:
         version = codec.version_of(request.version)
@@ -74,10 +67,8 @@ class About:
             model = self._repository.find(request.name, version)
         except (ModelNotFound, ModelUnavailable):
             return messages.ModelReadyResponse(ready=False)
-        if self._siblings is not None:
-            serves = (await self._siblings.standing()).serves
-            return messages.ModelReadyResponse(ready=(model.name, model.version) in serves)
-        return messages.ModelReadyResponse(ready=model.ready and self._repository.serving)
+        status = await self._control.status()
+        return messages.ModelReadyResponse(ready=status.answers(model.name, model.version))
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
         return messages.ServerMetadataResponse(
@@ -101,33 +92,24 @@ class About:
         return response
 
     async def ModelStatistics(self, request: m.ModelStatisticsRequest) -> m.ModelStatisticsResponse:
-        version = codec.version_of(request.version)
+        model = None
         if request.name:
-            models = [self._repository.find(request.name, version)]
-        else:
-            models = self._repository.loaded()
+            model = self._repository.find(request.name, codec.version_of(request.version))
         response = messages.ModelStatisticsResponse()
-        for one in await self._statistics(models):
-            _copy(one, response.model_stats.add())
+        for one in (await self._control.counts()).statistics():
+            if model is None or (one.name, one.version) == (model.name, model.version):
+                _copy(one, response.model_stats.add())
         return response
-
-    async def _statistics(self, models: list[ServedModel]) -> list[statistics.ModelStatistics]:
-        """Of these, as counted by all workers where there are several."""
-        if self._siblings is None:
-            return [model.statistics() for model in models]
-        wanted = {(model.name, model.version) for model in models}
-        counted = (await self._siblings.counts()).statistics
-        return [one for one in counted if (one.name, one.version) in wanted]
 
     # the repository
 
     async def RepositoryIndex(self, request: m.RepositoryIndexRequest) -> m.RepositoryIndexResponse:
         _only_repository(request.repository_name)
         response = messages.RepositoryIndexResponse()
-        for entry in await self._control.index():
-            if entry.state == "READY" or not request.ready:
+        for model in (await self._control.status()).models:
+            if model.state == "READY" or not request.ready:
                 response.models.add(
-                    name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+                    name=model.name, version=model.version, state=model.state, reason=model.reason
                 )
         return response
 

@@ -1,0 +1,36 @@
+"""What a server has counted, by one process or several: what protocols ask for, to be rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from edgeserve.serve.metrics.statistics import ModelStatistics
+
+
+class RequestCounts(msgspec.Struct, frozen=True):
+    """The requests of one version of a model since the server started: answered, failed by reason, and those that
+    wait or run now."""
+
+    answered: int = 0
+    failed: dict[str, int] = {}
+    pending: int = 0
+
+
+class Counts(Protocol):
+    """What was counted up to now. Of the `silent` workers, which did not answer in time, it holds what they reported
+    last."""
+
+    @property
+    def silent(self) -> Sequence[int]: ...
+
+    def metrics(self) -> bytes:
+        """As Prometheus text."""
+
+    def statistics(self) -> list[ModelStatistics]:
+        """Of each loaded version, as Triton's statistics extension has it."""
+
+    def requests(self) -> Mapping[tuple[str, str], RequestCounts]:
+        """Of each version that was ever served, by name and version."""
