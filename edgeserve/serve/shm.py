@@ -13,7 +13,7 @@ import stat
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -42,8 +42,8 @@ class Region(msgspec.Struct, frozen=True):
 
     name: str
     key: str
-    offset: int
-    byte_size: int
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    byte_size: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class SharedMemory:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import LOCALHOST, addresses_of, joined
 from edgeserve.serve.access.keys import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.control import Control, Parts
+from edgeserve.serve.http.routing import Router
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.protocols.v2.management import Management
-from edgeserve.serve.protocols.v2.routes import Router
+from edgeserve.serve.protocols.common import COMMON
+from edgeserve.serve.protocols.inference import Inference
+from edgeserve.serve.protocols.served import Served
+from edgeserve.serve.protocols.v2.routes import V2_ROUTES
 from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.status.page import StatusPage
 from edgeserve.serve.workers.inherited import Inherited, Plane
 
 log = logging.getLogger(__name__)
+
+# The routes of all protocols. If no route has a path, the first protocol whose paths begin like it writes the error.
+ROUTE_LISTS: Final = (V2_ROUTES, COMMON)
 
 
 class HttpFront:
@@ -37,18 +45,24 @@ class HttpFront:
         self._warn(is_loopback(settings.host), bool(keys))
         self._warn_of_closed(keys)
 
-        repository, shm = parts.repository, parts.shm
-        management = Management(repository, shm, control, model_control=settings.model_control)
-
+        self._inference = Inference(parts.repository, limits, parts.flight)
+        served = Served(
+            ROUTE_LISTS,
+            parts.repository,
+            control,
+            parts.shm,
+            limits,
+            self._inference,
+            StatusPage(control, parts.repository),
+            settings.model_control,
+        )
         self.also: list[str] = []
         self._authorisers: list[Authoriser] = []
-        self._routers: list[Router] = []
 
         def listener(host: str, *, controls: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=controls)
             self._authorisers.append(authoriser)
-            router = Router(repository, authoriser, limits, shm, parts.flight, management, control)
-            self._routers.append(router)
+            router = Router(authoriser, ROUTE_LISTS, served, limits.body_bytes)
             return HttpServer(router, limits, parts.metrics, tls)
 
         separate = settings.control_port is not None
@@ -141,8 +155,7 @@ class HttpFront:
         if self._inherited is not None:
             self._take_no_more()
             self._inherited.close()
-        for router in self._routers:
-            await asyncio.to_thread(router.close)
+        await asyncio.to_thread(self._inference.close)
 
     def _url(self, host: str, port: int) -> str:
         return f"{self._scheme}://{joined(host, port)}"

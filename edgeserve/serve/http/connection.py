@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.head import Head, Refused
 from edgeserve.serve.http.reading import Owner, Reading
-from edgeserve.serve.http.response import RETRY, Refusal, Response
+from edgeserve.serve.http.response import RETRY, ErrorResponse, Refusal, Response
 
 if TYPE_CHECKING:
     from edgeserve.serve.http.request import Request
@@ -20,7 +20,6 @@ _JOIN_BYTES: Final = 65_536
 _LEFT_S: Final = 0.05
 # While a server drains, requests that come within that on an idle connection are answered: they were on their way.
 _ON_ITS_WAY_S: Final = 0.2
-_LOGGED_BYTES: Final = 300
 
 
 class Server(Owner, Protocol):
@@ -100,9 +99,8 @@ class Connection(Reading):
         if self._transport is None:
             return
         self._close_after = self._close_after or self._is_drained()
-        if response.refused:
-            asked = (request.head.method, request.head.path)
-            self._owner.refused(cast("Refusal", response), asked, self.address)
+        if response.failed:
+            self._report(cast("ErrorResponse", response), request.head)
         self._write(response, head_only=request.head.method == "HEAD")
         if self._close_after:
             self._buffer.clear()  # nothing behind the last answer is run
@@ -148,8 +146,7 @@ class Connection(Reading):
 
     def _end(self, refusal: Refusal, head: Head | None) -> None:
         """Answer, and take nothing more."""
-        asked = _begun(self._buffer) if head is None else (head.method, head.path)
-        self._owner.refused(refusal, asked, self.address)
+        self._report(refusal, head)
         self._close_after = True
         self._current = None
         self._buffer.clear()
@@ -261,11 +258,3 @@ class Connection(Reading):
         self._aborted = True
         if self._transport is not None:
             self._transport.abort()
-
-
-def _begun(data: bytearray) -> tuple[str, bytes]:
-    """The method and the path that a head which was not parsed begins with, for the log."""
-    method, _, rest = (
-        bytes(data[:_LOGGED_BYTES]).lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
-    )
-    return method.decode("latin-1"), rest.partition(b" ")[0].partition(b"?")[0]

@@ -18,7 +18,7 @@ from edgeserve.errors import (
 from edgeserve.serve.access.keys import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
 from edgeserve.serve.engine.flight import TooManyInFlight
-from edgeserve.serve.http.response import RETRY, Headers, Refusal, Response
+from edgeserve.serve.http.response import RETRY, ErrorResponse, Headers, Refusal
 from edgeserve.serve.metrics.reasons import reason_of
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
@@ -38,7 +38,7 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
 )
 
 
-def failure(error: EdgeServeError, *, logged: bool = False) -> Response:
+def failure(error: EdgeServeError, *, logged: bool = False) -> ErrorResponse:
     """The answer that tells of an error; `logged`: as in Refusal."""
     refusal = refused(error)
     if refusal is not None:
@@ -47,8 +47,8 @@ def failure(error: EdgeServeError, *, logged: bool = False) -> Response:
     if isinstance(
         error, DeviceLost | WrongNumbers
     ):  # and nothing took over: another server may answer
-        return Response.error(503, str(error), RETRY)
-    return Response.error(504 if isinstance(error, DeadlineExceeded) else 500, str(error))
+        return ErrorResponse(503, str(error), RETRY)
+    return ErrorResponse(504 if isinstance(error, DeadlineExceeded) else 500, str(error))
 
 
 def refused(error: EdgeServeError) -> Refusal | None:

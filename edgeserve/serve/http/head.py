@@ -48,13 +48,14 @@ class Head:
     """One parsed head. `length` is None for a chunked body, 0 for none; `aligned_at` is the byte of the
     body that tensors begin at; `asks_to_keep`: a client of HTTP/1.0 that asked to keep the connection.
 
-    `route`, `most` and `trusted` are the router's: what answers, the largest body that it reads, and
-    whether the caller needed leave and has it. Heads that repeat are routed once.
+    `route`, `most`, `trusted` and `write_error` are set by the router: what answers, the largest body that it
+    reads in bytes, whether the caller needed a role and has it, and what writes the bodies of errors (an
+    ErrorWriter). Heads that repeat are routed once.
     """
 
     __slots__ = (
         "aligned_at", "asks_to_keep", "expects_continue", "headers", "keep_alive", "length", "method",
-        "most", "path", "route", "trusted",
+        "most", "path", "route", "trusted", "write_error",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,7 @@ class Head:
         self.route: Any = None
         self.most = 0
         self.trusted = False
+        self.write_error: Any = None
 
     def of_length(self, length: int) -> Head:
         """The same head, with another Content-Length; `headers` keeps the text of the first."""
@@ -97,6 +99,7 @@ class Head:
         other.route = self.route
         other.most = self.most
         other.trusted = self.trusted
+        other.write_error = self.write_error
         return other
 
 
@@ -107,7 +110,7 @@ _CONTENT_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]+)")
 _DIGITS: Final = 19
 
 
-class Repeated:
+class KnownHead:
     """A client's heads are mostly all the same, but for the digits of Content-Length where they carry JSON.
     This one knows the last head by its other bytes; `head` is what it meant.
     """

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from edgeserve.serve.http.chunks import ChunkDecoder
-from edgeserve.serve.http.head import END, Head, Refused, Repeated, parse_head
+from edgeserve.serve.http.head import END, Head, KnownHead, Refused, parse_head
 from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
-from edgeserve.serve.http.response import Refusal, Response
+from edgeserve.serve.http.response import ErrorResponse, Refusal, Response, plain_error
 
 if TYPE_CHECKING:
     from edgeserve.serve.http.buffers import BodyBuffers
@@ -26,6 +26,7 @@ _KEPT_HEAD_BYTES: Final = 2_048
 # A refused request's body is read and thrown away up to that; where it is longer the connection ends.
 _SKIPPED_BYTES: Final = 65_536
 INCOMING_BYTES: Final = 16_384
+_LOGGED_BYTES: Final = 300
 
 
 class Owner(Protocol):
@@ -60,7 +61,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._head: Head | None = None
-        self._last: Repeated | None = None
+        self._last: KnownHead | None = None
         self._body: memoryview | None = None  # while one of known length is being received
         self._received = 0
         self._seen = 0  # of it at `since`
@@ -214,7 +215,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
                 return self._turn_away(head, refusal)
             self.trusted = self.trusted or head.trusted
             if len(raw) <= _KEPT_HEAD_BYTES:
-                self._last = Repeated(raw, head, head.most)
+                self._last = KnownHead(raw, head, head.most)
         if head.length is not None and head.length > len(self._buffer):
             refusal = self._owner.announced(head)
             if refusal is not None:
@@ -241,7 +242,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         if self._close_after:
             self._end(refusal, head)
             return False
-        self._owner.refused(refusal, (head.method, head.path), self.address)
+        self._report(refusal, head)
         self._write(refusal, head_only=head.method == "HEAD")
         self.since = time.monotonic()
         self._received = self._seen = 0
@@ -314,6 +315,14 @@ class Reading(asyncio.BufferedProtocol, ABC):
             self._paused = True
             self._transport.pause_reading()
 
+    def _report(self, error: ErrorResponse, head: Head | None) -> None:
+        """Write the body of an error as its protocol does; count and log it if the request is not served."""
+        write = plain_error if head is None else head.write_error or plain_error
+        error.parts = [write(error)]
+        if isinstance(error, Refusal):
+            asked = _begun(self._buffer) if head is None else (head.method, head.path)
+            self._owner.refused(error, asked, self.address)
+
     # answering: edgeserve.serve.http.connection
 
     @abstractmethod
@@ -336,3 +345,11 @@ class Reading(asyncio.BufferedProtocol, ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def _begun(data: bytearray) -> tuple[str, bytes]:
+    """The method and the path that a head which was not parsed begins with, for the log."""
+    method, _, rest = (
+        bytes(data[:_LOGGED_BYTES]).lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
+    )
+    return method.decode("latin-1"), rest.partition(b" ")[0].partition(b"?")[0]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
-
-if TYPE_CHECKING:
-    from edgeserve.serve.http.reading import Reading
-
 
 TOO_MANY_BODIES: Final = "too many large bodies at one time"
 
@@ -21,17 +17,29 @@ class Work(Protocol):
     started: bool
 
 
+class Asker(Protocol):
+    """Where a request came from, and its answer goes to: a connection (edgeserve.serve.http.connection)."""
+
+    address: str
+
+    def waits_for(self, request: Request) -> bool: ...
+
+    def hold(self, count: int) -> bool: ...
+
+    def respond(self, request: Request, response: Response) -> None: ...
+
+
 class Request:
     """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that.
 
-    `work` is what it waits for, where that may not have begun: a client that closes its side is then taken
-    to have left.
+    `work` is what it waits for, unless that has begun already: a client that closes its side before then is
+    taken to have left.
     """
 
-    __slots__ = ("_connection", "body", "gone", "head", "work")
+    __slots__ = ("_asker", "body", "gone", "head", "work")
 
-    def __init__(self, connection: Reading, head: Head, body: bytes | memoryview) -> None:
-        self._connection = connection
+    def __init__(self, asker: Asker, head: Head, body: bytes | memoryview) -> None:
+        self._asker = asker
         self.head = head
         self.body = body
         self.gone: Callable[[], None] | None = None
@@ -39,16 +47,16 @@ class Request:
 
     @property
     def address(self) -> str:
-        return self._connection.address
+        return self._asker.address
 
     @property
     def waits(self) -> bool:
         """Whether somebody still waits for the answer."""
-        return self._connection.waits_for(self)
+        return self._asker.waits_for(self)
 
     def hold(self, count: int) -> bool:
-        """Count so many bytes more among the bodies until the answer; False: there is no room for them."""
-        return self._connection.hold(count)
+        """Count `count` more bytes among the bodies until the answer; False if there is no room for them."""
+        return self._asker.hold(count)
 
     def respond(self, response: Response) -> None:
-        self._connection.respond(self, response)
+        self._asker.respond(self, response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ class Response:
 
     __slots__ = ("form", "header_length", "parts")
 
-    refused = False  # whether it says that a request is not served
+    failed = False  # whether it is an ErrorResponse
 
     def __init__(self, shared: Form, parts: list[Any], header_length: int | None = None) -> None:
         self.form = shared
@@ -62,11 +63,6 @@ class Response:
         """Of msgspec structs, or containers of them."""
         return cls.of(status, [msgspec.json.encode(document)], headers=headers)
 
-    @staticmethod
-    def error(status: int, message: str, headers: Headers = ()) -> Response:
-        """The server failed. What of a message came from the client is short and, whatever it was, text."""
-        return Response(form(status, JSON, headers), [_error(message)])
-
     @property
     def size(self) -> int:
         return sum(map(len, self.parts))
@@ -80,25 +76,56 @@ class Response:
         return b"%s%d%s\r\n\r\n" % (self.form.start, size, more)
 
 
-class Refusal(Response):
-    """The answer to a request that is not served; each is counted by its status and reason.
+class ErrorResponse(Response):
+    """The answer to a request that failed. Its body is written when it is sent: each protocol has its own.
 
-    `reason` is one of the words in docs/operations.md, never a client's text. `logged`: the access log has a
-    line about it already.
+    `message` is text, cut to 1,000 characters, whatever part of it came from the client.
+    """
+
+    __slots__ = ("message",)
+
+    failed = True
+
+    def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
+        super().__init__(form(status, JSON, headers), [])
+        self.message = message[:_MESSAGE].encode("utf-8", "replace").decode()
+
+    @property
+    def status(self) -> int:
+        return self.form.status
+
+
+class Refusal(ErrorResponse):
+    """The answer to a request that is not served. Refusals are counted by status and reason.
+
+    `reason` is one of the words in docs/operations.md, never text from a client. `logged`: the access log has a
+    line about the request already.
     """
 
     __slots__ = ("logged", "reason")
 
-    refused = True
-
     def __init__(
         self, status: int, reason: str, message: str, headers: Headers = (), *, logged: bool = False
     ) -> None:
-        super().__init__(form(status, JSON, headers), [_error(message)])
+        super().__init__(status, message, headers)
         self.reason = reason
         self.logged = logged
 
 
-def _error(message: str) -> bytes:
-    text = message[:_MESSAGE].encode("utf-8", "replace").decode()
-    return orjson.dumps({"error": text})
+def server_failed() -> ErrorResponse:
+    """For an exception that nobody foresaw; it is in the log."""
+    return ErrorResponse(500, "the server failed; its log says why")
+
+
+ErrorWriter = Callable[[ErrorResponse], bytes]
+
+
+class PlainError(msgspec.Struct, frozen=True):
+    """What failed, and why."""
+
+    error: str
+
+
+def plain_error(error: ErrorResponse) -> bytes:
+    """The body of an error, unless a protocol has another, or before the path is known."""
+    return msgspec.json.encode(PlainError(error.message))

@@ -19,8 +19,8 @@ from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
-from edgeserve.serve.http.response import RETRY, Refusal, Response, form
-from edgeserve.serve.http.route import NoRoute
+from edgeserve.serve.http.response import RETRY, Refusal, Response, form, server_failed
+from edgeserve.serve.http.routing import NoRoute
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
@@ -272,7 +272,7 @@ class InferRoute:
             return
         except Exception:  # nobody else would answer: the engine calls this, not the router
             log.exception("an answer could not be encoded")
-            request.respond(Response.error(500, "the server failed; its log says why"))
+            request.respond(server_failed())
             return
         self._send(request, response)
 

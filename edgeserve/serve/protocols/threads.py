@@ -15,7 +15,7 @@ from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import Request
-from edgeserve.serve.http.response import Refusal, Response
+from edgeserve.serve.http.response import Refusal, server_failed
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Threads:
                 request.respond(Refusal(413, "body_too_large", str(error)))
             except Exception:  # on a thread nobody else would answer
                 log.exception("a request could not be handled")
-                request.respond(Response.error(500, "the server failed; its log says why"))
+                request.respond(server_failed())
 
         if where is Where.LOOP:
             finish(work)

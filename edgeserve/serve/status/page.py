@@ -32,7 +32,6 @@ from edgeserve.serve.status.status import (
     WorkerStatus,
 )
 
-PATHS: Final = (b"/", b"/status")
 _REFRESH_S: Final = 10
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4320a; }

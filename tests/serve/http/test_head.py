@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeserve.serve.http.head import Head, Refused, Repeated, parse_head
+from edgeserve.serve.http.head import Head, KnownHead, Refused, parse_head
 from edgeserve.serve.settings.limits import Limits
 
 LIMITS = Limits()
@@ -40,7 +40,7 @@ places = st.integers(1, len(LINES))
 @given(names, places, st.integers(0, MOST), st.integers(0, MOST))
 def test_another_length_is_recognised(name: bytes, place: int, first: int, second: int) -> None:
     raw = head(name, b"%d" % first, place)
-    known = Repeated(raw, parse_head(raw, LIMITS), MOST)
+    known = KnownHead(raw, parse_head(raw, LIMITS), MOST)
     other = head(name, b"%d" % second, place)
     assert known.find(bytearray(other + b"{}")) == len(other)
     assert meaning(known.head) == meaning(parse_head(other, LIMITS))
@@ -50,7 +50,7 @@ def test_another_length_is_recognised(name: bytes, place: int, first: int, secon
 
 def test_a_body_that_is_too_large_is_not_recognised() -> None:
     raw = head(b"Content-Length: ", b"34", 2)
-    known = Repeated(raw, parse_head(raw, LIMITS), 40)
+    known = KnownHead(raw, parse_head(raw, LIMITS), 40)
     assert known.find(bytearray(head(b"Content-Length: ", b"40", 2)))
     assert not known.find(bytearray(head(b"Content-Length: ", b"41", 2)))
 
@@ -60,7 +60,7 @@ def test_what_is_recognised_would_have_been_parsed_so(
     name: bytes, place: int, data: st.DataObject
 ) -> None:
     raw = head(name, b"34", place)
-    known = Repeated(raw, parse_head(raw, LIMITS), MOST)
+    known = KnownHead(raw, parse_head(raw, LIMITS), MOST)
     changed = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(changed)))
@@ -75,13 +75,13 @@ def test_what_is_recognised_would_have_been_parsed_so(
 )
 def test_what_is_no_length_is_not_recognised(length: bytes) -> None:
     raw = head(b"Content-Length: ", b"34", 2)
-    known = Repeated(raw, parse_head(raw, LIMITS), MOST)
+    known = KnownHead(raw, parse_head(raw, LIMITS), MOST)
     assert known.find(bytearray(head(b"Content-Length: ", length, 2))) == 0
 
 
 def test_a_length_of_eighteen_digits_is_the_longest() -> None:
     raw = head(b"Content-Length: ", b"34", 2)
-    known = Repeated(raw, parse_head(raw, LIMITS), 10**18)
+    known = KnownHead(raw, parse_head(raw, LIMITS), 10**18)
     longest = head(b"Content-Length: ", b"1" * 18, 2)
     assert known.find(bytearray(longest)) == len(longest)
     with pytest.raises(Refused):
@@ -90,7 +90,7 @@ def test_a_length_of_eighteen_digits_is_the_longest() -> None:
 
 def test_without_a_length_only_the_same_bytes_are_recognised() -> None:
     raw = b"\r\n".join(LINES) + b"\r\n\r\n"
-    known = Repeated(raw, parse_head(raw, LIMITS), MOST)
+    known = KnownHead(raw, parse_head(raw, LIMITS), MOST)
     assert known.find(bytearray(raw)) == len(raw)
     assert known.find(bytearray(head(b"Content-Length: ", b"0", 2))) == 0
     assert known.find(bytearray(raw[:-1])) == 0
@@ -98,7 +98,7 @@ def test_without_a_length_only_the_same_bytes_are_recognised() -> None:
 
 def test_what_was_routed_stays_so_under_another_length() -> None:
     raw = head(b"Content-Length: ", b"34", 2)
-    known = Repeated(raw, parse_head(raw, LIMITS), MOST)
+    known = KnownHead(raw, parse_head(raw, LIMITS), MOST)
     first = known.head
     first.route = object()
     known.find(bytearray(head(b"Content-Length: ", b"5", 2)))

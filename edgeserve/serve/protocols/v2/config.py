@@ -7,7 +7,7 @@ Source: triton-inference-server/common, protobuf/model_config.proto. The structs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import msgspec
 
@@ -111,7 +111,7 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     platform: str
     backend: str
     version_policy: VersionPolicy
-    max_batch_size: int
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0)]
     input: tuple[InputConfig, ...]
     output: tuple[OutputConfig, ...]
     instance_group: tuple[InstanceGroup, ...]

@@ -10,194 +10,163 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.serve.access.keys import Forbidden, Role
-from edgeserve.serve.control import Control
-from edgeserve.serve.http.errors import failure
-from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
-from edgeserve.serve.http.route import NoRoute, Route, later, not_allowed, reading
-from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.http.routing import (
+    Answer,
+    Asked,
+    Handler,
+    NoRoute,
+    Parameter,
+    Route,
+    json_of,
+    later,
+    now,
+)
+from edgeserve.serve.protocols.served import Served
 from edgeserve.serve.protocols.v2.extensions import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
-from edgeserve.serve.shm import SharedMemory, UnknownRegion
+from edgeserve.serve.protocols.v2.messages import (
+    IndexEntry,
+    IndexRequest,
+    LoadRequest,
+    RegionRequest,
+    UnloadRequest,
+)
+from edgeserve.serve.shm import Region, UnknownRegion
 from edgeserve.wire.text import check_depth
 
 log = logging.getLogger(__name__)
 
-_REPOSITORY: Final = re.compile(
-    rb"/v2/repository(?:/([^/]+))?/(?:(index)|models/([^/]+)/(load|unload))"
-)
-_MEMORY: Final = re.compile(
-    rb"/v2/(system|cuda)sharedmemory(?:/region/([^/]+))?/(status|register|unregister)"
-)
-_SETTING: Final = re.compile(rb"/v2/(?:(logging)|(?:models/([^/]+)/)?trace/setting)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BODY: Final = 1 << 20
 _DEPTH: Final = 10
 _T = TypeVar("_T")
-
-
-class _Index(msgspec.Struct):
-    ready: bool = False
-
-
-class IndexEntry(msgspec.Struct):
-    """One version of one model, as the model repository extension lists it."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
+_Parameters = dict[str, str | int | bool]
 
 
 class _Change(msgspec.Struct):
-    parameters: dict[str, str | int | bool] = {}
+    """The body of load and unload."""
+
+    parameters: _Parameters = {}
 
 
-class _Registration(msgspec.Struct):
-    key: str
-    byte_size: int
-    offset: int = 0
+# settings
 
 
-class Management:
-    """Routes of the control plane, and of what it shows."""
+def _log_settings(served: Served, asked: Asked) -> Response:
+    return Response.json(LOG_SETTINGS)
 
-    def __init__(
-        self,
-        repository: ModelRepository,
-        shm: SharedMemory,
-        control: Control,
-        *,
-        model_control: bool,
-    ) -> None:
-        self._repository = repository
-        self._shm = shm
-        self._control = control
-        self._model_control = model_control
 
-    def find(self, head: Head, check: Callable[[Role], None]) -> Route | None:
-        """The route of a head, None if it is none of these. `check` raises for roles not given.
+def _trace_settings(served: Served, asked: Asked) -> Response:
+    model = asked.values.get("model")
+    if model is not None:
+        served.repository.find(model)
+    return Response.json(TRACE_SETTINGS)
 
-        Raises NoRoute, AccessDenied, InvalidInput.
-        """
-        path = head.path
-        if match := _SETTING.fullmatch(path):
-            check(Role.INFER)
-            if head.method == "POST":
-                raise NoRoute(Refusal(405, "method", READ_ONLY, (("Allow", "GET, HEAD"),)))
-            document = LOG_SETTINGS if match[1] else TRACE_SETTINGS
-            name = match[2]
-            return reading(head, lambda: self._setting(document, name))
-        if match := _REPOSITORY.fullmatch(path):
-            return self._repository_route(head, match, check)
-        if match := _MEMORY.fullmatch(path):
-            check(Role.CONTROL)
-            return self._memory_route(head, match)
-        return None
 
-    def _setting(self, document: dict[str, Any], name: bytes | None) -> Response:
-        if name is not None:
-            self._repository.find(_text(name))
-        return Response.json(document)
+# the model repository
 
-    # the model repository
 
-    def _repository_route(
-        self, head: Head, match: re.Match[bytes], check: Callable[[Role], None]
-    ) -> Route:
-        check(Role.INFER if match[2] else Role.CONTROL)
-        if head.method != "POST":
-            raise not_allowed("POST")
-        head.most = _BODY
-        if match[1] is not None:
-            raise InvalidInput("repository: expected none to be named, this server has one")
-        if match[2]:
-            return lambda request: later(request, self._index(request))
-        if not self._model_control:
+def _index(served: Served, asked: Asked) -> Answer:
+    _own_repository(asked)
+    return _answer_index(served, asked)
+
+
+@later
+async def _answer_index(served: Served, asked: Asked, request: Request) -> Response:
+    only_ready = _read(request, IndexRequest).ready
+    models = (await served.control.status()).models
+    return Response.struct(
+        [
+            IndexEntry(m.name, m.version, m.state, m.reason)
+            for m in models
+            if m.state == "READY" or not only_ready
+        ]
+    )
+
+
+def _changing(change: Callable[[Served, str, _Parameters], Awaitable[None]]) -> Handler[Served]:
+    """The handler of load or unload."""
+
+    def handler(served: Served, asked: Asked) -> Answer:
+        _own_repository(asked)
+        if not served.model_control:
             raise Forbidden(
                 "models are not loaded by clients", hint="edgeserve run --model-control"
             )
-        name = _text(match[3])
+        name = asked.values["model"]
         if not _NAME.fullmatch(name):
             raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
-        change = self._control.load if match[4] == b"load" else self._unload
 
-        def route(request: Request) -> None:
-            try:
-                parameters = _decoded(request, _Change).parameters
-            except InvalidInput as error:
-                request.respond(failure(error))
-                return
-            later(request, _done(change(name, parameters)))
+        @later
+        async def answer(served: Served, asked: Asked, request: Request) -> Response:
+            return await _done(change(served, name, _read(request, _Change).parameters))
 
-        return route
+        return answer(served, asked)
 
-    async def _index(self, request: Request) -> Response:
-        only_ready = _decoded(request, _Index).ready
-        models = (await self._control.status()).models
-        return Response.struct(
-            [
-                IndexEntry(m.name, m.version, m.state, m.reason)
-                for m in models
-                if m.state == "READY" or not only_ready
-            ]
-        )
-
-    async def _unload(self, name: str, parameters: dict[str, str | int | bool]) -> None:
-        unknown = set(parameters) - {"unload_dependents"}
-        if unknown:
-            raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
-        try:
-            await self._control.unload(name)
-        except ModelNotFound:
-            log.info("a model that is not known was unloaded")  # no error, as with Triton
-
-    # shared memory
-
-    def _memory_route(self, head: Head, match: re.Match[bytes]) -> Route:
-        region = None if match[2] is None else _text(match[2])
-        if match[1] == b"cuda":
-            return _cuda_route(head, region, match[3])
-        if match[3] == b"status":
-            return reading(head, lambda: Response.struct(self._shm.status(region)))
-        if head.method != "POST":
-            raise not_allowed("POST")
-        head.most = _BODY
-
-        async def register(request: Request) -> Response:
-            if not self._shm.enabled or region is None:
-                self._shm.status()
-                raise InvalidInput("region: expected a name, as in /region/NAME/register")
-            wanted = _decoded(request, _Registration)
-            change = self._control.register(region, wanted.key, wanted.offset, wanted.byte_size)
-            return await _done(change)
-
-        async def unregister(request: Request) -> Response:
-            return await _done(self._control.unregister(region))
-
-        answer = register if match[3] == b"register" else unregister
-        return lambda request: later(request, answer(request))
+    return handler
 
 
-def _cuda_route(head: Head, region: str | None, action: bytes) -> Route:
-    """No region is ever registered: there is nothing to list, and nothing to unregister, which clients that
-    may have left some behind do first."""
-    if action == b"status":
-        if region is not None:
-            raise UnknownRegion(f"no CUDA memory region is registered as {region!r:.60}")
-        return reading(head, lambda: Response.json([]))
-    if head.method != "POST":
-        raise not_allowed("POST")
-    if action == b"register":
-        raise NoRoute(Refusal(400, "unsupported", NO_CUDA))
-    head.most = _BODY
-    return lambda request: request.respond(Response.of(200, []))
+async def _load(served: Served, name: str, parameters: _Parameters) -> None:
+    await served.control.load(name, parameters)
+
+
+async def _unload(served: Served, name: str, parameters: _Parameters) -> None:
+    unknown = set(parameters) - {"unload_dependents"}
+    if unknown:
+        raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
+    try:
+        await served.control.unload(name)
+    except ModelNotFound:
+        log.info("a model that is not known was unloaded")  # no error, as with Triton
+
+
+def _own_repository(asked: Asked) -> None:
+    if "repository" in asked.values:
+        raise InvalidInput("repository: expected none to be named, this server has one")
+
+
+# shared memory
+
+
+def _regions(served: Served, asked: Asked) -> Response:
+    return Response.struct(served.shm.status(asked.values.get("region")))
+
+
+@later
+async def _register(served: Served, asked: Asked, request: Request) -> Response:
+    region = asked.values.get("region")
+    if not served.shm.enabled or region is None:
+        served.shm.status()
+        raise InvalidInput("region: expected a name, as in /region/NAME/register")
+    wanted = _read(request, RegionRequest)
+    change = served.control.register(region, wanted.key, wanted.offset, wanted.byte_size)
+    return await _done(change)
+
+
+@later
+async def _unregister(served: Served, asked: Asked, request: Request) -> Response:
+    return await _done(served.control.unregister(asked.values.get("region")))
+
+
+def _cuda_regions(served: Served, asked: Asked) -> Answer:
+    region = asked.values.get("region")
+    if region is not None:
+        raise UnknownRegion(f"no CUDA memory region is registered as {region!r:.60}")
+    return lambda request: request.respond(Response.json([]))
+
+
+def _cuda_register(served: Served, asked: Asked) -> Answer:
+    raise NoRoute(Refusal(400, "unsupported", NO_CUDA))
+
+
+def _nothing(served: Served, asked: Asked) -> Response:
+    return Response.of(200, [])
 
 
 async def _done(change: Awaitable[None]) -> Response:
@@ -205,8 +174,8 @@ async def _done(change: Awaitable[None]) -> Response:
     return Response.of(200, [])
 
 
-def _decoded(request: Request, kind: type[_T]) -> _T:
-    """The JSON body, where an empty one is an empty object. Raises InvalidInput."""
+def _read(request: Request, kind: type[_T]) -> _T:
+    """The JSON body; an empty one is an empty object. Raises InvalidInput."""
     body = bytes(request.body)
     if len(body) > _BODY:
         raise InvalidInput(f"the body: expected at most {_BODY} bytes, got {len(body)}")
@@ -217,5 +186,83 @@ def _decoded(request: Request, kind: type[_T]) -> _T:
         raise InvalidInput(f"the body: {error}") from None
 
 
-def _text(part: bytes) -> str:
-    return unquote_to_bytes(part).decode("utf-8", "replace")
+_REPOSITORY: Final = "/v2/repository[/{repository}]"
+_SYSTEM: Final = "/v2/systemsharedmemory"
+_CUDA: Final = "/v2/cudasharedmemory"
+_SETTINGS: Final = json_of(dict[str, Any])
+_REGIONS: Final = json_of(list[Region], "The regions")
+_ANY_REGION: Final = (Parameter("region", str, "A region's name, or any other"),)
+
+SETTINGS: Final[tuple[Route[Served], ...]] = (
+    Route(
+        "GET", "/v2/logging", Role.INFER, now(_log_settings), "The log settings, read-only",
+        ("logging",), "models", gives=_SETTINGS, other_methods=READ_ONLY,
+    ),
+    Route(
+        "GET", "/v2[/models/{model}]/trace/setting", Role.INFER, now(_trace_settings),
+        "The trace settings, read-only", ("trace", "traceOfModel"), "models",
+        gives=_SETTINGS, errors=(503,), other_methods=READ_ONLY,
+    ),
+)  # fmt: skip
+
+REPOSITORY: Final[tuple[Route[Served], ...]] = (
+    Route(
+        "POST", f"{_REPOSITORY}/index", Role.INFER, _index,
+        "Every version of every model, its state, and why it is not ready; the body may be empty",
+        ("repositoryIndex",), "models", takes=json_of(IndexRequest),
+        gives=json_of(list[IndexEntry], "Every version"), most=_BODY,
+    ),
+    Route(
+        "POST", f"{_REPOSITORY}/models/{{model}}/load", Role.CONTROL, _changing(_load),
+        "Load a model, or load it again; needs `--model-control`",
+        ("load",), "control", takes=json_of(LoadRequest), errors=(500, 503), most=_BODY,
+    ),
+    Route(
+        "POST", f"{_REPOSITORY}/models/{{model}}/unload", Role.CONTROL, _changing(_unload),
+        "Stop serving a model; needs `--model-control`",
+        ("unload",), "control", takes=json_of(UnloadRequest), errors=(500,), most=_BODY,
+    ),
+)  # fmt: skip
+
+MEMORY: Final[tuple[Route[Served], ...]] = (
+    Route(
+        "GET", f"{_SYSTEM}/status", Role.CONTROL, now(_regions),
+        "Registered shared memory; this and the next four need `--shared-memory PREFIX`",
+        ("regions",), "control", gives=_REGIONS,
+    ),
+    Route(
+        "GET", f"{_SYSTEM}/region/{{region}}/status", Role.CONTROL, now(_regions),
+        "One region", ("region",), "control", gives=_REGIONS,
+    ),
+    Route(
+        "POST", f"{_SYSTEM}/region/{{region}}/register", Role.CONTROL, _register,
+        "Register a region of an existing object: `key`, `offset`, `byte_size`",
+        ("register",), "control", takes=json_of(RegionRequest, required=True), most=_BODY,
+    ),
+    Route(
+        "POST", f"{_SYSTEM}/region/{{region}}/unregister", Role.CONTROL, _unregister,
+        "Forget a region", ("unregister",), "control", parameters=_ANY_REGION, most=_BODY,
+    ),
+    Route(
+        "POST", f"{_SYSTEM}/unregister", Role.CONTROL, _unregister,
+        "Forget all regions", ("unregisterAll",), "control", most=_BODY,
+    ),
+    Route(
+        "POST", f"{_SYSTEM}/register", Role.CONTROL, _register, "400: a region has a name",
+        most=_BODY,
+    ),
+    Route(
+        "GET", f"{_CUDA}[/region/{{region}}]/status", Role.CONTROL, _cuda_regions,
+        "An empty list: CUDA regions are not served", ("cudaRegions", "cudaRegion"), "control",
+        gives=_REGIONS, parameters=_ANY_REGION,
+    ),
+    Route(
+        "POST", f"{_CUDA}[/region/{{region}}]/unregister", Role.CONTROL, now(_nothing),
+        "Nothing to forget: CUDA regions are not served", ("cudaUnregisterAll", "cudaUnregister"),
+        "control", parameters=_ANY_REGION, most=_BODY,
+    ),
+    Route(
+        "POST", f"{_CUDA}[/region/{{region}}]/register", Role.CONTROL, _cuda_register,
+        "400: CUDA regions are not served",
+    ),
+)  # fmt: skip

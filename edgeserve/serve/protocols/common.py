@@ -1,0 +1,64 @@
+"""The routes that belong to no protocol: metrics, the status page, the description of all routes."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from edgeserve.serve.access.keys import Role
+from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.response import JSON, Headers, PlainError, Response, plain_error
+from edgeserve.serve.http.routing import Asked, Content, Route, RouteList, json_of, later, now
+from edgeserve.serve.metrics.counts import Counts
+from edgeserve.serve.protocols.served import Served
+
+_PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+_HTML: Final = "text/html; charset=utf-8"
+_PAGE: Final = Content(
+    "The page, or its data if Accept names JSON alone", {JSON: dict[str, Any], _HTML: str}
+)
+
+
+@later
+async def _status(served: Served, asked: Asked, request: Request) -> Response:
+    return await served.page.answer(asked.head)
+
+
+@later
+async def _metrics(served: Served, asked: Asked, request: Request) -> Response:
+    counts = await served.control.counts()
+    return Response.of(200, [counts.metrics()], _PROMETHEUS, silent_workers(counts))
+
+
+def silent_workers(counts: Counts) -> Headers:
+    """A header with the workers whose counts are those of an earlier answer."""
+    if not counts.silent:
+        return ()
+    return (("x-edgeserve-silent-workers", ", ".join(map(str, counts.silent))),)
+
+
+def _openapi(served: Served, asked: Asked) -> Response:
+    from edgeserve.serve.protocols.openapi import document  # few ask for it
+
+    return Response.json(document(served.lists))
+
+
+COMMON: Final[RouteList[Served]] = RouteList(
+    "common",
+    (
+        Route(
+            "GET", "/status", Role.INFER, _status, "The status page, for people",
+            ("status",), "models", gives=_PAGE,
+        ),
+        Route("GET", "/", Role.INFER, _status, "The status page"),
+        Route(
+            "GET", "/metrics", Role.INFER, _metrics, "Counters and histograms",
+            ("metrics",), "models", gives=Content("Prometheus text", {_PROMETHEUS: str}),
+        ),
+        Route(
+            "GET", "/openapi.json", Role.INFER, now(_openapi), "This description",
+            ("openapi",), "models", gives=json_of(dict[str, Any]),
+        ),
+    ),
+    PlainError,
+    plain_error,
+)  # fmt: skip

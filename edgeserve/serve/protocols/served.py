@@ -1,0 +1,28 @@
+"""What the handlers of every protocol answer from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeserve.serve.control import Control
+from edgeserve.serve.http.routing import RouteList
+from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.inference import Inference
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.serve.status.page import StatusPage
+
+
+@dataclass(frozen=True)
+class Served:
+    """One server, as protocols see it. `lists` are the routes of all protocols; `model_control`: clients may load
+    and unload models."""
+
+    lists: tuple[RouteList[Served], ...]
+    repository: ModelRepository
+    control: Control
+    shm: SharedMemory
+    limits: Limits
+    inference: Inference
+    page: StatusPage
+    model_control: bool
