@@ -1,7 +1,8 @@
-"""The gRPC side of one server, from its settings."""
+"""The gRPC side of one server: its listener from its settings, with the services of all protocols."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from edgeserve.errors import EnvironmentProblem
@@ -11,6 +12,9 @@ from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
+from edgeserve.serve.protocols.v2.grpc import service as v2
+from edgeserve.serve.protocols.v2.grpc.about import About
+from edgeserve.serve.protocols.v2.grpc.calls import Inferences
 from edgeserve.serve.settings.server import Settings
 
 log = logging.getLogger(__name__)
@@ -37,30 +41,41 @@ class GrpcFront:
             # Whoever reaches a loopback address is on this machine.
             authoriser.check(role, Caller(key=key, address=settings.host))
 
+        async def readiness() -> tuple[bool, dict[str, bool]]:
+            status = await control.status()
+            models: dict[str, bool] = {}
+            for model in status.models:
+                models[model.name] = models.get(model.name, False) or model.state == "READY"
+            return status.ready, models
+
+        bounds = GrpcLimits(
+            receive_bytes=limits.body_bytes,
+            messages_bytes=limits.bodies_bytes,
+            send_bytes=limits.output_bytes,
+            metadata_bytes=limits.head_bytes,
+            elements=limits.elements,
+            queue=settings.queue,
+            streams=settings.grpc_streams,
+            idle_s=limits.idle_s,
+            handshake_s=limits.handshake_s,
+            connections=limits.connections,
+            compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
+            processes=settings.workers,
+        )
         self._server = GrpcServer(
+            bounds, admit, readiness, parts.metrics, server_credentials(settings)
+        )
+        about = About(
             parts.repository,
             parts.shm,
-            parts.flight,
-            GrpcLimits(
-                receive_bytes=limits.body_bytes,
-                messages_bytes=limits.bodies_bytes,
-                send_bytes=limits.output_bytes,
-                metadata_bytes=limits.head_bytes,
-                elements=limits.elements,
-                queue=settings.queue,
-                streams=settings.grpc_streams,
-                idle_s=limits.idle_s,
-                handshake_s=limits.handshake_s,
-                connections=limits.connections,
-                compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
-                processes=settings.workers,
-            ),
-            admit,
-            parts.metrics,
-            server_credentials(settings),
-            control=control,
+            control,
             model_control=settings.model_control,
+            changed=self._server.tell_health,
         )
+        self._inferences = Inferences(
+            parts.repository, parts.shm, parts.flight, asyncio.get_running_loop(), bounds
+        )
+        self._server.serve([v2.service(about, self._inferences)])
 
     def listen(self) -> str:
         """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""
@@ -88,3 +103,4 @@ class GrpcFront:
 
     async def close(self) -> None:
         await self._server.close()
+        self._inferences.close()

@@ -18,8 +18,8 @@ from edgeserve.serve.metrics.reasons import reason_of
 Admit = Callable[[Role, str | None], None]
 
 
-class Method(msgspec.Struct, frozen=True):
-    """One method: how to call it, which role it needs, and whether it waits for the engine."""
+class Entry(msgspec.Struct, frozen=True):
+    """One method behind the door: how grpc calls it, which role it needs, and whether it waits for the engine."""
 
     handler: Any
     role: Role
@@ -34,7 +34,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
 
     def __init__(
         self,
-        methods: Mapping[str, Method],
+        methods: Mapping[str, Entry],
         admit: Admit,
         pools: Pools,
         max_inferences: int,

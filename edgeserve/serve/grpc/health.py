@@ -1,5 +1,5 @@
-"""grpc.health.v1: what probes and load balancers are told of the server ('' and the service's name) and of
-its models (under theirs)."""
+"""grpc.health.v1: whether the server serves ('' and the names of its services), and each of its models (under its
+name), for probes and load balancers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
+from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc.arriving import Arrivals
+from edgeserve.serve.grpc.door import Entry
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.wire import SERVICE
 
 NAME: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _STATUS: Final = health_pb2.HealthCheckResponse
@@ -27,13 +28,14 @@ class Health:
     def __init__(self, renew: Callable[[], None], refusals: Refusals | None = None) -> None:
         self._renew = renew
         self._refusals = refusals
+        self.services: tuple[str, ...] = ()  # that serve when the server does
         self._statuses: dict[str, int] = {}
         self._changed = threading.Condition()
         self._drained = False
 
     def tell(self, server: bool, models: dict[str, bool]) -> None:
         """Whether the server and each of its models take requests; models that are gone do not."""
-        wanted = {"": server, SERVICE: server} | models
+        wanted = {"": server} | dict.fromkeys(self.services, server) | models
         with self._changed:
             if self._drained:
                 return
@@ -77,13 +79,14 @@ class Health:
             told = status
             yield bytes(_STATUS(status=status).SerializeToString())
 
-    def handlers(self, pools: Pools, arrivals: Arrivals) -> dict[str, grpc.RpcMethodHandler]:
-        """By the methods' names."""
+    def entries(self, pools: Pools, arrivals: Arrivals) -> dict[str, Entry]:
+        """What answers the methods, by their paths."""
         check, watch = (arrivals.with_message(b) for b in (self.check, self.watch))
-        return {
+        handlers = {
             "Check": grpc.stream_unary_rpc_method_handler(pools.on(pools.probes, check)),
             "Watch": grpc.stream_stream_rpc_method_handler(pools.on_watch(watch)),
         }
+        return {f"/{NAME}/{name}": Entry(handler, Role.OPEN) for name, handler in handlers.items()}
 
     def _wake(self) -> None:
         with self._changed:
@@ -95,7 +98,7 @@ class Health:
         except DecodeError:
             code = grpc.StatusCode.INVALID_ARGUMENT
             self._note(code, "malformed", method, context)
-            context.abort(code, "the message is no HealthCheckRequest")
+            context.abort(code, "the message is not a valid HealthCheckRequest")
             raise
 
     def _note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -9,29 +10,33 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc import health
+from edgeserve.serve.grpc.door import Entry
 from edgeserve.serve.grpc.pool import Pools
-from edgeserve.wire import SERVICE, messages
+from edgeserve.serve.grpc.service import Service
 
 # Version 1 has the messages of v1alpha; tools ask for one or the other.
 _NAMES: Final = (str(reflection.SERVICE_NAME), "grpc.reflection.v1.ServerReflection")
 
 
-def handlers(pools: Pools) -> dict[str, grpc.RpcMethodHandler]:
-    """By the methods' full names."""
+def entries(pools: Pools, services: Sequence[Service]) -> dict[str, Entry]:
+    """What answers the methods, by their paths: it tells about these services, health and itself."""
     handler = grpc.stream_stream_rpc_method_handler(
-        pools.on_stream(_servicer().ServerReflectionInfo),
+        pools.on_stream(_servicer(services).ServerReflectionInfo),
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    return {f"/{name}/ServerReflectionInfo": handler for name in _NAMES}
+    return {f"/{name}/ServerReflectionInfo": Entry(handler, Role.INFER) for name in _NAMES}
 
 
-def _servicer() -> Any:
-    """grpc's own servicer, with our descriptors beside those of health and reflection."""
+def _servicer(services: Sequence[Service]) -> Any:
+    """grpc's own servicer, with the services' descriptors beside those of health and reflection."""
     pool = descriptor_pool.DescriptorPool()
-    for described in (messages.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+    files = [service.file for service in services]
+    for described in (*files, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
         file = descriptor_pb2.FileDescriptorProto()
         described.CopyToProto(file)
         pool.Add(file)
-    return reflection.ReflectionServicer((SERVICE, health.NAME, _NAMES[0]), pool=pool)
+    names = [service.name for service in services]
+    return reflection.ReflectionServicer((*names, health.NAME, _NAMES[0]), pool=pool)

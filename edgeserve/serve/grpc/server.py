@@ -1,11 +1,12 @@
-"""The listening side of gRPC: grpc's server with our limits, keys and TLS in front of the methods."""
+"""The listening side of gRPC: grpc's server with our limits, keys and TLS in front of the services that it is given,
+beside which it has health and reflection."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
 from typing import Final
 
@@ -14,38 +15,23 @@ import grpc
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import joined
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.control import Control
-from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.grpc import health, reflection
 from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import Admit, Door, Method
+from edgeserve.serve.grpc.door import Admit, Door
+from edgeserve.serve.grpc.handlers import Handlers
 from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
+from edgeserve.serve.grpc.service import Service
 from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.protocols.v2.grpc.about import About
-from edgeserve.serve.protocols.v2.grpc.calls import Inferences
-from edgeserve.serve.protocols.v2.grpc.service import INFER, OPEN, Service
-from edgeserve.serve.shm import SharedMemory
-from edgeserve.wire import SERVICE
 
 _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005
 _QUIET_S: Final = 0.05
 _ARRIVING_S: Final = 0.25
-_CONTROL: Final = frozenset(
-    {
-        "RepositoryModelLoad",
-        "RepositoryModelUnload",
-        "SystemSharedMemoryStatus",
-        "SystemSharedMemoryRegister",
-        "SystemSharedMemoryUnregister",
-        "CudaSharedMemoryStatus",
-        "CudaSharedMemoryRegister",
-        "CudaSharedMemoryUnregister",
-    }
-)
+
+# Whether the server takes requests, and each of its models, by name.
+Readiness = Callable[[], Awaitable[tuple[bool, dict[str, bool]]]]
 
 
 class GrpcServer:
@@ -53,47 +39,39 @@ class GrpcServer:
 
     def __init__(
         self,
-        repository: ModelRepository,
-        shm: SharedMemory,
-        flight: InFlight,
         limits: GrpcLimits,
         admit: Admit,
+        readiness: Readiness,
         metrics: ServerMetrics,
         credentials: grpc.ServerCredentials | None = None,
-        *,
-        control: Control,
-        model_control: bool = False,
     ) -> None:
+        """`readiness` is what health probes are told; it is asked on the event loop, every second."""
         self._loop = asyncio.get_running_loop()
         self._credentials = credentials
         self._admit = admit
-        refusals = Refusals(metrics)
-        self._pools = Pools(limits.threads, limits.streams, _too_many(refusals))
+        self._readiness = readiness
+        self._refusals = Refusals(metrics)
+        self._pools = Pools(limits.threads, limits.streams, _too_many(self._refusals))
         self._arrivals = Arrivals()
-        self._health = health.Health(self._renew_health, refusals)
-        self._control = control
+        self._health = health.Health(self._renew_health, self._refusals)
         self._telling: asyncio.Task[None] | None = None
-        about = About(
-            repository,
-            shm,
-            control,
-            model_control=model_control,
-            changed=self._tell_health,
-        )
-        self._inferences = Inferences(repository, shm, flight, self._loop, limits)
-        self._service = Service(
-            self._inferences,
-            about,
-            self._pools,
-            self._arrivals,
-            refusals,
-            limits.compress_bytes,
+        self._handlers = Handlers(
+            self._pools, self._arrivals, self._refusals, limits.compress_bytes
         )
         self._server = grpc.server(self._pools.infer, options=limits.channel_options())
-        most = limits.threads + limits.queue
-        self._door = Door(self._methods(), admit, self._pools, most, refusals)
-        self._server.add_generic_rpc_handlers((self._door,))
+        self._most = limits.threads + limits.queue
+        self._door: Door
         self._timer: asyncio.TimerHandle | None = None
+
+    def serve(self, services: Sequence[Service]) -> None:
+        """Have these answered, beside health and reflection; once, before `listen`."""
+        self._health.services = tuple(service.name for service in services)
+        entries = self._health.entries(self._pools, self._arrivals)
+        entries |= reflection.entries(self._pools, services)
+        for service in services:
+            entries |= self._handlers.of(service)
+        self._door = Door(entries, self._admit, self._pools, self._most, self._refusals)
+        self._server.add_generic_rpc_handlers((self._door,))
 
     def listen(self, host: str, port: int) -> int:
         """Take an address, which is answered from `start` on; the port that it is. Raises
@@ -125,7 +103,7 @@ class GrpcServer:
         # way is let in first, then new calls are told to go elsewhere, and stop comes last.
         await self._quiet(began + min(_ARRIVING_S, timeout_s))
         self._door.close()
-        self._service.drain()
+        self._handlers.drain()
         while (busy := self._busy()) and time.monotonic() < began + timeout_s:  # noqa: ASYNC110 - threads count
             await asyncio.sleep(_POLL_S)
         await self._quiet(time.monotonic() + _ARRIVING_S)
@@ -134,7 +112,7 @@ class GrpcServer:
 
     def check_streams(self) -> None:
         """End streams that would not be let in any more."""
-        self._service.check_streams(lambda key: self._admit(Role.INFER, key))
+        self._handlers.check_streams(lambda key: self._admit(Role.INFER, key))
 
     async def _quiet(self, until: float) -> None:
         """Until no call came for a moment."""
@@ -149,25 +127,21 @@ class GrpcServer:
             self._timer.cancel()
         if self._telling is not None:
             self._telling.cancel()
-        self._service.drain()
+        self._handlers.drain()
         await asyncio.to_thread(self._server.stop, None)
         await asyncio.to_thread(self._pools.close)
-        self._inferences.close()
 
     def _busy(self) -> bool:
         # In this order: a call leaves its pool after it was counted among the open ones.
-        return self._pools.infer.calls > 0 or self._service.open > 0
+        return self._pools.infer.calls > 0 or self._handlers.open > 0
 
-    def _tell_health(self) -> None:
+    def tell_health(self) -> None:
+        """Soon tell those who watch what is ready."""
         if self._telling is None or self._telling.done():
             self._telling = asyncio.ensure_future(self._tell_now())
 
     async def _tell_now(self) -> None:
-        status = await self._control.status()
-        models: dict[str, bool] = {}
-        for model in status.models:
-            models[model.name] = models.get(model.name, False) or model.state == "READY"
-        self._health.tell(status.ready, models)
+        self._health.tell(*await self._readiness())
 
     def _renew_health(self) -> None:
         """On a call's thread: what was told a second ago may be true no more."""
@@ -176,29 +150,12 @@ class GrpcServer:
             telling.result(_HEALTH_S)
 
     def _watch_health(self) -> None:
-        self._tell_health()
+        self.tell_health()
         self._arrivals.sweep()
         self._timer = self._loop.call_later(_HEALTH_S, self._watch_health)
-
-    def _methods(self) -> dict[str, Method]:
-        found = {
-            f"/{SERVICE}/{name}": Method(handler, _role(name), name == INFER)
-            for name, handler in self._service.handlers().items()
-        }
-        for name, handler in self._health.handlers(self._pools, self._arrivals).items():
-            found[f"/{health.NAME}/{name}"] = Method(handler, Role.OPEN)
-        for name, handler in reflection.handlers(self._pools).items():
-            found[name] = Method(handler, Role.INFER)
-        return found
 
 
 def _too_many(refusals: Refusals) -> Callable[[grpc.ServicerContext], None]:
     """What is done about a stream that is one too many."""
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     return lambda context: refusals.note(code, "streams", "", context)
-
-
-def _role(method: str) -> Role:
-    if method in OPEN:
-        return Role.OPEN
-    return Role.CONTROL if method in _CONTROL else Role.INFER

@@ -66,6 +66,7 @@ def test_watchers_see_the_server_drain(bundle: Path) -> None:
 
 def test_models_that_come_and_go() -> None:
     health = Health(lambda: None)
+    health.services = (SERVICE,)
     health.tell(True, {"a": True, "b": False})
     assert told(health, "", "a", "b") == [SERVING, SERVING, NOT_SERVING]
     health.tell(True, {"b": True})

@@ -283,7 +283,7 @@ def test_status_codes_of_the_other_methods(
 
 def test_bytes_that_are_no_message(channel: grpc.Channel) -> None:
     for name in ("ModelInfer", "ModelMetadata", "TraceSetting"):
-        with pytest.raises(grpc.RpcError, match="is no inference") as caught:
+        with pytest.raises(grpc.RpcError, match="is not a valid inference") as caught:
             method(channel, name)(b"\xff\xff\xff")
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -451,7 +451,7 @@ def test_bytes_that_are_no_request_do_not_end_a_stream(channel: grpc.Channel) ->
         response_deserializer=messages.ModelStreamInferResponse.FromString,
     )
     bad, good = call(iter([b"\xff\xff", request(id="2").SerializeToString()]), timeout=30)
-    assert "is no inference.ModelInferRequest" in bad.error_message
+    assert "is not a valid inference.ModelInferRequest" in bad.error_message
     assert good.infer_response.id == "2"
 
 

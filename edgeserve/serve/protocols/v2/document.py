@@ -76,7 +76,7 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
     ) as error:  # also of text that is not UTF-8
         if len(data) > GENERAL_BYTES:
             raise InvalidInput(
-                f"the body is no infer request: {error} (NaN and Infinity are read in up to "
+                f"the body is not an infer request: {error} (NaN and Infinity are read in up to "
                 f"{GENERAL_BYTES} bytes of JSON: send binary data)"
             ) from None
         return general(data)

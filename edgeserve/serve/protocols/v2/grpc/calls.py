@@ -55,7 +55,9 @@ class Inferences:
         self._held = 0  # bytes of large messages
         self._classes: weakref.WeakKeyDictionary[ServedModel, Classes] = weakref.WeakKeyDictionary()
 
-    def start(self, message: bytes, remaining_s: float | None, *, streamed: bool) -> Inference:
+    def start(
+        self, message: bytes, remaining_s: float | None = None, *, streamed: bool = False
+    ) -> Inference:
         """Begin with a serialized ModelInferRequest that `remaining_s` are left for.
 
         Never raises: what is wrong comes with the answer.

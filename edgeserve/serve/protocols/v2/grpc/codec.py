@@ -88,14 +88,14 @@ class Decoded(msgspec.Struct, frozen=True):
 
 
 def parse(data: bytes) -> tuple[ModelInferRequest, Sequence[memoryview]]:
-    """A message, and its raw tensors. Raises InvalidInput for bytes that are no ModelInferRequest."""
+    """A message, and its raw tensors. Raises InvalidInput for bytes that are not a ModelInferRequest."""
     parts = split(data) if len(data) >= _LARGE else None
     try:
         message: ModelInferRequest = messages.ModelInferRequest.FromString(
             data if parts is None else parts[0]
         )
     except DecodeError:
-        raise InvalidInput("the message is no inference.ModelInferRequest") from None
+        raise InvalidInput("the message is not a valid inference.ModelInferRequest") from None
     return message, parts[1] if parts else [memoryview(b) for b in message.raw_input_contents]
 
 
