@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgeserve.bundle.archive.shutil.copyfileobj", full)
+    monkeypatch.setattr("edgeserve.bundle.packing.shutil.copyfileobj", full)
     (tmp_path / "out").mkdir()
     with pytest.raises(WriteFailed, match="cannot write"):
         pack(Bundle.open(tmp_path / "linear.edge"), tmp_path / "out" / "full.edge")
