@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from edgeserve.evaluate.datasets import Samples
+from edgeserve.evaluate.samples import Samples
 from edgeserve.tensors import PADDING_MASKS, Array, Interface, Tensors, TensorSpec
 
 # Nobody limits it: a time in milliseconds since 1970 is less than this, and an INT32 is far less.

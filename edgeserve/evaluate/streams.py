@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeserve.errors import DataError
-from edgeserve.evaluate.datasets import LABEL_KEYS, Samples, samples_from_arrays
+from edgeserve.evaluate.samples import LABEL_KEYS, Samples, samples_from_arrays
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_texts
 
 COMMAND: Final = "command:"

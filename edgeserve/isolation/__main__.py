@@ -20,6 +20,7 @@ from edgeserve.errors import EdgeServeError
 from edgeserve.isolation.messages import (
     AskPlacement,
     Close,
+    Inputs,
     Message,
     Open,
     Outputs,
@@ -28,7 +29,6 @@ from edgeserve.isolation.messages import (
     PlacementFound,
     Raised,
     Ready,
-    Run,
     TooLarge,
     decode,
     encode,
@@ -152,7 +152,7 @@ class _Slot:
     def _answer(self, message: Message, descriptors: list[int]) -> Message:
         if isinstance(message, AskPlacement):
             return PlacementFound(self._session.placement())
-        if not isinstance(message, Run):
+        if not isinstance(message, Inputs):
             return Raised("InferenceFailed", f"unexpected {type(message).__name__}", None, None)
         for number in message.dropped:
             self._segments.pop(number, None)

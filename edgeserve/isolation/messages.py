@@ -54,7 +54,7 @@ class Ready(_Message, frozen=True):
     concurrency: int
 
 
-class Run(_Message, frozen=True):
+class Inputs(_Message, frozen=True):
     """Run the inputs in segment `source`; write the outputs to `target` if they fit into `room` bytes.
 
     New segments travel with the message, as descriptors, in the order of `created` (number, size);
@@ -118,7 +118,7 @@ class Close(_Message, frozen=True):
 
 
 Message = (
-    Open | Ready | Run | Outputs | TooLarge | OutputSegment | Raised | AskPlacement | PlacementFound | Ping | Close
+    Open | Ready | Inputs | Outputs | TooLarge | OutputSegment | Raised | AskPlacement | PlacementFound | Ping | Close
 )  # fmt: skip
 
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode

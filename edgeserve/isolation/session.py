@@ -15,6 +15,7 @@ from edgeserve.bundle import VariantFiles
 from edgeserve.errors import DeviceLost, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.isolation.messages import (
     AskPlacement,
+    Inputs,
     Message,
     Open,
     Outputs,
@@ -22,7 +23,6 @@ from edgeserve.isolation.messages import (
     PlacementFound,
     Raised,
     Ready,
-    Run,
     TooLarge,
     decode,
     encode,
@@ -258,10 +258,10 @@ class _Slot:
         self._targets.append(target)
         return outputs
 
-    def _call(self, layout: Layout, source: Segment, target: Segment) -> Run:
+    def _call(self, layout: Layout, source: Segment, target: Segment) -> Inputs:
         created = tuple((s.number, s.size) for s, _ in self._created)
         dropped = tuple(self._dropped)
-        return Run(layout.places, source.number, target.number, target.size, created, dropped)
+        return Inputs(layout.places, source.number, target.number, target.size, created, dropped)
 
     def placement(self) -> Placement:
         answer = self._exchange(AskPlacement(), self._process.limits.open_s)
