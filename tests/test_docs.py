@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -200,6 +201,13 @@ def test_the_reference_is_the_commands_own_help() -> None:
     )
     written = (ROOT / "docs" / "cli-reference.md").read_text("utf-8")
     assert printed.stdout == written, "make reference"
+
+
+def test_the_table_of_routes_and_the_api_description_are_those_of_the_routes() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "routes.py"))
+    assert made["OPENAPI"].read_text("utf-8") == made["openapi"](), "make reference"
+    page = made["PAGE"].read_text("utf-8")
+    assert page == made["with_table"](page), "make reference"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -148,9 +148,10 @@ class Route(Generic[P]):
     `handler` is called once for each new head, and raises EdgeServeError or NoRoute to refuse it. GET routes
     answer HEAD, too. `most` is the largest body in bytes; None: as large as the server takes.
 
-    `operations` are the OpenAPI names of the paths that the pattern stands for, the shortest path first; paths
-    without a name are not described. `errors` are the statuses beside those that every route has; `answers` are
-    statuses other than 200 that have a body other than an error's. `other_methods` is what the 405 says.
+    The rest is for documentation. `operations` are the OpenAPI names of the paths that the pattern stands for, the
+    shortest path first; OpenAPI leaves out paths without a name, the table of routes a route without a `summary`.
+    `errors` are the statuses beside those that every route has; `answers` are statuses other than 200 with a body
+    other than an error's. `other_methods` is the text of the 405, if not the usual one.
     """
 
     method: str
@@ -170,7 +171,7 @@ class Route(Generic[P]):
 
     def documented(self) -> Iterator[tuple[str, str]]:
         """The OpenAPI name and the path of each operation."""
-        return zip(self.operations, expanded(_OPTIONAL_TEXT.sub("", self.path)), strict=False)
+        return zip(self.operations, expanded(shown(self.path)), strict=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +189,11 @@ class RouteList(Generic[P]):
     tags: Mapping[str, str] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     schemas: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shown(pattern: str) -> str:
+    """A path pattern without optional text, such as a slash at the end: as documentation has it."""
+    return _OPTIONAL_TEXT.sub("", pattern)
 
 
 def names_of(pattern: str) -> list[str]:

@@ -46,12 +46,12 @@ COMMON: Final[RouteList[Served]] = RouteList(
     "common",
     (
         Route(
-            "GET", "/status", Role.INFER, _status, "The status page, for people",
+            "GET", "/status", Role.INFER, _status, "Status page; JSON if `Accept` names it alone",
             ("status",), "models", gives=_PAGE,
         ),
-        Route("GET", "/", Role.INFER, _status, "The status page"),
+        Route("GET", "/", Role.INFER, _status, "Status page"),
         Route(
-            "GET", "/metrics", Role.INFER, _metrics, "Counters and histograms",
+            "GET", "/metrics", Role.INFER, _metrics, "Counters and histograms as Prometheus text",
             ("metrics",), "models", gives=Content("Prometheus text", {_PROMETHEUS: str}),
         ),
         Route(

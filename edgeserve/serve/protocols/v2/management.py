@@ -72,13 +72,8 @@ def _trace_settings(served: Served, asked: Asked) -> Response:
 # the model repository
 
 
-def _index(served: Served, asked: Asked) -> Answer:
-    _own_repository(asked)
-    return _answer_index(served, asked)
-
-
 @later
-async def _answer_index(served: Served, asked: Asked, request: Request) -> Response:
+async def _index(served: Served, asked: Asked, request: Request) -> Response:
     only_ready = _read(request, IndexRequest).ready
     models = (await served.control.status()).models
     return Response.struct(
@@ -94,7 +89,6 @@ def _changing(change: Callable[[Served, str, _Parameters], Awaitable[None]]) -> 
     """The handler of load or unload."""
 
     def handler(served: Served, asked: Asked) -> Answer:
-        _own_repository(asked)
         if not served.model_control:
             raise Forbidden(
                 "models are not loaded by clients", hint="edgeserve run --model-control"
@@ -126,9 +120,8 @@ async def _unload(served: Served, name: str, parameters: _Parameters) -> None:
         log.info("a model that is not known was unloaded")  # no error, as with Triton
 
 
-def _own_repository(asked: Asked) -> None:
-    if "repository" in asked.values:
-        raise InvalidInput("repository: expected none to be named, this server has one")
+def _other_repository(served: Served, asked: Asked) -> Answer:
+    raise InvalidInput("repository: expected none to be named, this server has one")
 
 
 # shared memory
@@ -186,7 +179,7 @@ def _read(request: Request, kind: type[_T]) -> _T:
         raise InvalidInput(f"the body: {error}") from None
 
 
-_REPOSITORY: Final = "/v2/repository[/{repository}]"
+_REPOSITORY: Final = "/v2/repository"
 _SYSTEM: Final = "/v2/systemsharedmemory"
 _CUDA: Final = "/v2/cudasharedmemory"
 _SETTINGS: Final = json_of(dict[str, Any])
@@ -195,12 +188,12 @@ _ANY_REGION: Final = (Parameter("region", str, "A region's name, or any other"),
 
 SETTINGS: Final[tuple[Route[Served], ...]] = (
     Route(
-        "GET", "/v2/logging", Role.INFER, now(_log_settings), "The log settings, read-only",
+        "GET", "/v2/logging", Role.INFER, now(_log_settings), "Log settings; read-only",
         ("logging",), "models", gives=_SETTINGS, other_methods=READ_ONLY,
     ),
     Route(
         "GET", "/v2[/models/{model}]/trace/setting", Role.INFER, now(_trace_settings),
-        "The trace settings, read-only", ("trace", "traceOfModel"), "models",
+        "Trace settings; read-only", ("trace", "traceOfModel"), "models",
         gives=_SETTINGS, errors=(503,), other_methods=READ_ONLY,
     ),
 )  # fmt: skip
@@ -208,31 +201,39 @@ SETTINGS: Final[tuple[Route[Served], ...]] = (
 REPOSITORY: Final[tuple[Route[Served], ...]] = (
     Route(
         "POST", f"{_REPOSITORY}/index", Role.INFER, _index,
-        "Every version of every model, its state, and why it is not ready; the body may be empty",
+        "Every version of every model, its state, and why it is not ready. The body can be empty",
         ("repositoryIndex",), "models", takes=json_of(IndexRequest),
         gives=json_of(list[IndexEntry], "Every version"), most=_BODY,
     ),
     Route(
         "POST", f"{_REPOSITORY}/models/{{model}}/load", Role.CONTROL, _changing(_load),
-        "Load a model, or load it again; needs `--model-control`",
+        "Load a model, or load it again",
         ("load",), "control", takes=json_of(LoadRequest), errors=(500, 503), most=_BODY,
     ),
     Route(
         "POST", f"{_REPOSITORY}/models/{{model}}/unload", Role.CONTROL, _changing(_unload),
-        "Stop serving a model; needs `--model-control`",
+        "Stop serving a model",
         ("unload",), "control", takes=json_of(UnloadRequest), errors=(500,), most=_BODY,
+    ),
+    *(
+        Route("POST", f"{_REPOSITORY}/{{repository}}/{what}", role, _other_repository, "", most=_BODY)
+        for what, role in (
+            ("index", Role.INFER),
+            ("models/{model}/load", Role.CONTROL),
+            ("models/{model}/unload", Role.CONTROL),
+        )
     ),
 )  # fmt: skip
 
 MEMORY: Final[tuple[Route[Served], ...]] = (
     Route(
         "GET", f"{_SYSTEM}/status", Role.CONTROL, now(_regions),
-        "Registered shared memory; this and the next four need `--shared-memory PREFIX`",
+        "Registered shared memory regions",
         ("regions",), "control", gives=_REGIONS,
     ),
     Route(
         "GET", f"{_SYSTEM}/region/{{region}}/status", Role.CONTROL, now(_regions),
-        "One region", ("region",), "control", gives=_REGIONS,
+        "One shared memory region", ("region",), "control", gives=_REGIONS,
     ),
     Route(
         "POST", f"{_SYSTEM}/region/{{region}}/register", Role.CONTROL, _register,
@@ -241,28 +242,28 @@ MEMORY: Final[tuple[Route[Served], ...]] = (
     ),
     Route(
         "POST", f"{_SYSTEM}/region/{{region}}/unregister", Role.CONTROL, _unregister,
-        "Forget a region", ("unregister",), "control", parameters=_ANY_REGION, most=_BODY,
+        "Unregister a region", ("unregister",), "control", parameters=_ANY_REGION, most=_BODY,
     ),
     Route(
         "POST", f"{_SYSTEM}/unregister", Role.CONTROL, _unregister,
-        "Forget all regions", ("unregisterAll",), "control", most=_BODY,
+        "Unregister all regions", ("unregisterAll",), "control", most=_BODY,
     ),
     Route(
-        "POST", f"{_SYSTEM}/register", Role.CONTROL, _register, "400: a region has a name",
+        "POST", f"{_SYSTEM}/register", Role.CONTROL, _register, "",
         most=_BODY,
     ),
     Route(
         "GET", f"{_CUDA}[/region/{{region}}]/status", Role.CONTROL, _cuda_regions,
-        "An empty list: CUDA regions are not served", ("cudaRegions", "cudaRegion"), "control",
+        "An empty list: CUDA regions are unsupported", ("cudaRegions", "cudaRegion"), "control",
         gives=_REGIONS, parameters=_ANY_REGION,
     ),
     Route(
         "POST", f"{_CUDA}[/region/{{region}}]/unregister", Role.CONTROL, now(_nothing),
-        "Nothing to forget: CUDA regions are not served", ("cudaUnregisterAll", "cudaUnregister"),
+        "Nothing to unregister: CUDA regions are unsupported", ("cudaUnregisterAll", "cudaUnregister"),
         "control", parameters=_ANY_REGION, most=_BODY,
     ),
     Route(
         "POST", f"{_CUDA}[/region/{{region}}]/register", Role.CONTROL, _cuda_register,
-        "400: CUDA regions are not served",
+        "400: CUDA regions are unsupported",
     ),
 )  # fmt: skip

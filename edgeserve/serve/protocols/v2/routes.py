@@ -147,41 +147,41 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
     ),
     Route(
         "GET", "/v2/health/ready", Role.OPEN, _ready,
-        "200 if models serve, else 503; per model the device, runtime and variant",
+        "200 if the server is ready, otherwise 503; for callers who may infer, the device, runtime and variant of each model",
         ("ready",), "health", gives=_READY, answers={503: json_of(ReadyMessage, "No")},
     ),
     Route(
-        "GET", "/v2[/]", Role.INFER, now(_server), "Name, version, extensions",
+        "GET", "/v2[/]", Role.INFER, now(_server), "Server name, version, extensions",
         ("server",), "models", gives=json_of(ServerMessage),
     ),
     Route(
         "GET", "/v2/models", Role.INFER, now(_list),
-        "The models, their versions, and what serves them",
+        "Models, their versions, and what serves them",
         ("list",), "models", gives=json_of(ModelsMessage),
     ),
     Route(
-        "GET", "/v2/models/stats", Role.INFER, _statistics, "Statistics of all models",
+        "GET", "/v2/models/stats", Role.INFER, _statistics, "Counts and times of all models",
         ("statistics",), "models", gives=_STATISTICS,
     ),
     Route(
         "GET", f"{_OF_MODEL}[/]", Role.INFER, now(_metadata),
-        "Inputs and outputs: name, datatype, shape (-1: any size)",
+        "Inputs and outputs: name, datatype, shape (-1: dynamic)",
         ("metadata", "metadataOfVersion"), "models",
         gives=json_of(MetadataMessage), errors=(503,),
     ),
     Route(
-        "GET", f"{_OF_MODEL}/ready[/]", Role.INFER, _model_ready, "200 if the model serves, else 503",
+        "GET", f"{_OF_MODEL}/ready[/]", Role.INFER, _model_ready, "200 if the model is ready, otherwise 503",
         ("modelReady", "modelReadyOfVersion"), "models",
         gives=json_of(ModelReadyMessage), errors=(503,),
     ),
     Route(
         "GET", f"{_OF_MODEL}/config[/]", Role.INFER, now(_config),
-        "Triton's model configuration, with the batching and queue policies that are in force",
+        "Triton's model configuration with the batching and queue policies that are in effect",
         ("config", "configOfVersion"), "models", gives=json_of(ModelConfig), errors=(503,),
     ),
     Route(
         "GET", f"{_OF_MODEL}/stats[/]", Role.INFER, _model_statistics,
-        "Counts and times since the server started",
+        "Counts and times since the model was loaded",
         ("modelStatistics", "modelStatisticsOfVersion"), "models",
         gives=_STATISTICS, errors=(503,),
     ),
@@ -208,10 +208,10 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
     ),
     Route(
         "POST", f"{_OF_MODEL}/generate[/]", Role.INFER, _generate,
-        "501: Triton's routes for language models, which are not served here",
+        "501: language models are unsupported",
     ),
     Route(
-        "POST", f"{_OF_MODEL}/generate_stream[/]", Role.INFER, _generate, "501, likewise",
+        "POST", f"{_OF_MODEL}/generate_stream[/]", Role.INFER, _generate, "501: language models are unsupported",
     ),
     *SETTINGS,
     *REPOSITORY,
