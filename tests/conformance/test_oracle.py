@@ -70,7 +70,7 @@ def classified(count: int) -> bytes:
     return request(outputs=[{"name": "y", "parameters": {"classification": count}}])
 
 
-CLIENT = "mistakes in a request are 400"
+CLIENT = "errors in a request"
 SAME = [
     Case("flat", request()),
     Case("nested", request(tensor(data=X.tolist()))),
@@ -123,11 +123,11 @@ BETTER = [
     Case("negative shape", request(tensor(shape=[-2, 4])), triton=500, ours=400, why=CLIENT),
     Case("boolean for floats", request(tensor(data=[True] * 8)), triton=500, ours=400, why=CLIENT),
     Case(
-        "lists that differ in length",
+        "lists of different lengths",
         request(tensor(data=[[1, 2, 3], [4, 5, 6, 7, 8]])),
         triton=200,
         ours=400,
-        why="lists that differ in length",
+        why="lists of different lengths",
     ),
     Case(
         "readiness of an unknown version",
@@ -145,7 +145,7 @@ BETTER = [
         headers={"Content-Encoding": "br"},
         triton=501,
         ours=415,
-        why="unknown content codings are 415",
+        why="unknown content codings",
     ),
     Case(
         "unknown model's statistics",
@@ -154,7 +154,7 @@ BETTER = [
         method="GET",
         triton=400,
         ours=404,
-        why="unknown models are 404, `NOT_FOUND`, wherever they are asked for",
+        why="statistics of an unknown model",
     ),
     Case(
         "trace settings changed",
@@ -162,7 +162,7 @@ BETTER = [
         "/v2/trace/setting",
         triton=200,
         ours=405,
-        why="trace and log settings are read-only",
+        why="changes to trace and log settings",
     ),
 ]
 

@@ -154,8 +154,8 @@ SAME = [
 ]
 
 
-READ_ONLY = "trace and log settings are read-only"
-SURPLUS = "surplus tensors"
+READ_ONLY = "changes to trace and log settings"
+SURPLUS = "extra tensors"
 BETTER = [
     Case(
         "unknown model's statistics",
@@ -163,7 +163,7 @@ BETTER = [
         "ModelStatistics",
         triton="INVALID_ARGUMENT",
         ours="NOT_FOUND",
-        why="unknown models are 404, `NOT_FOUND`, wherever they are asked for",
+        why="statistics of an unknown model",
     ),
     Case(
         "surplus raw tensor",
