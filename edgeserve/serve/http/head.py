@@ -20,6 +20,7 @@ _REASONS: Final = {
     405: "Method Not Allowed", 406: "Not Acceptable", 409: "Conflict",
     408: "Request Timeout", 411: "Length Required", 413: "Content Too Large",
     414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
+    422: "Unprocessable Content",
     431: "Request Header Fields Too Large", 500: "Internal Server Error",
     501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
     505: "HTTP Version Not Supported", 429: "Too Many Requests",

@@ -318,7 +318,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
     def _report(self, error: ErrorResponse, head: Head | None) -> None:
         """Write the body of an error as its protocol does; count and log it if the request is not served."""
         write = plain_error if head is None else head.write_error or plain_error
-        error.parts = [write(error)]
+        error.write(write)
         if isinstance(error, Refusal):
             asked = _begun(self._buffer) if head is None else (head.method, head.path)
             self._owner.refused(error, asked, self.address)

@@ -36,17 +36,17 @@ form = lru_cache(maxsize=256)(Form)  # none of what forms are made of may come f
 
 
 class Response:
-    """A body in parts under a form. `header_length` is Inference-Header-Content-Length, which differs
-    from answer to answer."""
+    """A body in parts under a form. `lines` are further header lines, each after its CRLF, with what differs from
+    answer to answer."""
 
-    __slots__ = ("form", "header_length", "parts")
+    __slots__ = ("form", "lines", "parts")
 
     failed = False  # whether it is an ErrorResponse
 
-    def __init__(self, shared: Form, parts: list[Any], header_length: int | None = None) -> None:
+    def __init__(self, shared: Form, parts: list[Any], lines: bytes = b"") -> None:
         self.form = shared
         self.parts = parts
-        self.header_length = header_length
+        self.lines = lines
 
     @classmethod
     def of(
@@ -69,11 +69,7 @@ class Response:
 
     def head(self, size: int, more: bytes) -> bytes:
         """Everything before the body of `size` bytes; `more` are header lines, each behind its CRLF."""
-        if self.header_length is None and not more:
-            return b"%s%d\r\n\r\n" % (self.form.start, size)
-        if self.header_length is not None:
-            more += b"\r\nInference-Header-Content-Length: %d" % self.header_length
-        return b"%s%d%s\r\n\r\n" % (self.form.start, size, more)
+        return b"%s%d%s%s\r\n\r\n" % (self.form.start, size, more, self.lines)
 
 
 class ErrorResponse(Response):
@@ -93,6 +89,12 @@ class ErrorResponse(Response):
     @property
     def status(self) -> int:
         return self.form.status
+
+    def write(self, writer: ErrorWriter) -> None:
+        """Have a protocol write it."""
+        status, content_type, body = writer(self)
+        self.form = form(status, content_type, self.form.headers)
+        self.parts = [body]
 
 
 class Refusal(ErrorResponse):
@@ -117,7 +119,8 @@ def server_failed() -> ErrorResponse:
     return ErrorResponse(500, "the server failed; its log says why")
 
 
-ErrorWriter = Callable[[ErrorResponse], bytes]
+# How a protocol writes an error: the status, which may differ from the error's own, the content type and the body.
+ErrorWriter = Callable[[ErrorResponse], tuple[int, str, bytes]]
 
 
 class PlainError(msgspec.Struct, frozen=True):
@@ -126,6 +129,6 @@ class PlainError(msgspec.Struct, frozen=True):
     error: str
 
 
-def plain_error(error: ErrorResponse) -> bytes:
-    """The body of an error, unless a protocol has another, or before the path is known."""
-    return msgspec.json.encode(PlainError(error.message))
+def plain_error(error: ErrorResponse) -> tuple[int, str, bytes]:
+    """An error, unless a protocol writes it otherwise, or before the path is known."""
+    return error.status, JSON, msgspec.json.encode(PlainError(error.message))

@@ -303,7 +303,7 @@ class InferRoute:
             plain = response.form
             codings = (("Content-Encoding", coding), ("Vary", "Accept-Encoding"))
             shared = form(plain.status, plain.content_type, (*plain.headers, *codings))
-            request.respond(Response(shared, [body], response.header_length))
+            request.respond(Response(shared, [body], response.lines))
 
         where = Where.THREAD if response.size > _INLINE_BYTES else Where.LOOP
         self._threads.do(where, lambda: deflate(coding, response.parts), respond, request)

@@ -29,6 +29,7 @@ from edgeserve.wire import binary
 from edgeserve.wire.json import NO_JSON_FORM
 
 BINARY: Final = "application/octet-stream"
+_HEADER_LENGTH: Final = b"\r\nInference-Header-Content-Length: %d"
 _KEPT_ENTRIES: Final = 256
 # Outputs that nobody need look at more closely.
 _SMALL: Final = 1_024
@@ -133,9 +134,9 @@ class Encoder:
             text, size = [head], len(head)
         if size > self._limits.output_bytes:
             raise self._too_large()
-        return (
-            Response(about.binary, [*text, *blobs], size) if blobs else Response(about.json, text)
-        )
+        if not blobs:
+            return Response(about.json, text)
+        return Response(about.binary, [*text, *blobs], _HEADER_LENGTH % size)
 
     def _too_large(self) -> InvalidInput:
         return InvalidInput(f"the answer is larger than {self._limits.output_bytes} bytes")

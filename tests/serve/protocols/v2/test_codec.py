@@ -322,7 +322,8 @@ def encode(outputs: dict[str, np.ndarray], **wanted: Any) -> tuple[dict[str, Any
     codec = v2.Codec("m", "1", interface, Classes(interface, {"y": ["cat", "dog"]}))
     encoded = codec.encode(request, outputs, Candidate("v", "r", "d"))
     body = b"".join(bytes(p) for p in encoded.parts)
-    split = encoded.header_length or len(body)
+    lengths = encoded.lines.removeprefix(b"\r\nInference-Header-Content-Length: ")
+    split = int(lengths) if lengths else len(body)
     document: dict[str, Any] = orjson.loads(body[:split])
     return document, body[split:]
 

@@ -146,9 +146,9 @@ def test_the_binary_part_follows_json_in_pieces() -> None:
         V2Request({}, 1, ("a", "b"), wanted=wanted), outputs, Candidate("v", "r", "cpu")
     )
     body = b"".join(encoded.parts)
-    assert encoded.header_length is not None
-    document = json.loads(body[: encoded.header_length])
-    assert body[encoded.header_length :] == outputs["a"].tobytes()
+    split = int(encoded.lines.removeprefix(b"\r\nInference-Header-Content-Length: "))
+    document = json.loads(body[:split])
+    assert body[split:] == outputs["a"].tobytes()
     np.testing.assert_array_equal(np.float32(document["outputs"][1]["data"]), STEPS)
 
 
