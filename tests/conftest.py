@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test depends on how quick the machine is. CI tries the same cases every time: new ones are found by
@@ -20,3 +22,16 @@ settings.load_profile("edgeserve")
 # A shell that runs a job behind has it ignore SIGINT, and its children after it: those that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timing() -> Iterator[None]:
+    """Conversions in this process time each variant for a fifth of what users get: no test is about the figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for seconds in (
+            "SECONDS_PER_VARIANT",
+            "SECONDS_PER_FINALIST",
+            "SECONDS_PER_QUICK_FINALIST",
+        ):
+            patch.setattr(f"edgeserve.conversion.search.search.{seconds}", 0.2)
+        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
@@ -12,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from PIL import Image
 
 from tests.bundles import linear_model
+from tests.commands import edgeserve
 from tests.networks import small_cnn
 
 DIGITS = Path(__file__).resolve().parents[1] / "edgeserve" / "demo" / "files"
@@ -68,13 +69,16 @@ def make_folder(folder: Path) -> None:
 
 def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """A documented `edgeserve …` line in `folder`. A server is stopped once it serves; its port is free."""
-    words = [sys.executable, "-m", *shlex.split(line, comments=True), *more]
-    environ = os.environ | {"EDGESERVE_HTTP_PORT": "0", "EDGESERVE_TARGET": "auto"}
-    if words[3] != "run":
-        return subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True)
-    with subprocess.Popen(
-        words, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True
-    ) as server:
+    words = [*shlex.split(line, comments=True)[1:], *more]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESERVE_HTTP_PORT", "0")
+        patch.setenv("EDGESERVE_TARGET", "auto")
+        return _served(words, folder) if words[0] == "run" else edgeserve(*words, cwd=folder)
+
+
+def _served(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgeserve", *words]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         said = []
         for said_line in server.stderr:

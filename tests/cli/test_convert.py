@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from edgeserve.quantize import RECIPES
+from tests.commands import edgeserve
 
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 
 
-def convert(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgeserve", "convert", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
+def convert(*arguments: str, cwd: Path) -> CompletedProcess[str]:
+    return edgeserve("convert", *arguments, cwd=cwd)
 
 
 def test_the_report_names_every_variant_and_the_next_step(tmp_path: Path) -> None:
@@ -61,7 +56,7 @@ def test_images_and_preprocessing_flags(tmp_path: Path) -> None:
     done = convert(
         str(DATA / "digits.onnx"),
         *("--calibrate", "images", "--eval", "images/labels.csv", "--image-size", "8"),
-        *("--channels", "L", "--std", "255", "--json"),
+        *("--channels", "L", "--std", "255", "--recipe", "static", "--json"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import edgeserve
 from edgeserve.cli.commands import command_line
+from tests import commands
 
 HEAVY = {
     "numpy",
@@ -28,9 +29,9 @@ HEAVY = {
 }
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "edgeserve", *arguments], capture_output=True, text=True, cwd=cwd
+        [sys.executable, "-m", "edgeserve", *arguments], capture_output=True, text=True
     )
 
 
@@ -123,7 +124,7 @@ def test_every_command_says_in_a_whole_line_what_it_is_for_and_has_an_example() 
 def test_errors_say_what_and_exit_as_documented(
     tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
-    done = run(*arguments, cwd=tmp_path)
+    done = commands.edgeserve(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -133,7 +134,7 @@ def test_errors_say_what_and_exit_as_documented(
 
 def test_without_a_command_the_help_is_shown_and_exits_2() -> None:
     for arguments in ((), ("env",)):
-        done = run(*arguments)
+        done = commands.edgeserve(*arguments, cwd=Path())
         assert done.returncode == 2
         assert (done.stdout + done.stderr).startswith("Usage: edgeserve")
 
@@ -150,7 +151,7 @@ def test_a_terminal_without_unicode_is_no_reason_to_fail() -> None:
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    done = run("--debug", "convert", "absent.onnx", cwd=tmp_path)
+    done = commands.edgeserve("--debug", "convert", "absent.onnx", cwd=tmp_path)
     assert "Traceback" in done.stderr
     assert done.returncode == 2
 
