@@ -43,13 +43,13 @@ _METAVARS: Final = {
 class _Commands(TyperGroup):
     """The commands, their options' values named for people. Only the one that is used is touched."""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
         for inner in (command, *getattr(command, "commands", {}).values()):
             for option in getattr(inner, "params", ()):
                 if isinstance(option, TyperOption) and option.metavar is None:
                     option.metavar = _METAVARS.get(option.type.name)
-        return command
+        return name, command, rest
 
 
 def _version(value: bool) -> None:

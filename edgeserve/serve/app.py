@@ -30,8 +30,8 @@ from edgeserve.serve.metrics.triton import TritonMetrics
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.models.stepping import SteppingRepository
-from edgeserve.serve.settings.model import size_bytes
 from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.started import Started, started_model
 from edgeserve.serve.status.status import server_status

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import Keys
 from edgeserve.serve.models.repository import ModelRepository
-from edgeserve.serve.settings.server import Settings, followed
+from edgeserve.serve.settings.reading import followed
+from edgeserve.serve.settings.server import Settings
 
 log = logging.getLogger(__name__)
 

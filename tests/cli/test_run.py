@@ -286,7 +286,7 @@ def test_a_port_in_use_is_named(folder: Path) -> None:
         (["absent.edge"], 2, "error: absent.edge does not exist"),
         ([], 2, "error: no bundle is named"),
         (["--config", "absent.toml"], 2, "error: absent.toml is not a readable TOML file"),
-        (["linear.edge", "--http-port", "65536"], 2, "error: http_port 65536 is no port"),
+        (["linear.edge", "--http-port", "65536"], 2, "error: http_port 65536 is not a valid port"),
         (["linear.edge", "--host", "0.0.0.0"], 2, "error: 0.0.0.0 is open to the network"),
         (["linear.edge", "--fallback", "maybe"], 2, "--fallback"),
         (["linear.edge", "--device", "gpu"], 2, "error: no candidate of the chain matches"),

@@ -17,8 +17,6 @@ from edgeserve.serve.engine.request import (
 from edgeserve.serve.engine.settings import (
     EngineSettings,
     LevelSettings,
-    OnFull,
-    OnTimeout,
     set_clock,
     time_limit,
 )
@@ -34,8 +32,6 @@ __all__ = [
     "EngineSettings",
     "LevelSettings",
     "Mailbox",
-    "OnFull",
-    "OnTimeout",
     "Outcome",
     "Pending",
     "QueueFull",

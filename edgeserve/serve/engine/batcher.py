@@ -81,7 +81,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._warm_up()
-        self._queue = RequestQueue(self._policy(), settings.priorities, delays=settings.delays)
+        self._queue = RequestQueue(self._policy(), settings.priority_levels, delays=settings.delays)
         chain.listen(self._stepped)
         # Requests of the levels whose number is bounded apart.
         self._apart = {priority - 1: 0 for priority in settings.apart}
@@ -111,7 +111,7 @@ class Engine:
         # The most rows that are worth it, whichever candidate serves: 1 where batches do not pay.
         self._worth = largest if self.settings.batching and not self.inline else 1
         if min(self._worth, self.chain.batching.max_batch) > 1:
-            sizes = [n for n in self.settings.preferred if 1 < n <= largest]
+            sizes = [n for n in self.settings.preferred_batches if 1 < n <= largest]
             few = min(sizes, default=min(4, largest))
 
             def pays(rows: int) -> bool:
@@ -150,8 +150,8 @@ class Engine:
         most = self.max_batch
         return BatchPolicy(
             most,
-            tuple(sorted(p for p in self.settings.preferred if p <= most)),
-            self.settings.delay_s if most > 1 else 0.0,
+            tuple(sorted(p for p in self.settings.preferred_batches if p <= most)),
+            self.settings.batch_delay_s if most > 1 else 0.0,
             self._small,
         )
 
@@ -199,7 +199,7 @@ class Engine:
             self._run_inline(request.inputs, request.rows, request.settle)
             return
         settings = self.settings
-        if settings.priorities > 1:
+        if settings.priority_levels > 1:
             request.level = settings.known(priority) - 1
         if self._apart:
             self._enter_apart(request.level)
@@ -226,7 +226,7 @@ class Engine:
 
     def _make_room(self, level: int, held: int) -> None:
         victim = None
-        if self.settings.on_full == "displace":
+        if self.settings.queue_policy == "displace":
             victim = self._queue.least_important(level, self._apart)
         error = self._full(held)
         if victim is None:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import UNSET
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
@@ -19,6 +18,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import ModelSource
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.setting import said, taken
 from edgeserve.tensors import Interface
 
 log = logging.getLogger(__name__)
@@ -26,24 +26,13 @@ log = logging.getLogger(__name__)
 
 def chain_options(settings: Settings, instances: int, threads: int) -> ChainOptions:
     """How the chain of a model is opened."""
-    return ChainOptions(
+    return taken(
+        ChainOptions,
+        settings,
         fallback=settings.fallback == "auto",
-        device=settings.device,
-        variant=settings.variant,
-        require=settings.require,
         threads=threads,
         instances=instances,
-        spin=settings.spin,
         batches=settings.preferred_batches if settings.batching else (),
-        isolate=settings.isolate,
-        standby=settings.standby,
-        watchdog_s=settings.watchdog,
-        open_timeout_s=settings.open_timeout,
-        recheck_s=settings.recheck,
-        verify=settings.verify,
-        reopen_s=settings.reopen,
-        isolated_memory=settings.isolated_memory,
-        inject=settings.inject,
     )
 
 
@@ -113,22 +102,9 @@ class Opener:
         self._metrics.retire(model.name, model.version)
 
     def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
-        return EngineSettings(
-            queue=settings.queue,
-            on_full=settings.queue_policy,
-            timeout_s=settings.timeout,
-            own_timeouts=settings.own_timeouts,
-            on_timeout=settings.timeout_action,
-            instances=self._plan(bundle, settings).count,
-            batching=settings.batching,
-            max_batch=settings.max_batch,
-            preferred=settings.preferred_batches,
-            delay_s=settings.batch_delay,
-            priorities=settings.priority_levels,
-            default_priority=settings.default_priority,
-            levels=_levels(settings),
-            weight=settings.weight,
-        )
+        levels = {own.level: _level(settings, own) for own in settings.priority}
+        count = self._plan(bundle, settings).count
+        return taken(EngineSettings, settings, instances=count, levels=levels)
 
     def _plan(self, bundle: Bundle, settings: Settings) -> Instances:
         """By the candidate that is tried first."""
@@ -158,20 +134,12 @@ class Opener:
             )
 
 
-def _levels(settings: Settings) -> dict[int, LevelSettings]:
-    """What differs for one priority, with what does not."""
-
-    def of(own: PrioritySettings) -> LevelSettings:
-        return LevelSettings(
-            queue=None if own.queue is UNSET else own.queue,
-            timeout_s=settings.timeout if own.timeout is UNSET else own.timeout,
-            own_timeouts=settings.own_timeouts if own.own_timeouts is UNSET else own.own_timeouts,
-            on_timeout=settings.timeout_action
-            if own.timeout_action is UNSET
-            else own.timeout_action,
-        )
-
-    return {own.level: of(own) for own in settings.priority}
+def _level(settings: Settings, own: PrioritySettings) -> LevelSettings:
+    """What holds for one priority. Its queue is the model's unless it has one of its own."""
+    differs = said(own)
+    del differs["level"]
+    level = msgspec.structs.replace(settings, **differs)
+    return taken(LevelSettings, level, queue=differs.get("queue"))
 
 
 def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -152,7 +152,7 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
         if config is not None:
             if config.name not in (None, "", name):
                 raise UsageError(f"config.pbtxt names '{config.name}', its folder '{name}'")
-            policy, settings = config.versions or policy, _merged(settings, config)
+            policy, settings = config.versions or policy, settings.changed(config.settings)
             settings.check_model()
         labels = _labels(folder, root, config)
     except UsageError as error:
@@ -197,25 +197,6 @@ def _config(file: Path, root: Path) -> TritonConfig | None:
     if not file.resolve().is_relative_to(root):
         raise UsageError("config.pbtxt leads out of the model's folder")
     return read_config(file)
-
-
-def _merged(settings: Settings, config: TritonConfig) -> Settings:
-    """What the file says goes before what the server's settings say."""
-    own: dict[str, Any] = {
-        "max_batch": config.max_batch or None,
-        "batching": config.batching and config.max_batch != 0,
-        "preferred_batches": config.preferred or None,
-        "batch_delay": config.delay_s,
-        "priority_levels": config.priority_levels or None,
-        "default_priority": config.default_priority or None,
-        "queue": config.queue,
-        "timeout": config.timeout_s,
-        "own_timeouts": config.own_timeouts,
-        "timeout_action": config.timeout_action,
-        "priority": config.priority or None,
-        "instances": config.instances,
-    }
-    return settings.changed({k: v for k, v in own.items() if v is not None})
 
 
 def _labels(folder: Path, root: Path, config: TritonConfig | None) -> dict[str, Labels]:

@@ -1,78 +1,243 @@
-"""What a `[[model]]` table of a serve.toml says about one model."""
+"""What can be set for one priority of a model, and for one model. The server's settings have all of it, too."""
 
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from functools import partial
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
-from edgeserve.errors import UsageError
-from edgeserve.serve.engine import OnFull, OnTimeout
+from edgeserve.serve.settings.setting import Group, Setting, Unit, table
 
 # A model's name is part of URLs, of metrics and of paths below the repository folder.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)[bB]?")
+_VERSIONS: Final = r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*"
+SECONDS: Final = Unit.SECONDS
+
+_what = partial(Setting, Group.WHAT)
+_devices = partial(Setting, Group.DEVICES)
+_batching = partial(Setting, Group.BATCHING)
 
 
-class PrioritySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One `[[priority]]` table: what differs for the requests of that level. What it does not say is as for
-    the model; with a `queue` of its own the level is not counted in the model's."""
+class PerLevel(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings that may differ for the requests of one priority."""
+
+    queue: Annotated[
+        int,
+        _batching(
+            "Maximum queued and running requests of a model",
+            ge=1,
+            more="Beyond it, requests get 503 with `Retry-After`. `limits.in_flight` "
+            "[limits the whole server](security.md#limits)",
+            pbtxt="max_queue_size",
+        ),
+    ] = 1024
+    timeout: Annotated[
+        float,
+        _batching(
+            "Deadline of a request in seconds; 0: none",
+            SECONDS,
+            ge=0,
+            more="After it, the request gets 504; if it has not started, it is not run. A request's own `timeout` "
+            "parameter, in microseconds, overrides it",
+            pbtxt="default_timeout_microseconds",
+        ),
+    ] = 0.0
+    own_timeouts: Annotated[
+        bool,
+        _batching(
+            "`false`: a request's own timeout can only shorten the deadline",
+            flag=None,
+            pbtxt="allow_timeout_override",
+        ),
+    ] = True
+    timeout_action: Annotated[
+        Literal["reject", "delay"],
+        _batching(
+            "`delay`: a request whose deadline has passed [moves behind the others](#priorities); "
+            "`reject`: it gets 504",
+            flag=None,
+            pbtxt="timeout_action",
+        ),
+    ] = "reject"
+
+
+@table
+class PrioritySettings(PerLevel, frozen=True, kw_only=True):
+    """One `[[priority]]` table. What it leaves out is as for the model; with a `queue` of its own the level
+    is not counted in the model's."""
 
     level: int
-    queue: int | UnsetType = UNSET
-    timeout: float | UnsetType = UNSET
-    own_timeouts: bool | UnsetType = UNSET
-    timeout_action: OnTimeout | UnsetType = UNSET
 
 
-class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One `[[model]]` table: a bundle, or what differs for a model of the repository folder. What it does
-    not say is as for the server."""
+class PerModel(PerLevel, frozen=True, kw_only=True):
+    """Settings that may differ for one model."""
+
+    versions: Annotated[
+        str,
+        _what(
+            "Versions of a repository: latest, latest:N, all, or 1,3",
+            pattern=_VERSIONS,
+            expected="latest, latest:2, all, or numbers such as 1,3",
+            pbtxt="version_policy",
+        ),
+    ] = "latest"
+    device: Annotated[str | None, _devices("Use only candidates on this device")] = None
+    variant: Annotated[str | None, _devices("Use only candidates with this variant")] = None
+    require: Annotated[
+        str | None,
+        _devices(
+            "Prefer this device; refuse to start, or report not ready, unless it is serving",
+            metavar="DEVICE",
+        ),
+    ] = None
+    fallback: Annotated[
+        Literal["auto", "never"],
+        _devices(
+            "never: use no other candidate than the first one",
+            more="If it fails, the start fails; if it fails later, the model is not ready until the candidate recovers",
+        ),
+    ] = "auto"
+    isolate: Annotated[
+        Literal["always", "accelerators", "never"],
+        _devices(
+            "Candidates that run in an isolated process",
+            more="See [isolated processes](fallback.md#isolated-processes)",
+        ),
+    ] = "accelerators"
+    isolated_memory: Annotated[
+        int,
+        _devices("Memory limit of an isolated process in bytes; 0: none", Unit.BYTES, ge=0),
+    ] = 0
+    standby: Annotated[
+        Literal["auto", "warm", "cold"],
+        _devices("Keep the CPU candidate loaded behind an accelerator; auto: if memory allows"),
+    ] = "auto"
+    watchdog: Annotated[
+        float,
+        _devices("Minimum time limit in seconds for a call to an isolated process", SECONDS, gt=0),
+    ] = 2.0
+    open_timeout: Annotated[
+        float,
+        _devices("Time limit in seconds for opening a device", SECONDS, gt=0),
+    ] = 180.0
+    recheck: Annotated[
+        float,
+        _devices("Interval in seconds for checking golden samples; 0: off", SECONDS, ge=0),
+    ] = 0.0
+    verify: Annotated[bool, _devices("Add a golden sample to every batch and check it")] = False
+    reopen: Annotated[
+        float,
+        _devices(
+            "Seconds before a failed device is tried again; each pause is longer",
+            SECONDS,
+            gt=0,
+        ),
+    ] = 1.0
+    inject: Annotated[
+        tuple[str, ...],
+        _devices(
+            "For tests: simulate a fault, such as gpu:crash@100",
+            metavar="FAULT",
+            more="See [injected faults](fallback.md#injected-faults)",
+        ),
+    ] = ()
+    instances: Annotated[
+        int,
+        _batching(
+            "Maximum concurrent calls to a model; 0: by cores and model",
+            ge=0,
+            more="See [instances and threads](#instances-and-threads)",
+            pbtxt="instance_group.count",
+        ),
+    ] = 0
+    threads: Annotated[int, _batching("Engine threads of one call; 0: chosen", ge=0)] = 0
+    spin: Annotated[
+        bool,
+        _batching(
+            "Engine threads busy-wait between calls: lower latency, busy cores",
+            flag="--spin/--no-spin",
+        ),
+    ] = False
+    batching: Annotated[
+        bool,
+        _batching(
+            "Run queued requests as one batch; off: every request alone",
+            flag="--batching/--no-batching",
+            pbtxt="dynamic_batching",
+        ),
+    ] = True
+    max_batch: Annotated[
+        int,
+        _batching(
+            "Maximum rows in a batch; 0: the model's own limit", ge=0, pbtxt="max_batch_size"
+        ),
+    ] = 0
+    preferred_batches: Annotated[
+        tuple[int, ...],
+        _batching(
+            "A batch size to run when so many rows are queued; repeatable",
+            ge=1,
+            more="For [OpenVINO models with fixed shapes](#openvino-models-with-fixed-shapes)",
+            flag="--preferred-batch",
+            metavar="ROWS",
+            pbtxt="dynamic_batching.preferred_batch_size",
+        ),
+    ] = ()
+    batch_delay: Annotated[
+        float,
+        _batching(
+            "Longest time in seconds to wait for a batch to fill",
+            SECONDS,
+            ge=0,
+            le=10,
+            pbtxt="dynamic_batching.max_queue_delay_microseconds",
+        ),
+    ] = 0.0
+    queue_policy: Annotated[
+        Literal["reject", "displace"],
+        _batching(
+            "displace: when full, drop the least important queued request",
+            more="It makes room for a more important one; `reject` refuses the new one",
+        ),
+    ] = "reject"
+    priority_levels: Annotated[
+        int,
+        _batching(
+            "Number of priorities, 1 the highest",
+            ge=1,
+            le=1000,
+            more="A request sets the parameter `priority`",
+            pbtxt="dynamic_batching.priority_levels",
+        ),
+    ] = 1
+    default_priority: Annotated[
+        int,
+        _batching(
+            "Priority of a request that sets none",
+            ge=1,
+            pbtxt="dynamic_batching.default_priority_level",
+        ),
+    ] = 1
+    priority: Annotated[
+        tuple[PrioritySettings, ...],
+        _batching(
+            "Settings of [one priority](#priorities)",
+            flag=None,
+            pbtxt="dynamic_batching.priority_queue_policy",
+        ),
+    ] = ()
+    weight: Annotated[
+        float,
+        _batching("A model's share of the cores while several models are busy", gt=0, flag=None),
+    ] = 1.0
+
+
+@table
+class ModelSettings(PerModel, frozen=True, kw_only=True):
+    """One `[[model]]` table: a bundle, or what differs for a model of the repository folder. What it leaves
+    out is as for the server."""
 
     bundle: str | None = None
     name: str | None = None
-    versions: str | UnsetType = UNSET
-    device: str | UnsetType = UNSET
-    variant: str | UnsetType = UNSET
-    fallback: Literal["auto", "never"] | UnsetType = UNSET
-    require: str | UnsetType = UNSET
-    isolate: Literal["always", "accelerators", "never"] | UnsetType = UNSET
-    standby: Literal["auto", "warm", "cold"] | UnsetType = UNSET
-    watchdog: float | UnsetType = UNSET
-    open_timeout: float | UnsetType = UNSET
-    recheck: float | UnsetType = UNSET
-    verify: bool | UnsetType = UNSET
-    reopen: float | UnsetType = UNSET
-    isolated_memory: int | UnsetType = UNSET
-    inject: tuple[str, ...] | UnsetType = UNSET
-    threads: int | UnsetType = UNSET
-    instances: int | UnsetType = UNSET
-    spin: bool | UnsetType = UNSET
-    batching: bool | UnsetType = UNSET
-    max_batch: int | UnsetType = UNSET
-    preferred_batches: tuple[int, ...] | UnsetType = UNSET
-    batch_delay: float | UnsetType = UNSET
-    queue: int | UnsetType = UNSET
-    queue_policy: OnFull | UnsetType = UNSET
-    timeout: float | UnsetType = UNSET
-    own_timeouts: bool | UnsetType = UNSET
-    timeout_action: OnTimeout | UnsetType = UNSET
-    priority_levels: int | UnsetType = UNSET
-    default_priority: int | UnsetType = UNSET
-    priority: tuple[PrioritySettings, ...] | UnsetType = UNSET
-    weight: float | UnsetType = UNSET
-
-
-def size_bytes(value: int | str, key: str) -> int:
-    """A size in bytes: a number, or a text like "500MB" or "2GiB". Raises UsageError."""
-    if isinstance(value, int):
-        if value < 0:
-            raise UsageError(f"{key} must be 0 or more")
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise UsageError(f"{key} '{value}' is no size", hint="like 500MB, 2GB or 2GiB")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " kMGT".index(match[2].replace("K", "k") or " "))

@@ -1,60 +1,49 @@
-"""What a Triton repository's `config.pbtxt` says that matters here: batching, queues, instances, versions,
-labels. What it says beyond that is named, so that it can be told.
+"""What a Triton repository's `config.pbtxt` says about a model, as settings. Other fields are listed.
 
-Source: triton-inference-server/common, protobuf/model_config.proto.
+A setting names its field of Triton's itself (`pbtxt=`). Source: triton-inference-server/common,
+protobuf/model_config.proto.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.engine import OnTimeout
 from edgeserve.serve.settings import textproto
-from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.model import PerLevel, PerModel, PrioritySettings
+from edgeserve.serve.settings.setting import Declared, Unit, declared
 from edgeserve.serve.settings.textproto import Message
 from edgeserve.serve.settings.versions import All, Latest, Specific, VersionPolicy
 
 FILE_NAME: Final = "config.pbtxt"
+_BATCHING: Final = "dynamic_batching"
+_POLICY: Final = "default_queue_policy"
+_POLICIES: Final = "priority_queue_policy"
+_QUEUE: Final = {known.setting.pbtxt or "": known for known in declared(PerLevel).values()}
+_FIELDS: Final = {
+    known.setting.pbtxt: known
+    for name, known in declared(PerModel).items()
+    if known.setting.pbtxt is not None and name not in declared(PerLevel)
+}
+_OF_BATCHING: Final = {
+    field.partition(".")[2] for field in _FIELDS if field.startswith(f"{_BATCHING}.")
+} | {_POLICY}
 # Read, or true of every bundle by its own manifest.
-_UNDERSTOOD: Final = {
-    "name", "platform", "backend", "max_batch_size", "input", "output", "dynamic_batching",
-    "instance_group", "version_policy", "default_model_filename", "runtime",
-}  # fmt: skip
-_BATCHING: Final = {
-    "preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy",
-    "priority_levels", "default_priority_level", "priority_queue_policy",
+_UNDERSTOOD: Final = {field.partition(".")[0] for field in _FIELDS} | {
+    "name", "platform", "backend", "input", "output", "default_model_filename", "runtime",
 }  # fmt: skip
 _TENSOR: Final = {"name", "data_type", "dims", "label_filename"}
-_QUEUE: Final = {
-    "default_timeout_microseconds", "allow_timeout_override", "max_queue_size", "timeout_action",
-}  # fmt: skip
-_ACTIONS: Final[dict[object, OnTimeout]] = {
-    "REJECT": "reject", 0: "reject", "DELAY": "delay", 1: "delay",
-}  # fmt: skip
 
 
 class TritonConfig(msgspec.Struct, frozen=True):
-    """None: the file does not say. `labels` maps an output to its file; `ignored` are the fields that
-    have no effect here."""
+    """`settings` are those that the file sets, by name. `labels` maps an output to its file; `ignored` are the
+    fields that have no effect here."""
 
     name: str | None = None
-    max_batch: int | None = None
-    batching: bool | None = None
-    preferred: tuple[int, ...] = ()
-    delay_s: float | None = None
-    priority_levels: int | None = None
-    default_priority: int | None = None
-    queue: int | None = None
-    timeout_s: float | None = None
-    own_timeouts: bool | None = None
-    timeout_action: OnTimeout | None = None
-    priority: tuple[PrioritySettings, ...] = ()
-    instances: int | None = None
+    settings: dict[str, Any] = {}
     versions: VersionPolicy | None = None
     labels: dict[str, str] = {}
     ignored: tuple[str, ...] = ()
@@ -72,57 +61,78 @@ def read_config(file: Path) -> TritonConfig:
 
 def config_of(message: Message) -> TritonConfig:
     """Raises UsageError naming the field."""
-    batching = message.message("dynamic_batching")
-    max_batch = message.integer("max_batch_size")
-    if max_batch is not None and max_batch < 0:
-        raise UsageError(f"max_batch_size: expected 0 or more, got {max_batch}")
-    ignored = [n for n in message.names() if n not in _UNDERSTOOD]
+    batching = message.message(_BATCHING)
     inner = batching or Message()
-    ignored += [f"dynamic_batching.{n}" for n in inner.names() if n not in _BATCHING]
-    ignored += [*_ineffective(message, "input"), *_ineffective(message, "output")]
-    queue = _Queue(inner.message("default_queue_policy"), "default_queue_policy")
+    policy = inner.message(_POLICY) or Message()
     priority, ineffective = _priorities(inner)
-    ignored += (*queue.ignored, *ineffective)
-    delay = inner.integer("max_queue_delay_microseconds")
+    own = {
+        known.name: _value(inner if field.startswith(_BATCHING) else message, field, known)
+        for field, known in _FIELDS.items()
+        if known.name not in ("batching", "instances", "priority", "versions")
+    }
+    own |= _queue_policy(policy)
+    # It is about the default timeout; without one a request names its own.
+    own["own_timeouts"] = None if own["timeout"] is None else bool(own["own_timeouts"])
+    # Triton puts requests together only where dynamic_batching is there.
+    own["batching"] = batching is not None and message.integer("max_batch_size") != 0
+    own["instances"] = _instances(message)
+    own["priority"] = priority or None
     return TritonConfig(
         name=message.text("name"),
-        max_batch=max_batch,
-        # Triton puts requests together only where dynamic_batching is there.
-        batching=batching is not None,
-        preferred=_positive(inner, "preferred_batch_size"),
-        delay_s=None if delay is None else delay / 1e6,
-        priority_levels=inner.integer("priority_levels"),
-        default_priority=inner.integer("default_priority_level"),
-        queue=queue.size or None,
-        timeout_s=queue.timeout_s,
-        own_timeouts=None if queue.timeout_s is None else queue.override,
-        timeout_action=queue.action,
-        priority=priority,
-        instances=_instances(message),
+        settings={name: value for name, value in own.items() if value is not None},
         versions=_versions(message.message("version_policy")),
         labels=_labels(message),
-        ignored=tuple(ignored),
+        ignored=(
+            *(n for n in message.names() if n not in _UNDERSTOOD),
+            *(f"{_BATCHING}.{n}" for n in inner.names() if n not in _OF_BATCHING),
+            *_ineffective(message, "input"),
+            *_ineffective(message, "output"),
+            *_unread(policy, _POLICY),
+            *ineffective,
+        ),
     )
 
 
-class _Queue:
-    """A ModelQueuePolicy. None: it does not say."""
+def _value(message: Message, path: str, known: Declared) -> Any:
+    """What a field sets, in the setting's type and unit. None: nothing, as a count of 0 does."""
+    field = path.rpartition(".")[2]
+    if known.choices:
+        return _choice(message, field, known.choices)
+    if known.type is bool:
+        return message.flag(field)
+    given: tuple[float, ...] = message.integers(field)
+    if known.setting.unit is Unit.SECONDS:
+        given = tuple(microseconds / 1e6 for microseconds in given)
+    several = known.type not in (int, float)
+    if known.type is int:
+        given = tuple(count for count in given[-1:] if count)
+    for number in given:
+        if known.setting.problem(field, number):
+            raise UsageError(f"{field}: expected {known.setting.range}, got {number:g}")
+    return (given if several else given[-1]) if given else None
 
-    def __init__(self, message: Message | None, name: str) -> None:
-        fields = message or Message()
-        timeout = fields.integer("default_timeout_microseconds")
-        actions = fields.all("timeout_action")
-        self.size = fields.integer("max_queue_size")
-        self.timeout_s = None if timeout is None else timeout / 1e6
-        self.override = bool(fields.flag("allow_timeout_override"))
-        self.action: OnTimeout | None = None
-        if actions:
-            if isinstance(actions[-1], Message) or actions[-1] not in _ACTIONS:
-                raise UsageError(
-                    f"timeout_action: expected REJECT or DELAY, got {actions[-1]!r:.40}"
-                )
-            self.action = _ACTIONS[actions[-1]]
-        self.ignored = [f"{name}.{n}" for n in fields.names() if n not in _QUEUE]
+
+def _choice(message: Message, field: str, choices: tuple[str, ...]) -> str | None:
+    """A value of an enum, by name or number, as the setting calls it."""
+    given = message.all(field)
+    if not given:
+        return None
+    value = given[-1]
+    names = [choice.upper() for choice in choices]
+    if value in names:
+        return choices[names.index(str(value))]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
+        return choices[value]
+    raise UsageError(f"{field}: expected {' or '.join(names)}, got {value!r:.40}")
+
+
+def _queue_policy(policy: Message) -> dict[str, Any]:
+    """The settings of a ModelQueuePolicy. None: it does not say."""
+    return {known.name: _value(policy, field, known) for field, known in _QUEUE.items()}
+
+
+def _unread(policy: Message, name: str) -> list[str]:
+    return [f"{name}.{n}" for n in policy.names() if n not in _QUEUE]
 
 
 def _priorities(batching: Message) -> tuple[tuple[PrioritySettings, ...], list[str]]:
@@ -131,33 +141,26 @@ def _priorities(batching: Message) -> tuple[tuple[PrioritySettings, ...], list[s
     levels = batching.integer("priority_levels") or 0
     found: dict[int, PrioritySettings] = {}
     ignored = []
-    for entry in batching.all("priority_queue_policy"):
+    for entry in batching.all(_POLICIES):
         if not isinstance(entry, Message):
-            raise UsageError(f"priority_queue_policy: expected messages, got {entry!r:.40}")
+            raise UsageError(f"{_POLICIES}: expected messages, got {entry!r:.40}")
         level = entry.integer("key") or 0
-        name = f"priority_queue_policy[{level}]"
+        name = f"{_POLICIES}[{level}]"
         if not 1 <= level <= levels:
             ignored.append(name)
             continue
-        own = _Queue(entry.message("value"), name)
-        ignored += own.ignored
-        found[level] = PrioritySettings(
-            level, own.size or UNSET, own.timeout_s or 0.0, own.override, own.action or "reject"
-        )
+        policy = entry.message("value") or Message()
+        ignored += _unread(policy, name)
+        own = {f: v for f, v in _queue_policy(policy).items() if v is not None}
+        # What protocol buffers leave out is zero: no timeout, no override, the first action.
+        zero: dict[str, Any] = {"timeout": 0.0, "own_timeouts": False, "timeout_action": "reject"}
+        found[level] = PrioritySettings(level=level, **(zero | own))
     return tuple(found.values()), ignored
 
 
-def _positive(message: Message, name: str) -> tuple[int, ...]:
-    values = message.integers(name)
-    if any(v < 1 for v in values):
-        raise UsageError(f"{name}: expected sizes of 1 or more, got {list(values)}")
-    return values
-
-
 def _instances(message: Message) -> int | None:
-    groups = message.all("instance_group")
     counts = []
-    for group in groups:
+    for group in message.all("instance_group"):
         if not isinstance(group, Message):
             raise UsageError(f"instance_group: expected messages, got {group!r:.40}")
         count = group.integer("count")
@@ -172,7 +175,10 @@ def _versions(policy: Message | None) -> VersionPolicy | None:
         return None
     specific = policy.message("specific")
     if specific is not None:
-        return VersionPolicy(specific=Specific(_positive(specific, "versions")))
+        versions = specific.integers("versions")
+        if any(v < 1 for v in versions):
+            raise UsageError(f"versions: expected numbers of 1 or more, got {list(versions)}")
+        return VersionPolicy(specific=Specific(versions))
     if policy.message("all") is not None:
         return VersionPolicy(all=All())
     latest = policy.message("latest")

@@ -16,7 +16,8 @@ from edgeserve.errors import (
     ModelUnavailable,
 )
 from edgeserve.serve.models.sources import ModelSource, find_sources
-from edgeserve.serve.settings.server import Settings, SettingsSource, followed
+from edgeserve.serve.settings.reading import SettingsSource, followed
+from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
 from edgeserve.serve.started import Started
 from edgeserve.serve.status.status import Key, ServerStatus

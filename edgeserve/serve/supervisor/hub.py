@@ -14,7 +14,8 @@ from edgeserve.errors import (
 )
 from edgeserve.serve.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.metrics.shared import Family, Sample
-from edgeserve.serve.settings.server import Settings, SettingsSource
+from edgeserve.serve.settings.reading import SettingsSource
+from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.status import ServerStatus
 from edgeserve.serve.supervisor.changes import Changes
 from edgeserve.serve.supervisor.members import Member, Members

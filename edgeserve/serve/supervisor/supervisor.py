@@ -20,7 +20,8 @@ from edgeserve.serve import logs
 from edgeserve.serve.app import shown
 from edgeserve.serve.ending import Stop, leave, on_hangup
 from edgeserve.serve.log_writer import write_on_a_thread
-from edgeserve.serve.settings.server import Settings, SettingsSource
+from edgeserve.serve.settings.reading import SettingsSource
+from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.started import Started
 from edgeserve.serve.supervisor.hub import Hub
 from edgeserve.serve.supervisor.members import Member

@@ -168,7 +168,7 @@ def test_a_key_goes_though_the_settings_cannot_be_followed(
         server.hang_up()
         wait_for(lambda: works(server, NEW))
         assert not works(server, OLD)
-        wait_for(lambda: "queue must be at least 1" in caplog.text)
+        wait_for(lambda: "queue 0 is not a valid number" in caplog.text)
 
 
 def test_watching_follows_keys_without_a_signal_and_logs_none_of_them(

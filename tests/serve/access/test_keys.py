@@ -24,7 +24,8 @@ from edgeserve.serve.access.keys import (
     read_keys,
 )
 from edgeserve.serve.background import Background
-from edgeserve.serve.settings.server import Settings, settings_from
+from edgeserve.serve.settings.reading import settings_from
+from edgeserve.serve.settings.server import Settings
 from tests.serve.conftest import RawClient, infer_body, post
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"
@@ -193,7 +194,7 @@ def test_any_host_and_origin_decide(host: str, origin: str) -> None:
         ({"tls_cert": "a"}, "go together"),
         ({"tls_client_ca": "a"}, "needs tls_cert"),
         ({"keys": "/nowhere"}, "cannot be read"),
-        ({"limits": {"headers": 0}}, "limits.headers must be more than 0"),
+        ({"limits": {"headers": 0}}, "limits.headers 0 is not a valid number"),
         ({"limits": {"head_s": float("nan")}}, "limits.head_s"),
         ({"limits": {"nothing": 1}}, "cannot be used"),
     ],

@@ -28,6 +28,7 @@ from edgeserve.serve.engine import (
 )
 from edgeserve.tensors import Array, Tensors
 from tests.bundles import linear
+from tests.serve.engine.rules import engine_settings
 from tests.serve.slow import MAX_BATCH, slow, slow_bundle, wide_bundle
 
 BUSY = 20  # full batches that keep one worker busy for long: tens of milliseconds
@@ -84,7 +85,7 @@ async def engine_of(
 ) -> AsyncIterator[tuple[Engine, Batches]]:
     chain = Chain(Bundle.open(bundle), ChainOptions(threads=1, spin=False))
     batches = Batches()
-    engine = Engine(chain, options or EngineSettings(), asyncio.get_running_loop(), batches)
+    engine = Engine(chain, options or engine_settings(), asyncio.get_running_loop(), batches)
     try:
         yield engine, batches
     finally:
@@ -116,7 +117,7 @@ def test_every_request_of_a_burst_gets_its_own_rows(
     slow_edge: Path, sizes: list[int], instances: int, batching: bool
 ) -> None:
     async def story() -> None:
-        options = EngineSettings(instances=instances, batching=batching)
+        options = engine_settings(instances=instances, batching=batching)
         async with engine_of(slow_edge, options) as (engine, batches):
             calls = [Call(engine, some_rows(rows, seed)) for seed, rows in enumerate(sizes)]
             for call in calls:
@@ -163,7 +164,7 @@ def test_a_request_that_does_not_fit_waits_for_the_next_batch(slow_edge: Path) -
 
 def test_without_batching_each_request_runs_alone(slow_edge: Path) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(batching=False)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(batching=False)) as (engine, batches):
             assert engine.max_batch == 1
             calls = [Call(engine, some_rows(rows, rows)) for rows in (1, 3, 2, 1)]
             for call in calls:
@@ -216,7 +217,7 @@ def test_a_request_whose_time_is_over_is_answered_and_not_run(
     slow_edge: Path, of_server: float, of_request: float | None, exceeded: bool
 ) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(timeout_s=of_server)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(timeout_s=of_server)) as (engine, batches):
             for seed in range(BUSY):
                 Call(engine, some_rows(MAX_BATCH, seed), 60.0)
             call = Call(engine, some_rows(3), of_request)
@@ -235,7 +236,7 @@ def test_a_request_whose_time_is_over_is_answered_and_not_run(
 
 def test_the_queue_has_a_limit_and_takes_more_once_it_is_shorter(slow_edge: Path) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(queue=3)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(queue=3)) as (engine, batches):
             calls = [Call(engine, some_rows(MAX_BATCH, seed)) for seed in range(3)]
             with pytest.raises(QueueFull, match="3 requests wait or run already") as caught:
                 Call(engine, some_rows(1))
@@ -310,7 +311,7 @@ def test_closing_does_not_run_what_still_waits(slow_edge: Path, instances: int) 
     """After a drain that gave up, the process must end, not work through its queue."""
 
     async def story() -> list[Call]:
-        async with engine_of(slow_edge, EngineSettings(instances=instances)) as (engine, _):
+        async with engine_of(slow_edge, engine_settings(instances=instances)) as (engine, _):
             calls = keep_busy(engine) + keep_busy(engine) + keep_busy(engine)
             assert await engine.drain(0.0001) is False
         await asyncio.sleep(0)
@@ -335,7 +336,7 @@ def test_an_idle_engine_drains_at_once(slow_edge: Path, bundle: Path) -> None:
 
 def test_quick_models_are_run_on_the_loop_at_once(bundle: Path) -> None:
     async def story() -> None:
-        async with engine_of(bundle, EngineSettings(queue=1, timeout_s=1e-9)) as (engine, batches):
+        async with engine_of(bundle, engine_settings(queue=1, timeout_s=1e-9)) as (engine, batches):
             assert engine.inline
             for rows in (1, 5, 64):
                 call = Call(engine, some_rows(rows, rows))
@@ -383,7 +384,7 @@ def test_an_exception_nobody_foresaw_fails_its_request_and_no_other(
 ) -> None:
     async def story() -> None:
         chain = DriverBug(Bundle.open(bundle if inline else slow_edge), ChainOptions(threads=1))
-        engine = Engine(chain, EngineSettings(), asyncio.get_running_loop())
+        engine = Engine(chain, engine_settings(), asyncio.get_running_loop())
         try:
             assert engine.inline is inline
             bad = Call(engine, np.full((1, 4), 13, np.float32))
@@ -414,7 +415,7 @@ def test_two_instances_are_two_workers_that_end_with_the_engine(slow_edge: Path)
         return sorted(name for name in names if name.startswith("edgeserve-worker"))
 
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(instances=2)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(instances=2)) as (engine, batches):
             assert workers() == ["edgeserve-worker-0", "edgeserve-worker-1"]
             calls = keep_busy(engine)
             for call in calls:

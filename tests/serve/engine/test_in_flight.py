@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from edgeserve.errors import UsageError
 from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
@@ -118,4 +119,7 @@ def _message(model: str) -> bytes:
 
 
 def test_the_limit_must_be_a_number_of_one_or_more() -> None:
-    assert Limits(in_flight=0).problem() == "limits.in_flight must be more than 0, not 0"
+    with pytest.raises(
+        UsageError, match=r"limits\.in_flight 0 is not a valid number: expected 1 or more"
+    ):
+        Settings(bundle="m.edge", limits=Limits(in_flight=0)).check()

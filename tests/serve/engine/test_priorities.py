@@ -14,16 +14,15 @@ from edgeserve.serve.background import Background
 from edgeserve.serve.engine import (
     DeadlineExceeded,
     Engine,
-    EngineSettings,
-    LevelSettings,
     Outcome,
     Pending,
     QueueFull,
     time_limit,
 )
-from edgeserve.serve.settings.server import settings_from
+from edgeserve.serve.settings.reading import settings_from
 from edgeserve.tensors import Tensors
 from tests.serve.conftest import RawClient, infer_body, post
+from tests.serve.engine.rules import engine_settings, level_settings
 from tests.serve.engine.test_engine import (
     BUSY,
     Call,
@@ -97,7 +96,7 @@ async def overdue(call: Call) -> None:
 
 def test_the_important_go_first_and_unknown_priorities_are_the_default(slow_edge: Path) -> None:
     async def story() -> None:
-        options = EngineSettings(priorities=3, default_priority=2)
+        options = engine_settings(priority_levels=3, default_priority=2)
         async with engine_of(slow_edge, options) as (engine, _):
             held = Held(engine)
             await started(Call(engine, some_rows(MAX_BATCH)))
@@ -114,7 +113,9 @@ def test_the_important_go_first_and_unknown_priorities_are_the_default(slow_edge
 
 def test_a_full_queue_gives_the_place_of_the_unimportant_to_the_important(slow_edge: Path) -> None:
     async def story() -> None:
-        options = EngineSettings(queue=4, on_full="displace", priorities=3, default_priority=2)
+        options = engine_settings(
+            queue=4, queue_policy="displace", priority_levels=3, default_priority=2
+        )
         async with engine_of(slow_edge, options) as (engine, _):
             held = Held(engine)
             order: list[str] = []
@@ -139,7 +140,7 @@ def test_a_full_queue_gives_the_place_of_the_unimportant_to_the_important(slow_e
 
 def test_expired_and_cancelled_requests_make_room_at_once(slow_edge: Path) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(queue=BUSY + 2)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(queue=BUSY + 2)) as (engine, batches):
             held = Held(engine)
             keep_busy(engine)
             late = Call(engine, some_rows(1), 1e-4)
@@ -172,8 +173,8 @@ def test_a_request_whose_time_was_over_before_it_came_is_not_queued(slow_edge: P
 
 def test_the_overdue_are_delayed_behind_their_level_and_answered(slow_edge: Path) -> None:
     async def story() -> None:
-        options = EngineSettings(
-            priorities=2, default_priority=2, on_timeout="delay", timeout_s=1e-4
+        options = engine_settings(
+            priority_levels=2, default_priority=2, timeout_action="delay", timeout_s=1e-4
         )
         async with engine_of(slow_edge, options) as (engine, _):
             held = Held(engine)
@@ -198,7 +199,10 @@ def test_the_overdue_are_delayed_behind_their_level_and_answered(slow_edge: Path
 
 def test_the_overdue_may_leave_and_come_late_to_an_engine(slow_edge: Path) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(on_timeout="delay")) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(timeout_action="delay")) as (
+            engine,
+            batches,
+        ):
             held = Held(engine)
             order: list[str] = []
             first = Prior(engine, "first", 0, order)
@@ -227,10 +231,10 @@ def test_the_overdue_may_leave_and_come_late_to_an_engine(slow_edge: Path) -> No
 def test_levels_wait_by_rules_of_their_own(slow_edge: Path) -> None:
     async def story() -> None:
         levels = {
-            1: LevelSettings(timeout_s=1e-4, own_timeouts=False),
-            3: LevelSettings(timeout_s=1e-4, on_timeout="delay"),
+            1: level_settings(timeout_s=1e-4, own_timeouts=False),
+            3: level_settings(timeout_s=1e-4, timeout_action="delay"),
         }
-        options = EngineSettings(priorities=3, default_priority=2, levels=levels)
+        options = engine_settings(priority_levels=3, default_priority=2, levels=levels)
         async with engine_of(slow_edge, options) as (engine, _):
             held = Held(engine)
             order: list[str] = []
@@ -252,9 +256,9 @@ def test_levels_wait_by_rules_of_their_own(slow_edge: Path) -> None:
 
 def test_levels_with_a_queue_of_their_own_are_counted_apart(slow_edge: Path) -> None:
     async def story() -> None:
-        options = EngineSettings(
-            queue=2, on_full="displace", priorities=3, default_priority=2,
-            levels={3: LevelSettings(queue=1)},
+        options = engine_settings(
+            queue=2, queue_policy="displace", priority_levels=3, default_priority=2,
+            levels={3: level_settings(queue=1)},
         )  # fmt: skip
         async with engine_of(slow_edge, options) as (engine, _):
             held = Held(engine)
@@ -297,7 +301,7 @@ def test_a_server_delays_as_its_settings_say(slow_edge: Path) -> None:
 
 def test_a_delay_waits_for_company(slow_edge: Path) -> None:
     async def story() -> None:
-        async with engine_of(slow_edge, EngineSettings(delay_s=5.0)) as (engine, batches):
+        async with engine_of(slow_edge, engine_settings(batch_delay_s=5.0)) as (engine, batches):
             calls = []
             for seed in range(MAX_BATCH):
                 calls.append(Call(engine, some_rows(1, seed)))
@@ -326,4 +330,4 @@ def test_a_delay_waits_for_company(slow_edge: Path) -> None:
 def test_whose_time_limit_counts(
     server: float, own: bool, asked: float | None, limit: float
 ) -> None:
-    assert time_limit(EngineSettings(timeout_s=server, own_timeouts=own), asked) == limit
+    assert time_limit(engine_settings(timeout_s=server, own_timeouts=own), asked) == limit

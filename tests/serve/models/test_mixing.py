@@ -25,6 +25,7 @@ from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
 from tests.serve.conftest import RawClient, infer_body, post
+from tests.serve.engine.rules import engine_settings
 from tests.serve.engine.test_engine import Batches, Call, assert_own_numbers, keep_busy, some_rows
 from tests.serve.slow import MAX_BATCH, slow, slow_bundle, slow_model
 
@@ -70,7 +71,7 @@ def test_answers_that_lack_rows_are_given_one_by_one_from_then_on(
         chain = Chain(Bundle.open(picky_bundle(tmp_path)), ChainOptions(threads=1, spin=False))
         batches = Batches()
         loop = asyncio.get_running_loop()
-        settings = EngineSettings()
+        settings = engine_settings()
         engine = Engine(chain, settings, loop, batches, None, lambda c, r: told.append((c, r)))
         try:
             assert engine.batching == f"batches up to {MAX_BATCH}"
@@ -115,7 +116,9 @@ def test_a_candidate_that_takes_over_batches_as_it_may_itself(tmp_path: Path) ->
     async def story() -> None:
         chain = Chain(two_variants(tmp_path), ChainOptions(threads=1, spin=False))
         batches = Batches()
-        engine = Engine(chain, EngineSettings(delay_s=0.05), asyncio.get_running_loop(), batches)
+        engine = Engine(
+            chain, engine_settings(batch_delay_s=0.05), asyncio.get_running_loop(), batches
+        )
         try:
             assert engine.max_batch == MAX_BATCH
             chain.step_down(chain.serving, DeviceLost("it is gone", reason="crash"))
@@ -139,7 +142,7 @@ def test_a_batch_that_another_candidate_answers_is_run_one_by_one_there(tmp_path
     async def story() -> None:
         chain = Chain(two_variants(tmp_path), ChainOptions(threads=1, spin=False))
         batches = Batches()
-        engine = Engine(chain, EngineSettings(), asyncio.get_running_loop(), batches)
+        engine = Engine(chain, engine_settings(), asyncio.get_running_loop(), batches)
         try:
             keep_busy(engine)
             calls = [Call(engine, some_rows(1, seed)) for seed in range(MAX_BATCH)]
@@ -159,10 +162,10 @@ def test_a_batch_that_another_candidate_answers_is_run_one_by_one_there(tmp_path
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (EngineSettings(), f"batches up to {MAX_BATCH}"),
-        (EngineSettings(max_batch=8), "batches up to 8"),
-        (EngineSettings(max_batch=1), "one at a time: batches are limited to one row"),
-        (EngineSettings(batching=False), "one at a time: batching is turned off"),
+        (engine_settings(), f"batches up to {MAX_BATCH}"),
+        (engine_settings(max_batch=8), "batches up to 8"),
+        (engine_settings(max_batch=1), "one at a time: batches are limited to one row"),
+        (engine_settings(batching=False), "one at a time: batching is turned off"),
     ],
 )
 def test_how_requests_run_is_said_with_the_reason(

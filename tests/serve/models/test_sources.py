@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from msgspec import UNSET
 
 from edgeserve.bundle import Labels
 from edgeserve.errors import UsageError
 from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.settings.model import PrioritySettings
 from edgeserve.serve.settings.pbtxt import config_of
-from edgeserve.serve.settings.server import Settings, settings_from
+from edgeserve.serve.settings.reading import settings_from
+from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.textproto import read
 from edgeserve.serve.settings.versions import VersionPolicy
 from tests.serve.repositories import shifted_bundle, version
@@ -132,8 +132,8 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
     assert (own.timeout, own.own_timeouts, own.instances, own.batching) == (2.0, True, 3, True)
     assert own.timeout_action == "reject"
     assert own.priority == (
-        PrioritySettings(1, 8, 0.0, True, "delay"),
-        PrioritySettings(3, UNSET, 0.001, False, "reject"),
+        PrioritySettings(1, queue=8, timeout=0.0, own_timeouts=True, timeout_action="delay"),
+        PrioritySettings(3, timeout=0.001, own_timeouts=False, timeout_action="reject"),
     )
 
 
@@ -148,12 +148,12 @@ def test_what_a_configuration_says_without_effect_is_known() -> None:
             "priority_queue_policy { key: 2 value { max_queue_size: 2 } } }"
         )
     )
-    assert config.timeout_action == "delay"
+    assert config.settings["timeout_action"] == "delay"
     assert config.ignored == (
         "optimization", "dynamic_batching.preserve_ordering", "input[x].reshape",
         "output[y].is_shape_tensor", "default_queue_policy.fairness", "priority_queue_policy[1].fairness", "priority_queue_policy[2]",
     )  # fmt: skip
-    assert config_of(read("")).batching is False
+    assert config_of(read("")).settings == {"batching": False}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.access.keys import is_loopback
-from edgeserve.serve.settings.model import size_bytes
-from edgeserve.serve.settings.server import Settings, read_settings, settings_from
+from edgeserve.serve.settings.reading import read_settings, settings_from
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.setting import size_bytes
 
 
 def test_a_bundle_is_enough() -> None:
@@ -25,33 +26,42 @@ def test_a_bundle_is_enough() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"http_port": -1}, "http_port -1 is no port"),
-        ({"http_port": 65536}, "http_port 65536 is no port"),
-        ({"instances": -1}, "instances must be a number of 0 or more"),
-        ({"max_batch": -1}, "max_batch must be a number of 0 or more"),
-        ({"batch_delay": 11}, "batch_delay must be 0 to 10 seconds"),
-        ({"preferred_batches": [0]}, "preferred_batches must be sizes"),
-        ({"priority_levels": 0}, "priority_levels must be"),
+        ({"http_port": -1}, "http_port -1 is not a valid port: expected 0 to 65535"),
+        ({"http_port": 65536}, "http_port 65536 is not a valid port"),
+        ({"instances": -1}, "instances -1 is not a valid number: expected 0 or more"),
+        ({"max_batch": -1}, "max_batch -1 is not a valid number"),
+        (
+            {"batch_delay": 11},
+            "batch_delay 11.0 is not a valid number of seconds: expected 0 to 10",
+        ),
+        (
+            {"preferred_batches": [0]},
+            "preferred_batches 0 is not a valid number: expected 1 or more",
+        ),
+        ({"priority_levels": 0}, "priority_levels 0 is not a valid number: expected 1 to 1000"),
         ({"default_priority": 2}, "default_priority must be 1 to priority_levels"),
         ({"priority": [{"level": 2}]}, "level 2: level must be 1 to priority_levels"),
         (
             {"priority": [{"level": 1, "queue": 0}]},
-            "level 1: queue must be at least 1",
+            "level 1: queue 0 is not a valid number",
         ),
-        ({"priority": [{"level": 1, "timeout": -1}]}, "level 1: timeout must be"),
+        ({"priority": [{"level": 1, "timeout": -1}]}, "level 1: timeout -1.0 is not a valid"),
         ({"priority": [{"level": 1}, {"level": 1}]}, "tables are about the same level"),
-        ({"weight": 0}, "weight must be more than 0"),
-        ({"versions": "newest"}, "versions 'newest' is no choice"),
-        ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is no size"),
-        ({"cache": -1}, "cache must be 0 or more"),
+        ({"weight": 0}, "weight 0.0 is not a valid number: expected more than 0"),
+        ({"versions": "newest"}, "versions 'newest' is not valid: expected latest"),
+        ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is not a valid size"),
+        ({"cache": -1}, "cache '-1' is not a valid size"),
         ({"name": "../x"}, "cannot name a model"),
         ({"name": "x", "bundles": ["b.edge"]}, "name is for one bundle"),
-        ({"model": [{"bundle": "b.edge", "queue": 0}]}, "queue must be at least 1"),
-        ({"queue": 0}, "queue must be at least 1"),
-        ({"max_body": 0}, "max_body must be at least 1"),
-        ({"threads": -1}, "threads must be a number of 0 or more"),
-        ({"timeout": -0.5}, "timeout must be a number of 0 or more"),
-        ({"drain_timeout": -1}, "drain_timeout must be a number of 0 or more"),
+        (
+            {"model": [{"bundle": "b.edge", "queue": 0}]},
+            "queue 0 is not a valid number: expected 1 or more",
+        ),
+        ({"queue": 0}, "queue 0 is not a valid number: expected 1 or more"),
+        ({"max_body": 0}, "max_body 0 is not a valid number of bytes"),
+        ({"threads": -1}, "threads -1 is not a valid number"),
+        ({"timeout": -0.5}, "timeout -0.5 is not a valid number of seconds: expected 0 or more"),
+        ({"drain_timeout": -1}, "drain_timeout -1.0 is not a valid number of seconds"),
         ({"host": "0.0.0.0"}, "0.0.0.0 is open to the network"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from edgeserve.bundle import Bundle, Labels, Preprocess
-from edgeserve.serve.engine.settings import EngineSettings, LevelSettings, OnTimeout
+from edgeserve.serve.engine.settings import EngineSettings, LevelSettings
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.settings.versions import VersionPolicy
 from edgeserve.tensors import Interface, TensorSpec
@@ -49,7 +49,7 @@ class InstanceGroup(msgspec.Struct, frozen=True):
 
 
 TimeoutAction = Literal["REJECT", "DELAY"]
-_ACTIONS: Final[dict[OnTimeout, TimeoutAction]] = {"reject": "REJECT", "delay": "DELAY"}
+_ACTIONS: Final[dict[str, TimeoutAction]] = {"reject": "REJECT", "delay": "DELAY"}
 
 
 class QueuePolicy(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class QueuePolicy(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, rules: EngineSettings | LevelSettings, queue: int) -> Self:
         limit = round(rules.timeout_s * 1e6)
-        return cls(_ACTIONS[rules.on_timeout], limit, rules.own_timeouts, queue)
+        return cls(_ACTIONS[rules.timeout_action], limit, rules.own_timeouts, queue)
 
 
 class DynamicBatching(msgspec.Struct, frozen=True):
@@ -78,12 +78,12 @@ class DynamicBatching(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: EngineSettings) -> Self:
-        several = settings.priorities > 1
+        several = settings.priority_levels > 1
         return cls(
             QueuePolicy.of(settings, settings.queue),
-            settings.preferred,
-            round(settings.delay_s * 1e6),
-            settings.priorities if several else 0,
+            settings.preferred_batches,
+            round(settings.batch_delay_s * 1e6),
+            settings.priority_levels if several else 0,
             settings.default_priority if several else 0,
             {
                 priority: QueuePolicy.of(own, settings.queue if own.queue is None else own.queue)

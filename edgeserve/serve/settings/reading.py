@@ -1,0 +1,101 @@
+"""Settings from flags and from a `serve.toml` whose keys are the settings' names, and what of a change is followed."""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from edgeserve.errors import UsageError, nearest
+from edgeserve.serve.settings.model import ModelSettings, PerModel
+from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.setting import Unit, declared
+
+log = logging.getLogger(__name__)
+
+# What models are served with is followed while the server runs; these are not.
+SERVER_FIELDS: Final = tuple(
+    name
+    for name, known in declared(Settings).items()
+    if name not in declared(PerModel) and not known.setting.followed
+)
+_PATHS: Final = [n for n, known in declared(Settings).items() if known.setting.unit is Unit.PATH]
+
+
+class SettingsSource(msgspec.Struct, frozen=True):
+    """Where settings came from, to read them again: a file (None: none), and flags."""
+
+    file: str | None
+    flags: dict[str, Any]
+
+    def read(self) -> Settings:
+        """Raises UsageError."""
+        if self.file is not None:
+            return read_settings(Path(self.file), self.flags)
+        return settings_from({k: v for k, v in self.flags.items() if v is not None})
+
+
+def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
+    """The settings in a TOML file, with `flags` that are not None in their place.
+
+    Relative paths are relative to the file. Raises UsageError.
+    """
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{file} is not a readable TOML file", cause=str(error)) from None
+    for table in (values, *_tables(values)):
+        for key in table.keys() & _PATHS:
+            table[key] = _beside(file, table[key])
+    return settings_from(values | {k: v for k, v in flags.items() if v is not None}, str(file))
+
+
+def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
+    """Typed and checked settings. Raises UsageError, naming an unknown key's nearest neighbour."""
+    _refuse_unknown(values, Settings, where)
+    for table in _tables(values):
+        _refuse_unknown(table, ModelSettings, where, " in [[model]]")
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where} cannot be used", cause=str(error)) from None
+    settings.check()
+    return settings
+
+
+def followed(old: Settings, new: Settings) -> Settings:
+    """What a running server takes over of new settings: what is about models. The rest needs another start,
+    and the log says so."""
+    own = {f: getattr(old, f) for f in SERVER_FIELDS}
+    ignored = [f for f, value in own.items() if value != getattr(new, f)]
+    if ignored:
+        log.warning("needs a restart to take effect: %s", ", ".join(ignored))
+    return msgspec.structs.replace(new, **own)
+
+
+def _refuse_unknown(
+    values: dict[str, Any], kind: type[msgspec.Struct], where: str, table: str = ""
+) -> None:
+    unknown = sorted(set(values) - set(kind.__struct_fields__))
+    if unknown:
+        guess = nearest(unknown[0], kind.__struct_fields__)
+        raise UsageError(
+            f"{where}: unknown key '{unknown[0]}'{table}",
+            hint=f"did you mean '{guess}'?" if guess else None,
+        )
+
+
+def _tables(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `[[model]]` tables of a file."""
+    tables = values.get("model")
+    return [t for t in tables if isinstance(t, dict)] if isinstance(tables, list) else []
+
+
+def _beside(file: Path, value: Any) -> Any:
+    """Paths relative to the folder of a file; what is no path is left for the check of types."""
+    if isinstance(value, list):
+        return [_beside(file, each) for each in value]
+    return str(file.parent / value) if isinstance(value, str) else value
