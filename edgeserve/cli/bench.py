@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeserve.cli.output import print_line
-from edgeserve.devices.names import device_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +137,7 @@ def render_skipped(console: Console, skipped: Skipped) -> None:
 def _latency_table(console: Console, report: Report) -> None:
     from edgeserve.cli.output import size_text
     from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.devices.names import device_kind
 
     numbers = ("size", "p50 ms", "p90 ms", "p99 ms", "spread", "calls")
     table = table_of(
