@@ -10,7 +10,6 @@ from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
 from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
-from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.protocols.v2.grpc import service as v2
 from edgeserve.serve.protocols.v2.grpc.about import About
@@ -29,7 +28,6 @@ class GrpcFront:
     def __init__(self, settings: Settings, parts: Parts, control: Control) -> None:
         self._settings = settings
         self.also: list[str] = []
-        limits = settings.effective_limits()
         self._authoriser = authoriser = Authoriser(
             settings.read_keys(),
             settings.control_names,
@@ -48,22 +46,8 @@ class GrpcFront:
                 models[model.name] = models.get(model.name, False) or model.state == "READY"
             return status.ready, models
 
-        bounds = GrpcLimits(
-            receive_bytes=limits.body_bytes,
-            messages_bytes=limits.bodies_bytes,
-            send_bytes=limits.output_bytes,
-            metadata_bytes=limits.head_bytes,
-            elements=limits.elements,
-            queue=settings.queue,
-            streams=settings.grpc_streams,
-            idle_s=limits.idle_s,
-            handshake_s=limits.handshake_s,
-            connections=limits.connections,
-            compress_bytes=limits.compress_bytes if settings.grpc_compression else None,
-            processes=settings.workers,
-        )
         self._server = GrpcServer(
-            bounds, admit, readiness, parts.metrics, server_credentials(settings)
+            settings, admit, readiness, parts.metrics, server_credentials(settings)
         )
         about = About(
             parts.repository,
@@ -73,7 +57,11 @@ class GrpcFront:
             changed=self._server.tell_health,
         )
         self._inferences = Inferences(
-            parts.repository, parts.shm, parts.flight, asyncio.get_running_loop(), bounds
+            parts.repository,
+            parts.shm,
+            parts.flight,
+            asyncio.get_running_loop(),
+            settings.effective_limits(),
         )
         self._server.serve([v2.service(about, self._inferences)])
 

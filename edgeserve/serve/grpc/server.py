@@ -19,11 +19,12 @@ from edgeserve.serve.grpc import health, reflection
 from edgeserve.serve.grpc.arriving import Arrivals
 from edgeserve.serve.grpc.door import Admit, Door
 from edgeserve.serve.grpc.handlers import Handlers
-from edgeserve.serve.grpc.limits import GrpcLimits
+from edgeserve.serve.grpc.limits import THREADS, channel_options
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.grpc.service import Service
 from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.settings.server import Settings
 
 _HEALTH_S: Final = 1.0
 _POLL_S: Final = 0.005
@@ -39,7 +40,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        limits: GrpcLimits,
+        settings: Settings,
         admit: Admit,
         readiness: Readiness,
         metrics: ServerMetrics,
@@ -51,15 +52,14 @@ class GrpcServer:
         self._admit = admit
         self._readiness = readiness
         self._refusals = Refusals(metrics)
-        self._pools = Pools(limits.threads, limits.streams, _too_many(self._refusals))
+        self._pools = Pools(THREADS, settings.grpc_streams, _too_many(self._refusals))
         self._arrivals = Arrivals()
         self._health = health.Health(self._renew_health, self._refusals)
         self._telling: asyncio.Task[None] | None = None
-        self._handlers = Handlers(
-            self._pools, self._arrivals, self._refusals, limits.compress_bytes
-        )
-        self._server = grpc.server(self._pools.infer, options=limits.channel_options())
-        self._most = limits.threads + limits.queue
+        compressed = settings.limits.compress_bytes if settings.grpc_compression else None
+        self._handlers = Handlers(self._pools, self._arrivals, self._refusals, compressed)
+        self._server = grpc.server(self._pools.infer, options=channel_options(settings))
+        self._most = THREADS + settings.queue
         self._door: Door
         self._timer: asyncio.TimerHandle | None = None
 

@@ -15,13 +15,13 @@ from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.engine import DeadlineExceeded, Mailbox, Outcome, Pending, ShuttingDown
 from edgeserve.serve.engine.flight import InFlight, TooManyBodies
 from edgeserve.serve.grpc.errors import Canceled
-from edgeserve.serve.grpc.limits import GrpcLimits
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.codec import no_sequences
 from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
+from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 from edgeserve.tensors import Array
 from edgeserve.wire import binary
@@ -43,7 +43,7 @@ class Inferences:
         shm: SharedMemory,
         flight: InFlight,
         loop: asyncio.AbstractEventLoop,
-        limits: GrpcLimits,
+        limits: Limits,
     ) -> None:
         self.repository = repository
         self.shm = shm
@@ -86,7 +86,7 @@ class Inferences:
 
     def _hold(self, size: int) -> bool:
         with self._lock:
-            if self._held + size > self.limits.messages_bytes:
+            if self._held + size > self.limits.bodies_bytes:
                 return False
             self._held += size
             return True
@@ -252,7 +252,7 @@ class Inference:
             try:
                 self._write_regions(result)
                 size = sum([binary.content_bytes(result.outputs[w.name]) for w in self._wanted()])
-                limit = self._owner.limits.send_bytes
+                limit = self._owner.limits.output_bytes
                 if size > limit:
                     raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
                 if size < _SMALL:
@@ -287,7 +287,7 @@ class Inference:
         tensors = {}
         for given in decoded.inputs:
             if given.region is not None:
-                region, most = given.region, self._owner.limits.receive_bytes
+                region, most = given.region, self._owner.limits.body_bytes
                 binary.check_size(given.spec, given.shape, region.byte_size)
                 if given.spec.dtype == "BYTES" and region.byte_size > most:
                     raise InvalidInput(
