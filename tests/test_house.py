@@ -14,34 +14,34 @@ import edgeserve
 ROOT: Final = Path(edgeserve.__file__).parent
 # Classes that share a name, and why; anything else needs a name of its own.
 SAME_NAME: Final = {
+    "Call": "temporary",
+    "Codec": "temporary",
+    "Entry": "temporary",
     "Failure": "temporary",
     "Faults": "temporary",
+    "Inference": "temporary",
+    "InsteadOf": "temporary",
     "Link": "temporary",
-    "Memory": "temporary",
     "Opened": "temporary",
-    "Operator": "temporary",
     "Options": "temporary",
-    "Outcome": "temporary",
-    "Output": "temporary",
-    "Package": "temporary",
     "Part": "temporary",
     "Plan": "temporary",
     "QueuePolicy": "temporary",
-    "Repeated": "temporary",
     "Report": "temporary",
     "Row": "temporary",
+    "ServerStatus": "temporary",
     "Service": "temporary",
     "Settings": "temporary",
     "Subject": "temporary",
     "Trial": "temporary",
     "Verdict": "temporary",
     "Weight": "temporary",
-    "WorkerState": "temporary",
+    "Where": "temporary",
 }
 # Imports that lead back, until their files are changed.
 LEADING_BACK: Final = {
     ("edgeserve.chain.keeper", "edgeserve.chain.chain"),
-    ("edgeserve.chain.recovery", "edgeserve.chain.chain"),
+    ("edgeserve.chain.replayer", "edgeserve.chain.chain"),
     ("edgeserve.bench.report", "edgeserve.bench.warnings"),
     ("edgeserve.serve.http.request", "edgeserve.serve.http.reading"),
 }

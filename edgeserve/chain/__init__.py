@@ -15,7 +15,7 @@ from edgeserve.chain.opening import (
     with_stand_ins,
 )
 from edgeserve.chain.options import ChainOptions
-from edgeserve.chain.recovery import Detour, Detoured
+from edgeserve.chain.replay import Detour, Detoured
 
 __all__ = [
     "BOARD",

@@ -89,7 +89,7 @@ class Candidates:
             if known is not None and self.options.fallback and not self.options.require:
                 self._record(link, known[0])
                 link.failed_at = _now()
-                link.breaker.failed_at_start(_now())
+                link.backoff.failed_at_start(_now())
                 skipped.append(link)
                 continue
             found = self._try(link, at_start=True)
@@ -102,14 +102,14 @@ class Candidates:
             found = found or self._try(link, at_start=True)
         if found is None:
             raise self._nothing_works()
-        self.link_of(found).breaker.served(_now())
+        self.link_of(found).backoff.served(_now())
         return found
 
     def successors(self, failed: Link) -> list[Link]:
         """What may take over from `failed`, best first: what stands behind it, then before it; those that
         failed lately come last."""
         order = [*self.links[failed.index + 1 :], *self.links[: failed.index]]
-        order.sort(key=lambda link: link.opened is None and link.breaker.due is not None)
+        order.sort(key=lambda link: link.opened is None and link.backoff.due is not None)
         return order
 
     def open_one(self, order: Sequence[Link]) -> OpenedCandidate | None:
@@ -157,7 +157,7 @@ class Candidates:
                     opened.close()
                     raise DeviceUnavailable("the chain was closed")
                 link.opened = opened
-                link.breaker.due = None
+                link.backoff.due = None
                 link.attempt = Attempt(
                     link.candidate,
                     tried=True,
@@ -177,9 +177,9 @@ class Candidates:
         link.error = error.with_traceback(None)
         link.failed_at = link.failed_at or now
         if is_permanent(error):
-            link.breaker.give_up()
+            link.backoff.give_up()
             return
-        due = link.breaker.failed_at_start(now) if at_start else link.breaker.failed(now)
+        due = link.backoff.failed_at_start(now) if at_start else link.backoff.failed(now)
         if isinstance(error, DeviceUnavailable) and link.candidate.kind != "cpu":
             self.board.lost(device_key(link.candidate), error, due)
 
@@ -195,7 +195,7 @@ class Candidates:
         if not isinstance(error, DeviceLost) and failed.batching.max_batch > 1:
             self._unproven.add(link.candidate.label)
         link.failed_at = link.failed_at or _now()
-        link.breaker.failed(_now())
+        link.backoff.failed(_now())
         self._record(link, error)
         return True
 

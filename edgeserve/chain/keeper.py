@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from edgeserve.chain.board import device_key
 from edgeserve.chain.failures import in_words
 from edgeserve.chain.golden import check_golden
+from edgeserve.chain.links import Link
 from edgeserve.chain.opening import OpenedCandidate
+from edgeserve.chain.steps import Steps
 from edgeserve.errors import CheckFailed, DeviceLost, EdgeServeError, WrongNumbers
-
-if TYPE_CHECKING:
-    from edgeserve.chain.chain import Chain
-    from edgeserve.chain.links import Link
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ _SPARE_BYTES: Final = 256 << 20
 class Keeper:
     """Owns one thread, started when there is something to do. Opens and checks on it, so nothing waits."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Steps) -> None:
         self._chain = chain
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -82,7 +80,7 @@ class Keeper:
             or self._check
             or chain.options.recheck_s
             or self._wants_standby()
-            or any(link.breaker.due is not None for link in chain.links)
+            or any(link.backoff.due is not None for link in chain.links)
         )
 
     def _run(self) -> None:
@@ -101,7 +99,7 @@ class Keeper:
     def _pause(self) -> float | None:
         """Seconds until there is something to do; None: until something changes."""
         now = time.monotonic()
-        times = [link.breaker.due for link in self._chain.links if link.breaker.due is not None]
+        times = [link.backoff.due for link in self._chain.links if link.backoff.due is not None]
         if self._chain.options.recheck_s:
             times.append(self._next_check)
         if self._check:
@@ -117,7 +115,7 @@ class Keeper:
             self._next_check = time.monotonic() + self._chain.options.recheck_s
             self._recheck()
         for link in self._chain.links:
-            due = link.breaker.due
+            due = link.backoff.due
             if due is not None and time.monotonic() >= due and not self._chain.candidates.closed:
                 self._reopen(link)
         if not self._standby_done and self._wants_standby():
@@ -134,10 +132,10 @@ class Keeper:
         serving = chain.serving.candidate
         behind = link.index > next(i.index for i in chain.links if i.candidate is serving)
         if behind and not self._keeps(link):
-            link.breaker.give_up()  # it is opened when it is needed
+            link.backoff.give_up()  # it is opened when it is needed
             return
         if not chain.options.fallback and link.candidate is not serving:
-            link.breaker.give_up()
+            link.backoff.give_up()
             return
         self._try(link)
 
@@ -148,9 +146,9 @@ class Keeper:
         if (
             known is not None
             and link.attempt.reason == "unavailable"
-            and known[1] > (link.breaker.due or 0)
+            and known[1] > (link.backoff.due or 0)
         ):
-            link.breaker.postpone(known[1])  # another chain has just tried
+            link.backoff.postpone(known[1])  # another chain has just tried
             return
         try:
             opened = chain.candidates.open(link)

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from edgeserve.bundle import Candidate
-from edgeserve.chain.breaker import Breaker
+from edgeserve.chain.backoff import Backoff
 from edgeserve.chain.opening import Attempt, OpenedCandidate, is_isolated
 from edgeserve.chain.options import ChainOptions
 from edgeserve.errors import EdgeServeError
@@ -85,4 +85,4 @@ class Link:
         self.opening = threading.Lock()
         self.failed_at: float | None = None
         self.error: EdgeServeError | None = None
-        self.breaker = Breaker(options.reopen_s, options.reopen_longest_s, options.stable_s)
+        self.backoff = Backoff(options.reopen_s, options.reopen_longest_s, options.stable_s)

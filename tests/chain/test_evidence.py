@@ -225,11 +225,11 @@ def test_a_failing_request_does_not_try_a_device_before_its_time(tmp_path: Path)
     """While the GPU is away the CPU serves; what fails there does not open the GPU, nor keep it away."""
     away = options("gpu:open-failure@load", reopen_s=FOREVER)
     with Chain(Bundle.open(gather_bundle(tmp_path)), away) as chain:
-        due = chain.links[0].breaker.due
+        due = chain.links[0].backoff.due
         for _ in range(3):
             with pytest.raises(InputFailed):
                 chain.run({"i": np.array([10], np.int64)})
-        assert chain.links[0].breaker.due == due
+        assert chain.links[0].backoff.due == due
         assert chain.candidate.device == "cpu"
 
 
@@ -262,7 +262,7 @@ def test_inputs_that_were_there_when_a_process_was_killed_are_run_there_again(
         assert [ask(chain), ask(chain)] == ["gpu", "cpu"]
         wait_for(lambda: chain.candidate.device == "gpu")
         assert [ask(chain) for _ in range(3)] == ["gpu"] * 3
-        assert not chain.recovery.lethal.any  # they were answered: they are no suspects
+        assert not chain.replayer.lethal.any  # they were answered: they are no suspects
 
 
 @pytest.mark.parametrize(("standby", "state"), [("warm", "standby"), ("cold", "closed")])

@@ -251,10 +251,10 @@ def test_a_chain_whose_only_device_stays_away_fails_at_once_until_it_is_back(
         ask(chain)
         with pytest.raises(DeviceLost):
             ask(chain)
-        due = chain.links[0].breaker.due
+        due = chain.links[0].backoff.due
         with pytest.raises(ModelUnavailable):
             ask(chain)
-        assert chain.links[0].breaker.due == due  # it was not tried
+        assert chain.links[0].backoff.due == due  # it was not tried
         assert not chain.status().ready
         bring_back(chain)
         wait_for(lambda: chain.status().ready)

@@ -10,13 +10,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from edgeserve.bundle import Candidate
 from edgeserve.chain.failures import NonFinite, is_out_of_memory, reason_of
 from edgeserve.chain.lethal import LethalInputs
 from edgeserve.chain.links import Link, Replay
 from edgeserve.chain.opening import OpenedCandidate
+from edgeserve.chain.running import Runner
+from edgeserve.chain.steps import Steps
 from edgeserve.errors import (
     BeyondEngine,
     DeviceLost,
@@ -28,12 +29,11 @@ from edgeserve.errors import (
 )
 from edgeserve.tensors import Tensors
 
-if TYPE_CHECKING:
-    from edgeserve.chain.chain import Chain
-
 log = logging.getLogger(__name__)
 
 Answer = tuple[Tensors, Candidate]
+# Goes on with a request that failed on a candidate with an error.
+Resume = Callable[[Tensors, OpenedCandidate, InferenceFailed], Answer]
 
 
 class Detour:
@@ -54,11 +54,13 @@ class Detoured(Exception):
         self.detours = detours
 
 
-class Recovery:
+class Replayer:
     """Of one chain. Called from the threads that run requests."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Steps, runner: Runner, resume: Resume) -> None:
         self._chain = chain
+        self._runner = runner
+        self._resume = resume
         self._counting = threading.Lock()
         self.lethal = LethalInputs()
         self._replays: Counter[Replay] = Counter()
@@ -86,7 +88,7 @@ class Recovery:
         if backup is None:
             return self._alone(failed, inputs, error)
         try:
-            answer = chain.runner.answer(backup, inputs), backup.candidate
+            answer = self._runner.answer(backup, inputs), backup.candidate
         except NonFinite as also:
             return also.outputs, backup.candidate  # these inputs lead there
         except InferenceFailed:
@@ -127,7 +129,7 @@ class Recovery:
         if isinstance(error, NonFinite):
             return error.outputs, failed.candidate
         try:  # once more: what comes once is no fault of the request
-            answer = chain.runner.answer(failed, inputs), failed.candidate
+            answer = self._runner.answer(failed, inputs), failed.candidate
         except NonFinite as also:
             return also.outputs, failed.candidate
         except DeviceLost as lost:
@@ -139,7 +141,7 @@ class Recovery:
         return answer
 
     def detour(self, inputs: Tensors, failed: OpenedCandidate, error: InferenceFailed) -> Detour:
-        return Detour(lambda: self._chain.resume(inputs, failed, error))
+        return Detour(lambda: self._resume(inputs, failed, error))
 
     def lost(self, failed: OpenedCandidate, parts: Sequence[Tensors], error: DeviceLost) -> None:
         """A process ended. Whether these requests ended it shows when they come again."""
@@ -150,7 +152,7 @@ class Recovery:
             chain.step_down(failed, error)
         finally:
             for index, times in ended.items():
-                chain.links[index].breaker.explained(times, time.monotonic())
+                chain.links[index].backoff.explained(times, time.monotonic())
             if ended:
                 text = "%s: the same inputs ended a process %d times, and are not run there again"
                 log.warning(text, link.candidate.label, sum(ended.values()))
@@ -177,7 +179,7 @@ class Recovery:
         if backup is None:
             raise _at_fault(error)
         try:
-            answer = self._chain.runner.answer(backup, parts[0]), backup.candidate
+            answer = self._runner.answer(backup, parts[0]), backup.candidate
         except NonFinite as also:
             return also.outputs, backup.candidate
         except InferenceFailed as also:
@@ -200,7 +202,7 @@ class Recovery:
             if opened is None:
                 continue
             try:
-                answer = self._chain.runner.answer(opened, inputs), opened.candidate
+                answer = self._runner.answer(opened, inputs), opened.candidate
             except InferenceFailed as also:
                 log.debug("%s: %s", opened.candidate.label, also)
                 continue
@@ -221,7 +223,7 @@ class Recovery:
             return []
 
         def fit(link: Link) -> bool:
-            untried = link.breaker.due is None and link.attempt.reason != "unsupported"
+            untried = link.backoff.due is None and link.attempt.reason != "unsupported"
             lethal = self.lethal.any and self.lethal.are(link.index, inputs)
             return (link.opened is not None or untried) and not lethal
 
