@@ -26,6 +26,7 @@ from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.metrics.loads import LoadMetrics
 from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.metrics.triton import TritonMetrics
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.sources import find_sources
@@ -132,10 +133,10 @@ class Service:
     ) -> None:
         settings.check()
         self._following = Following(settings, reread or (lambda: settings), self._change_keys)
-        metrics = ServerMetrics()
+        recorder = Recorder()
         # Workers share what the server as a whole may have.
         kept = size_bytes(settings.cache, "cache") // settings.workers
-        opener = Opener(metrics, loop, ResponseCache(kept) if kept else None, settings.workers)
+        opener = Opener(recorder, loop, ResponseCache(kept) if kept else None, settings.workers)
         repository = SteppingRepository(
             opener,
             lambda: find_sources(self._following.settings),
@@ -143,13 +144,16 @@ class Service:
             readiness=settings.readiness,
             resident=resident_bytes,
         )
-        metrics.registry.register(LoadMetrics(repository.load_states, repository.load_failures))
-        if settings.metrics_compat == "triton":
-            metrics.registry.register(TritonMetrics(metrics, repository.loaded))
         flight = InFlight(settings.limits.in_flight)
-        metrics.watch_flight(flight)
+        triton = settings.metrics_compat == "triton"
+        metrics = ServerMetrics(
+            recorder,
+            lambda: flight.count,
+            LoadMetrics(repository.load_states, repository.load_failures),
+            *([TritonMetrics(recorder, repository.pending)] if triton else []),
+        )
         shm = SharedMemory(settings.shared_memory_prefixes, settings.limits.shm_regions)
-        parts = Parts(repository, shm, metrics, flight)
+        parts = Parts(repository, shm, recorder, metrics, flight)
         self._settings, self._repository, self._shm = settings, repository, shm
         self._control = control(parts, self._following)
         self._http = HttpFront(settings, parts, self._control, settings.open_tls(), inherited)

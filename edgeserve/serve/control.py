@@ -11,8 +11,9 @@ from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.following import Following
 from edgeserve.serve.metrics.counts import Counts, RequestCounts
 from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.metrics.statistics import ModelStatistics
-from edgeserve.serve.models.repository import ModelRepository, Parameters
+from edgeserve.serve.models.repository import Parameters
 from edgeserve.serve.models.stepping import SteppingRepository
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.status import Key, Observed, ServerStatus, server_status
@@ -62,6 +63,7 @@ class Parts:
 
     repository: SteppingRepository
     shm: SharedMemory
+    recorder: Recorder
     metrics: ServerMetrics
     flight: InFlight
 
@@ -72,14 +74,14 @@ class OneProcess:
     def __init__(self, parts: Parts, following: Following) -> None:
         self._repository = parts.repository
         self._shm = parts.shm
-        self._metrics = parts.metrics
+        self._parts = parts
         self._following = following
 
     async def status(self) -> ServerStatus:
         return server_status(self._repository)
 
     async def counts(self) -> Counts:
-        return _OwnCounts(self._metrics, self._repository)
+        return _OwnCounts(self._parts)
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         await self._repository.load(name, parameters)
@@ -119,23 +121,21 @@ class OneProcess:
 class _OwnCounts:
     """Read when it is rendered."""
 
-    recorded: ServerMetrics
-    repository: ModelRepository
+    parts: Parts
     silent: tuple[int, ...] = ()
 
     def metrics(self) -> bytes:
-        return self.recorded.render()
+        return self.parts.metrics.render()
 
     def statistics(self) -> list[ModelStatistics]:
-        return [model.statistics() for model in self.repository.loaded()]
+        return [model.statistics() for model in self.parts.repository.loaded()]
 
     def requests(self) -> dict[Key, RequestCounts]:
-        pending = {(m.name, m.version): m.pending() for m in self.repository.loaded()}
+        pending = self.parts.repository.pending()
         return {
-            (m.name, m.version): RequestCounts(
-                m.answered,
-                {k: n for k, n in m.failures.items() if n},
-                pending.get((m.name, m.version), 0),
+            key: RequestCounts(
+                model.answered, {k: n for k, n in model.failures.items() if n}, pending.get(key, 0)
             )
-            for m in self.recorded.models()
+            for model in self.parts.recorder.models()
+            for key in [(model.name, model.version)]
         }

@@ -47,7 +47,7 @@ class GrpcFront:
             return status.ready, models
 
         self._server = GrpcServer(
-            settings, admit, readiness, parts.metrics, server_credentials(settings)
+            settings, admit, readiness, parts.recorder, server_credentials(settings)
         )
         about = About(
             parts.repository,

@@ -63,7 +63,7 @@ class HttpFront:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=controls)
             self._authorisers.append(authoriser)
             router = Router(authoriser, ROUTE_LISTS, served, limits.body_bytes)
-            return HttpServer(router, limits, parts.metrics, tls)
+            return HttpServer(router, limits, parts.recorder, tls)
 
         separate = settings.control_port is not None
         self._data = listener(settings.host, controls=not separate)

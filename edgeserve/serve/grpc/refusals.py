@@ -10,15 +10,15 @@ import grpc
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve import logs
 from edgeserve.serve.grpc.errors import NotSupported, status_of
-from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.reasons import reason_of
+from edgeserve.serve.metrics.recorder import Recorder
 
 
 class Refusals:
     """Told by any thread."""
 
-    def __init__(self, metrics: ServerMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
 
     def note(
         self,
@@ -30,7 +30,7 @@ class Refusals:
         logged: bool = False,
     ) -> None:
         """A call, or a request in a stream, is not served. `logged`: the access log has a line already."""
-        self._metrics.refuse_grpc(code.name, reason)
+        self._recorder.refuse_grpc(code.name, reason)
         if not logged and logs.ACCESS.isEnabledFor(logging.INFO):
             logs.log_refused("grpc", "POST", method, code.name, reason, peer_of(context))
 

@@ -23,7 +23,7 @@ from edgeserve.serve.grpc.limits import THREADS, channel_options
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.grpc.service import Service
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.server import Settings
 
 _HEALTH_S: Final = 1.0
@@ -43,7 +43,7 @@ class GrpcServer:
         settings: Settings,
         admit: Admit,
         readiness: Readiness,
-        metrics: ServerMetrics,
+        recorder: Recorder,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """`readiness` is what health probes are told; it is asked on the event loop, every second."""
@@ -51,7 +51,7 @@ class GrpcServer:
         self._credentials = credentials
         self._admit = admit
         self._readiness = readiness
-        self._refusals = Refusals(metrics)
+        self._refusals = Refusals(recorder)
         self._pools = Pools(THREADS, settings.grpc_streams, _too_many(self._refusals))
         self._arrivals = Arrivals()
         self._health = health.Health(self._renew_health, self._refusals)

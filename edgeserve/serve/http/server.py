@@ -23,7 +23,7 @@ from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.reading import INCOMING_BYTES
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class HttpServer:
         self,
         handler: Handler,
         limits: Limits,
-        metrics: ServerMetrics,
+        recorder: Recorder,
         tls: Tls | None = None,
     ) -> None:
         self.limits = limits
@@ -69,7 +69,7 @@ class HttpServer:
         self.handle = handler.handle
         self.incoming = bytearray(INCOMING_BYTES)
         self.bodies = BodyBuffers(limits.bodies_bytes)
-        self._metrics = metrics
+        self._recorder = recorder
         self._tls = tls
         self._connections: set[Connection] = set()
         self._adopting: dict[asyncio.Task[None], None] = {}  # the oldest first
@@ -134,7 +134,7 @@ class HttpServer:
 
     def _no_room(self) -> None:
         """The process may have no more files open, and somebody waits."""
-        self._metrics.accept_failures.inc()
+        self._recorder.accept_failures.add()
         self._send_away()
 
     def _send_away(self, address: str | None = None) -> bool:
@@ -155,7 +155,7 @@ class HttpServer:
         problem = self._too_many(connection.address)
         self._connections.add(connection)
         self._addresses[connection.address] += 1
-        self._metrics.connections.inc()
+        self._recorder.connections += 1
         if self._draining:  # it was in its handshake when the others were told
             asyncio.get_running_loop().call_soon(connection.finish)
         return problem
@@ -172,7 +172,7 @@ class HttpServer:
     def disconnected(self, connection: Connection) -> None:
         if connection in self._connections:
             self._remove(connection)
-        self._metrics.connections.dec()
+        self._recorder.connections -= 1
 
     def _remove(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -185,7 +185,7 @@ class HttpServer:
     def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None:
         """Count a request that is not served, and log it where requests are. `asked`: method and path."""
         status, reason = refusal.form.status, refusal.reason
-        self._metrics.refuse_http(status, reason)
+        self._recorder.refuse_http(status, reason)
         if not refusal.logged and logs.ACCESS.isEnabledFor(logging.INFO):
             method, path = asked[0], asked[1].decode("latin-1")
             logs.log_refused("http", method, path, status, reason, address)

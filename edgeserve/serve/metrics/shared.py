@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from edgeserve.serve.metrics.counts import RequestCounts
@@ -29,8 +29,8 @@ class Family(msgspec.Struct, frozen=True):
     samples: list[Sample]
 
 
-def families(registry: CollectorRegistry) -> list[Family]:
-    """What a registry holds now."""
+def families(content: Collector) -> list[Family]:
+    """What there is to render now."""
     return [
         Family(
             metric.name,
@@ -38,7 +38,7 @@ def families(registry: CollectorRegistry) -> list[Family]:
             metric.documentation,
             [Sample(s.name, dict(s.labels), s.value) for s in metric.samples],
         )
-        for metric in registry.collect()
+        for metric in content.collect()
     ]
 
 

@@ -5,16 +5,15 @@ Source: triton-inference-server/server, docs/user_guide/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import psutil  # noqa: TID253 - only the server imports this module
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from edgeserve.serve.metrics.prometheus import ServerMetrics
-from edgeserve.serve.metrics.statistics import Duration, ModelStatistics
-from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.metrics.recorder import Recorder
+from edgeserve.serve.metrics.statistics import Duration, ModelStatistics, statistics_of
 
 # Triton's reasons, of ours.
 _REASONS: Final = {
@@ -82,18 +81,18 @@ _COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
 
 
 class TritonMetrics(Collector):
-    """Read from the models' own statistics when scraped; the event loop scrapes. Models that are loaded no more
-    keep what they have counted."""
+    """Models that are loaded no more keep what they have counted; `pending` has the requests that wait or run, of
+    those that are."""
 
-    def __init__(self, metrics: ServerMetrics, loaded: Callable[[], list[ServedModel]]) -> None:
-        self._metrics = metrics
-        self._loaded = loaded
+    def __init__(
+        self, recorder: Recorder, pending: Callable[[], Mapping[tuple[str, str], int]]
+    ) -> None:
+        self._recorder = recorder
+        self._pending = pending
 
     def collect(self) -> Iterable[Metric]:
-        models = [(m, {"model": m.name, "version": m.version}) for m in self._metrics.models()]
-        statistics = [
-            (m.recorder.read(m.name, m.version, (), m.answered), labels) for m, labels in models
-        ]
+        models = [(m, {"model": m.name, "version": m.version}) for m in self._recorder.models()]
+        statistics = [(statistics_of(model), labels) for model, labels in models]
         for name, what, read in _COUNTERS:
             # Triton's counters do not end in _total, which a counter's must: made one when rendered.
             metric = Metric(name, what, "unknown")
@@ -101,9 +100,9 @@ class TritonMetrics(Collector):
                 metric.add_sample(name, labels, read(one))
             yield metric
         failure = Metric("nv_inference_request_failure", "Number of failed requests", "unknown")
-        for model, labels in models:
+        for recorder, labels in models:
             for reason, ours in _REASONS.items():
-                count = sum(model.failures[r] for r in ours)
+                count = sum(recorder.failures[r] for r in ours)
                 failure.add_sample(failure.name, {**labels, "reason": reason}, count)
         yield failure
         pending = Metric(
@@ -111,9 +110,8 @@ class TritonMetrics(Collector):
             "Instantaneous number of pending requests",
             "gauge",
         )
-        for served in self._loaded():
-            labels = {"model": served.name, "version": served.version}
-            pending.add_sample(pending.name, labels, served.pending())
+        for (name, version), count in self._pending().items():
+            pending.add_sample(pending.name, {"model": name, "version": version}, count)
         yield pending
         memory = psutil.virtual_memory()
         for name, value in (

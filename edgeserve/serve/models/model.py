@@ -34,8 +34,8 @@ from edgeserve.serve.engine import (
     ShuttingDown,
     set_clock,
 )
-from edgeserve.serve.metrics.prometheus import ModelMetrics
-from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics
+from edgeserve.serve.metrics.recorder import ModelRecorder
+from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, statistics_of
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.settings.versions import Latest, VersionPolicy
 from edgeserve.tensors import Interface
@@ -58,7 +58,7 @@ class ServedModel:
         version: str,
         bundle: Bundle,
         settings: EngineSettings,
-        metrics: ModelMetrics,
+        metrics: ModelRecorder,
         loop: asyncio.AbstractEventLoop,
         *,
         interface: Interface | None = None,
@@ -83,7 +83,6 @@ class ServedModel:
         self._loop = loop
         self._cache = cache
         self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
-        self._recorder = metrics.recorder
         self._access = logs.ACCESS.isEnabledFor(logging.INFO)
         self._waiting: list[tuple[Pending, int]] = []
         self._chain: Chain | None = None
@@ -156,7 +155,6 @@ class ServedModel:
 
     def ran(self, batch: BatchTimes) -> None:
         """Told by the engine."""
-        self._recorder.batch(batch)
         self.metrics.batch(batch)
 
     def unbatched(self, candidate: Candidate, reason: str) -> None:
@@ -230,7 +228,7 @@ class ServedModel:
             size = self.bundle.manifest.variant(self.candidate.variant).size_bytes
             kind = "CPU" if self.candidate.device == "cpu" else "GPU"
             memory = (MemoryUsage(kind, 0, size),)
-        return self._recorder.read(self.name, self.version, memory, self.metrics.answered)
+        return statistics_of(self.metrics, memory)
 
     # Requests
 
@@ -256,13 +254,11 @@ class ServedModel:
         kept = cache.get(key)
         took = time.perf_counter() - began
         if kept is not None:
-            self._recorder.cache_hit(took)
-            self.metrics.cache_hits.inc()
+            self.metrics.cache_hit(took)
             self._answered(request, kept, began)
             done(kept)
             return None
-        self._recorder.cache_miss(took)
-        self.metrics.cache_misses.inc()
+        self.metrics.cache_miss(took)
 
         def answer(result: Outcome | EdgeServeError) -> None:
             if isinstance(result, Outcome):

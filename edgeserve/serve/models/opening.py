@@ -13,7 +13,7 @@ from edgeserve.chain import Chain, ChainOptions
 from edgeserve.devices import Instances, plan_instances, usable_cores
 from edgeserve.errors import ModelUnavailable, UsageError
 from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, ResponseCache, Turns
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import ModelSource
 from edgeserve.serve.settings.model import PrioritySettings
@@ -37,17 +37,17 @@ def chain_options(settings: Settings, instances: int, threads: int) -> ChainOpti
 
 
 class Opener:
-    """Opens models for one server: they share its metrics, its turns and its cache."""
+    """Opens models for one server: they share its recorder, its turns and its cache."""
 
     def __init__(
         self,
-        metrics: ServerMetrics,
+        recorder: Recorder,
         loop: asyncio.AbstractEventLoop,
         cache: ResponseCache | None = None,
         processes: int = 1,
     ) -> None:
         """`processes` like this one share the cores."""
-        self._metrics = metrics
+        self._recorder = recorder
         self._loop = loop
         self._cache = cache
         self._processes = processes
@@ -71,7 +71,7 @@ class Opener:
             source.version,
             bundle,
             self._settings(bundle, source.settings),
-            self._metrics.model(source.name, source.version),
+            self._recorder.model(source.name, source.version),
             self._loop,
             interface=interface,
             labels=source.labels,
@@ -99,7 +99,7 @@ class Opener:
 
     def forget(self, model: ServedModel) -> None:
         """The model is no longer served: what its metrics say of now goes."""
-        self._metrics.retire(model.name, model.version)
+        self._recorder.retire(model.name, model.version)
 
     def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
         levels = {own.level: _level(settings, own) for own in settings.priority}

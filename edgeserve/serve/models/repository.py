@@ -116,6 +116,10 @@ class ModelRepository:
         """Every version of every known model; to be read only."""
         return [e for versions in self._entries.values() for e in versions.values()]
 
+    def pending(self) -> dict[tuple[str, str], int]:
+        """The requests of each loaded version that wait or run."""
+        return {(m.name, m.version): m.pending() for m in self.loaded()}
+
     @property
     def serving(self) -> bool:
         """Whether the server takes requests at all: it has started, and does not drain."""

@@ -65,6 +65,7 @@ class Workers:
         self._following = following
         self._repository = parts.repository
         self._shm = parts.shm
+        self._recorder = parts.recorder
         self._metrics = parts.metrics
         self._pushed: list[int] = []
         link.handle = self.answer
@@ -142,7 +143,7 @@ class Workers:
 
     def end(self) -> None:
         """Leave what was counted with the supervisor, if it has changed."""
-        counted = self._metrics.counted()
+        counted = self._recorder.counted()
         if counted != self._pushed:
             self._pushed = counted
             self._link.tell(Push(self._report()))
@@ -183,7 +184,7 @@ class Workers:
 
     def _report(self) -> Report:
         return Report(
-            families(self._metrics.registry),
+            families(self._metrics),
             [model.statistics() for model in self._repository.loaded()],
         )
 

@@ -22,7 +22,7 @@ from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
@@ -207,7 +207,7 @@ def test_a_handshake_that_ends_while_the_server_drains_holds_nobody_up(
     async def story() -> None:
         tls = Tls(str(certificate), str(key))
         held: list[Request] = []
-        server = HttpServer(Holder(held), Limits(), ServerMetrics(), tls)
+        server = HttpServer(Holder(held), Limits(), Recorder(), tls)
         host, port = await server.listen("127.0.0.1", 0)
         context = client_context(authority)
         _, writer = await asyncio.open_connection(host, port, ssl=context)

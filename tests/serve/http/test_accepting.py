@@ -18,7 +18,7 @@ from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.process import Served
@@ -110,7 +110,7 @@ def test_what_the_kernel_holds_when_the_server_drains_is_answered(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def story() -> None:
-        server = HttpServer(Answering(), Limits(), ServerMetrics())
+        server = HttpServer(Answering(), Limits(), Recorder())
         address = await server.listen("127.0.0.1", 0)
         with contextlib.ExitStack() as stack:
             waiting = []
@@ -131,7 +131,7 @@ def test_a_request_that_is_on_its_way_when_the_server_drains_is_answered() -> No
     """A busy client sends the next one as soon as it has an answer, and cannot know that the server ends."""
 
     async def story() -> None:
-        server = HttpServer(Answering(), Limits(), ServerMetrics())
+        server = HttpServer(Answering(), Limits(), Recorder())
         address = await server.listen("127.0.0.1", 0)
         busy = await asyncio.open_connection(*address)
         idle = await asyncio.open_connection(*address)

@@ -27,7 +27,7 @@ from edgeserve.serve.http.routing import (
     shown,
 )
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"
@@ -315,7 +315,7 @@ def test_each_protocol_writes_its_errors(caplog: pytest.LogCaptureFixture) -> No
     found = router(MODELS, RouteList("two", routes, dict, coded), keys=Keys())
 
     async def story() -> list[tuple[int, Any]]:
-        server = HttpServer(found, Limits(), ServerMetrics())
+        server = HttpServer(found, Limits(), Recorder())
         reader, writer = await asyncio.open_connection(*await server.listen("127.0.0.1", 0))
         answers = []
         for method, path in (

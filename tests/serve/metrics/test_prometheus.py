@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgeserve.serve.engine import BatchTimes
-from edgeserve.serve.metrics.prometheus import _BATCHES, _SECONDS, ServerMetrics
+from edgeserve.serve.metrics.prometheus import _BATCHES, ServerMetrics
+from edgeserve.serve.metrics.recorder import SECONDS, Recorder
 
 
 def samples(text: bytes, name: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -22,8 +23,8 @@ def samples(text: bytes, name: str) -> dict[tuple[str, tuple[tuple[str, str], ..
     st.lists(
         st.tuples(
             st.integers(1, 100),
-            st.sampled_from(_SECONDS) | st.floats(0, 20),
-            st.sampled_from(_SECONDS) | st.floats(0, 20),
+            st.sampled_from(SECONDS) | st.floats(0, 20),
+            st.sampled_from(SECONDS) | st.floats(0, 20),
         ),
         max_size=30,
     )
@@ -32,15 +33,15 @@ def samples(text: bytes, name: str) -> dict[tuple[str, tuple[tuple[str, str], ..
 def test_histograms_are_those_of_prometheus_client(
     batches: list[tuple[int, float, float]],
 ) -> None:
-    own, registry = ServerMetrics(), CollectorRegistry()
+    own, registry = Recorder(), CollectorRegistry()
     theirs = {
         name: Histogram(name, "-", ["model", "version"], buckets=bounds, registry=registry).labels(
             "m", "1"
         )
         for name, bounds in (
             ("edgeserve_batch_rows", _BATCHES),
-            ("edgeserve_queue_seconds", _SECONDS),
-            ("edgeserve_compute_seconds", _SECONDS),
+            ("edgeserve_queue_seconds", SECONDS),
+            ("edgeserve_compute_seconds", SECONDS),
         )
     }
     metrics = own.model("m", "1")
@@ -52,7 +53,7 @@ def test_histograms_are_those_of_prometheus_client(
         for seconds in (queued, 2 * queued):
             theirs["edgeserve_queue_seconds"].observe(seconds)
     for name in theirs:
-        shown = samples(own.render(), name)
+        shown = samples(ServerMetrics(own).render(), name)
         other = {k: v for k, v in shown.items() if ("model", "other") in k[1]}
         assert other
         wanted = samples(generate_latest(registry), name)

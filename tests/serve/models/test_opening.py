@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models import opening
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.sources import ModelSource
@@ -26,7 +26,7 @@ def opened(bundle: Path, processes: int, **settings: object) -> tuple[int, int]:
     """The instances of a model, and the threads of each; what opens it is closed."""
 
     async def main() -> tuple[int, int]:
-        opener = Opener(ServerMetrics(), asyncio.get_running_loop(), None, processes)
+        opener = Opener(Recorder(), asyncio.get_running_loop(), None, processes)
         given = Settings(bundle=str(bundle), **settings)  # type: ignore[arg-type]
         source = ModelSource("linear", "1", str(bundle), given)
         model = opener.describe(source)

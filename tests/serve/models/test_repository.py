@@ -18,6 +18,7 @@ import pytest
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.engine import DeadlineExceeded, Outcome, ResponseCache
 from edgeserve.serve.metrics.prometheus import ServerMetrics
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
@@ -32,10 +33,10 @@ from tests.serve.repositories import shifted_bundle, version
 
 @contextlib.asynccontextmanager
 async def repository_of(
-    settings: Settings, metrics: ServerMetrics | None = None, budget: int = 0, cache: int = 0
+    settings: Settings, recorder: Recorder | None = None, budget: int = 0, cache: int = 0
 ) -> AsyncIterator[ModelRepository]:
     opener = Opener(
-        metrics or ServerMetrics(),
+        recorder or Recorder(),
         asyncio.get_running_loop(),
         ResponseCache(cache) if cache else None,
     )
@@ -146,8 +147,8 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
     async def story() -> None:
         folder = tmp_path / "m"
         version(folder, "a", 1, 1)
-        metrics = ServerMetrics()
-        async with repository_of(folder_settings(folder), metrics) as repository:
+        recorder = Recorder()
+        async with repository_of(folder_settings(folder), recorder) as repository:
             old = repository.find("a")
             version(folder, "a", 2, 2)
             await repository.refresh()
@@ -156,7 +157,7 @@ def test_new_versions_take_over_and_old_ones_go(tmp_path: Path) -> None:
             assert await ask(old) == 1
             with pytest.raises(ModelNotFound, match="no version '1' of 'a': it has 2"):
                 repository.find("a", "1")
-            text = metrics.render().decode()
+            text = ServerMetrics(recorder).render().decode()
             assert 'edgeserve_requests_total{model="a",version="1"} 1.0' in text
             assert 'edgeserve_pending_requests{model="a",version="1"}' not in text
             assert "edgeserve_candidate_info{" in text
@@ -496,8 +497,8 @@ def test_the_newest_version_that_loads_serves_while_newer_ones_fail(tmp_path: Pa
     async def story() -> None:
         folder = tmp_path / "m"
         version(folder, "a", 1, 1)
-        metrics = ServerMetrics()
-        async with repository_of(folder_settings(folder), metrics) as repository:
+        recorder = Recorder()
+        async with repository_of(folder_settings(folder), recorder) as repository:
             for number in (2, 3):
                 (version(folder, "a", number, number) / "a.edge" / "manifest.json").write_text("{")
                 await repository.refresh()

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from edgeserve.serve.engine import BatchTimes
 from edgeserve.serve.metrics.prometheus import rendered
+from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.metrics.shared import Family, Shown, added, families
-from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, Recorder
+from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, statistics_of
 from edgeserve.serve.models.entries import State
 from edgeserve.serve.status.status import ModelStatus, ServerStatus, readiness
 from edgeserve.serve.workers.adding import Departed, added_statistics, status_of_all, total
@@ -32,11 +33,11 @@ BATCHES = st.lists(
 
 
 def recorded(batches: list[BatchTimes], name: str = "m") -> ModelStatistics:
-    recorder = Recorder()
+    recorder = Recorder().model(name, "1")
     for batch in batches:
         recorder.batch(batch)
-    answered = sum(len(batch.queue_s) for batch in batches)
-    return recorder.read(name, "1", (MemoryUsage("CPU", 0, 10),), answered)
+    recorder.answered = sum(len(batch.queue_s) for batch in batches)
+    return statistics_of(recorder, (MemoryUsage("CPU", 0, 10),))
 
 
 @given(BATCHES, BATCHES)
