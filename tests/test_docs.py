@@ -218,6 +218,18 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_every_file_of_the_architecture_exists() -> None:
+    """Paths below edgeserve/ or the repository; `b.py` after `a/x.py` in a row is `a/b.py`; CAPITALS are placeholders."""
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").partition("## Layers")[0]
+    for row in table.splitlines():
+        folder = ""
+        for path in re.findall(r"`([a-z0-9_./]+(?:\.py|/))`", row):
+            where = path if "/" in path else f"{folder}/{path}"
+            found = [root / where for root in (ROOT / "edgeserve", ROOT) if (root / where).exists()]
+            assert found, f"{where}, in: {row}"
+            folder = where.rpartition("/")[0]
+
+
 def run_python_blocks(page: str, folder: Path) -> None:
     blocks = re.findall(
         r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
