@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.networks import resnet50
 from edgeserve import Preprocess, convert, load
 from edgeserve.api import Conversion
-from edgeserve.conversion.options import Row
+from edgeserve.conversion.report import VariantRow
 from edgeserve.conversion.tools.registry import converter_called, tool_environment
 from edgeserve.devices import machine
 from edgeserve.quantize import RECIPES
@@ -97,21 +97,21 @@ def compare(name: str, source: Path, folder: Path, **options: Any) -> dict[str, 
     }
 
 
-def _json(row: Row) -> bytes:
+def _json(row: VariantRow) -> bytes:
     import msgspec
 
     return msgspec.json.encode(row)
 
 
-def _fit(row: Row) -> bool:
+def _fit(row: VariantRow) -> bool:
     return row.measured is not None and not row.failed
 
 
-def _speed(row: Row) -> float:
+def _speed(row: VariantRow) -> float:
     return row.measured.speedup if row.measured else 0.0
 
 
-def _line(row: Row) -> str:
+def _line(row: VariantRow) -> str:
     head = f"{row.runtime:12}{row.variant:32}"
     measured = row.measured
     if measured is None:
@@ -129,7 +129,7 @@ def _line(row: Row) -> str:
     )
 
 
-def _markdown(rows: Any, best: Row, chosen: Any, behind: float) -> str:
+def _markdown(rows: Any, best: VariantRow, chosen: Any, behind: float) -> str:
     lines = [
         "| runtime | variant | MB | speed | agrees | SQNR, dB | top-1, % | int8 | |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -17,7 +17,7 @@ from edgeserve.tensors import Array, Interface, Tensors, as_bytes
 from edgeserve.values import Misfit, array_of
 
 if TYPE_CHECKING:
-    from edgeserve.conversion.options import Conversion
+    from edgeserve.conversion.report import Conversion
 
 __all__ = ["Conversion", "Model", "Preprocess", "convert", "load"]
 
@@ -63,9 +63,8 @@ def convert(
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
-    from edgeserve.conversion.options import Options
+    from edgeserve.conversion.options import Options, SourceOptions
     from edgeserve.conversion.pipeline import convert as run
-    from edgeserve.conversion.sources.detect import SourceOptions
 
     options = Options(
         source=SourceOptions(
@@ -196,7 +195,7 @@ def _text(value: str | Path | None) -> str | None:
 
 def __getattr__(name: str) -> object:
     if name == "Conversion":  # build side: absent from what a device needs to import
-        from edgeserve.conversion.options import Conversion
+        from edgeserve.conversion.report import Conversion
 
         return Conversion
     raise AttributeError(f"module 'edgeserve.api' has no attribute '{name}'")

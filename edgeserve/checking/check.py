@@ -26,8 +26,8 @@ from edgeserve.checking.report import (
 )
 from edgeserve.checking.rules import about_nodes, dynamic_dims, issue_message, model_findings
 from edgeserve.checking.support import Judge, versions
-from edgeserve.conversion.sources.detect import detect_format
 from edgeserve.errors import SourceError, UsageError
+from edgeserve.formats.detect import detect_format
 from edgeserve.formats.layers import quantized_in, told_layers
 from edgeserve.formats.report import told_passed, told_state
 from edgeserve.inspecting import ModelReport, inspect_model

@@ -13,7 +13,7 @@ from edgeserve.cli.output import print_line, progress, size_text, stdout_console
 from edgeserve.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeserve.conversion.options import Conversion, Row
+    from edgeserve.conversion.report import Conversion, VariantRow
 
 
 _SHOWN_LAYERS = 10
@@ -199,11 +199,10 @@ def command(
     from edgeserve.cli.images import preprocess_from
     from edgeserve.cli.quality import parse_decibels, parse_kinds
     from edgeserve.cli.shapes import parse_shapes
-    from edgeserve.conversion.options import Options
+    from edgeserve.conversion.options import Options, SourceOptions
     from edgeserve.conversion.pipeline import convert
     from edgeserve.conversion.plot import check_plot
     from edgeserve.conversion.plot import plot as draw
-    from edgeserve.conversion.sources.detect import SourceOptions
 
     decibels = parse_decibels(min_sqnr or [])
     flags = {
@@ -327,7 +326,7 @@ def _render_layers(report: Conversion) -> None:
     console.print()
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: VariantRow) -> list[str]:
     from edgeserve.cli.quality import agreement_text, worst_text
 
     m = row.measured

@@ -18,7 +18,8 @@ from edgeserve.cli.output import (
 from edgeserve.errors import DataError, EdgeServeError, SourceError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
-    from edgeserve.conversion.options import Conversion, Options
+    from edgeserve.conversion.options import Options
+from edgeserve.conversion.report import Conversion
 
 ALL = "all"
 

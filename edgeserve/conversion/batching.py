@@ -12,8 +12,8 @@ import msgspec
 from edgeserve.bundle import Batching
 from edgeserve.chain import try_neighbours
 from edgeserve.conversion.independence import rows_of_graph
-from edgeserve.conversion.search.timing import Subject
-from edgeserve.conversion.sources.onnx import SourceModel
+from edgeserve.conversion.search.timing import Contender
+from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.evaluate import Samples
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Interface, TensorSpec
@@ -70,13 +70,13 @@ def of_variant(file: Path, format_name: str, interface: Interface) -> Batching |
 
 
 def on_engine(
-    subject: Subject, session: Session, interface: Interface, samples: Samples
+    contender: Contender, session: Session, interface: Interface, samples: Samples
 ) -> Batching | None:
     """What a variant does beside hostile neighbours; None where requests share no batches. Raises DeviceLost."""
     if interface.max_batch <= 1:
         return None
-    known = subject.variant.batching
+    known = contender.variant.batching
     if known is not None and known.max_batch <= 1:
         return known
     seen = [samples[i] for i in range(min(_SAMPLES, len(samples)))]
-    return try_neighbours(session, interface, seen, subject.variant.precision)
+    return try_neighbours(session, interface, seen, contender.variant.precision)

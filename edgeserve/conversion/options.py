@@ -1,4 +1,4 @@
-"""What `convert` is asked for, and what it reports."""
+"""What `convert` is asked for: the one place where an option, its unit and its default are declared."""
 
 from __future__ import annotations
 
@@ -9,22 +9,53 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from edgeserve.bundle import Candidate, Measured, Precision, Preprocess
-from edgeserve.conversion.sources.detect import SourceOptions
+from edgeserve.bundle import Preprocess
 from edgeserve.errors import UsageError
-from edgeserve.quantize import LayerError
 
 
-class Options(msgspec.Struct, frozen=True):
+class SourceOptions(msgspec.Struct, frozen=True):
+    """What a converter must be told about a source.
+
+    PyTorch checkpoints: `model_class` ("module:Class"), its keyword arguments, the folders to import it from
+    (the current one if none are given), dtypes of inputs that are not float32. `trust_source`: the file may
+    execute code when it is opened. Hugging Face: `task`. SavedModels: `signature`.
+    """
+
+    model_class: str | None = None
+    model_args: Mapping[str, object] = {}
+    python_path: tuple[str, ...] = ()
+    input_types: Mapping[str, str] = {}
+    trust_source: bool = False
+    task: str | None = None
+    signature: str | None = None
+
+
+class Demands(msgspec.Struct, frozen=True, kw_only=True):
+    """What a variant must keep, or it is not taken.
+
+    `max_drop` is in percentage points of accuracy and counts with labelled data. `min_fidelity` is a share of
+    equal answers (top-1, ids, texts), or a cosine where an output has no answers; None: 0.95 and 0.99.
+    `min_sqnr` is in dB, for all outputs, `min_sqnr_of` by an output's name. `max_size` is in bytes,
+    `max_latency` in ms of one call.
+    """
+
+    max_drop: float = 1.0
+    min_fidelity: float | None = None
+    min_sqnr: float | None = None
+    min_sqnr_of: Mapping[str, float] = {}
+    max_size: int | None = None
+    max_latency: float | None = None
+
+
+class Options(Demands, frozen=True, kw_only=True):
     """What `convert` is asked for; the command line's flags, one to one.
 
-    `source` is what converters must be told about sources that are not ONNX.
-    `calibrate` is a folder of images, an `.npz`, `.npy` or CSV, "module:function", "command: …", the word
-    `random`, or a callable that returns an iterable of samples; `evaluate` a
-    labels CSV or an `.npz` with labels; `labels` a text file with one class name a line. `recipes`
-    restricts what is tried for int8 and int4; `max_size` is in bytes, `max_latency` in ms, `max_time`
-    (for repairing what misses the bounds) in seconds; `min_sqnr` is in dB, for all outputs, `min_sqnr_of`
-    by an output's name; `output_kinds` says by name what outputs hold; `explain` ranks layers by their error.
+    `source` is what converters must know about sources that are not ONNX. `calibrate` is a folder of images,
+    an `.npz`, `.npy` or CSV, "module:function", "command: …", the word `random`, or a callable that returns
+    an iterable of samples; `evaluate` a labels CSV or an `.npz` with labels; `labels` a text file with one
+    class name a line. `recipes` restricts what is tried for int8 and int4; `max_time`, in seconds, limits
+    the repair of variants that miss the bounds; `output_kinds` gives by name what outputs hold; `explain`
+    ranks layers by their error.
     """
 
     source: SourceOptions = SourceOptions()
@@ -38,13 +69,7 @@ class Options(msgspec.Struct, frozen=True):
     labels: str | None = None
     shapes: Mapping[str, tuple[int, ...]] = {}
     simplify: bool = False
-    max_drop: float = 1.0
-    min_fidelity: float | None = None
-    min_sqnr: float | None = None
-    min_sqnr_of: Mapping[str, float] = {}
     output_kinds: Mapping[str, str] = {}
-    max_size: int | None = None
-    max_latency: float | None = None
     max_time: float = 600.0
     explain: bool = False
     strict: bool = False
@@ -77,38 +102,3 @@ def check_options(options: Options) -> None:
 
 
 _MODEL_NAME: Final = re.compile(r"[^\W_][\w.-]*")
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One tried variant in the report. `chosen` rows are in the bundle's chain; `failed` ones broke a
-    bound; of the others, none on the same device is at once smaller, faster and closer to the source
-    than a `pareto` one."""
-
-    variant: str
-    runtime: str
-    device: str
-    precision: Precision
-    chosen: bool
-    reason: str
-    failed: bool = False
-    pareto: bool = False
-    size_bytes: int | None = None
-    measured: Measured | None = None
-
-
-class Conversion(msgspec.Struct, frozen=True):
-    """What `convert` did: the bundle's path and the report. `reference` is where the source ran."""
-
-    bundle: str
-    target: str
-    source_size_bytes: int
-    bundle_size_bytes: int
-    reference: str
-    reference_latency_ms: float
-    reference_accuracy: float | None
-    proof_samples: int
-    proof_source: str
-    chain: tuple[Candidate, ...]
-    rows: tuple[Row, ...]
-    remarks: tuple[str, ...]
-    layers: tuple[LayerError, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeserve.conversion.options import Conversion
+from edgeserve.conversion.report import Conversion
 from edgeserve.errors import DependencyMissing, UsageError, WriteFailed
 
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -34,7 +34,7 @@ RECIPES: Final[dict[str, tuple[str, bool]]] = {
 _SHORT: Final = {"openvino-ir": "openvino"}
 
 
-class Plan(msgspec.Struct, frozen=True):
+class VariantPlan(msgspec.Struct, frozen=True):
     """One variant to make: format, precision, recipe. `skip` says why it is not even tried."""
 
     format: str
@@ -75,7 +75,7 @@ def plans_for(
     facts: ModelFacts,
     scheme: Quantization,
     only: Collection[str] = (),
-) -> list[Plan]:
+) -> list[VariantPlan]:
     """The plans for a precision of a format, the usual one first. `only` names recipes to restrict
     them to; those are planned for the first tier, whatever they may be good for.
 
@@ -87,13 +87,13 @@ def plans_for(
         rows = [(n, 1, None) for n, _, _ in [*rows, *extra] if n in only]
     if scheme.full_integer:
         rows = [r for r in rows if precision != "int8" or r[0].startswith("static")]
-    return [Plan(format_name, precision, name, tier, skip) for name, tier, skip in rows]
+    return [VariantPlan(format_name, precision, name, tier, skip) for name, tier, skip in rows]
 
 
 _Row = tuple[str, int, str | None]
-_CONVOLVES: Final = "cannot win: it leaves convolutions in fp32"
-_NOTHING: Final = "cannot win: the network has neither convolutions nor products of matrices"
-_FLOAT: Final = "cannot win: weights alone make convolutions smaller, not faster"
+_CONVOLVES: Final = "skipped: it leaves convolutions in fp32"
+_NOTHING: Final = "skipped: the network has neither convolutions nor products of matrices"
+_FLOAT: Final = "skipped: weights alone make convolutions smaller, not faster"
 
 
 def _rows(format_name: str, precision: Precision, facts: ModelFacts) -> list[_Row]:
@@ -105,7 +105,7 @@ def _rows(format_name: str, precision: Precision, facts: ModelFacts) -> list[_Ro
         return [("plain", 1, None)] if format_name == "openvino-ir" else []
     if precision == "int4":
         if not facts.matmuls:
-            return [("weights", 1, "cannot win: the network has no constant matrices")]
+            return [("weights", 1, "skipped: the network has no constant matrices")]
         return [("weights", 1, _FLOAT if facts.convolves else None)]
     return _int8(format_name, facts)
 

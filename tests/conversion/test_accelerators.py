@@ -9,7 +9,7 @@ import pytest
 
 import edgeserve
 from edgeserve.bundle import Bundle, Placed
-from edgeserve.conversion.options import Conversion
+from edgeserve.conversion.report import Conversion
 from edgeserve.errors import UnsupportedModel
 from tests.bench import acme
 from tests.bundles import linear_model

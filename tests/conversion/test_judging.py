@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.options import Conversion
+from edgeserve.conversion.report import Conversion
 from edgeserve.errors import CheckFailed, DataError, UsageError
 from tests.conversion.test_repair import TARGET
 from tests.conversion.tiny import I64, F, model, node, noise, value

@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeserve.conversion.graph import Graph
 from edgeserve.conversion.memory import APART_BYTES
-from edgeserve.conversion.reference import Reference
+from edgeserve.conversion.sources.graph import Graph
 from edgeserve.conversion.sources.onnx import kept_on_disk, open_reference, read_onnx
+from edgeserve.conversion.sources.reference import Reference
 from edgeserve.errors import SourceError
 from edgeserve.runtimes import Session
 
@@ -101,10 +101,10 @@ class Counted:
         self._model = kept_on_disk(read_onnx(file), file.parent / "source")
         self.opened = 0
 
-    def __call__(self) -> Session:
+    def __call__(self, threads: int = 0) -> Session:
         assert self._model.file is not None
         self.opened += 1
-        return open_reference(self._model, self._model.file)
+        return open_reference(self._model, self._model.file, threads)
 
 
 @pytest.mark.parametrize(("size", "opened"), [(APART_BYTES, 1), (APART_BYTES + 1, 2)])

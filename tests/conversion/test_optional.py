@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 import edgeserve
-from edgeserve.conversion.options import Conversion
+from edgeserve.conversion.report import Conversion
 from tests.conversion.test_repair import matrices, network
 
 TARGET = """
@@ -47,8 +47,8 @@ def reasons(report: Conversion) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (network(None), "cannot win: two takes litert for matmul networks"),
-        (matrices(), "cannot win: a network this small is not worth another runtime"),
+        (network(None), "skipped: two uses litert for matmul networks only"),
+        (matrices(), "skipped: a network this small is not worth another runtime"),
     ],
     ids=["convolutions", "small"],
 )

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.options import Conversion
+from edgeserve.conversion.report import Conversion
 from edgeserve.devices import machine
 from edgeserve.errors import UsageError
 from edgeserve.evaluate import load_samples

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeserve.conversion.sources.detect import Imported, SourceOptions, detect_format, to_onnx
+from edgeserve.conversion.options import Options, SourceOptions
+from edgeserve.conversion.sources.importing import Imported, to_onnx
 from edgeserve.conversion.tools.registry import converter_called, tool_environment
+from edgeserve.formats.detect import detect_format
+from edgeserve.progress import silent
 from edgeserve.tensors import Tensors
 
 
@@ -28,15 +31,8 @@ def imported(
     options: SourceOptions | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Imported:
-    return to_onnx(
-        path,
-        detect_format(path),
-        options or SourceOptions(),
-        shapes or {},
-        work,
-        tool_env=True,
-        say=lambda what, share: None,
-    )
+    asked = Options(source=options or SourceOptions(), shapes=shapes or {})
+    return to_onnx(path, detect_format(path), asked, work, silent)
 
 
 def run_onnx(path: Path, inputs: Tensors) -> Tensors:

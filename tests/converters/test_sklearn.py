@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeserve.conversion.sources.detect import SourceOptions
+from edgeserve.conversion.options import SourceOptions
 from edgeserve.errors import EdgeServeError, UnsupportedModel
 from tests.converters.frameworks import imported, interface, load, run_onnx, run_script
 

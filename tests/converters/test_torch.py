@@ -13,7 +13,7 @@ import pytest
 import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.cli.main import main
-from edgeserve.conversion.sources.detect import SourceOptions
+from edgeserve.conversion.options import SourceOptions
 from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.conversion.tools.registry import UnsupportedOperators
 from edgeserve.errors import EdgeServeError, UnsupportedModel

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from edgeserve.bundle import Precision
 from edgeserve.errors import UsageError
-from edgeserve.quantize import RECIPES, ModelFacts, Plan, check_names, plans_for
+from edgeserve.quantize import RECIPES, ModelFacts, VariantPlan, check_names, plans_for
 from edgeserve.targets.schema import Quantization
 from tests.networks import attention, bottlenecks, perceptron, small_cnn
 
@@ -54,13 +54,13 @@ def test_weights_in_constant_nodes_are_weights() -> None:
     assert (facts.matmuls, facts.products) == (3, 0)
 
 
-def names(plans: list[Plan], tier: int | None = None) -> list[str]:
+def names(plans: list[VariantPlan], tier: int | None = None) -> list[str]:
     return [p.recipe for p in plans if p.skip is None and tier in (None, p.tier)]
 
 
 def plans(
     format_name: str, precision: Precision, facts: ModelFacts, *only: str, **scheme: bool
-) -> list[Plan]:
+) -> list[VariantPlan]:
     return plans_for(format_name, precision, facts, Quantization(**scheme), only)
 
 
@@ -147,11 +147,11 @@ def test_a_device_for_integers_gets_static_int8_alone(facts: ModelFacts) -> None
 
 
 def test_variants_are_called_after_format_precision_and_unusual_recipes() -> None:
-    assert Plan("onnx", "int8", "static").variant == "onnx-int8"
-    assert Plan("openvino-ir", "fp16", "cast").variant == "openvino-fp16"
-    assert Plan("openvino-ir", "int8", "nncf").variant == "openvino-int8-nncf"
-    assert Plan("onnx", "int4", "weights").variant == "onnx-int4"
-    assert Plan("onnx", "int8", "weights").variant == "onnx-int8-weights"
+    assert VariantPlan("onnx", "int8", "static").variant == "onnx-int8"
+    assert VariantPlan("openvino-ir", "fp16", "cast").variant == "openvino-fp16"
+    assert VariantPlan("openvino-ir", "int8", "nncf").variant == "openvino-int8-nncf"
+    assert VariantPlan("onnx", "int4", "weights").variant == "onnx-int4"
+    assert VariantPlan("onnx", "int8", "weights").variant == "onnx-int8-weights"
 
 
 @pytest.mark.parametrize("facts", [CONVOLVES, MULTIPLIES, ModelFacts.of(bottlenecks())])

@@ -5,48 +5,39 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from edgeserve.bundle import Binding, FileEntry, Precision, Recipe, Variant, VariantFiles
 from edgeserve.bundle.files import file_sha256
 from edgeserve.conversion.batching import of_variant
-from edgeserve.conversion.made import made_layers
+from edgeserve.conversion.job import Job
 from edgeserve.conversion.memory import give_back
-from edgeserve.conversion.sources.onnx import SourceModel, named_nodes
-from edgeserve.conversion.tolerance import TOLERANCE
-from edgeserve.conversion.tools.protocol import Converter, Options
+from edgeserve.conversion.search.made import made_layers
+from edgeserve.conversion.search.tolerance import TOLERANCE
+from edgeserve.conversion.search.workshop import FIXED_BATCH, Workshop
+from edgeserve.conversion.tools.protocol import ConverterOptions
 from edgeserve.conversion.tools.registry import (
-    UnsupportedOperators,
-    converter_called,
-    run_converter,
     shortest_path,
 )
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
-from edgeserve.evaluate import Samples
 from edgeserve.formats.layers import layers_of, precision_held
 from edgeserve.progress import Say
 from edgeserve.quantize import (
     CalibrationMethod,
-    ModelFacts,
-    Plan,
     StaticQuantizer,
     Tail,
+    VariantPlan,
     beyond_fp16,
     calibration_record,
     quantize_onnx_dynamic,
     quantize_onnx_weights,
 )
 from edgeserve.targets.schema import Quantization
-from edgeserve.tensors import Interface, storable
 
-# Formats whose files accept one batch size only.
-_FIXED_BATCH = {"tflite": 1}
 _METHODS: dict[str, CalibrationMethod] = {
     "static": "minmax",
     "static-percentile": "percentile",
@@ -59,30 +50,14 @@ log = logging.getLogger(__name__)
 class Builder:
     """Builds variants below `root/variants/ID`, keeping intermediates in `work`."""
 
-    def __init__(
-        self,
-        source: SourceModel,
-        interface: Interface,
-        scheme: Quantization,
-        calibration: Samples | None,
-        observed: Samples,
-        *,
-        root: Path,
-        work: Path,
-        tool_env: bool,
-        say: Say,
-    ) -> None:
-        self._source = source
-        self._interface = interface
-        self._scheme = scheme
-        self._calibration = calibration
-        self._observed = observed
+    def __init__(self, job: Job, *, root: Path, work: Path, say: Say) -> None:
+        self._job = job
+        self._source = job.model
+        self._scheme = job.target.quantization
         self._root = root
-        self._work = work
-        self._tool_env = tool_env
         self._say = say
+        self._shop = Workshop(job, work, say)
         self._made: dict[str, tuple[Path, Recipe]] = {}
-        self.facts: ModelFacts = source.facts
 
     @property
     def fp32_onnx(self) -> Path:
@@ -115,14 +90,14 @@ class Builder:
             return {}
         self._say("looking for values beyond fp16", None)
         try:
-            return beyond_fp16(self.fp32_onnx, self._observed, self._fresh("reach"))
+            return beyond_fp16(self.fp32_onnx, self._job.data.proof, self._shop.fresh("reach"))
         except EdgeServeError:
             raise
         except Exception as error:  # noqa: BLE001 - an engine's or onnx's own: the search goes on without
             log.warning("values beyond fp16 could not be looked for: %s", error)
             return {}
 
-    def build(self, plan: Plan) -> Variant:
+    def build(self, plan: VariantPlan) -> Variant:
         """Make one variant. Raises what its converter or quantizer raises."""
         out = self._root / "variants" / plan.variant
         if out.exists():
@@ -146,11 +121,11 @@ class Builder:
             main=str(main.relative_to(self._root)),
             files=files,
             golden_tolerance=TOLERANCE[plan.precision],
-            batch=_FIXED_BATCH.get(plan.format, 0) if self._interface.max_batch else 0,
+            batch=FIXED_BATCH.get(plan.format, 0) if self._job.interface.max_batch else 0,
             bindings=bindings,
             recipe=recipe,
             layers=dict(layers),
-            batching=of_variant(main, plan.format, self._interface),
+            batching=of_variant(main, plan.format, self._job.interface),
         )
 
     def carried(self, format_name: str) -> Precision:
@@ -173,13 +148,15 @@ class Builder:
         What is returned is the file that such a plan makes, ready to be opened.
         """
         self._say(f"quantizing with {len(keep)} nodes left in fp32", None)
-        folder = self._fresh("restored")
+        folder = self._shop.fresh("restored")
         file = folder / "model.onnx"
         recipe = quantizer.quantize(file, keep=keep)
         self._made["int8/static-restored"] = file, recipe
         if format_name != "onnx":
-            file = self._convert_onnx(file, format_name, "int8", self._fresh("restored-converted"))
-        return VariantFiles("restored", file, format_name, "int8", self._interface)
+            file = self._convert_onnx(
+                file, format_name, "int8", self._shop.fresh("restored-converted")
+            )
+        return VariantFiles("restored", file, format_name, "int8", self._job.interface)
 
     @property
     def restored_onnx(self) -> Path:
@@ -193,7 +170,7 @@ class Builder:
             self._root / variant.main,
             variant.format,
             variant.precision,
-            self._interface,
+            self._job.interface,
             variant.batch,
             variant.bindings,
         )
@@ -208,7 +185,7 @@ class Builder:
 
     # by format
 
-    def _make(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+    def _make(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
         if plan.format == "tflite":
             return self._make_tflite(plan, out)
         if plan.format == "openvino-ir" and plan.recipe in ("nncf", "weights"):
@@ -222,7 +199,7 @@ class Builder:
             return _copy_onnx(onnx_file, out), recipe
         return self._convert_onnx(onnx_file, plan.format, plan.precision, out), recipe
 
-    def _onnx(self, plan: Plan) -> tuple[Path, Recipe]:
+    def _onnx(self, plan: VariantPlan) -> tuple[Path, Recipe]:
         """The ONNX file that a plan is built on. An IR in fp16 or bf16 is made from the fp32 one."""
         if plan.recipe == "plain" and self._source.precision != "fp32":
             return self.fp32_onnx, Recipe("as it is", "edgeserve")
@@ -236,14 +213,14 @@ class Builder:
             self._made[key] = self._quantize_onnx(plan)
         return self._made[key]
 
-    def _quantize_onnx(self, plan: Plan) -> tuple[Path, Recipe]:
-        folder = self._fresh(f"{plan.precision}-{plan.recipe}")
+    def _quantize_onnx(self, plan: VariantPlan) -> tuple[Path, Recipe]:
+        folder = self._shop.fresh(f"{plan.precision}-{plan.recipe}")
         destination = folder / "model.onnx"
         if plan.recipe in _METHODS:
             return destination, self.static.quantize(destination, _METHODS[plan.recipe])
         if plan.recipe == "static-equalized":
             if self.static.equalized is None:
-                raise UnsupportedModel("cannot win: its channels have like ranges already")
+                raise UnsupportedModel("skipped: its channel ranges are already balanced")
             recipe = self.static.equalized.quantize(destination)
             return destination, msgspec.structs.replace(recipe, method="static int8, equalized")
         if plan.recipe == "static-16x8":
@@ -255,15 +232,18 @@ class Builder:
             bits = 4 if plan.precision == "int4" else 8
             return destination, quantize_onnx_weights(self.fp32_onnx, destination, bits)
         if plan.recipe == "nncf-onnx":
-            self._convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
+            self._shop.convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
             return destination, self._nncf_recipe("static int8")
         if plan.recipe == "cast":
-            options: Options = {"precision": "fp16", "fp32_values": sorted(self.beyond_fp16)}
-            self._convert("onnx-to-onnx", self.fp32_onnx, folder, options)
+            options: ConverterOptions = {
+                "precision": "fp16",
+                "fp32_values": sorted(self.beyond_fp16),
+            }
+            self._shop.convert("onnx-to-onnx", self.fp32_onnx, folder, options)
             return destination, Recipe("cast to fp16", "onnx-to-onnx")
         raise UsageError(f"ONNX variants by the recipe {plan.recipe} are not made")
 
-    def _quantize_ir(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+    def _quantize_ir(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
         base = self._base("openvino-ir")
         options: dict[str, object] = {"precision": plan.precision}
         if plan.recipe == "weights":
@@ -272,9 +252,9 @@ class Builder:
         else:
             options |= self._nncf_options()
             recipe = self._nncf_recipe("static int8")
-        return self._convert("nncf-openvino", base, out, options), recipe
+        return self._shop.convert("nncf-openvino", base, out, options), recipe
 
-    def _as_it_is(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+    def _as_it_is(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
         """A variant of a source that is not ONNX: its own file, or another format of it."""
         same = plan.format == self._source.format
         if same and plan.precision == "bf16" and self._source.precision == "fp32":
@@ -283,11 +263,11 @@ class Builder:
         if same and plan.precision == self._source.precision:
             return _copy_beside(self._source.path, out), Recipe("as it is", "edgeserve")
         path = shortest_path(self._source.format, plan.format)
-        return self._walk(path, self._source.path, plan.precision, out), Recipe(
+        return self._shop.walk(path, self._source.path, plan.precision, out), Recipe(
             "conversion", ", ".join(c.name for c in path)
         )
 
-    def _make_tflite(self, plan: Plan, out: Path) -> tuple[Path, Recipe]:
+    def _make_tflite(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
         if self._source.format == "tflite" and plan.recipe == "plain":
             return self._as_it_is(plan, out)
         base = self._base("tflite")
@@ -300,9 +280,9 @@ class Builder:
             options["per_tensor"] = self._per_tensor_ops()
         calibration = None
         if plan.calibrated:
-            options["calibration"] = str(self._requests)
-            calibration = calibration_record(self._need_calibration())
-        main = self._convert("tflite-to-tflite", base, out, options)
+            options["calibration"] = str(self._shop.calibration_file)
+            calibration = calibration_record(self._shop.calibration())
+        main = self._shop.convert("tflite-to-tflite", base, out, options)
         return main, Recipe(
             method=f"{plan.recipe} {plan.precision}",
             tool="tflite-to-tflite",
@@ -321,13 +301,13 @@ class Builder:
     # tools
 
     def _static(self, scheme: Quantization, folder: str) -> StaticQuantizer:
-        calibration = self._need_calibration()
+        calibration = self._shop.calibration()
 
         def progress(done: int, total: int) -> None:
             self._say(f"calibrating on {total} samples", done / total)
 
         return StaticQuantizer(
-            self.fp32_onnx, calibration, scheme, self._fresh(f"ranges-{folder}"), progress
+            self.fp32_onnx, calibration, scheme, self._shop.fresh(f"ranges-{folder}"), progress
         )
 
     def _base(self, format_name: str) -> Path:
@@ -335,46 +315,21 @@ class Builder:
         if format_name == self._source.format:
             return self._source.path
         if format_name not in self._made:
-            folder = self._fresh(f"base-{format_name}")
+            folder = self._shop.fresh(f"base-{format_name}")
             native = self._source.proto is None
             origin = self._source.path if native else self.fp32_onnx
             path = shortest_path(self._source.format, format_name)
-            file = self._walk(path, origin, "fp32", folder)
+            file = self._shop.walk(path, origin, "fp32", folder)
             self._made[format_name] = file, Recipe("conversion", "edgeserve")
         return self._made[format_name][0]
 
     def _convert_onnx(self, onnx_file: Path, format_name: str, precision: str, out: Path) -> Path:
-        return self._walk(shortest_path("onnx", format_name), onnx_file, precision, out)
-
-    def _walk(self, path: list[Converter], source: Path, precision: str, out: Path) -> Path:
-        """Walk converters; the last one writes into `out`."""
-        current = source
-        for index, converter in enumerate(path):
-            folder = out if index == len(path) - 1 else self._fresh(f"step-{index}")
-            self._say(f"converting to {converter.output_format}", None)
-            options = {
-                "precision": "fp16" if precision == "fp16" else "fp32",
-                "batch": _FIXED_BATCH.get(converter.output_format, 0),
-            }
-            try:
-                current = self._convert(converter.name, current, folder, options)
-            except UnsupportedOperators as error:
-                if self._source.proto is None:
-                    raise
-                nodes = "; ".join(named_nodes(self._source.proto, op) for op in error.ops)
-                raise UnsupportedModel(f"{converter.name} cannot convert {nodes}") from None
-        return current
-
-    def _convert(self, converter: str, source: Path, out: Path, options: Options) -> Path:
-        return run_converter(
-            converter_called(converter), source, out, options,
-            tool_env=self._tool_env, say=self._say,
-        )[0]  # fmt: skip
+        return self._shop.walk(shortest_path("onnx", format_name), onnx_file, precision, out)
 
     def _nncf_options(self) -> dict[str, object]:
         return {
-            "calibration": str(self._requests),
-            "transformer": self.facts.attends,
+            "calibration": str(self._shop.calibration_file),
+            "transformer": self._source.facts.attends,
             "reduce_range": self._scheme.reduce_range,
         }
 
@@ -382,40 +337,11 @@ class Builder:
         return Recipe(
             method=method,
             tool="nncf",
-            scheme="mixed preset" + (", transformer" if self.facts.attends else ""),
+            scheme="mixed preset" + (", transformer" if self._source.facts.attends else ""),
             per_channel=True,
             calibration_method="minmax",
-            calibration=calibration_record(self._need_calibration()),
+            calibration=calibration_record(self._shop.calibration()),
         )
-
-    @cached_property
-    def _requests(self) -> Path:
-        """The calibration data as converters read them (`converters/…/_calibration.py`), written one by
-        one: thousands of images would fill the memory."""
-        arrays = self._work / "requests.npz"
-        samples = self._need_calibration()
-        with zipfile.ZipFile(arrays, "w") as archive:
-            for index, request in enumerate(samples):
-                self._say(f"preparing {len(samples)} calibration samples", index / len(samples))
-                for name, array in storable(request).items():
-                    with archive.open(f"{index}/{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-        return arrays
-
-    def _need_calibration(self) -> Samples:
-        if self._calibration is None:
-            raise UsageError(
-                "this recipe needs calibration data",
-                hint="--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data",
-            )
-        return self._calibration
-
-    def _fresh(self, name: str) -> Path:
-        folder = self._work / name
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        return folder
 
 
 def _copy_beside(file: Path, out: Path) -> Path:

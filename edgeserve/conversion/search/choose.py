@@ -9,23 +9,17 @@ import msgspec
 
 from edgeserve.bundle import (
     Accuracy,
+    Candidate,
     Fidelity,
     Measured,
-    OutputFidelity,
     OutputTolerance,
     Precision,
 )
-from edgeserve.bundle.fidelity import Kind
+from edgeserve.conversion.bounds import Bounds, quality_problem
+from edgeserve.devices import machine
+from edgeserve.runtimes.detect import cpu_problem
+from edgeserve.targets.schema import Target
 
-# Precisions that promise the source's numbers must keep so much of their size, or the conversion is broken.
-MIN_SIGNAL_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
-# A tenth of the variance may be error (an R2 of 0.9); of class scores, whose order counts, half.
-DEFAULT_MIN_SQNR_DB = 10.0
-DEFAULT_MIN_SCORES_SQNR_DB = 3.0
-DEFAULT_MIN_AGREEMENT = 0.95
-DEFAULT_MIN_COSINE = 0.99
-# Of the answers that are not the most common one.
-MIN_OVERLAP = 0.7
 # Within these factors variants count as equally fast, and equally small.
 AS_FAST = 1.03
 AS_SMALL = 1.25
@@ -72,37 +66,7 @@ class Trial(msgspec.Struct, frozen=True):
         return self.measured is not None or self.elsewhere is not None
 
 
-class Bounds(msgspec.Struct, frozen=True):
-    """What a variant may cost in quality. `max_drop` is in percentage points of accuracy and counts
-    with labelled data. `min_fidelity` is a share of equal answers (top-1, ids, texts), or a cosine where
-    an output has no answers; `min_sqnr` is in dB, for all outputs, or `sqnr_of` one by name. `max_size`
-    is in bytes, `max_latency` in ms of one call. `speed_counts` is False when the target's CPU is not
-    this one. `source` is the precision of the source: variants of a quantized one have its bar, whatever
-    they are called."""
-
-    max_drop: float = 1.0
-    min_fidelity: float | None = None
-    max_size: int | None = None
-    max_latency: float | None = None
-    speed_counts: bool = True
-    source: Precision = "fp32"
-    min_sqnr: float | None = None
-    sqnr_of: Mapping[str, float] = {}
-
-    def asked_sqnr(self, output: str) -> float | None:
-        return self.sqnr_of.get(output, self.min_sqnr)
-
-    def sqnr(self, output: str, kind: Kind) -> float | None:
-        """The least SQNR in dB of an output; None where nothing is asked for: `min_fidelity` 0 says so."""
-        asked = self.asked_sqnr(output)
-        if asked is not None:
-            return asked
-        if self.min_fidelity == 0.0:
-            return None
-        return DEFAULT_MIN_SCORES_SQNR_DB if kind == "scores" else DEFAULT_MIN_SQNR_DB
-
-
-class Verdict(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True):
     """`chosen` serves its entry; else `reason` says why not. A `failed` one broke a promise (quality,
     speed), as opposed to having been beaten by a better one."""
 
@@ -112,114 +76,20 @@ class Verdict(msgspec.Struct, frozen=True):
     failed: bool = False
 
 
-def quality_problem(
-    fidelity: Fidelity, accuracy: Accuracy | None, precision: Precision, bounds: Bounds
-) -> str | None:
-    """Why this variant is too far from the source, or None. Each output is judged by its kind, and the
-    first that misses a bound decides, the worst one first."""
-    if bounds.source in ("int8", "int4"):
-        precision = bounds.source  # its own numbers are no closer to the truth than that
-    if accuracy is not None:
-        drop = accuracy.drop_points
-        # Shares of samples are exact multiples of 1/n: allow for rounding at the limit itself.
-        if drop > bounds.max_drop + 1e-9:
-            return f"accuracy drops {drop:.2f} points, --max-drop is {bounds.max_drop:g}"
-    labelled = accuracy.output if accuracy is not None else None
-    for output in sorted(fidelity.outputs, key=lambda o: o.sqnr_db if o.sqnr_db is not None else 0):
-        problem = _broken(output, precision) or _shapes(output, fidelity.samples, bounds)
-        if problem is None and output.name == labelled:
-            asked = bounds.asked_sqnr(output.name)  # accuracy decides, unless more was asked for
-            problem = None if asked is None else _noise(output, asked)
-        elif problem is None:
-            problem = _answers(output, bounds) or _noise(
-                output, bounds.sqnr(output.name, output.kind)
-            )
-        if problem is not None:
-            return problem
-    return None
-
-
-def _broken(output: OutputFidelity, precision: Precision) -> str | None:
-    floor = MIN_SIGNAL_DB.get(precision)
-    if floor is None or output.signal_db is None or output.signal_db >= floor:
-        return None
-    return (
-        f"its numbers are not the source's: output '{output.name}' keeps {output.signal_db:.1f} dB of its "
-        f"signal, {precision} keeps {floor:.0f}"
-    )
-
-
-def _shapes(output: OutputFidelity, samples: int, bounds: Bounds) -> str | None:
-    wanted = DEFAULT_MIN_AGREEMENT if bounds.min_fidelity is None else bounds.min_fidelity
-    if output.mismatched <= (1.0 - wanted) * samples + 1e-9:
-        return None
-    return (
-        f"output '{output.name}' has another shape than the source's on {output.mismatched} of "
-        f"{samples} samples"
-    )
-
-
-_ANSWERS: Final = {
-    "scores": "top-1 agrees with the source",
-    "probabilities": "its decisions at 0.5 agree with the source",
-    "ids": "it equals the source",
-    "text": "it equals the source",
-}
-
-
-def _answers(output: OutputFidelity, bounds: Bounds) -> str | None:
-    """Why too few answers of an output are the source's, or its direction is another. Of numbers, neither
-    says anything: their cosine counts only where it was asked for."""
-    asked = bounds.min_fidelity
-    if output.kind in _ANSWERS:
-        wanted = DEFAULT_MIN_AGREEMENT if asked is None else asked
-        if output.agreement is not None and output.agreement < wanted:
-            return (
-                f"output '{output.name}': {_ANSWERS[output.kind]} on {100 * output.agreement:.1f} % of "
-                f"samples, --min-fidelity is {100 * wanted:g} %"
-            )
-        least = min(MIN_OVERLAP, wanted)
-        if output.overlap is not None and output.overlap < least:
-            return (
-                f"output '{output.name}': of the answers that are not the most common one, "
-                f"{100 * output.overlap:.1f} % are the source's, at least {100 * least:g} % must be"
-            )
-        return None
-    wanted = DEFAULT_MIN_COSINE if asked is None and output.kind == "embedding" else asked or 0.0
-    if output.cosine is not None and output.cosine < wanted:
-        return (
-            f"output '{output.name}': cosine to the source is {output.cosine:.6g}, --min-fidelity is "
-            f"{wanted:g}"
-        )
-    return None
-
-
-def _noise(output: OutputFidelity, wanted: float | None) -> str | None:
-    if wanted is None or output.sqnr_db is None or output.sqnr_db >= wanted:
-        return None
-    beside = (
-        "spread over samples" if output.centred else "size (too few samples to know its spread)"
-    )
-    return (
-        f"output '{output.worst}': SQNR {output.sqnr_db:.1f} dB against its {beside}, --min-sqnr is "
-        f"{wanted:g} dB"
-    )
-
-
 def choose(
     trials: Sequence[Trial],
     bounds: Bounds,
     *,
     asked: Precision | None = None,
     optional: Mapping[int, Collection[int]] | None = None,
-) -> list[Verdict]:
-    """One verdict per trial. Trials of an entry come in the order of preference.
+) -> list[Decision]:
+    """One decision per trial. Trials of an entry come in the order of preference.
 
     The fastest acceptable trial of an entry wins, or the first where nothing could be measured; with an
     `asked` precision, one of that precision wins over others. The winner of an `optional` entry is
     chosen only if it is clearly faster than those of its rivals: the entries it maps to.
     """
-    verdicts: list[Verdict] = []
+    decisions: list[Decision] = []
     poor = _poor_files(trials, bounds)
     for entry in dict.fromkeys(t.entry for t in trials):
         mine = [t for t in trials if t.entry == entry]
@@ -231,20 +101,20 @@ def choose(
             if reason is None:
                 fit.append(trial)
             else:
-                verdicts.append(Verdict(trial, chosen=False, reason=reason, failed=failed))
+                decisions.append(Decision(trial, chosen=False, reason=reason, failed=failed))
         if not fit:
             continue
         as_asked = [t for t in fit if t.precision == asked]
         winner = _fastest(as_asked or fit, bounds)
         for trial in fit:
             if trial is winner:
-                verdicts.append(Verdict(trial, chosen=True, reason=_chosen(trial)))
+                decisions.append(Decision(trial, chosen=True, reason=_chosen(trial)))
             else:
-                verdicts.append(Verdict(trial, chosen=False, reason=_beaten(trial, winner)))
+                decisions.append(Decision(trial, chosen=False, reason=_beaten(trial, winner)))
     for entry, rivals in (optional or {}).items():
-        verdicts = _without_weak_option(verdicts, entry, rivals)
+        decisions = _without_weak_option(decisions, entry, rivals)
     order = {id(t): i for i, t in enumerate(trials)}
-    return sorted(verdicts, key=lambda v: order[id(v.trial)])
+    return sorted(decisions, key=lambda v: order[id(v.trial)])
 
 
 def _chosen(trial: Trial) -> str:
@@ -260,19 +130,19 @@ def _chosen(trial: Trial) -> str:
 
 
 def without_worse_than_source(
-    verdicts: list[Verdict], source_bytes: int, devices: Mapping[int, str]
-) -> list[Verdict]:
-    """The verdicts on variants of a quantized source; what is larger and slower than the source itself is not
+    decisions: list[Decision], source_bytes: int, devices: Mapping[int, str]
+) -> list[Decision]:
+    """The decisions on variants of a quantized source; what is larger and slower than the source itself is not
     chosen where another serves the same device. `devices` are those of the entries."""
     worse = {
         id(v): v.trial.measured.speedup
-        for v in verdicts
+        for v in decisions
         if v.chosen
         and v.trial.measured is not None
         and (v.trial.size_bytes or 0) > AS_FAST * source_bytes
         and AS_FAST * v.trial.measured.speedup < 1.0
     }
-    served = {devices[v.trial.entry] for v in verdicts if v.chosen and id(v) not in worse}
+    served = {devices[v.trial.entry] for v in decisions if v.chosen and id(v) not in worse}
     return [
         msgspec.structs.replace(
             v,
@@ -282,26 +152,26 @@ def without_worse_than_source(
         )
         if id(v) in worse and devices[v.trial.entry] in served
         else v
-        for v in verdicts
+        for v in decisions
     ]
 
 
 def _without_weak_option(
-    verdicts: list[Verdict], entry: int, rivals: Collection[int]
-) -> list[Verdict]:
-    """The verdicts; of an optional entry nothing is chosen unless that is worth a runtime more."""
+    decisions: list[Decision], entry: int, rivals: Collection[int]
+) -> list[Decision]:
+    """The decisions; of an optional entry nothing is chosen unless that is worth a runtime more."""
     best = max(
-        (v.trial for v in verdicts if v.chosen and v.trial.entry in rivals),
+        (v.trial for v in decisions if v.chosen and v.trial.entry in rivals),
         key=_speedup,
         default=None,
     )
     if best is None:
-        return verdicts
+        return decisions
     return [
         msgspec.structs.replace(v, chosen=False, reason=_not_worth_it(v.trial, best))
         if v.chosen and v.trial.entry == entry and _speedup(v.trial) < WORTH_IT * _speedup(best)
         else v
-        for v in verdicts
+        for v in decisions
     ]
 
 
@@ -384,3 +254,51 @@ def _beaten(trial: Trial, winner: Trial) -> str:
     if winner.measured.fidelity.sqnr_db > trial.measured.fidelity.sqnr_db:
         return f"{winner.variant} is as fast and closer to the source"
     return f"{winner.variant} is preferred"
+
+
+def ordered_chain(decisions: list[Decision], target: Target) -> tuple[Candidate, ...]:
+    """The chosen trials as candidates: the target's order of devices, and among candidates on the
+    same device the fastest measured one first; those as fast as that in the target's order. Files that nothing
+    here could load come last."""
+    chosen = [v.trial for v in decisions if v.chosen]
+    devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
+
+    def speed(trial: Trial) -> float:
+        return trial.measured.speedup if trial.measured and is_here(target) else 0.0
+
+    best: dict[str, float] = {}
+    for trial in chosen:
+        device = target.chain[trial.entry].device
+        best[device] = max(best.get(device, 0.0), speed(trial))
+
+    def place(trial: Trial) -> tuple[bool, int, float, int]:
+        device = target.chain[trial.entry].device
+        as_fast = AS_FAST * speed(trial) >= best[device]
+        speedup = best[device] if as_fast else speed(trial)
+        return not trial.loaded, devices.index(device), -speedup, trial.entry
+
+    return tuple(
+        Candidate(
+            variant=t.variant,
+            runtime=target.chain[t.entry].runtime,
+            device=target.chain[t.entry].device,
+            static_shapes=target.chain[t.entry].static_shapes,
+            options=target.chain[t.entry].options,
+        )
+        for t in sorted(chosen, key=place)
+    )
+
+
+def is_here(target: Target) -> bool:
+    """Whether what is measured on this CPU says anything about the target's."""
+    return target.runs_on(machine().arch) and cpu_problem(target, machine()) is None
+
+
+def optional_entries(target: Target) -> dict[int, tuple[int, ...]]:
+    """The chain's optional entries by index, each with those of the same device that it must outdo."""
+    chain = list(enumerate(target.chain))
+    return {
+        i: tuple(j for j, other in chain if not other.optional and other.device == entry.device)
+        for i, entry in chain
+        if entry.optional
+    }

@@ -18,35 +18,37 @@ from edgeserve.bench.statistics import speedup_interval
 from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Placed
 from edgeserve.chain import settle
 from edgeserve.conversion.batching import on_engine
-from edgeserve.conversion.reference import Reference
+from edgeserve.conversion.job import Job
 from edgeserve.conversion.search.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
 from edgeserve.conversion.search.timing import (
-    Opened,
-    Subject,
+    Contender,
+    OpenContender,
     close_all,
+    open_contender,
     open_stand_in,
-    open_subject,
     quickest,
     threads_for,
     time_in_turns,
 )
-from edgeserve.conversion.tolerance import errors_on
+from edgeserve.conversion.search.tolerance import errors_on
+from edgeserve.conversion.sources.reference import Reference
 from edgeserve.devices import machine
 from edgeserve.errors import DataError, DeviceLost, InferenceFailed
-from edgeserve.evaluate import Kinds, Samples, class_scores, fidelity, top1_accuracy
+from edgeserve.evaluate import Samples, class_scores, fidelity, top1_accuracy
 from edgeserve.progress import Say
 from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
-from edgeserve.tensors import Interface, Tensors
+from edgeserve.tensors import Tensors
 
-# Golden samples travel with the bundle: as many as asked for, within this size, at least one.
+# Golden samples travel with the bundle: as many as these, within this size, at least one.
+GOLDEN_SAMPLES: Final = 8
 GOLDEN_BYTES: Final = 2_000_000
 # A quantized variant that takes so many times as long as fp32 is not looked at any further.
 _HOPELESS: Final = 3.0
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """The trials, in the order of the subjects, and what the fp32 source did on the same samples.
+    """The trials, in the order of the contenders, and what the fp32 source did on the same samples.
 
     `wanted` are its outputs, one a sample.
     """
@@ -60,69 +62,59 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 def prove(
-    subjects: Sequence[Subject],
-    reference: Reference,
-    interface: Interface,
-    kinds: Kinds,
-    samples: Samples,
-    *,
-    golden_samples: int,
-    seconds: float,
-    speed_counts: bool,
-    threads: int,
-    say: Say,
+    job: Job, contenders: Sequence[Contender], reference: Reference, *, seconds: float, say: Say
 ) -> Proof:
-    """Open each subject, compare its outputs with the reference's on all samples, time all in turns.
+    """Open each contender, compare its outputs with the reference's on all samples, time all in turns.
 
-    `seconds` bounds the timing of each subject, `threads` are those of one call (0: the engine's choice).
-    Where `speed_counts`, this CPU is the target's: one that is far slower than fp32 at first sight is dropped
-    before that. Sessions are closed again; `reference` is left open unless it is large.
+    `seconds` limits the timing of each contender. Where speed counts, this CPU is the target's: one that is
+    far slower than fp32 at first sight is dropped before that. Sessions are closed again; `reference` is left open unless it is large.
     """
-    opened: list[Opened] = []
-    stand_ins: list[Opened] = []
+    samples, threads, speed_counts = job.data.proof, job.threads, job.bounds.speed_counts
+    opened: list[OpenContender] = []
+    stand_ins: list[OpenContender] = []
     trials: dict[int, Trial] = {}
     try:
-        for index, subject in enumerate(subjects):
-            trial, session = open_subject(subject, threads)
+        for index, contender in enumerate(contenders):
+            trial, session = open_contender(contender, threads)
             if session is not None:
-                opened.append(Opened(subject, session))
-            elif trial.unverified is not None and speed_counts and _is_here(subject):
+                opened.append(OpenContender(contender, session))
+            elif trial.unverified is not None and speed_counts and _is_here(contender):
                 # The target's own CPU: what does not open on it (bf16 without AVX512-BF16) never will.
                 trial = msgspec.structs.replace(trial, unverified=None, problem=trial.unverified)
             elif trial.unverified is not None:
-                trial, session = open_stand_in(trial, subject, threads)
+                trial, session = open_stand_in(trial, contender, threads)
                 if session is not None:
-                    stand_ins.append(Opened(subject, session))
+                    stand_ins.append(OpenContender(contender, session))
             trials[index] = trial
         if speed_counts:
-            opened = _first_look(opened, trials, list(subjects), samples[0])
-        wanted = _run_all([*opened, *stand_ins], trials, list(subjects), reference, samples, say)
+            opened = _first_look(opened, trials, list(contenders), samples[0])
+        wanted = _run_all([*opened, *stand_ins], trials, list(contenders), reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
         for item in alive:
             settle(item.session)
         say("timing", None)
-        times, problems = time_in_turns(alive, list(subjects), reference, samples[0], seconds)
+        times, problems = time_in_turns(alive, list(contenders), reference, samples[0], seconds)
         reference.make_room()  # where an operation runs may take another session to tell
         for index, problem in problems.items():
             trials[index] = msgspec.structs.replace(trials[index], problem=problem)
-        alive = [o for o in alive if list(subjects).index(o.subject) not in problems]
-        scores = class_scores(interface, kinds)
+        alive = [o for o in alive if list(contenders).index(o.contender) not in problems]
+        scores = class_scores(job.interface, job.model.kinds)
         labels = samples.labels if scores is not None else None
-        picked = _golden_picks(samples, wanted, golden_samples)
+        picked = _golden_picks(samples, wanted)
         reference_top1 = (
             top1_accuracy([w[scores] for w in wanted], labels) if scores and labels else None
         )
         for item in alive:
-            index = list(subjects).index(item.subject)
-            found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
+            index = list(contenders).index(item.contender)
+            found, accuracy = quality(job, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
-            trials[index] = _with_batching(trials[index], item, interface, samples)
+            trials[index] = _with_batching(trials[index], item, job)
             trials[index] = msgspec.structs.replace(
                 trials[index], golden=_golden_errors(found, samples, wanted, item.outputs, picked)
             )
-            same = [o for o in alive if _is_fp32_beside(o.subject, item.subject)]
+            same = [o for o in alive if _is_fp32_beside(o.contender, item.contender)]
             if same:
-                own = times[str(list(subjects).index(same[0].subject))]
+                own = times[str(list(contenders).index(same[0].contender))]
                 trials[index] = msgspec.structs.replace(
                     trials[index],
                     speedup_high=speedup_interval(own, times[str(index)]).high,
@@ -130,17 +122,17 @@ def prove(
                 )
         for item in stand_ins:
             if len(item.outputs) == len(samples):
-                index = list(subjects).index(item.subject)
-                found, accuracy = quality(interface, kinds, samples, wanted, item.outputs)
-                where = f"{item.subject.chain_entry.runtime}/cpu"
+                index = list(contenders).index(item.contender)
+                found, accuracy = quality(job, wanted, item.outputs)
+                where = f"{item.contender.chain_entry.runtime}/cpu"
                 trials[index] = msgspec.structs.replace(
                     trials[index],
                     elsewhere=Elsewhere(where, found, accuracy),
                     golden=_golden_errors(found, samples, wanted, item.outputs, picked),
                 )
-        golden = _golden(interface, samples, wanted, picked)
+        golden = _golden(job, wanted, picked)
         return Proof(
-            tuple(trials[i] for i in range(len(subjects))),
+            tuple(trials[i] for i in range(len(contenders))),
             wanted,
             float(np.median(times["reference"].ms)),
             reference_top1,
@@ -151,13 +143,10 @@ def prove(
 
 
 def quality(
-    interface: Interface,
-    kinds: Kinds,
-    samples: Samples,
-    wanted: list[Tensors],
-    outputs: list[Tensors],
+    job: Job, wanted: list[Tensors], outputs: list[Tensors]
 ) -> tuple[Fidelity, Accuracy | None]:
     """How close outputs are to the source's, and their accuracy where samples have labels."""
+    interface, kinds, samples = job.interface, job.model.kinds, job.data.proof
     scores = class_scores(interface, kinds)
     labels = samples.labels if scores is not None else None
     accuracy = None
@@ -172,19 +161,22 @@ def quality(
     return fidelity(interface, kinds, samples, wanted, outputs), accuracy
 
 
-def _is_here(subject: Subject) -> bool:
-    """Whether a subject is for a CPU, and its engine is installed here."""
-    entry = subject.chain_entry
+def _is_here(contender: Contender) -> bool:
+    """Whether a contender is for a CPU, and its engine is installed here."""
+    entry = contender.chain_entry
     return entry.device == "cpu" and engine_version(runtime(entry.runtime)) is not None
 
 
 def _first_look(
-    opened: list[Opened], trials: dict[int, Trial], subjects: list[Subject], inputs: Tensors
-) -> list[Opened]:
+    opened: list[OpenContender],
+    trials: dict[int, Trial],
+    contenders: list[Contender],
+    inputs: Tensors,
+) -> list[OpenContender]:
     """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
     kept = []
     for item in opened:
-        beside = next((o for o in opened if _is_fp32_beside(o.subject, item.subject)), None)
+        beside = next((o for o in opened if _is_fp32_beside(o.contender, item.contender)), None)
         ratio, problem = 0.0, None
         if beside is not None:
             # Where fp32 fails there is nothing to be slower than: it drops out with its own message.
@@ -197,22 +189,22 @@ def _first_look(
         if problem is None and ratio <= _HOPELESS:
             kept.append(item)
             continue
-        index = subjects.index(item.subject)
-        problem = problem or f"cannot win: {ratio:.1f}x the time of fp32 at first sight"
+        index = contenders.index(item.contender)
+        problem = problem or f"skipped: {ratio:.1f}x the time of fp32 at first sight"
         trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         item.session.close()
     return kept
 
 
 def _run_all(
-    opened: list[Opened],
+    opened: list[OpenContender],
     trials: dict[int, Trial],
-    subjects: list[Subject],
+    contenders: list[Contender],
     reference: Session,
     samples: Samples,
     say: Say,
 ) -> list[Tensors]:
-    """Run every sample through the reference and every subject; a subject that raises drops out."""
+    """Run every sample through the reference and every contender; a contender that raises drops out."""
     wanted: list[Tensors] = []
     failed: set[int] = set()
     for done, inputs in enumerate(samples, start=1):
@@ -224,7 +216,7 @@ def _run_all(
                 f"the source model fails on sample {done} of {samples.source}", cause=error.cause
             ) from None
         for item in opened:
-            index = subjects.index(item.subject)
+            index = contenders.index(item.contender)
             if index in failed:
                 continue
             try:
@@ -235,17 +227,17 @@ def _run_all(
     return wanted
 
 
-def _is_fp32_beside(other: Subject, subject: Subject) -> bool:
-    """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `subject`."""
+def _is_fp32_beside(other: Contender, contender: Contender) -> bool:
+    """Whether `other` is the fp32 variant of the same entry of the chain as a quantized `contender`."""
     return (
-        other.entry == subject.entry
+        other.entry == contender.entry
         and other.variant.precision == "fp32"
-        and subject.variant.precision != "fp32"
+        and contender.variant.precision != "fp32"
     )
 
 
 def _measured(
-    item: Opened,
+    item: OpenContender,
     found: Fidelity,
     accuracy: Accuracy | None,
     times: Mapping[str, Timings],
@@ -253,7 +245,7 @@ def _measured(
     trial: Trial,
     threads: int,
 ) -> Trial:
-    entry = item.subject.chain_entry
+    entry = item.contender.chain_entry
     mine = times[str(index)]
     speedup = speedup_interval(times["reference"], mine)
     try:
@@ -280,10 +272,10 @@ def _measured(
     )
 
 
-def _with_batching(trial: Trial, item: Opened, interface: Interface, samples: Samples) -> Trial:
+def _with_batching(trial: Trial, item: OpenContender, job: Job) -> Trial:
     if trial.measured is None:
         return trial
-    batching = on_engine(item.subject, item.session, interface, samples)
+    batching = on_engine(item.contender, item.session, job.interface, job.data.proof)
     measured = msgspec.structs.replace(trial.measured, batching=batching)
     return msgspec.structs.replace(trial, measured=measured)
 
@@ -299,11 +291,11 @@ def _golden_errors(
     return errors_on(found, requests, want, got)
 
 
-def _golden_picks(samples: Samples, wanted: list[Tensors], count: int) -> list[int]:
+def _golden_picks(samples: Samples, wanted: list[Tensors]) -> list[int]:
     """The first samples, as many as fit; of those only what can be stacked upon the first."""
     first = samples[0]
     size = sum(a.nbytes for a in first.values()) + sum(a.nbytes for a in wanted[0].values())
-    count = max(1, min(count, len(samples), GOLDEN_BYTES // max(size, 1)))
+    count = max(1, min(GOLDEN_SAMPLES, len(samples), GOLDEN_BYTES // max(size, 1)))
     shapes = [
         {n: a.shape for tensors in (samples[i], wanted[i]) for n, a in tensors.items()}
         for i in range(count)
@@ -311,10 +303,9 @@ def _golden_picks(samples: Samples, wanted: list[Tensors], count: int) -> list[i
     return [i for i in range(count) if shapes[i] == shapes[0]]
 
 
-def _golden(
-    interface: Interface, samples: Samples, wanted: list[Tensors], picked: list[int]
-) -> tuple[Tensors, Tensors]:
+def _golden(job: Job, wanted: list[Tensors], picked: list[int]) -> tuple[Tensors, Tensors]:
     """These samples and the source's outputs, stacked along a sample axis."""
+    interface, samples = job.interface, job.data.proof
     join = np.concatenate if interface.max_batch else np.stack
     requests = [samples[i] for i in picked]
     inputs = {s.name: join([r[s.name] for r in requests]) for s in interface.inputs}

@@ -14,17 +14,17 @@ from typing import Final
 import msgspec
 
 from edgeserve.chain import open_apart
+from edgeserve.conversion.bounds import quality_problem
 from edgeserve.conversion.data import Data
+from edgeserve.conversion.job import Job
 from edgeserve.conversion.search.builder import Builder
-from edgeserve.conversion.search.choose import Bounds, quality_problem
 from edgeserve.conversion.search.prove import quality
 from edgeserve.errors import DataError, EdgeServeError
-from edgeserve.evaluate import Kinds
 from edgeserve.progress import Say
 from edgeserve.quantize import LayerError, StaticQuantizer, head_layers, rank_layers
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.targets.schema import ChainEntry
-from edgeserve.tensors import Interface, Tensors
+from edgeserve.tensors import Tensors
 
 # A few samples tell where precision is lost: the ranking compares layers, not models.
 RANKING_SAMPLES: Final = 8
@@ -57,14 +57,11 @@ def explain(builder: Builder, data: Data, work: Path) -> tuple[LayerError, ...]:
 
 
 def restore(
+    job: Job,
     builder: Builder,
     quantizer: StaticQuantizer,
     entry: ChainEntry,
-    interface: Interface,
-    kinds: Kinds,
-    data: Data,
     wanted: list[Tensors],
-    bounds: Bounds,
     *,
     deadline: float,
     say: Say,
@@ -75,19 +72,17 @@ def restore(
     """
     work = quantizer.prepared.parent / "ranking"
     work.mkdir(exist_ok=True)
-    format_name = runtime(entry.runtime).formats[0]
+    format_name, proof = runtime(entry.runtime).formats[0], job.data.proof
 
     def problem(keep: Sequence[str]) -> str | None:
         files = builder.restore(quantizer, keep, format_name)
         options = LoadOptions(static_shapes=entry.static_shapes, options=entry.options)
         session = open_apart(entry.runtime, files, entry.device, options)
         try:
-            outputs = [session.run(inputs) for inputs in data.proof]
+            outputs = [session.run(inputs) for inputs in proof]
         finally:
             session.close()
-        return quality_problem(
-            *quality(interface, kinds, data.proof, wanted, outputs), "int8", bounds
-        )
+        return quality_problem(*quality(job, wanted, outputs), "int8", job.bounds)
 
     try:
         reason = problem([])
@@ -95,7 +90,7 @@ def restore(
             return Restoration(entry.label, (), (), True, "")
         say("looking for the layers that lose precision", None)
         ranking = rank_layers(
-            quantizer.prepared, builder.restored_onnx, data.proof.take(RANKING_SAMPLES), work
+            quantizer.prepared, builder.restored_onnx, proof.take(RANKING_SAMPLES), work
         )
         units = [e.unit for e in ranking]
         counts = range(1, len(units) + 1)

@@ -13,26 +13,27 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeserve.bundle import Measured, Precision, Variant
-from edgeserve.conversion.data import Data
-from edgeserve.conversion.options import Options
-from edgeserve.conversion.reference import Reference
+from edgeserve.bundle import Measured, Variant
+from edgeserve.conversion.bounds import quality_problem
+from edgeserve.conversion.job import Job
 from edgeserve.conversion.search.builder import Builder
-from edgeserve.conversion.search.choose import Bounds, Trial, acceptable, quality_problem
+from edgeserve.conversion.search.choose import Trial, acceptable
+from edgeserve.conversion.search.planning import (
+    QUANTIZED,
+    check_static,
+    format_for,
+    int4_plans,
+    plans_of,
+)
 from edgeserve.conversion.search.prove import Proof, prove
 from edgeserve.conversion.search.restore import Restoration, restore
-from edgeserve.conversion.search.timing import Pace, Subject, race
-from edgeserve.conversion.sources.onnx import SourceModel
-from edgeserve.conversion.tools.registry import shortest_path
+from edgeserve.conversion.search.timing import Contender, Pace, race
+from edgeserve.conversion.sources.reference import Reference
 from edgeserve.errors import DataError, EdgeServeError, UnsupportedModel
 from edgeserve.progress import Say
-from edgeserve.quantize import Plan, StaticQuantizer, Tail, check_names, plans_for
-from edgeserve.runtimes import runtime
+from edgeserve.quantize import StaticQuantizer, Tail, VariantPlan, check_names
 from edgeserve.runtimes.guarded import in_words
-from edgeserve.targets.schema import ChainEntry, Target
-from edgeserve.tensors import Interface
 
-GOLDEN_SAMPLES: Final = 8
 SECONDS_PER_VARIANT: Final = 1.0
 # Of targets with another CPU, whose choice does not depend on it.
 SECONDS_ELSEWHERE: Final = 0.2
@@ -42,9 +43,6 @@ SECONDS_PER_FINALIST: Final = 3.0
 # Of calls that take less than a millisecond this gives enough.
 SECONDS_PER_QUICK_FINALIST: Final = 0.3
 _QUICK_MS: Final = 1.0
-# Parameters below which another runtime saves microseconds at best.
-_SMALL: Final = 1_000_000
-_QUANTIZED: Final = ("int8", "int4")
 # SQNRs so close are the same.
 _ALIKE_DB: Final = 0.5
 
@@ -64,29 +62,13 @@ class Found(msgspec.Struct):
 class Search:
     """One search; `run` it once. Raises nothing for variants that fail: those become trials."""
 
-    def __init__(
-        self,
-        builder: Builder,
-        source: SourceModel,
-        target: Target,
-        interface: Interface,
-        options: Options,
-        data: Data,
-        reference: Reference,
-        bounds: Bounds,
-        threads: int,
-        say: Say,
-    ) -> None:
-        check_names(options.recipes)
+    def __init__(self, job: Job, builder: Builder, reference: Reference, say: Say) -> None:
+        check_names(job.options.recipes)
+        self._job = job
         self._builder = builder
-        self._source = source
-        self._target = target
-        self._interface = interface
-        self._options = options
-        self._data = data
+        self._target = job.target
+        self._bounds = job.bounds
         self._reference = reference
-        self._bounds = bounds
-        self._threads = threads
         self._say = say
         self._began = time.monotonic()
         self._trials: dict[tuple[int, str], Trial] = {}
@@ -97,16 +79,16 @@ class Search:
     def run(self) -> Found:
         """Raises DataError when the calibration data are wrong, and what `prove` raises."""
         entries = list(enumerate(self._target.chain))
-        plans = {i: self._plans(e) for i, e in entries}
+        plans = {i: plans_of(self._job, e, self._builder.carried) for i, e in entries}
         proof = self._prove(
-            self._subjects({i: [p for p in plans[i] if p.tier == 1] for i in plans})
+            self._contenders({i: [p for p in plans[i] if p.tier == 1] for i in plans})
         )
         second = {i: [p for p in plans[i] if p.tier == 2] for i in self._needy()}
         if any(second.values()) and self._has_time():
-            self._prove(self._subjects(second))
-        smaller = {i: self._int4(i) for i in self._oversized()}
+            self._prove(self._contenders(second))
+        smaller = {i: int4_plans(self._job, self._target.chain[i]) for i in self._oversized()}
         if any(smaller.values()):
-            self._prove(self._subjects(smaller))
+            self._prove(self._contenders(smaller))
         restorations = [self._restore(i, proof) for i in self._needy() if self._may_restore(i)]
         self._play_off()
         built = {n: v for n, v in self._built.items() if isinstance(v, Variant)}
@@ -121,76 +103,10 @@ class Search:
 
     # what to try
 
-    def _plans(self, entry: ChainEntry) -> list[Plan]:
-        format_name = runtime(entry.runtime).formats[0]
-        if entry.optional and not (self._precisions(entry) and self._can_measure(entry)):
-            return []
-        if entry.optional and (reason := self._cannot_win(entry)) is not None:
-            return [Plan(format_name, entry.precisions[0], "plain", skip=reason)]
-        try:
-            if format_name != self._source.format:
-                shortest_path(self._source.format, format_name)
-        except UnsupportedModel:
-            made = f"no installed converter makes that of {self._source.format}"
-            why = f"{entry.runtime} reads {format_name}, and {made}"
-            return [Plan(format_name, self._source.precision, "plain", skip=why)]
-        plans: list[Plan] = []
-        precisions = self._precisions(entry)
-        if self._source.precision != "fp32":
-            plans.append(Plan(format_name, self._builder.carried(format_name), "plain"))
-            if self._source.precision != "fp16":
-                return plans  # what is quantized already is taken as it is
-            precisions = [p for p in precisions if p in _QUANTIZED]
-        for precision in precisions:
-            plans += plans_for(
-                format_name, precision, self._builder.facts,
-                self._target.quantization, self._options.recipes,
-            )  # fmt: skip
-        if self._source.format != "onnx":
-            # Other sources are quantized in their own format, or not at all.
-            own = {"openvino-ir": {"nncf", "weights"}, "tflite": {"static", "dynamic", "weights"}}
-            fit = {"plain", "cast"} | own.get(format_name, set())
-            plans = [p for p in plans if p.recipe in fit and not p.skip]
-        return [
-            p for p in plans if p.skip or not p.calibrated or self._data.calibration is not None
-        ]
-
-    def _can_measure(self, entry: ChainEntry) -> bool:
-        """Whether an optional entry's speed can be told here: it counts for nothing but that."""
-        return self._bounds.speed_counts and runtime(entry.runtime).probe().version is not None
-
-    def _cannot_win(self, entry: ChainEntry) -> str | None:
-        """Why an optional entry is not worth trying with this network, or None."""
-        facts = self._builder.facts
-        made_of = "convolutional" if facts.convolves else "matmul"
-        if entry.networks not in ("any", made_of):
-            return f"cannot win: {self._target.name} takes {entry.runtime} for {entry.networks} networks"
-        if self._reference.is_large and runtime(entry.runtime).formats[0] != self._source.format:
-            return (
-                f"not tried: converting a model this large for {entry.runtime}, which {self._target.name} can do "
-                "without, takes more than ten times its size in memory"
-            )
-        if facts.parameters < _SMALL:
-            return (
-                f"cannot win: a network this small is not worth another runtime ({entry.runtime})"
-            )
-        return None
-
-    def _precisions(self, entry: ChainEntry) -> list[Precision]:
-        """What to try for an entry. An asked-for precision is backed by fp32, in case it is rejected;
-        optional entries need no such backing."""
-        if entry.optional:
-            asked_for = self._options.precision
-            return [p for p in entry.precisions if asked_for in ("auto", p)]
-        if self._options.precision == "auto":
-            return list(entry.precisions)
-        asked: list[Precision] = [self._options.precision]
-        return asked if self._options.precision == "fp32" else [*asked, "fp32"]
-
-    def _subjects(self, plans: dict[int, list[Plan]]) -> list[Subject]:
+    def _contenders(self, plans: dict[int, list[VariantPlan]]) -> list[Contender]:
         """Build what is planned; what cannot be built, or cannot win, becomes a trial with its problem."""
         self._reference.make_room()
-        subjects: list[Subject] = []
+        contenders: list[Contender] = []
         for index, mine in plans.items():
             entry = self._target.chain[index]
             for plan in mine:
@@ -198,9 +114,11 @@ class Search:
                 try:
                     if plan.skip is not None:
                         raise UnsupportedModel(plan.skip)
-                    check_static(entry, self._interface, self._target)
+                    check_static(self._job, entry)
                     variant = self._build(plan)
-                    subjects.append(Subject(index, entry, variant, self._builder.files(variant)))
+                    contenders.append(
+                        Contender(index, entry, variant, self._builder.files(variant))
+                    )
                 except DataError:
                     raise  # the calibration data are wrong for every variant
                 except EdgeServeError as error:
@@ -208,9 +126,9 @@ class Search:
                     self._trials[index, plan.variant] = Trial(
                         index, plan.variant, plan.precision, problem=problem
                     )
-        return subjects
+        return contenders
 
-    def _build(self, plan: Plan) -> Variant:
+    def _build(self, plan: VariantPlan) -> Variant:
         if plan.variant not in self._built:
             try:
                 self._built[plan.variant] = self._builder.build(plan)
@@ -231,32 +149,27 @@ class Search:
 
     # proof
 
-    def _prove(self, subjects: Sequence[Subject]) -> Proof:
-        """Prove subjects, those of a large model one by one. The first proof is returned: all tell the same of
+    def _prove(self, contenders: Sequence[Contender]) -> Proof:
+        """Prove contenders, those of a large model one by one. The first proof is returned: all tell the same of
         the source."""
-        apart = self._reference.is_large and len(subjects) > 1
-        groups = [[s] for s in subjects] if apart else [list(subjects)]
+        apart = self._reference.is_large and len(contenders) > 1
+        groups = [[s] for s in contenders] if apart else [list(contenders)]
         proofs = [self._prove_together(group) for group in groups]
         return proofs[0]
 
-    def _prove_together(self, subjects: Sequence[Subject]) -> Proof:
-        """Prove subjects; an entry's fp32 variant comes along, to be compared with in the same run."""
+    def _prove_together(self, contenders: Sequence[Contender]) -> Proof:
+        """Prove contenders; an entry's fp32 variant comes along, to be compared with in the same run."""
         self._reference.wake()
-        beside = [s for s in self._fp32_subjects(subjects) if s not in subjects]
+        beside = [s for s in self._fp32_contenders(contenders) if s not in contenders]
         proof = prove(
-            [*subjects, *beside],
+            self._job,
+            [*contenders, *beside],
             self._reference,
-            self._interface,
-            self._source.kinds,
-            self._data.proof,
-            golden_samples=GOLDEN_SAMPLES,
             seconds=SECONDS_PER_VARIANT if self._bounds.speed_counts else SECONDS_ELSEWHERE,
-            speed_counts=self._bounds.speed_counts,
-            threads=self._threads,
             say=self._say,
         )
         self._rounds += 1
-        for trial in proof.trials[: len(subjects)]:
+        for trial in proof.trials[: len(contenders)]:
             self._trials[trial.entry, trial.variant] = trial
         return proof
 
@@ -271,16 +184,16 @@ class Search:
         if len(finalists) < 2:
             return
         quick = min(t.measured.latency_ms for t in finalists if t.measured) < _QUICK_MS
-        racers = [self.subject(t) for t in finalists]
+        racers = [self.contender(t) for t in finalists]
         paces = []
         for group in [[r] for r in racers] if self._reference.is_large else [racers]:
             self._reference.wake()
             paces += race(
                 group,
                 self._reference,
-                self._data.proof,
+                self._job.data.proof,
                 seconds=SECONDS_PER_QUICK_FINALIST if quick else SECONDS_PER_FINALIST,
-                threads=self._threads,
+                threads=self._job.threads,
                 say=self._say,
             )
         raced = [
@@ -311,21 +224,21 @@ class Search:
             found += [t for t, m in mine if m.speedup * CLOSE >= best]
         return found
 
-    def subject(self, trial: Trial) -> Subject:
+    def contender(self, trial: Trial) -> Contender:
         variant = self._built[trial.variant]
         assert isinstance(variant, Variant)
         entry = self._target.chain[trial.entry]
-        return Subject(trial.entry, entry, variant, self._builder.files(variant))
+        return Contender(trial.entry, entry, variant, self._builder.files(variant))
 
-    def _fp32_subjects(self, subjects: Sequence[Subject]) -> list[Subject]:
+    def _fp32_contenders(self, contenders: Sequence[Contender]) -> list[Contender]:
         found = []
-        for index in dict.fromkeys(s.entry for s in subjects):
+        for index in dict.fromkeys(s.entry for s in contenders):
             for variant in self._built.values():
                 if isinstance(variant, Variant) and variant.precision == "fp32":
                     entry = self._target.chain[index]
-                    if variant.format == self._format(index):
+                    if variant.format == format_for(self._target.chain[index]):
                         files = self._builder.files(variant)
-                        found.append(Subject(index, entry, variant, files))
+                        found.append(Contender(index, entry, variant, files))
         return found
 
     def _needy(self) -> list[int]:
@@ -333,7 +246,7 @@ class Search:
         needy = []
         for index in range(len(self._target.chain)):
             mine = [
-                t for t in self._trials.values() if t.entry == index and t.precision in _QUANTIZED
+                t for t in self._trials.values() if t.entry == index and t.precision in QUANTIZED
             ]
             poor = [t for t in mine if t.measured is not None and self._is_poor(t)]
             if poor and not any(t.measured and acceptable(t, self._bounds) for t in mine):
@@ -349,21 +262,6 @@ class Search:
                 sizes.setdefault(trial.entry, []).append(trial.size_bytes)
         return [i for i, found in sizes.items() if limit is not None and min(found) > limit]
 
-    def _int4(self, index: int) -> list[Plan]:
-        """Weights in int4, which `auto` makes only where int8 is too large."""
-        entry = self._target.chain[index]
-        if self._options.precision != "auto" or "int8" not in entry.precisions:
-            return []
-        if self._source.precision != "fp32":
-            return []
-        if "int4" in entry.precisions or self._source.format != "onnx":
-            return []
-        plans = plans_for(
-            self._format(index), "int4", self._builder.facts, self._target.quantization,
-            self._options.recipes,
-        )  # fmt: skip
-        return [p for p in plans if not p.skip]
-
     def _is_poor(self, trial: Trial) -> bool:
         found = trial.measured
         return found is not None and bool(
@@ -373,12 +271,12 @@ class Search:
     # repair
 
     def _may_restore(self, index: int) -> bool:
-        only = self._options.recipes
+        only = self._job.options.recipes
         return (
-            self._source.format == "onnx"
-            and self._source.precision == "fp32"
-            and self._format(index) in ("onnx", "openvino-ir")
-            and self._data.calibration is not None
+            self._job.model.format == "onnx"
+            and self._job.model.precision == "fp32"
+            and format_for(self._target.chain[index]) in ("onnx", "openvino-ir")
+            and self._job.data.calibration is not None
             and (not only or "static-restored" in only)
             and self._has_time()
         )
@@ -386,21 +284,19 @@ class Search:
     def _restore(self, index: int, proof: Proof) -> Restoration:
         """Find layers to restore for an entry, on its own runtime, and prove the result there."""
         base = self._better_base()
+        self._reference.make_room()
         done = restore(
+            self._job,
             self._builder,
             base,
             self._target.chain[index],
-            self._interface,
-            self._source.kinds,
-            self._data,
             proof.wanted,
-            self._bounds,
-            deadline=self._began + self._options.max_time,
+            deadline=self._began + self._job.options.max_time,
             say=self._say,
         )
         if done.met and done.nodes:
-            plan = Plan(self._format(index), "int8", "static-restored")
-            self._prove(self._subjects({index: [plan]}))
+            plan = VariantPlan(format_for(self._target.chain[index]), "int8", "static-restored")
+            self._prove(self._contenders({index: [plan]}))
         if base is not self._builder.static:
             done = msgspec.structs.replace(done, base="equalized int8")
         return done
@@ -419,10 +315,7 @@ class Search:
         return static.equalized if better and static.equalized is not None else static
 
     def _has_time(self) -> bool:
-        return time.monotonic() - self._began < self._options.max_time
-
-    def _format(self, index: int) -> str:
-        return runtime(self._target.chain[index].runtime).formats[0]
+        return time.monotonic() - self._began < self._job.options.max_time
 
     def _in_order(self) -> list[Trial]:
         """By entry, then by the target's order of precisions, then as tried."""
@@ -438,22 +331,3 @@ class Search:
 def _at_level(measured: Measured, speedup: float) -> Pace:
     """The pace that is so many times the source's, in the run that `measured` is of."""
     return Pace(measured.latency_ms * measured.speedup / speedup, speedup)
-
-
-def check_static(entry: ChainEntry, interface: Interface, target: Target) -> None:
-    """Raise UnsupportedModel for dynamic dimensions, the batch aside, where the entry takes none.
-
-    On a CPU static shapes are only quicker: there the batch is fixed, and the rest stays dynamic.
-    """
-    if not entry.static_shapes or entry.device == "cpu":
-        return
-    for spec in interface.inputs:
-        tail = spec.shape[1:] if interface.max_batch else spec.shape
-        loose = [d for d in tail if isinstance(d, str)]
-        if loose:
-            raise UnsupportedModel(
-                f"{entry.runtime} on {entry.device} ({target.name}) wants static dimensions",
-                cause=f"input '{spec.name}' is {spec.describe()}: {', '.join(loose)} can vary",
-                hint=f"fix them: --shape {spec.name}="
-                + ",".join(str(d) if isinstance(d, int) else "N" for d in spec.shape),
-            )

@@ -28,7 +28,7 @@ _FIRST_LOOK_S: Final = 0.05
 _LAPS: Final = 4
 
 
-class Subject(msgspec.Struct, frozen=True):
+class Contender(msgspec.Struct, frozen=True):
     """One variant to be proven for one entry of the chain."""
 
     entry: int
@@ -37,25 +37,25 @@ class Subject(msgspec.Struct, frozen=True):
     files: VariantFiles
 
 
-class Opened(msgspec.Struct):
-    """A subject with its session, and its outputs for the samples so far."""
+class OpenContender(msgspec.Struct):
+    """A contender with its session, and its outputs for the samples so far."""
 
-    subject: Subject
+    contender: Contender
     session: Session
     outputs: list[Tensors] = []
 
 
-def open_subject(subject: Subject, threads: int) -> tuple[Trial, Session | None]:
+def open_contender(contender: Contender, threads: int) -> tuple[Trial, Session | None]:
     """A trial and a session; without one the trial says why."""
-    entry, variant = subject.chain_entry, subject.variant
-    trial = Trial(subject.entry, variant.id, variant.precision, variant.size_bytes)
+    entry, variant = contender.chain_entry, contender.variant
+    trial = Trial(contender.entry, variant.id, variant.precision, variant.size_bytes)
     options = LoadOptions(
         threads=threads_for(entry, threads),
         static_shapes=entry.static_shapes,
         options=entry.options,
     )
     try:
-        session = open_apart(entry.runtime, subject.files, entry.device, options)
+        session = open_apart(entry.runtime, contender.files, entry.device, options)
         give_back(variant.size_bytes)
         return trial, session
     except (DeviceUnavailable, DependencyMissing, ImportError) as error:
@@ -64,20 +64,20 @@ def open_subject(subject: Subject, threads: int) -> tuple[Trial, Session | None]
         return msgspec.structs.replace(trial, problem=str(error)), None
 
 
-def close_all(opened: Sequence[Opened]) -> None:
+def close_all(opened: Sequence[OpenContender]) -> None:
     """Close their sessions, and give back what that leaves."""
     for item in opened:
         item.session.close()
-    give_back(max((o.subject.variant.size_bytes for o in opened), default=0))
+    give_back(max((o.contender.variant.size_bytes for o in opened), default=0))
 
 
-def open_stand_in(trial: Trial, subject: Subject, threads: int) -> tuple[Trial, Session | None]:
+def open_stand_in(trial: Trial, contender: Contender, threads: int) -> tuple[Trial, Session | None]:
     """The file of a variant whose device is not here, on the CPU of its runtime: that says whether it loads,
     and what its numbers are. Without a session the trial says why: it loads nowhere, or its runtime is not
     installed, which says nothing about the file.
     """
-    entry = subject.chain_entry
-    files = subject.files
+    entry = contender.chain_entry
+    files = contender.files
     if files.precision == "bf16":  # a CPU without bf16 reads the same file
         files = msgspec.structs.replace(files, precision="fp32")
     options = LoadOptions(threads=threads, static_shapes=entry.static_shapes)
@@ -108,13 +108,13 @@ def quickest(session: Session, inputs: Tensors) -> float:
 
 
 def time_in_turns(
-    alive: list[Opened],
-    subjects: list[Subject],
+    alive: list[OpenContender],
+    contenders: list[Contender],
     reference: Session,
     inputs: Tensors,
     seconds: float,
 ) -> tuple[dict[str, Timings], dict[int, str]]:
-    """Times by the subjects' indices, and the problems of those that failed: the others are timed anew."""
+    """Times by the contenders' indices, and the problems of those that failed: the others are timed anew."""
 
     def call(index: int | None, session: Session) -> Callable[[], object]:
         def run() -> None:
@@ -127,7 +127,7 @@ def time_in_turns(
 
     runs = {"reference": call(None, reference)}
     for item in alive:
-        index = subjects.index(item.subject)
+        index = contenders.index(item.contender)
         runs[str(index)] = call(index, item.session)
     problems: dict[int, str] = {}
     while True:
@@ -158,7 +158,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 def race(
-    subjects: Sequence[Subject],
+    contenders: Sequence[Contender],
     reference: Session,
     samples: Samples,
     *,
@@ -166,28 +166,28 @@ def race(
     threads: int,
     say: Say,
 ) -> list[Pace | None]:
-    """Time subjects that were proven before, and the source, in turns; None for one that fails now.
+    """Time contenders that were proven before, and the source, in turns; None for one that fails now.
 
     `seconds` for each; up to `_LAPS` times, while it is not clear which come within `AS_FAST` of the
     fastest.
     """
-    opened: list[Opened] = []
+    opened: list[OpenContender] = []
     times: dict[str, Timings] = {}
     try:
-        for subject in subjects:
-            _, session = open_subject(subject, threads)
+        for contender in contenders:
+            _, session = open_contender(contender, threads)
             if session is not None:
-                opened.append(Opened(subject, session))
+                opened.append(OpenContender(contender, session))
         for lap in range(_LAPS):
             say("timing what comes close" + (", once more" if lap else ""), None)
-            more, _ = time_in_turns(opened, list(subjects), reference, samples[0], seconds)
+            more, _ = time_in_turns(opened, list(contenders), reference, samples[0], seconds)
             times = {name: _joined(times.get(name), found) for name, found in more.items()}
             if is_clear({n: t for n, t in times.items() if n != "reference"}):
                 break
     finally:
         close_all(opened)
     paces: list[Pace | None] = []
-    for index in range(len(subjects)):
+    for index in range(len(contenders)):
         mine = times.get(str(index))
         if mine is None:
             paces.append(None)

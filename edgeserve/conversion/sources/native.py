@@ -11,7 +11,8 @@ from typing import Final
 import msgspec
 
 from edgeserve.bundle import Precision, Source, VariantFiles
-from edgeserve.conversion.sources.onnx import SourceModel, joint_sha256
+from edgeserve.conversion.sources.model import SourceModel
+from edgeserve.conversion.sources.onnx import joint_sha256
 from edgeserve.errors import SourceError, UnsupportedModel
 from edgeserve.inspecting import ModelReport, inspect_model
 from edgeserve.quantize import ModelFacts

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.bundle import OutputKind, Precision, Source, VariantFiles
-from edgeserve.bundle.files import file_sha256
+from edgeserve.bundle import Source, VariantFiles
 from edgeserve.bundle.manifest import Option
-from edgeserve.conversion.graph import SMALL
+from edgeserve.bundle.files import file_sha256
+from edgeserve.conversion.sources.graph import SMALL
+from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.errors import (
     DependencyMissing,
     SourceError,
@@ -39,32 +40,6 @@ from edgeserve.tensors import Interface, TensorSpec, dtype_name
 MIN_OPSET: Final = 7
 # What one protobuf file holds, with room for the graph.
 PROTOBUF_BYTES: Final = 1_900_000_000
-
-
-class SourceModel(msgspec.Struct, frozen=True):
-    """A readable model: what is converted from. `format` is that of its data, which for sources of
-    most frameworks is ONNX by now; `source` tells of the file that the user gave.
-
-    `proto` is an onnx.ModelProto with its external data loaded, None for other formats; once the whole model is in
-    `file`, it holds small constants only. `labels` is a
-    list of class names that the source brought along. `state` are the variables that the model keeps between
-    calls; `passed` pairs of an input and an output by which its callers keep one. `kinds` is what its
-    outputs hold, by name. `layers` counts layers by the precision of their weights.
-    """
-
-    path: Path
-    format: str
-    proto: Any
-    source: Source
-    interface: Interface
-    facts: ModelFacts
-    precision: Precision = "fp32"
-    labels: Path | None = None
-    state: tuple[TensorSpec, ...] = ()
-    passed: tuple[tuple[str, str], ...] = ()
-    kinds: Mapping[str, OutputKind] = {}
-    layers: Mapping[str, int] = {}
-    file: Path | None = None
 
 
 def read_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> SourceModel:

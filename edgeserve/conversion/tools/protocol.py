@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-Options = Mapping[str, object]
+ConverterOptions = Mapping[str, object]
 
 
 class Converter(Protocol):
@@ -29,7 +29,7 @@ class Converter(Protocol):
     imports: tuple[str, ...]
     pip_arguments: tuple[str, ...]
 
-    def convert(self, source: Path, out_dir: Path, options: Options) -> list[Path]:
+    def convert(self, source: Path, out_dir: Path, options: ConverterOptions) -> list[Path]:
         """Write into `out_dir`, which exists; the first path returned is the file a runtime opens.
 
         Known options, all of which may be absent: `precision` (fp32, fp16, int8), `batch` (0: any),

@@ -24,7 +24,7 @@ from edgeserve import telemetry
 from edgeserve.conversion.tools import reuse
 from edgeserve.conversion.tools import runner as tool_runner
 from edgeserve.conversion.tools.environment import ToolEnvironment
-from edgeserve.conversion.tools.protocol import Converter, Options
+from edgeserve.conversion.tools.protocol import Converter, ConverterOptions
 from edgeserve.errors import (
     DependencyMissing,
     EdgeServeError,
@@ -117,7 +117,7 @@ def run_converter(
     converter: Converter,
     source: Path,
     out_dir: Path,
-    options: Options,
+    options: ConverterOptions,
     *,
     tool_env: bool,
     say: Say,
@@ -155,7 +155,9 @@ def run_converter(
     return files
 
 
-def _run_here(converter: Converter, source: Path, out_dir: Path, options: Options) -> list[Path]:
+def _run_here(
+    converter: Converter, source: Path, out_dir: Path, options: ConverterOptions
+) -> list[Path]:
     telemetry.refuse()
     try:
         return converter.convert(source, out_dir, options)
@@ -174,7 +176,7 @@ def _importable(name: str) -> bool:
 
 
 def _run_in(
-    python: Path, converter: Converter, source: Path, out_dir: Path, options: Options
+    python: Path, converter: Converter, source: Path, out_dir: Path, options: ConverterOptions
 ) -> list[Path]:
     entry = _entry(converter)
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from edgeserve.bundle.files import file_sha256
-from edgeserve.conversion.tools.protocol import Options
+from edgeserve.conversion.tools.protocol import ConverterOptions
 
 _folder: ContextVar[Path | None] = ContextVar("edgeserve_reuse", default=None)
 
@@ -28,7 +28,7 @@ def reusing() -> Iterator[None]:
             _folder.reset(token)
 
 
-def place_of(converter: str, source: Path, options: Options) -> Path | None:
+def place_of(converter: str, source: Path, options: ConverterOptions) -> Path | None:
     """Where the result belongs for these contents; None outside of `reusing`."""
     folder = _folder.get()
     if folder is None:

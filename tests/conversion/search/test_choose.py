@@ -6,13 +6,12 @@ import msgspec
 import pytest
 
 from edgeserve.bundle import Accuracy, Fidelity, Kind, Measured, OutputFidelity, Precision
+from edgeserve.conversion.bounds import Bounds, quality_problem
 from edgeserve.conversion.search.choose import (
     BESIDE_SOURCE,
-    Bounds,
     Elsewhere,
     Trial,
     choose,
-    quality_problem,
 )
 
 
@@ -121,8 +120,8 @@ def test_each_kind_of_output_has_its_bounds(output: OutputFidelity, words: str |
 def test_bounds_of_sqnr_go_by_output() -> None:
     outputs = (OutputFidelity("a", "numbers", "a", 15.0), OutputFidelity("b", "numbers", "b", 25.0))
     found = measured(outputs=outputs).fidelity
-    assert quality_problem(found, None, "int8", Bounds(sqnr_of={"b": 25.0})) is None
-    problem = quality_problem(found, None, "int8", Bounds(min_sqnr=15.0, sqnr_of={"b": 26.0}))
+    assert quality_problem(found, None, "int8", Bounds(min_sqnr_of={"b": 25.0})) is None
+    problem = quality_problem(found, None, "int8", Bounds(min_sqnr=15.0, min_sqnr_of={"b": 26.0}))
     assert (
         problem == "output 'b': SQNR 25.0 dB against its spread over samples, --min-sqnr is 26 dB"
     )

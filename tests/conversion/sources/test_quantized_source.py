@@ -12,7 +12,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 import edgeserve
 from edgeserve.bundle import Bundle, Fidelity, Measured
 from edgeserve.checking import check
-from edgeserve.conversion.search.choose import Bounds, Trial, choose, without_worse_than_source
+from edgeserve.conversion.bounds import Bounds
+from edgeserve.conversion.search.choose import Trial, choose, without_worse_than_source
 from edgeserve.conversion.tools.registry import converter_called, runs_here
 from edgeserve.errors import CheckFailed, UsageError
 from edgeserve.formats.layers import layers_of

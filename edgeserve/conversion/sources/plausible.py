@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeserve.conversion.fitting import fitting_span
-from edgeserve.conversion.graph import Graph, Reader, attribute
+from edgeserve.conversion.sources.fitting import fitting_span
+from edgeserve.conversion.sources.graph import Graph, Reader, attribute
 from edgeserve.evaluate.made_up import (
     Span,
     concrete,

@@ -6,6 +6,7 @@ model that onnxruntime's optimizations break is opened with fewer of them; so is
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
@@ -15,8 +16,8 @@ import numpy as np
 
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.plausible import plausible_spans
-from edgeserve.conversion.sources.onnx import SourceModel
+from edgeserve.conversion.sources.model import SourceModel
+from edgeserve.conversion.sources.plausible import plausible_spans
 from edgeserve.errors import (
     DataError,
     EdgeServeError,
@@ -82,22 +83,21 @@ def first_run(model: SourceModel, options: Options, open_at: Open) -> FirstRun:
         except UnsupportedModel as error:
             errors.append(error)
             continue
-        try:
-            data = _fitting(model, options, reference)
-        except (SourceError, _Unfit) as error:
-            reference.close()
-            errors.append(error)
-            continue
-        except BaseException:
-            reference.close()
-            raise
+        with contextlib.ExitStack() as unless_it_runs:
+            unless_it_runs.callback(reference.close)
+            try:
+                data = _fitting(model, options, reference)
+            except (SourceError, _Unfit) as error:
+                errors.append(error)
+                continue
+            _check_repeatable(model, reference, data.proof[0])
+            unless_it_runs.pop_all()
         if level is not None:
             note = (
                 f"onnxruntime's optimizations break this model ({errors[0].cause or errors[0]}): the source and "
                 f"what serves in onnxruntime are opened with {LEVEL_OPTION} = {level}"
             )
             data = msgspec.structs.replace(data, remarks=(*data.remarks, note))
-        _check_repeatable(model, reference, data.proof[0])
         return FirstRun(reference, data, level)
     raise errors[0]
 

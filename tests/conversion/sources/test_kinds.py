@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from edgeserve.bundle import OutputKind
-from edgeserve.conversion.kinds import output_kinds, remarks_on, unmoved
+from edgeserve.conversion.sources.kinds import output_kinds, remarks_on, unmoved
 from edgeserve.conversion.sources.onnx import read_onnx
 from edgeserve.errors import UsageError
 from tests.conversion.tiny import I64, F, model, node, noise, saved, value

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper
 
 import edgeserve
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.first_run import first_run
 from edgeserve.conversion.options import Options
-from edgeserve.conversion.plausible import plausible_spans
+from edgeserve.conversion.sources.first_run import first_run
 from edgeserve.conversion.sources.onnx import open_reference, read_onnx
+from edgeserve.conversion.sources.plausible import plausible_spans
 from edgeserve.errors import DataError, UnsupportedModel
 from edgeserve.evaluate.made_up import Span, made_up_samples
 from edgeserve.tensors import Array

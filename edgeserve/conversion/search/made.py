@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from edgeserve.bundle import Variant
 from edgeserve.errors import UnsupportedModel
-from edgeserve.formats.layers import Layers, layers_of, quantized_in, told_layers
-from edgeserve.quantize import Plan
+from edgeserve.formats.layers import Layers, layers_of, quantized_in
+from edgeserve.quantize import VariantPlan
 
 # What a recipe can take hold of.
 _TAKES: Final = {
@@ -19,7 +17,7 @@ _TAKES: Final = {
 }
 
 
-def made_layers(main: Path, plan: Plan) -> Layers:
+def made_layers(main: Path, plan: VariantPlan) -> Layers:
     """The layers of a file by the precision of their weights; empty where nothing can read the format.
 
     Raises UnsupportedModel where the recipe of `plan` left every layer as it was: the file is the
@@ -45,13 +43,3 @@ def made_layers(main: Path, plan: Plan) -> Layers:
         cause=f"the recipe {plan.recipe} finds no "
         + _TAKES.get(plan.recipe, "layers that its tool quantizes"),
     )
-
-
-def partly(variants: Iterable[Variant]) -> list[str]:
-    """What is said of quantized variants of which some layers kept more bits."""
-    found = []
-    for variant in variants:
-        done, total = quantized_in(variant.layers), sum(variant.layers.values())
-        if variant.precision in ("int8", "int4") and done < total:
-            found.append(f"{variant.id} is quantized in part: {told_layers(variant.layers)}")
-    return found

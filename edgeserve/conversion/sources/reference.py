@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from edgeserve.conversion.memory import APART_BYTES, give_back
 from edgeserve.runtimes import Placement, Session
@@ -10,20 +12,39 @@ from edgeserve.tensors import Tensors, TensorSpec
 
 
 class Reference:
-    """A session of a source of so many bytes, which can be closed while others need the memory: the next call
-    opens it again."""
+    """A session of a source of so many bytes, open in a `with` block. It may be closed while others need the
+    memory: the next call opens it again."""
 
     def __init__(
-        self, session: Session, size_bytes: int, open_again: Callable[[], Session]
+        self, session: Session, size_bytes: int, open_again: Callable[[int], Session]
     ) -> None:
+        """`open_again(threads)` opens it with so many threads a call (0: the engine's choice)."""
         self._session: Session | None = session
         self._size_bytes = size_bytes
         self._open_again = open_again
+        self._threads = 0
         self.inputs: tuple[TensorSpec, ...] = session.inputs
         self.outputs: tuple[TensorSpec, ...] = session.outputs
         self.device: str = session.device
         self.concurrency: int = session.concurrency
         give_back(size_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def limit_threads(self, threads: int) -> None:
+        """From the next call on, run with so many threads (0: the engine's choice)."""
+        if threads != self._threads:
+            self._threads = threads
+            self.close()
 
     @property
     def is_large(self) -> bool:
@@ -45,7 +66,7 @@ class Reference:
     def wake(self) -> Session:
         """The open session. For a moment opening takes the weights twice: call this before others are open."""
         if self._session is None:
-            self._session = self._open_again()
+            self._session = self._open_again(self._threads)
             give_back(self._size_bytes)
         return self._session
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from edgeserve.conversion.graph import Graph, Reader, attribute
+from edgeserve.conversion.sources.graph import Graph, Reader, attribute
 from edgeserve.evaluate.made_up import Span
 from edgeserve.tensors import TensorSpec
 

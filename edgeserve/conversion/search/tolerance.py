@@ -20,7 +20,7 @@ from edgeserve.bundle import (
     Precision,
 )
 from edgeserve.chain.golden import differing, rms_errors
-from edgeserve.conversion.search.choose import DEFAULT_MIN_AGREEMENT, Bounds
+from edgeserve.conversion.bounds import DEFAULT_MIN_AGREEMENT, Bounds
 from edgeserve.tensors import Array, Tensors, unpadded
 
 # Relative RMS error a device may show against the source's golden outputs, where nothing was measured.
@@ -28,7 +28,7 @@ TOLERANCE: Final = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 0.5, "int4
 # Another version of an engine, another CPU: twice the error that was measured, and never less than this.
 _MARGIN: Final = 2.0
 _LEAST: Final = 0.05
-# Beyond the bound of the verdict there is room for the order of sums only.
+# Beyond the bound of the decision there is room for the order of sums only.
 _BEYOND: Final = 1.25
 # A part is computed from the same activations as the others: below this share of the largest, it is noise.
 _RESOLUTION: Final = 0.01
@@ -99,7 +99,7 @@ def _limit(
     output: OutputFidelity,
     bounds: Bounds,
 ) -> float:
-    """The RMS error that a part may show: what its precision or the verdict allows, and not less than
+    """The RMS error that a part may show: what its precision or the decision allows, and not less than
     was measured. `size` is the part's RMS on the golden samples, `whole` the output's."""
     spread = next((p.spread for p in output.parts if p.part == error.part), size)
     room = max(size, spread, _RESOLUTION * whole)

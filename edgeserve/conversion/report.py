@@ -1,0 +1,260 @@
+"""What `convert` reports: a row for each variant that was tried, and remarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve.bundle import (
+    Bundle,
+    Candidate,
+    Manifest,
+    Measured,
+    Precision,
+    Variant,
+)
+from edgeserve.conversion.demands import left_out
+from edgeserve.conversion.job import Job
+from edgeserve.conversion.search.builder import Builder
+from edgeserve.conversion.search.choose import Decision
+from edgeserve.conversion.search.search import Found
+from edgeserve.conversion.sources.kinds import remarks_on, unmoved
+from edgeserve.conversion.sources.model import SourceModel
+from edgeserve.conversion.sources.native import NATIVE
+from edgeserve.devices import machine
+from edgeserve.formats.layers import quantized_in, told_layers
+from edgeserve.formats.report import told_passed, told_state
+from edgeserve.quantize import LayerError
+from edgeserve.targets.schema import Target
+
+# Whose documentation says so; LiteRT adds in 32 bits.
+_SATURATING: Final = ("onnxruntime", "openvino")
+# So many names of nodes fit a remark.
+_LISTED: Final = 6
+_SATURATES: Final = (
+    "int8 was proven on this CPU, which has no VNNI: its sums may saturate, those of a CPU with VNNI do "
+    "not (--target cpu-x86-avx2 leaves them room)"
+)
+
+
+class VariantRow(msgspec.Struct, frozen=True):
+    """One tried variant in the report. `chosen` rows are in the bundle's chain; `failed` ones broke a
+    bound; of the others, none on the same device is at once smaller, faster and closer to the source
+    than a `pareto` one."""
+
+    variant: str
+    runtime: str
+    device: str
+    precision: Precision
+    chosen: bool
+    reason: str
+    failed: bool = False
+    pareto: bool = False
+    size_bytes: int | None = None
+    measured: Measured | None = None
+
+
+class Conversion(msgspec.Struct, frozen=True):
+    """What `convert` did: the bundle's path and the report. `reference` is where the source ran."""
+
+    bundle: str
+    target: str
+    source_size_bytes: int
+    bundle_size_bytes: int
+    reference: str
+    reference_latency_ms: float
+    reference_accuracy: float | None
+    proof_samples: int
+    proof_source: str
+    chain: tuple[Candidate, ...]
+    rows: tuple[VariantRow, ...]
+    remarks: tuple[str, ...]
+    layers: tuple[LayerError, ...] = ()
+
+
+def report(
+    destination: Path,
+    job: Job,
+    manifest: Manifest,
+    found: Found,
+    decisions: Sequence[Decision],
+    notes: Sequence[str],
+    layers: tuple[LayerError, ...],
+) -> Conversion:
+    """The report on a written bundle; `notes` are remarks that only the conversion itself could make."""
+    target, data = job.target, job.data
+    rows = [_row(decision, target) for decision in decisions]
+    return Conversion(
+        bundle=str(destination),
+        target=target.name,
+        source_size_bytes=manifest.source.size_bytes,
+        bundle_size_bytes=Bundle.open(destination).size_bytes,
+        reference=f"{NATIVE.get(manifest.source.format, 'onnxruntime')}/cpu",
+        reference_latency_ms=found.proof.reference_latency_ms,
+        reference_accuracy=found.proof.reference_accuracy,
+        proof_samples=len(data.proof),
+        proof_source=data.proof.source,
+        chain=manifest.chain,
+        rows=with_pareto(rows),
+        remarks=(
+            *data.remarks,
+            *source_remarks(job.model),
+            *remarks_on(job.interface, job.model.kinds),
+            *unmoved(found.proof.wanted),
+            *notes,
+            *_missing(decisions, target),
+            *_repairs(found, manifest.chain),
+            *partly(manifest.variants),
+            *_unverified(target),
+            *_few_threads(rows),
+            *_saturation(target, rows),
+        ),
+        layers=layers,
+    )
+
+
+def _row(decision: Decision, target: Target) -> VariantRow:
+    trial, entry = decision.trial, target.chain[decision.trial.entry]
+    return VariantRow(
+        variant=trial.variant,
+        runtime=entry.runtime,
+        device=entry.device,
+        precision=trial.precision,
+        chosen=decision.chosen,
+        reason=decision.reason,
+        failed=decision.failed,
+        size_bytes=trial.size_bytes,
+        measured=trial.measured,
+    )
+
+
+def with_pareto(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
+    """The rows, those marked that no other beats in size, latency and fidelity at once."""
+
+    def costs(row: VariantRow) -> tuple[float, float, float] | None:
+        if row.measured is None or row.size_bytes is None or row.failed:
+            return None
+        measured = row.measured
+        return row.size_bytes, 1 / measured.speedup, -measured.fidelity.sqnr_db
+
+    known = [(r.device, c) for r in rows if (c := costs(r)) is not None]
+
+    def beaten(device: str, mine: tuple[float, float, float]) -> bool:
+        return any(
+            d == device and other != mine and all(o <= m for o, m in zip(other, mine, strict=True))
+            for d, other in known
+        )
+
+    return tuple(
+        msgspec.structs.replace(r, pareto=(c := costs(r)) is not None and not beaten(r.device, c))
+        for r in rows
+    )
+
+
+def source_remarks(model: SourceModel) -> list[str]:
+    """What is to be known of the source: that it is quantized; its state, or the one that its callers keep."""
+    remarks = []
+    if model.is_quantized:
+        remarks.append(
+            f"the source {model.described_precision()}: it is taken as it is, and no recipe was tried"
+        )
+    elif quantized_in(model.layers):
+        remarks.append(f"the source is quantized in part: {told_layers(model.layers)}")
+    return [*remarks, *_state_remarks(model)]
+
+
+def _state_remarks(model: SourceModel) -> list[str]:
+    kept, passed = told_state(model.state), told_passed(model.passed)
+    own = [f"{kept}; every request starts from the initial one, alone in its batch"] if kept else []
+    return [*own, *([passed] if passed else [])]
+
+
+def fp16_remarks(builder: Builder, chain: Sequence[Candidate]) -> list[str]:
+    """What is to be known of FP16 in the chain, where values of the source exceed it."""
+    by_id = {c.variant: c for c in chain if c.variant in ("onnx-fp16", "openvino-fp16")}
+    wide = builder.beyond_fp16 if by_id else {}
+    if not wide:
+        return []
+    name = max(wide, key=lambda n: wide[n])
+    many = f"{len(wide)} values reach" if len(wide) > 1 else "1 value reaches"
+    found = [f"{many} the end of FP16 (65504) or beyond, '{name}' up to {wide[name]:.3g}"]
+    if "onnx-fp16" in by_id:
+        found.append("onnx-fp16 computes them in FP32")
+    if "openvino-fp16" in by_id and by_id["openvino-fp16"].device != "cpu":
+        found.append(
+            f"openvino/{by_id['openvino-fp16'].device}, which computes in FP16, may answer infinity: "
+            "its golden samples are checked before it serves"
+        )
+    return ["; ".join(found)]
+
+
+def _missing(decisions: Sequence[Decision], target: Target) -> list[str]:
+    return [
+        f"{target.chain[index].label}{', the first choice of ' + target.name + ',' if not index else ''} "
+        f"got no variant: {reason}"
+        for index, reason in left_out(decisions, target).items()
+    ]
+
+
+def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
+    remarks = [
+        f"static int8 leaves {len(tail.nodes)} nodes at the end of '{tail.output}' in fp32: {tail.joint} joins "
+        f"parts with ranges of {tail.narrow:.3g} and {tail.wide:.3g}, and int8 has one scale for both"
+        for tail in found.tails
+    ]
+    equalized = [
+        f"{c.runtime}/{c.device}" for c in chain if c.variant.endswith("-static-equalized")
+    ]
+    if equalized:
+        remarks.append(
+            f"plain int8 missed the bounds on {', '.join(equalized)}: giving the channels of neighbouring "
+            "layers like ranges repaired it (cross-layer equalization)"
+        )
+    for done in found.restorations:
+        if not done.met:
+            remarks.append(
+                f"int8 for {done.entry} could not be repaired by restoring layers: {done.reason}"
+            )
+        elif done.nodes:
+            worst = ", ".join(e.node for e in done.layers[:3])
+            some = f" ({', '.join(done.nodes)})" if len(done.nodes) <= _LISTED else ""
+            count = len(done.nodes)
+            nodes = "1 node was" if count == 1 else f"{count} nodes were"
+            restored = f"{nodes} restored to fp32{some}; the noisiest layers were {worst}"
+            remarks.append(f"{done.base} missed the bounds on {done.entry}: {restored}")
+    return tuple(remarks)
+
+
+def partly(variants: Iterable[Variant]) -> list[str]:
+    """What is said of quantized variants of which some layers kept more bits."""
+    found = []
+    for variant in variants:
+        done, total = quantized_in(variant.layers), sum(variant.layers.values())
+        if variant.precision in ("int8", "int4") and done < total:
+            found.append(f"{variant.id} is quantized in part: {told_layers(variant.layers)}")
+    return found
+
+
+def _unverified(target: Target) -> tuple[str, ...]:
+    return () if target.unverified is None else (f"{target.name}: {target.unverified}",)
+
+
+def _few_threads(rows: Sequence[VariantRow]) -> list[str]:
+    threads = max((r.measured.threads for r in rows if r.measured is not None), default=0)
+    if not threads:
+        return []
+    many = "1 thread" if threads == 1 else f"{threads} threads"
+    return [f"timed with {many} a call, as `edgeserve run` serves a model this quick"]
+
+
+def _saturation(target: Target, rows: Sequence[VariantRow]) -> list[str]:
+    """What of int8 was measured here may be worse than on a target whose sums do not saturate."""
+    measured = any(
+        r.precision == "int8" and r.measured is not None and r.runtime in _SATURATING for r in rows
+    )
+    if not measured or target.quantization.reduce_range or not machine().int8_saturates:
+        return []
+    return [_SATURATES]
