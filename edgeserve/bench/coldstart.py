@@ -37,7 +37,7 @@ class Run(msgspec.Struct, frozen=True, tag="run"):
     runtime_version: str | None
 
 
-class Failure(msgspec.Struct, frozen=True, tag="failure"):
+class ProbeFailure(msgspec.Struct, frozen=True, tag="failure"):
     """Why a probe process measured nothing."""
 
     reason: str
@@ -74,7 +74,7 @@ def cold_starts(
             if subject.key in skipped:
                 continue
             answer = probe(bundle.path, subject, threads=threads)
-            if isinstance(answer, Failure):
+            if isinstance(answer, ProbeFailure):
                 skipped[subject.key] = Skipped(
                     subject.label, subject.candidate.device, "open", answer.reason, answer.hint
                 )
@@ -86,7 +86,7 @@ def cold_starts(
 
 def probe(
     bundle: Path, subject: Subject, *, threads: int = 0, timeout_s: float = TIMEOUT_S
-) -> Run | Failure:
+) -> Run | ProbeFailure:
     """Measure `subject` in a process of its own."""
     # -P: a file of the current folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "edgeserve.bench.probe", str(bundle), str(subject.index)]
@@ -98,11 +98,11 @@ def probe(
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return Failure(f"it did not load and run within {timeout_s:g} s")
+        return ProbeFailure(f"it did not load and run within {timeout_s:g} s")
     try:
-        return msgspec.json.decode(done.stdout, type=Run | Failure)
+        return msgspec.json.decode(done.stdout, type=Run | ProbeFailure)
     except msgspec.MsgspecError:
-        return Failure(_death(done.returncode, done.stderr))
+        return ProbeFailure(_death(done.returncode, done.stderr))
 
 
 def _death(code: int, stderr: bytes) -> str:

@@ -15,9 +15,15 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.bench.coldstart import Failure, Run
+from edgeserve.bench.coldstart import ProbeFailure, Run
 from edgeserve.bench.memory import peak_rss_bytes, rss_bytes
-from edgeserve.bench.subjects import SOURCE_INDEX, Faults, requests_of, select, source_subject
+from edgeserve.bench.subjects import (
+    SOURCE_INDEX,
+    InjectedFaults,
+    requests_of,
+    select,
+    source_subject,
+)
 from edgeserve.bundle import Bundle
 from edgeserve.errors import EdgeServeError
 from edgeserve.runtimes import engine_version, runtime
@@ -38,19 +44,21 @@ def main() -> None:
     # Engines print to stdout, which is for the answer alone.
     answer_to = os.dup(1)
     os.dup2(2, 1)
-    answer: Run | Failure
+    answer: Run | ProbeFailure
     try:
-        faults = Faults(tuple(arguments.inject), arguments.fault_state)
+        faults = InjectedFaults(tuple(arguments.inject), arguments.fault_state)
         bundle, index, against = arguments.bundle, arguments.index, arguments.against
         answer = measure(bundle, index, arguments.threads, against, faults)
     except EdgeServeError as error:
-        answer = Failure(str(error), error.hint)
+        answer = ProbeFailure(str(error), error.hint)
     except ImportError as error:
-        answer = Failure(f"its runtime cannot be imported: {error}")
+        answer = ProbeFailure(f"its runtime cannot be imported: {error}")
     os.write(answer_to, msgspec.json.encode(answer))
 
 
-def measure(root: Path, index: int, threads: int, against: Path | None, faults: Faults) -> Run:
+def measure(
+    root: Path, index: int, threads: int, against: Path | None, faults: InjectedFaults
+) -> Run:
     bundle = Bundle.open(root)
     if index == SOURCE_INDEX and against is not None:
         subject = source_subject(against)

@@ -12,15 +12,8 @@ from edgeserve.bench.coldstart import ColdStart, cold_starts
 from edgeserve.bench.environment import Environment, environment, observe_before
 from edgeserve.bench.interleave import Timings
 from edgeserve.bench.latency import single_stream
-from edgeserve.bench.report import (
-    SCHEMA,
-    Engaged,
-    Latency,
-    Measurement,
-    Report,
-    Requested,
-    Settings,
-)
+from edgeserve.bench.measurement import BenchSettings, Engaged, Latency, Measurement, Requested
+from edgeserve.bench.report import SCHEMA, BenchReport
 from edgeserve.bench.statistics import (
     Interval,
     drift,
@@ -30,7 +23,7 @@ from edgeserve.bench.statistics import (
 )
 from edgeserve.bench.subjects import (
     SOURCE_INDEX,
-    Faults,
+    InjectedFaults,
     Opened,
     Skipped,
     close_all,
@@ -51,19 +44,23 @@ from edgeserve.errors import NotMeasured
 from edgeserve.progress import Say, silent
 
 
-def bench(bundle: Bundle, settings: Settings | None = None, say: Say | None = None) -> Report:
+def bench(
+    bundle: Bundle, settings: BenchSettings | None = None, say: Say | None = None
+) -> BenchReport:
     """Measure every candidate of the chain that this machine opens, and say why the others do not.
 
     `say(what, share)` is told what is going on. Raises BundleError (a digest does not match),
     UsageError (nothing matches the settings), NotMeasured (no candidate works here).
     """
-    settings, say = settings or Settings(), say or silent
+    settings, say = settings or BenchSettings(), say or silent
     bundle.verify()
     with tempfile.TemporaryDirectory(prefix="edgeserve-faults-") as state:
-        return _bench(bundle, settings, say, Faults(settings.inject, state))
+        return _bench(bundle, settings, say, InjectedFaults(settings.inject, state))
 
 
-def _bench(bundle: Bundle, settings: Settings, say: Say, faults: Faults) -> Report:
+def _bench(
+    bundle: Bundle, settings: BenchSettings, say: Say, faults: InjectedFaults
+) -> BenchReport:
     subjects = select(
         bundle,
         device=settings.device,
@@ -112,7 +109,7 @@ def _bench(bundle: Bundle, settings: Settings, say: Say, faults: Faults) -> Repo
     around = environment(before, {name: v or "unknown" for name, v in versions.items()})
     baseline = find_baseline(alive)
     measurements = _measurements(bundle, settings, alive, cold, timed, rates, baseline)
-    return Report(
+    return BenchReport(
         schema=SCHEMA,
         bundle=str(bundle.path),
         name=bundle.name,
@@ -166,7 +163,7 @@ def recorded_speedup(bundle: Bundle, opened: Opened) -> float | None:
 
 def _measurements(
     bundle: Bundle,
-    settings: Settings,
+    settings: BenchSettings,
     alive: Sequence[Opened],
     cold: Mapping[str, ColdStart],
     timed: Mapping[str, Timings],
@@ -220,7 +217,7 @@ def latency_of(timings: Timings) -> Latency:
     )
 
 
-def _requested(item: Opened, settings: Settings) -> Requested:
+def _requested(item: Opened, settings: BenchSettings) -> Requested:
     candidate = item.subject.candidate
     return Requested(
         variant=candidate.variant,

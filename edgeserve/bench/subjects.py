@@ -40,7 +40,7 @@ SOURCE_INDEX: Final = -1
 _SOURCE_TOLERANCE: Final = 1e-3  # fp32 against fp32: only the order of sums may differ
 
 
-class Faults(msgspec.Struct, frozen=True):
+class InjectedFaults(msgspec.Struct, frozen=True):
     """Injected faults (edgeserve.runtimes.inject), and the folder where those that were used up are noted."""
 
     texts: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Subject(msgspec.Struct, frozen=True):
     precision: Precision
     size_bytes: int
     source: Path | None = None
-    faults: Faults = Faults()
+    faults: InjectedFaults = InjectedFaults()
 
     @property
     def key(self) -> str:
@@ -136,7 +136,7 @@ def select(
     device: str | None = None,
     variant: str | None = None,
     against: Path | None = None,
-    faults: Faults = Faults(),  # noqa: B008 - frozen
+    faults: InjectedFaults = InjectedFaults(),  # noqa: B008 - frozen
 ) -> list[Subject]:
     """The chain's candidates on `device` (`gpu` means any GPU) with `variant`, in order, then the source.
 

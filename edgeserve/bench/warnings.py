@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
+from edgeserve.bench.environment import Environment
+from edgeserve.bench.measurement import Measurement
 from edgeserve.devices.names import device_kind
-
-if TYPE_CHECKING:
-    from edgeserve.bench.environment import Environment
-    from edgeserve.bench.report import Measurement
 
 Kind = Literal[
     "too_few_samples",

@@ -12,8 +12,8 @@ from edgeserve.cli.output import print_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeserve.bench import Report
-    from edgeserve.bench.report import Measurement
+    from edgeserve.bench import BenchReport
+    from edgeserve.bench.measurement import Measurement
     from edgeserve.bench.statistics import Interval
     from edgeserve.bench.subjects import Skipped
     from edgeserve.bundle import Bundle
@@ -58,12 +58,12 @@ def bench(
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure every candidate of the chain that opens here, in turns; say why the others do not."""
-    from edgeserve.bench import Settings
+    from edgeserve.bench import BenchSettings
     from edgeserve.bench import bench as measure
     from edgeserve.cli.output import progress, to_json, write_output
 
     bundle = open_bundle(path)
-    settings = Settings(
+    settings = BenchSettings(
         device=device,
         variant=variant,
         threads=threads,
@@ -96,7 +96,7 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle.open(path)
 
 
-def render(report: Report) -> None:
+def render(report: BenchReport) -> None:
     """The report for people; the last line is what to do next."""
     from edgeserve.cli.output import stdout_console
 
@@ -134,7 +134,7 @@ def render_skipped(console: Console, skipped: Skipped) -> None:
         print_line(console, f"              -> {skipped.hint}")
 
 
-def _latency_table(console: Console, report: Report) -> None:
+def _latency_table(console: Console, report: BenchReport) -> None:
     from edgeserve.cli.output import size_text
     from edgeserve.cli.tables import add_row, table_of
     from edgeserve.devices.names import device_kind
@@ -164,7 +164,7 @@ def _latency_table(console: Console, report: Report) -> None:
             print_line(console, f"{found.label}: {found.engaged.placement}")
 
 
-def _throughput_table(console: Console, report: Report) -> None:
+def _throughput_table(console: Console, report: BenchReport) -> None:
     from edgeserve.cli.output import size_text
     from edgeserve.cli.tables import add_row, table_of
 
@@ -187,7 +187,7 @@ def _throughput_table(console: Console, report: Report) -> None:
     console.print(table)
 
 
-def _speed(found: Measurement, report: Report) -> str:
+def _speed(found: Measurement, report: BenchReport) -> str:
     if found.label == report.baseline:
         return "1.00x, the baseline"
     if found.speedup is not None:
@@ -201,7 +201,7 @@ def interval_text(speedup: Interval) -> str:
     return f"{speedup.value:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})"
 
 
-def _next_limit(report: Report) -> str:
+def _next_limit(report: BenchReport) -> str:
     """A limit with some room over the chain's first candidate."""
     return _ms(1.2 * report.measurements[0].latency.summary.p50)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.bench.coldstart import Failure, Run, cold_starts, probe
+from edgeserve.bench.coldstart import ProbeFailure, Run, cold_starts, probe
 from edgeserve.bench.memory import peak_rss_bytes, rss_bytes
 from edgeserve.bench.subjects import select
 from edgeserve.bundle import Bundle
@@ -42,7 +42,7 @@ def test_all_are_probed_in_turns_and_failures_keep_the_engine_s_reason(bundle: B
 def test_a_driver_that_crashes_takes_only_its_probe_with_it(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path, chain=(acme.candidate(fault="abort"), CPU)))
     answer = probe(bundle.root, select(bundle)[0])
-    assert isinstance(answer, Failure)
+    assert isinstance(answer, ProbeFailure)
     assert answer.reason.startswith("the process that opened it died of SIGABRT")
     assert "acme driver: assertion failed" in answer.reason
 
@@ -51,7 +51,7 @@ def test_a_driver_that_crashes_takes_only_its_probe_with_it(tmp_path: Path) -> N
 def test_a_driver_that_hangs_is_given_up(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path, chain=(acme.candidate(fault="hang"), CPU)))
     answer = probe(bundle.root, select(bundle)[0], timeout_s=3)
-    assert answer == Failure("it did not load and run within 3 s")
+    assert answer == ProbeFailure("it did not load and run within 3 s")
 
 
 @pytest.mark.usefixtures("acme_runtime")

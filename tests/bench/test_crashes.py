@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgeserve.bench import Settings, bench
-from edgeserve.bench.subjects import Faults, close_all, open_all, requests_of, select
+from edgeserve.bench import BenchSettings, bench
+from edgeserve.bench.subjects import InjectedFaults, close_all, open_all, requests_of, select
 from edgeserve.bench.throughput import offline
 from edgeserve.bundle import Bundle
 from edgeserve.cli.main import main
@@ -20,7 +20,7 @@ from edgeserve.isolation import IsolatedSession
 from tests.bench.conftest import CPU
 from tests.bundles import linear_bundle
 
-QUICK = Settings(duration_s=0.2, samples=11, processes=1)
+QUICK = BenchSettings(duration_s=0.2, samples=11, processes=1)
 GPU_LABEL = "onnxruntime/gpu/onnx-fp32"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are for Linux")
@@ -66,7 +66,7 @@ def test_wrong_numbers_are_not_timed(plain: Bundle) -> None:
 
 
 def test_a_device_lost_while_throughput_is_measured_is_not_in_the_report(plain: Bundle) -> None:
-    subjects = select(plain, faults=Faults(("gpu:stand-in",)))
+    subjects = select(plain, faults=InjectedFaults(("gpu:stand-in",)))
     opened, _ = open_all(plain, subjects)
     gpu = next(o for o in opened if o.subject.label == GPU_LABEL)
     assert isinstance(gpu.session, IsolatedSession)
@@ -84,7 +84,7 @@ def test_a_device_lost_while_throughput_is_measured_is_not_in_the_report(plain: 
 
 
 def test_only_accelerators_are_measured_in_a_process_of_their_own(plain: Bundle) -> None:
-    opened, _ = open_all(plain, select(plain, faults=Faults(("gpu:stand-in",))))
+    opened, _ = open_all(plain, select(plain, faults=InjectedFaults(("gpu:stand-in",))))
     close_all(opened)
     kinds = {o.subject.label: isinstance(o.session, IsolatedSession) for o in opened}
     assert kinds == {GPU_LABEL: True, CPU.label: False}

@@ -8,7 +8,7 @@ import msgspec
 import onnx
 import pytest
 
-from edgeserve.bench import Report, Settings, bench
+from edgeserve.bench import BenchReport, BenchSettings, bench
 from edgeserve.bench.run import rate_ratio
 from edgeserve.bench.throughput import Offline, Rate, Way
 from edgeserve.bundle import Bundle
@@ -17,7 +17,7 @@ from tests.bench import acme
 from tests.bench.conftest import CPU, GPU
 from tests.bundles import linear_bundle, linear_model
 
-QUICK = Settings(duration_s=0.2, samples=11, processes=1)
+QUICK = BenchSettings(duration_s=0.2, samples=11, processes=1)
 
 
 def test_a_report_holds_every_candidate_measured_or_with_its_reason(bundle: Bundle) -> None:
@@ -49,7 +49,7 @@ def test_a_report_survives_json(bundle: Bundle, tmp_path: Path) -> None:
     assert report.baseline == "onnxruntime/cpu/source"
     assert [m.label for m in report.measurements] == [CPU.label, "onnxruntime/cpu/source"]
     assert report.measurements[0].speedup is not None
-    assert msgspec.json.decode(msgspec.json.encode(report), type=Report) == report
+    assert msgspec.json.decode(msgspec.json.encode(report), type=BenchReport) == report
 
 
 @pytest.mark.usefixtures("acme_runtime")

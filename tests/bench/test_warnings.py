@@ -9,7 +9,7 @@ import pytest
 
 from edgeserve.bench.coldstart import ColdStart
 from edgeserve.bench.environment import Environment
-from edgeserve.bench.report import Engaged, Latency, Measurement, Requested
+from edgeserve.bench.measurement import Engaged, Latency, Measurement, Requested
 from edgeserve.bench.statistics import Summary
 from edgeserve.bench.throughput import NoRate, Offline, Way
 from edgeserve.bench.warnings import (
