@@ -12,7 +12,7 @@ import msgspec
 
 from edgeserve.checking.estimate import estimates
 from edgeserve.checking.links import without_links
-from edgeserve.checking.model import OnnxModel, open_onnx
+from edgeserve.checking.model import OnnxModel, onnx_model
 from edgeserve.checking.report import (
     Answer,
     CheckReport,
@@ -29,8 +29,9 @@ from edgeserve.checking.support import Judge, versions
 from edgeserve.errors import SourceError, UsageError
 from edgeserve.formats.detect import detect_format
 from edgeserve.formats.layers import quantized_in, told_layers
-from edgeserve.formats.report import told_passed, told_state
-from edgeserve.inspecting import ModelReport, inspect_model
+from edgeserve.formats.onnx import OnnxFile
+from edgeserve.formats.reading import read_model
+from edgeserve.formats.report import ModelReport, told_passed, told_state
 from edgeserve.targets.schema import ChainEntry, Target
 
 _ORDER: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
@@ -50,8 +51,9 @@ def check(
     truncated, external data absent), UsageError (`shapes` do not fit), DependencyMissing.
     """
     _refuse_other_sources(path)
-    facts = inspect_model(path)
-    model = open_onnx(path, shapes) if facts.format == "onnx" else None
+    file = read_model(path)
+    facts = file.report()
+    model = onnx_model(file, shapes) if isinstance(file, OnnxFile) else None
     if shapes and model is None:
         raise UsageError(f"--shape fixes dimensions of ONNX models, and {path} is {facts.format}")
     with without_links(model) if model else contextlib.nullcontext() as opened:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
-from edgeserve.checking.model import Node, OnnxModel, Weight
+from edgeserve.checking.model import Constant, Node, OnnxModel
 from edgeserve.checking.report import Estimate
+from edgeserve.formats.onnx import stored_bytes
 
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 # Operators whose weights quantizers store in int8: QDQRegistry of onnxruntime.quantization.registry,
@@ -67,7 +68,7 @@ def _weight_sizes(model: OnnxModel, precision: str) -> Iterable[int]:
             yield _plain_size(weight, precision)
 
 
-def _plain_size(weight: Weight, precision: str) -> int:
+def _plain_size(weight: Constant, precision: str) -> int:
     if precision == "fp16" and weight.dtype == "FLOAT":
         return 2 * weight.elements
     if precision != "fp16" and weight.dtype in ("FLOAT16", "BFLOAT16"):
@@ -75,13 +76,13 @@ def _plain_size(weight: Weight, precision: str) -> int:
     return weight.size_bytes
 
 
-def _int8_size(weight: Weight) -> int:
+def _int8_size(weight: Constant) -> int:
     """A byte each, and a float scale with a byte of zero point per channel."""
     channels = weight.shape[0] if len(weight.shape) > 1 else 1
     return weight.elements + 5 * channels
 
 
-def _int4_size(weight: Weight) -> int:
+def _int4_size(weight: Constant) -> int:
     """Half a byte each, and per block of 32 a float scale and half a byte of zero point."""
     blocks = math.ceil(weight.elements / _INT4_BLOCK)
     return math.ceil(weight.elements / 2) + 4 * blocks + math.ceil(blocks / 2)
@@ -172,8 +173,6 @@ def peak_activations(model: OnnxModel, precision: str = "fp32") -> int | None:
 def _activation_size(
     model: OnnxModel, name: str, writer: Node | None, precision: str
 ) -> int | None:
-    from edgeserve.checking.model import weight_bytes
-
     value = model.values.get(name)
     if value is None or value.elements is None:
         return None
@@ -182,4 +181,4 @@ def _activation_size(
             return 2 * value.elements
         if precision == "int8" and writer is not None and writer.op in int8_operators():
             return value.elements
-    return weight_bytes(value.dtype, value.elements)
+    return stored_bytes(value.dtype, value.elements)

@@ -13,15 +13,13 @@ from pathlib import Path
 import msgspec
 
 from edgeserve.checking.model import OnnxModel
-from edgeserve.formats.onnx import external_files
+from edgeserve.formats.onnx_weights import all_tensors, external_files
 
 
 @contextlib.contextmanager
 def without_links(model: OnnxModel) -> Iterator[OnnxModel]:
     """The model; one of linked files at a place of its own, with the files themselves beside each other."""
-    import onnx
-
-    files = external_files(model.path, onnx.external_data_helper._get_all_tensors(model.proto))
+    files = external_files(model.path, all_tensors(model.proto))
     if not files or not any(_is_linked(f, model.path.parent) for f in (model.path, *files)):
         yield model
         return

@@ -10,17 +10,23 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.conversion.sources.onnx import fix_shapes
 from edgeserve.errors import SourceError
-from edgeserve.formats.onnx import checkable, external_files
+from edgeserve.formats.onnx import (
+    STANDARD_DOMAINS,
+    OnnxFile,
+    checker_problem,
+    fix_shapes,
+    is_unknown_operator,
+    op_name,
+    opsets_of,
+    stored_bytes,
+    type_name,
+)
+from edgeserve.formats.onnx_weights import text_of
 
-# A protobuf message, and with it a model without external data, ends at 2 GB.
-PROTOBUF_LIMIT: Final = 1_900_000_000
 # Shape inference reads the values of small tensors (shapes, axes); larger ones are weights.
 _SHAPE_DATA_BYTES: Final = 1024
-_STANDARD: Final = ("", "ai.onnx")
 _ONNX_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training")
-_PACKED_BITS: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 Dim = int | str | None
 
@@ -55,7 +61,7 @@ class Node(msgspec.Struct, frozen=True):
     in_function: bool = False
 
 
-class Weight(msgspec.Struct, frozen=True):
+class Constant(msgspec.Struct, frozen=True):
     """A constant tensor; `size_bytes` as it is stored."""
 
     name: str
@@ -80,7 +86,7 @@ class OnnxModel(msgspec.Struct, frozen=True):
     opsets: dict[str, int]
     nodes: tuple[Node, ...]
     values: dict[str, Value]
-    weights: dict[str, Weight]
+    weights: dict[str, Constant]
     functions: frozenset[str]
     batched: bool
     external: bool
@@ -107,40 +113,34 @@ class OnnxModel(msgspec.Struct, frozen=True):
         return tuple(n.name for n in self.nodes if n.op == op)
 
 
-def open_onnx(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxModel:
-    """Read a file that `inspect_model` found to be ONNX; `shapes` fixes dimensions of inputs by name.
+def onnx_model(file: OnnxFile, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxModel:
+    """A file as a check needs it; `shapes` fixes dimensions of inputs by name, in the file's `proto`.
 
     Raises SourceError (onnx's checker refuses it), UsageError (`shapes` do not fit).
     """
     try:
-        return _open(path, shapes)
+        return _model(file, shapes)
     except UnicodeDecodeError as error:
         raise SourceError(
-            f"{path} is not a whole ONNX model",
+            f"{file.path} is not a whole ONNX model",
             cause=f"a name in it is not UTF-8: {error.reason}",
             hint="it may be damaged: copy or export it again",
         ) from None
 
 
-def _open(path: Path, shapes: Mapping[str, tuple[int, ...]] | None) -> OnnxModel:
-    import onnx
-
-    proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+def _model(file: OnnxFile, shapes: Mapping[str, tuple[int, ...]] | None) -> OnnxModel:
+    proto = file.proto
     if shapes:
         fix_shapes(proto, shapes)
-    opsets = _opsets(proto.opset_import)
-    functions = frozenset(_op(f.domain, f.name) for f in proto.functions)
-    nodes = tuple(_all_nodes(proto, opsets))
-    weights = {w.name: w for w in _weights(onnx, proto)}
-    external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
-    if external:
-        external_files(path, onnx.external_data_helper._get_all_tensors(proto))
-    _check(onnx, proto, path, opset=opsets.get(""))
-    batched = _batched(proto, weights)
-    values, problem = _infer(onnx, proto, batched=batched)
+    nodes = tuple(_all_nodes(proto, file.opsets))
+    weights = {name: _weight(tensor, name) for name, tensor in file.constants()}
+    _check(file)
+    batched = _batched(file)
+    values, problem = _infer(proto, batched=batched)
     return OnnxModel(
-        path, proto, opsets, nodes, values, weights, functions, batched, external,
-        bool(shapes), problem,
+        file.path, proto, file.opsets, nodes, values, weights,
+        frozenset(op_name(f.domain, f.name) for f in proto.functions),
+        batched, bool(file.external), bool(shapes), problem,
     )  # fmt: skip
 
 
@@ -149,48 +149,41 @@ def is_standard(domain: str) -> bool:
     return domain in _ONNX_DOMAINS
 
 
-def weight_bytes(dtype: str, elements: int) -> int | None:
-    """Bytes of a tensor of an ONNX type; None for types without a fixed size (strings)."""
+def _check(file: OnnxFile) -> None:
+    """What onnx's checker refuses is not a valid model; unknown operators are findings, not errors."""
     import onnx
 
-    if dtype in _PACKED_BITS:
-        return math.ceil(elements * _PACKED_BITS[dtype] / 8)
-    try:
-        number = onnx.TensorProto.DataType.Value(dtype)
-        if number in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
-            return None
-        return elements * int(onnx.helper.tensor_dtype_to_np_dtype(number).itemsize)
-    except (KeyError, ValueError):
-        return None
-
-
-def _check(onnx: Any, proto: Any, path: Path, *, opset: int | None) -> None:
-    """What onnx's checker refuses is no valid model; unknown operators are findings, not errors."""
+    opset = file.opsets.get("")
     if opset is None or opset > onnx.defs.onnx_opset_version():
         return
-    try:
-        if proto.ByteSize() < PROTOBUF_LIMIT:
-            onnx.checker.check_model(checkable(onnx, proto))
-    except onnx.checker.ValidationError as error:
-        text = str(error).strip().splitlines()[0]
-        # Operators and IR versions it does not know are findings: engines may know them.
-        if any(known in text for known in ("No Op registered", "is not registered", "ir_version")):
-            return
-        raise SourceError(f"{path} is not a valid ONNX model", cause=text) from None
+    problem = checker_problem(file.proto)
+    # Operators and IR versions it does not know are findings: engines may know them.
+    if problem is None or is_unknown_operator(problem) or "ir_version" in problem:
+        return
+    raise SourceError(f"{file.path} is not a valid ONNX model", cause=problem)
 
 
-def _opsets(imports: Any) -> dict[str, int]:
-    return {"" if o.domain in _STANDARD else o.domain: int(o.version) for o in imports}
+def _weight(tensor: Any, name: str) -> Constant:
+    shape = tuple(int(d) for d in tensor.dims)
+    dtype = type_name(tensor.data_type)
+    size = stored_bytes(dtype, math.prod(shape))
+    return Constant(name, dtype, shape, tensor.ByteSize() if size is None else size)
 
 
-def _op(domain: str, op_type: str) -> str:
-    return op_type if domain in _STANDARD else f"{domain}.{op_type}"
+def _batched(file: OnnxFile) -> bool:
+    """The first dimension of every input and output varies, and by one symbol where it has a name."""
+    values = [*file.inputs(), *file.proto.graph.output]
+    for value in values:
+        dims = value.type.tensor_type.shape.dim
+        if not len(dims) or dims[0].HasField("dim_value"):
+            return False
+    return bool(values)
 
 
 def _all_nodes(proto: Any, opsets: Mapping[str, int]) -> Iterator[Node]:
     yield from _nodes(proto.graph.node, opsets, inner=False, in_function=False)
     for function in proto.functions:
-        own = _opsets(function.opset_import)
+        own = opsets_of(function.opset_import)
         yield from _nodes(function.node, own, inner=True, in_function=True)
 
 
@@ -198,12 +191,13 @@ def _nodes(
     nodes: Any, opsets: Mapping[str, int], *, inner: bool, in_function: bool
 ) -> Iterator[Node]:
     for node in nodes:
-        domain = "" if node.domain in _STANDARD else node.domain
+        domain = "" if node.domain in STANDARD_DOMAINS else node.domain
         yield Node(
-            op=_op(domain, node.op_type),
+            op=op_name(domain, node.op_type),
             domain=domain,
             op_type=node.op_type,
-            name=_text(node.name) or (f"output {node.output[0]}" if node.output else node.op_type),
+            name=text_of(node.name)
+            or (f"output {node.output[0]}" if node.output else node.op_type),
             inputs=tuple(node.input),
             outputs=tuple(node.output),
             opset=opsets.get(domain),
@@ -215,46 +209,11 @@ def _nodes(
                 yield from _nodes(graph.node, opsets, inner=True, in_function=in_function)
 
 
-def _text(value: str | bytes) -> str:
-    """protobuf hands out a text field that is not UTF-8 as bytes."""
-    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
-
-
-def _weights(onnx: Any, proto: Any) -> Iterator[Weight]:
-    for tensor in proto.graph.initializer:
-        yield _weight(onnx, tensor, tensor.name)
-    for node in proto.graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    yield _weight(onnx, attribute.t, node.output[0])
-
-
-def _weight(onnx: Any, tensor: Any, name: str) -> Weight:
-    dtype = _dtype(onnx, tensor.data_type)
-    shape = tuple(int(d) for d in tensor.dims)
-    size = weight_bytes(dtype, math.prod(shape))
-    return Weight(name, dtype, shape, tensor.ByteSize() if size is None else size)
-
-
-def _dtype(onnx: Any, number: int) -> str:
-    known = number in onnx.TensorProto.DataType.values()
-    return str(onnx.TensorProto.DataType.Name(number)) if known else f"type {number}"
-
-
-def _batched(proto: Any, weights: Mapping[str, Weight]) -> bool:
-    """The first dimension of every input and output varies, and by one symbol where it has a name."""
-    values = [*(v for v in proto.graph.input if v.name not in weights), *proto.graph.output]
-    for value in values:
-        dims = value.type.tensor_type.shape.dim
-        if not len(dims) or dims[0].HasField("dim_value"):
-            return False
-    return bool(values)
-
-
-def _infer(onnx: Any, proto: Any, *, batched: bool) -> tuple[dict[str, Value], str | None]:
+def _infer(proto: Any, *, batched: bool) -> tuple[dict[str, Value], str | None]:
     """Types and shapes of all values at batch 1, by onnx's shape inference on a model without weights."""
-    skeleton = _skeleton(onnx, proto)
+    import onnx
+
+    skeleton = _skeleton(proto)
     if batched:
         _set_batch(skeleton)
     problem = None
@@ -267,12 +226,14 @@ def _infer(onnx: Any, proto: Any, *, batched: bool) -> tuple[dict[str, Value], s
     except Exception as error:  # noqa: BLE001 - so does this
         problem = " ".join(str(error).split())
     values: dict[str, Value] = {}
-    _collect(onnx, skeleton.graph, values)
+    _collect(skeleton.graph, values)
     return values, problem
 
 
-def _skeleton(onnx: Any, proto: Any) -> Any:
+def _skeleton(proto: Any) -> Any:
     """The model without the data of its weights, whatever its size."""
+    import onnx
+
     graph = onnx.GraphProto(name=proto.graph.name)
     graph.node.extend(proto.graph.node)
     graph.input.extend(proto.graph.input)
@@ -308,7 +269,7 @@ def _set_batch(model: Any) -> None:
                 dim.dim_value = 1
 
 
-def _collect(onnx: Any, graph: Any, values: dict[str, Value]) -> None:
+def _collect(graph: Any, values: dict[str, Value]) -> None:
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.WhichOneof("value") != "tensor_type":
             continue
@@ -319,12 +280,10 @@ def _collect(onnx: Any, graph: Any, values: dict[str, Value]) -> None:
                 int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None
                 for d in tensor.shape.dim
             )
-        values[value.name] = Value(_dtype(onnx, tensor.elem_type), shape)
+        values[value.name] = Value(type_name(tensor.elem_type), shape)
     for tensor in graph.initializer:
-        values[tensor.name] = Value(
-            _dtype(onnx, tensor.data_type), tuple(int(d) for d in tensor.dims)
-        )
+        values[tensor.name] = Value(type_name(tensor.data_type), tuple(int(d) for d in tensor.dims))
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
-                _collect(onnx, inner, values)
+                _collect(inner, values)

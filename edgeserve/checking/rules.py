@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from edgeserve.checking.estimate import int8_operators, quantizable_weights
-from edgeserve.checking.model import PROTOBUF_LIMIT, Node, OnnxModel, is_standard
+from edgeserve.checking.model import Node, OnnxModel, is_standard
 from edgeserve.checking.report import MAX_NODES, Finding, Issue, Level
 from edgeserve.checking.support.onnxruntime import newest_opset
 from edgeserve.conversion.sources.onnx import MIN_OPSET
+from edgeserve.formats.onnx_weights import PROTOBUF_BYTES
 from edgeserve.targets.schema import ChainEntry
 
 _CONTROL: Final = ("If", "Loop", "Scan")
@@ -218,7 +219,7 @@ def _weights(model: OnnxModel) -> Iterator[Finding]:
             nodes=tuple(w.name for w in doubles[:MAX_NODES]), node_count=len(doubles),
             hint="export the model in float32",
         )  # fmt: skip
-    if model.size_bytes > PROTOBUF_LIMIT:
+    if model.size_bytes > PROTOBUF_BYTES:
         yield Finding(
             "large-model", "note",
             f"{model.size_bytes:,} bytes do not fit into one protobuf file: convert writes weights beside it",

@@ -4,8 +4,7 @@ says, and what each variant does on its engine beside hostile neighbours. All th
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,6 +14,8 @@ from edgeserve.conversion.independence import rows_of_graph
 from edgeserve.conversion.search.timing import Contender
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.evaluate import Samples
+from edgeserve.formats.onnx import OnnxFile
+from edgeserve.formats.reading import ModelReader
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Interface, TensorSpec
 
@@ -58,14 +59,11 @@ def _with_rows(interface: Interface) -> Interface:
     )
 
 
-def of_variant(file: Path, format_name: str, interface: Interface) -> Batching | None:
+def of_variant(made: ModelReader | None, interface: Interface) -> Batching | None:
     """What a variant's own graph says; None where it has none that is read, or requests share no batches."""
-    if format_name != "onnx" or not interface.max_batch:
+    if not isinstance(made, OnnxFile) or not interface.max_batch:
         return None
-    import onnx
-
-    proto: Any = onnx.load_model(str(file), load_external_data=False)
-    found = rows_of_graph(proto)
+    found = rows_of_graph(made.proto)
     return Batching(interface.max_batch if found.known else 1, found.reason)
 
 

@@ -48,6 +48,16 @@ _MAGIC: Final = {
 }
 
 
+def format_of_content(head: bytes) -> str:
+    """The format that a file's first bytes (64 will do) show; ONNX where they show nothing: a protobuf has no
+    mark of its own."""
+    if head[4:8] == b"TFL3":  # the FlatBuffers file identifier of schema.fbs
+        return "tflite"
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
+        return "openvino-ir"
+    return "onnx"
+
+
 def detect_format(path: Path) -> str:
     """The format's name, as converters call it. Raises SourceError, with a hint, for anything else."""
     if not path.exists():

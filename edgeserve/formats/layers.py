@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from edgeserve import telemetry
 from edgeserve.bundle import Precision
 
 Layers = Mapping[str, int]
@@ -41,25 +39,6 @@ _TFLITE_LAYERS: Final = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV
                          "UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_LSTM",
                          "BIDIRECTIONAL_SEQUENCE_RNN", "EMBEDDING_LOOKUP", "GATHER"}  # fmt: skip
 _QUANTIZED: Final = ("int8", "int4")
-
-
-def layers_of(path: Path, format_name: str) -> Layers:
-    """Layers by the precision of their weights, of an ONNX file, an IR or a TFLite file; none of others."""
-    if format_name == "onnx":
-        import onnx
-
-        return onnx_layers(onnx.load_model(str(path), load_external_data=False))
-    if format_name == "openvino-ir":
-        telemetry.refuse()
-        import openvino
-
-        return openvino_layers(openvino.Core().read_model(path))
-    if format_name == "tflite":
-        from ai_edge_litert import schema_py_generated as schema
-
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
-        return tflite_layers(model, schema)
-    return {}
 
 
 def quantized_in(layers: Layers) -> int:

@@ -1,64 +1,200 @@
-"""What an ONNX file holds. External data are counted, never loaded."""
+"""What an ONNX file holds, read once: nodes, tensors, opsets. External data are counted, never loaded."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
-from edgeserve.errors import DependencyMissing, InvalidInput, SourceError
-from edgeserve.formats.layers import onnx_layers
+from edgeserve.errors import (
+    DependencyMissing,
+    InvalidInput,
+    SourceError,
+    UsageError,
+)
+from edgeserve.formats.layers import Layers, onnx_layers
+from edgeserve.formats.onnx_weights import (
+    all_tensors,
+    checkable,
+    exceeds_protobuf,
+    external_files,
+    text_of,
+)
 from edgeserve.formats.report import ModelReport, Weight, model_report
 from edgeserve.formats.state import passed_state
 from edgeserve.tensors import TensorSpec, dtype_name
 
+STANDARD_DOMAINS: Final = ("", "ai.onnx")
 # Types narrower than a byte are packed.
 _PACKED_BITS: Final = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-_UNDEFINED: Final = "UNDEFINED"
-# Of onnx's messages: those that tensors can be in, and the types of attributes that hold them or graphs.
-_HOLDERS: Final = (
-    "ModelProto", "GraphProto", "FunctionProto", "NodeProto", "AttributeProto",
-)  # fmt: skip
-_HELD: Final = (4, 5, 9, 10)
-_STRING: Final = 8  # of TensorProto.DataType
-_EXTERNAL: Final = 1  # of TensorProto.DataLocation
-# Elements: tensors with more are weights.
-_LARGE: Final = 65_536
+_SOURCES: Final = "docs/sources.md lists what edgeserve reads"
 
 
-def inspect_onnx(path: Path, hint: str | None = None) -> ModelReport:
-    """Report on an ONNX file. Raises SourceError, DependencyMissing; `hint` is for what is no model."""
+class OnnxFile:
+    """A parsed ONNX file whose external data are there, and not loaded.
+
+    `proto` is an onnx.ModelProto, which whoever reads a file may change; `external` are the files that its
+    external tensors lie in.
+    """
+
+    format: Final = "onnx"
+
+    def __init__(self, path: Path, hint: str = _SOURCES) -> None:
+        """Raises SourceError (missing, not ONNX, truncated, external data absent), with `hint` for what is
+        not a model; DependencyMissing."""
+        try:
+            import onnx
+        except ImportError:
+            raise DependencyMissing("onnx", needed_for="reading ONNX", extra="convert") from None
+        if path.is_dir():
+            raise SourceError(f"{path} is a folder, not an ONNX file")
+        self.path = path
+        self.proto = _parse(onnx, path, hint)
+        self.external = external_files(path, all_tensors(self.proto))
+
+    @property
+    def files(self) -> list[Path]:
+        """The file, and those of its external data."""
+        return [self.path, *self.external]
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        """Versions by domain; the standard domain is "" however it is written."""
+        return opsets_of(self.proto.opset_import)
+
+    @cached_property
+    def layers(self) -> Layers:
+        return onnx_layers(self.proto)
+
+    @cached_property
+    def passed(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of an input and the output that is that input of the next call."""
+        return tuple(passed_state(self.proto))
+
+    def inputs(self) -> list[Any]:
+        """What a caller feeds, as onnx.ValueInfoProto: older exporters list weights among the inputs."""
+        given = {t.name for t in self.proto.graph.initializer}
+        return [v for v in self.proto.graph.input if v.name not in given]
+
+    def constants(self) -> Iterator[tuple[str, Any]]:
+        """The graph's constant tensors (onnx.TensorProto), with the name that its nodes read them by."""
+        for tensor in self.proto.graph.initializer:
+            yield text_of(tensor.name), tensor
+        for node in self.proto.graph.node:
+            if node.op_type == "Constant":
+                for attribute in node.attribute:
+                    if attribute.name == "value":
+                        yield text_of(node.output[0]), attribute.t
+
+    def report(self) -> ModelReport:
+        operators, constants = [], [*self.proto.graph.initializer]
+        for node in _nodes(self.proto):
+            operators.append(op_name(text_of(node.domain), text_of(node.op_type)))
+            if node.op_type == "Constant":
+                constants += [a.t for a in node.attribute if a.name == "value"]
+        opsets = ", ".join(f"{d or 'ai.onnx'} {v}" for d, v in self.opsets.items())
+        producer = f"{text_of(self.proto.producer_name)} {text_of(self.proto.producer_version)}"
+        return model_report(
+            self.files,
+            self.format,
+            f"IR {self.proto.ir_version}, {opsets}",
+            producer.strip() or None,
+            map(_spec, self.inputs()),
+            map(_spec, self.proto.graph.output),
+            operators,
+            list(map(_weight, constants)),
+            passed=self.passed,
+            layers=self.layers,
+        )
+
+
+def op_name(domain: str, op_type: str) -> str:
+    """`Conv`, or `domain.Op` for other than the standard domain."""
+    return op_type if domain in STANDARD_DOMAINS else f"{domain}.{op_type}"
+
+
+def opsets_of(imports: Any) -> dict[str, int]:
+    """Of a model's or a function's `opset_import`."""
+    found = {text_of(o.domain): int(o.version) for o in imports}
+    return {"" if d in STANDARD_DOMAINS else d: v for d, v in found.items()}
+
+
+def checker_problem(proto: Any) -> str | None:
+    """What onnx's checker refuses of a model, in a line; None for what is fine, or larger than it takes."""
+    import onnx
+
+    proto = checkable(proto)
+    if exceeds_protobuf(proto):
+        return None  # engines check the graph when they load it
     try:
-        import onnx
-    except ImportError:
-        raise DependencyMissing("onnx", needed_for="reading ONNX", extra="convert") from None
-    proto = _parse(onnx, path, hint)
-    constants = [*proto.graph.initializer]
-    operators: list[str] = []
-    for node in _nodes(proto):
-        domain, kind = _text(node.domain), _text(node.op_type)
-        operators.append(kind if domain in ("", "ai.onnx") else f"{domain}.{kind}")
-        if kind == "Constant":
-            constants += [a.t for a in node.attribute if a.name == "value"]
-    given = {t.name for t in proto.graph.initializer}
-    opsets = {_text(o.domain) or "ai.onnx": o.version for o in proto.opset_import}
-    return model_report(
-        [path, *external_files(path, constants)],
-        "onnx",
-        f"IR {proto.ir_version}, "
-        + ", ".join(f"{domain} {version}" for domain, version in opsets.items()),
-        f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip() or None,
-        (_spec(onnx, v) for v in proto.graph.input if v.name not in given),
-        (_spec(onnx, v) for v in proto.graph.output),
-        operators,
-        [_weight(onnx, tensor) for tensor in constants],
-        passed=passed_state(proto),
-        layers=onnx_layers(proto),
-    )
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        return str(error).strip().splitlines()[0]
+    return None
 
 
-def _parse(onnx: Any, path: Path, hint: str | None) -> Any:
+def is_unknown_operator(problem: str) -> bool:
+    """Whether the checker's problem is an operator that ONNX does not define: engines may know it."""
+    return "No Op registered" in problem or "is not registered" in problem
+
+
+def stored_bytes(dtype: str, elements: int) -> int | None:
+    """Bytes of a tensor of an ONNX type (`FLOAT`); None for types without a fixed size."""
+    import onnx
+
+    if dtype in _PACKED_BITS:
+        return math.ceil(elements * _PACKED_BITS[dtype] / 8)
+    try:
+        number = onnx.TensorProto.DataType.Value(dtype)
+        if number in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+            return None
+        return elements * int(onnx.helper.tensor_dtype_to_np_dtype(number).itemsize)
+    except (KeyError, ValueError):
+        return None
+
+
+def type_name(data_type: int) -> str:
+    """ONNX's own name of an element type: `FLOAT`."""
+    from onnx import TensorProto
+
+    known = data_type in TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(data_type)) if known else f"type {data_type}"
+
+
+def fix_shapes(proto: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Fix dimensions of inputs by name, in place. Raises UsageError where they do not fit."""
+    inputs = {value.name: value for value in proto.graph.input}
+    fixed: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise UsageError(
+                f"--shape names no input of the model: '{name}'",
+                hint=f"its inputs are {', '.join(inputs)}",
+            )
+        dims = inputs[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise UsageError(
+                f"--shape for '{name}' has {len(shape)} dimensions, the model has {len(dims)}"
+            )
+        for dim, size in zip(dims, shape, strict=True):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                raise UsageError(
+                    f"--shape for '{name}' wants {size} where the model is fixed at {dim.dim_value}"
+                )
+            if dim.dim_param:
+                fixed[dim.dim_param] = size
+            dim.dim_value = size
+    # The same symbol elsewhere is the same size; sizes inferred before no longer hold.
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in fixed:
+                dim.dim_value = fixed[dim.dim_param]
+    del proto.graph.value_info[:]
+
+
+def _parse(onnx: Any, path: Path, hint: str) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
@@ -68,7 +204,7 @@ def _parse(onnx: Any, path: Path, hint: str | None) -> Any:
         with path.open("rb") as file:
             truncated = file.read(1) == b"\x08"
         raise SourceError(
-            f"{path} is {'not a whole' if truncated else 'no'} ONNX model",
+            f"{path} is not {'a whole' if truncated else 'an'} ONNX model",
             cause=f"{error} ({path.stat().st_size} bytes)",
             hint="it may be truncated: copy or export it again" if truncated else hint,
         ) from None
@@ -76,7 +212,7 @@ def _parse(onnx: Any, path: Path, hint: str | None) -> Any:
         raise SourceError(f"{path} cannot be read", cause=str(error)) from None
     if not proto.graph.node or not proto.opset_import:
         what = "no graph" if not proto.graph.node else "no opset"
-        raise SourceError(f"{path} is no ONNX model", cause=f"it holds {what}", hint=hint)
+        raise SourceError(f"{path} is not an ONNX model", cause=f"it holds {what}", hint=hint)
     return proto
 
 
@@ -91,136 +227,20 @@ def _nodes(proto: Any) -> Iterator[Any]:
                 pending.extend(graph.node)
 
 
-def without_weights(onnx: Any, proto: Any, most: int) -> Any:
-    """A copy in which tensors of more than `most` elements are external ones that lie nowhere."""
-    copy = onnx.ModelProto()
-    _copy_without(proto, copy, most)
-    return copy
-
-
-def _copy_without(source: Any, copy: Any, most: int) -> None:
-    kind = source.DESCRIPTOR.name
-    if kind == "TensorProto" and math.prod(source.dims) > most and source.data_type != _STRING:
-        copy.name, copy.data_type, copy.data_location = source.name, source.data_type, _EXTERNAL
-        copy.dims.extend(source.dims)
-        return
-    if kind not in _HOLDERS or (
-        kind == "NodeProto" and not any(a.type in _HELD for a in source.attribute)
-    ):
-        copy.CopyFrom(source)
-        return
-    for field, value in source.ListFields():
-        if field.message_type is None:
-            if hasattr(value, "extend"):
-                getattr(copy, field.name).extend(value)
-            else:
-                setattr(copy, field.name, value)
-        elif hasattr(value, "add"):
-            for item in value:
-                _copy_without(item, getattr(copy, field.name).add(), most)
-        else:
-            getattr(copy, field.name).SetInParent()
-            _copy_without(value, getattr(copy, field.name), most)
-
-
-def checkable(onnx: Any, proto: Any) -> Any:
-    """What onnx's checker can judge of a model without reading its weights: a copy in which large and external
-    ones are scalars.
-
-    The checker opens external files itself otherwise, and refuses links, which the Hugging Face cache is
-    made of. What matters of those files, `external_files` has checked. Of weights in the model it looks at
-    nothing but which field they are in: those in another than `raw_data` stay.
-    """
-    tensors = list(onnx.external_data_helper._get_all_tensors(proto))
-    large = [t for t in tensors if math.prod(t.dims) > _LARGE]
-    if not large and not any(map(_is_external, tensors)):
-        return proto
-    if all(t.HasField("raw_data") or _is_external(t) for t in large):
-        copy = without_weights(onnx, proto, _LARGE)
-    else:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(proto)
-    for tensor in onnx.external_data_helper._get_all_tensors(copy):
-        if _is_external(tensor):
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
-            del tensor.dims[:]
-            tensor.raw_data = bytes(16)
-    return copy
-
-
-def load_external(onnx: Any, proto: Any, folder: Path) -> None:
-    """Read external data into the model. Links of the files themselves are followed, as onnxruntime does;
-    that no location leads out of the folder, `external_files` has checked."""
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if not _is_external(tensor):
-            continue
-        info = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
-        with (folder / info["location"]).open("rb") as file:
-            file.seek(_number(info.get("offset", "0")))
-            length = info.get("length", "")
-            tensor.raw_data = file.read(_number(length)) if length else file.read()
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
-def _is_external(tensor: Any) -> bool:
-    return bool(tensor.data_location == tensor.EXTERNAL)
-
-
-def external_files(path: Path, tensors: Iterable[Any]) -> list[Path]:
-    """The files that external ones of a model's tensors lie in. Raises SourceError for one that is absent,
-    too short or not below the model's folder."""
-    needed: dict[str, int] = {}
-    for tensor in tensors:
-        if not _is_external(tensor):
-            continue
-        info = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
-        location = info.get("location", "")
-        if not location or PurePosixPath(location).is_absolute() or ".." in Path(location).parts:
-            raise SourceError(
-                f"{path} keeps tensor '{_text(tensor.name)}' outside its folder",
-                cause=repr(location),
-            )
-        offset, length = (_number(info.get(key, "0")) for key in ("offset", "length"))
-        needed[location] = max(needed.get(location, 0), offset + length)
-    for location, size in needed.items():
-        file = path.parent / location
-        if not file.is_file():
-            raise SourceError(
-                f"{path} lacks its external data",
-                cause=f"{location} is not beside it",
-                hint=f"copy {location} into {path.parent}",
-            )
-        if file.stat().st_size < size:
-            raise SourceError(
-                f"{file} is truncated",
-                cause=f"expected at least {size} bytes, got {file.stat().st_size}",
-                hint="copy or export the model again",
-            )
-    return [path.parent / location for location in sorted(needed)]
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
-
-
-def _weight(onnx: Any, tensor: Any) -> Weight:
-    dtype = _dtype(onnx, tensor.data_type)
+def _weight(tensor: Any) -> Weight:
+    dtype = _dtype(tensor.data_type)
     elements = math.prod(tensor.dims)
-    if dtype == "BYTES":
-        size = sum(len(s) for s in tensor.string_data)
-    elif dtype in _PACKED_BITS:
-        size = math.ceil(elements * _PACKED_BITS[dtype] / 8)
-    elif dtype == _UNDEFINED or dtype.startswith("type "):
-        size = len(tensor.raw_data)
-    else:
-        size = elements * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return Weight(_text(tensor.name), dtype, tuple(tensor.dims), elements, size)
+    size = stored_bytes(type_name(tensor.data_type), elements)
+    if size is None:
+        texts = sum(len(s) for s in tensor.string_data)
+        size = texts if dtype == "BYTES" else len(tensor.raw_data)
+    return Weight(text_of(tensor.name), dtype, tuple(tensor.dims), elements, size)
 
 
-def _dtype(onnx: Any, data_type: int) -> str:
+def _dtype(data_type: int) -> str:
     """The inference protocol's name where it has one (FP32), else ONNX's own (INT4)."""
+    import onnx
+
     if data_type == onnx.TensorProto.STRING:
         return "BYTES"
     if data_type == onnx.TensorProto.BFLOAT16:
@@ -228,22 +248,16 @@ def _dtype(onnx: Any, data_type: int) -> str:
     try:
         return dtype_name(onnx.helper.tensor_dtype_to_np_dtype(data_type))
     except (InvalidInput, TypeError, KeyError):
-        known = data_type in onnx.TensorProto.DataType.values()
-        return onnx.TensorProto.DataType.Name(data_type) if known else f"type {data_type}"
+        return type_name(data_type)
 
 
-def _spec(onnx: Any, value: Any) -> TensorSpec:
+def _spec(value: Any) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
-        return TensorSpec(_text(value.name), (kind or "untyped").removesuffix("_type"), ())
+        return TensorSpec(text_of(value.name), (kind or "untyped").removesuffix("_type"), ())
     tensor = value.type.tensor_type
     dims = tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else _text(dim.dim_param) or "?"
+        int(dim.dim_value) if dim.HasField("dim_value") else text_of(dim.dim_param) or "?"
         for dim in tensor.shape.dim
     )
-    return TensorSpec(_text(value.name), _dtype(onnx, tensor.elem_type), dims)
-
-
-def _text(value: str | bytes) -> str:
-    """protobuf hands out a text field that is not UTF-8 as bytes."""
-    return value if isinstance(value, str) else value.decode("utf-8", errors="replace")
+    return TensorSpec(text_of(value.name), _dtype(tensor.elem_type), dims)

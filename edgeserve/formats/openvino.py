@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import math
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from edgeserve import telemetry
 from edgeserve.errors import DependencyMissing, SourceError
-from edgeserve.formats.layers import openvino_layers
+from edgeserve.formats.layers import Layers, openvino_layers
 from edgeserve.formats.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
@@ -20,47 +21,59 @@ _NAMES: Final = {"f32": "FP32", "f16": "FP16", "f64": "FP64", "bf16": "BF16", "b
                  "i64": "INT64", "u64": "UINT64"}  # fmt: skip
 
 
-def inspect_openvino(path: Path) -> ModelReport:
-    """Report on an IR. Raises SourceError, DependencyMissing."""
-    telemetry.refuse()
-    try:
-        from openvino.frontend import FrontEndManager
-    except ImportError:
-        raise DependencyMissing(
-            "openvino", needed_for="reading OpenVINO IR", extra="openvino"
-        ) from None
-    try:
-        # Core.read_model would also try every other format OpenVINO knows, and let each complain.
-        reader = FrontEndManager().load_by_framework("ir")
-        model = reader.convert(reader.load(str(path)))
-    except RuntimeError as error:
-        raise SourceError(
-            f"{path} is not a whole OpenVINO model",
-            cause=_reason(error),
-            hint="an IR is a .xml with its .bin beside it: copy or convert it again",
-        ) from None
-    weights, operators = [], []
-    for op in model.get_ops():
-        kind = op.get_type_name()
-        operators.append(kind)
-        if kind == "Constant":
-            shape = tuple(int(d) for d in op.get_output_shape(0))
-            dtype = _dtype(op.get_output_element_type(0))
-            size = int(op.get_byte_size())
-            weights.append(Weight(op.get_friendly_name(), dtype, shape, math.prod(shape), size))
-    binary = path.with_suffix(".bin")
-    return model_report(
-        [path, binary] if binary.is_file() else [path],
-        "openvino-ir",
-        f"IR {_version(path)}",
-        _producer(model),
-        map(_spec, model.inputs),
-        map(_spec, model.outputs),
-        operators,
-        weights,
-        _state(path),
-        layers=openvino_layers(model),
-    )
+class OpenVinoFile:
+    """A parsed OpenVINO IR. `model` is an `openvino.Model`."""
+
+    format: Final = "openvino-ir"
+
+    def __init__(self, path: Path) -> None:
+        """Raises SourceError, DependencyMissing."""
+        telemetry.refuse()
+        try:
+            from openvino.frontend import FrontEndManager
+        except ImportError:
+            raise DependencyMissing(
+                "openvino", needed_for="reading OpenVINO IR", extra="openvino"
+            ) from None
+        self.path = path
+        try:
+            # Core.read_model would also try every other format OpenVINO knows, and let each complain.
+            reader = FrontEndManager().load_by_framework("ir")
+            self.model: Any = reader.convert(reader.load(str(path)))
+        except RuntimeError as error:
+            raise SourceError(
+                f"{path} is not a whole OpenVINO model",
+                cause=_reason(error),
+                hint="an IR is a .xml with its .bin beside it: copy or convert it again",
+            ) from None
+
+    @cached_property
+    def layers(self) -> Layers:
+        return openvino_layers(self.model)
+
+    def report(self) -> ModelReport:
+        weights, operators = [], []
+        for op in self.model.get_ops():
+            kind = op.get_type_name()
+            operators.append(kind)
+            if kind == "Constant":
+                shape = tuple(int(d) for d in op.get_output_shape(0))
+                dtype = _dtype(op.get_output_element_type(0))
+                size = int(op.get_byte_size())
+                weights.append(Weight(op.get_friendly_name(), dtype, shape, math.prod(shape), size))
+        binary = self.path.with_suffix(".bin")
+        return model_report(
+            [self.path, binary] if binary.is_file() else [self.path],
+            self.format,
+            f"IR {_version(self.path)}",
+            _producer(self.model),
+            map(_spec, self.model.inputs),
+            map(_spec, self.model.outputs),
+            operators,
+            weights,
+            _state(self.path),
+            layers=self.layers,
+        )
 
 
 def _state(path: Path) -> list[TensorSpec]:

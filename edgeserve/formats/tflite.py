@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from edgeserve.errors import DependencyMissing, SourceError
-from edgeserve.formats.layers import tflite_layers
+from edgeserve.formats.layers import Layers, tflite_layers
 from edgeserve.formats.report import ModelReport, Weight, model_report
 from edgeserve.tensors import TensorSpec
 
@@ -17,44 +19,68 @@ _NAMES: Final = {"FLOAT16": "FP16", "FLOAT32": "FP32", "FLOAT64": "FP64", "BFLOA
                  "STRING": "BYTES"}  # fmt: skip
 
 
-def inspect_tflite(path: Path) -> ModelReport:
-    """Report on a TFLite file. Raises SourceError, DependencyMissing."""
-    try:
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError:
-        raise DependencyMissing(
-            "ai-edge-litert", needed_for="reading .tflite", extra="litert"
-        ) from None
-    content = path.read_bytes()
-    try:
-        # Unpacks every table, so whatever lies past the end is found. LiteRT's own interpreter is no
-        # judge of a file: it crashes the process on some damaged ones that its verifier lets pass.
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-        return _report(path, schema, model, len(content))
-    except (struct.error, IndexError, TypeError, AttributeError, ValueError) as error:
-        raise SourceError(
-            f"{path} is not a whole TFLite model",
-            cause=f"{error} ({len(content)} bytes)",
-            hint="it may be truncated: copy or convert it again",
-        ) from None
+class TfliteFile:
+    """A parsed `.tflite` file. `model` is its unpacked FlatBuffer (`ModelT`)."""
 
+    format: Final = "tflite"
 
-def _report(path: Path, schema: Any, model: Any, size: int) -> ModelReport:
-    types, operators = _by_value(schema.TensorType), _by_value(schema.BuiltinOperator)
-    codes = [_operator(code, operators) for code in model.operatorCodes]
-    first = model.subgraphs[0]
-    return model_report(
-        [path],
-        "tflite",
-        f"schema {model.version}",
-        _text(model.description) or None,
-        [_spec(first.tensors[i], types) for i in first.inputs],
-        [_spec(first.tensors[i], types) for i in first.outputs],
-        [codes[op.opcodeIndex] for graph in model.subgraphs for op in graph.operators or ()],
-        _weights(model, types, size),
-        _state(model, codes, types),
-        layers=tflite_layers(model, schema),
-    )
+    def __init__(self, path: Path) -> None:
+        """Raises SourceError (missing, not whole), DependencyMissing."""
+        try:
+            from ai_edge_litert import schema_py_generated as schema
+        except ImportError:
+            raise DependencyMissing(
+                "ai-edge-litert", needed_for="reading .tflite", extra="litert"
+            ) from None
+        self.path = path
+        self._schema = schema
+        self._types = _by_value(schema.TensorType)
+        content = path.read_bytes()
+        self._size = len(content)
+        with self._whole():
+            # Unpacks every table, so whatever lies past the end is found. LiteRT's own interpreter is no
+            # judge of a file: it crashes the process on some damaged ones that its verifier lets pass.
+            self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+
+    @cached_property
+    def layers(self) -> Layers:
+        return tflite_layers(self.model, self._schema)
+
+    def report(self) -> ModelReport:
+        """Raises SourceError for a file that is damaged."""
+        model, types = self.model, self._types
+        with self._whole():
+            operators = _by_value(self._schema.BuiltinOperator)
+            codes = [_operator(code, operators) for code in model.operatorCodes]
+            first = model.subgraphs[0]
+            return model_report(
+                [self.path],
+                self.format,
+                f"schema {model.version}",
+                _text(model.description) or None,
+                [_spec(first.tensors[i], types) for i in first.inputs],
+                [_spec(first.tensors[i], types) for i in first.outputs],
+                [
+                    codes[op.opcodeIndex]
+                    for graph in model.subgraphs
+                    for op in graph.operators or ()
+                ],
+                _weights(model, types, self._size),
+                _state(model, codes, types),
+                layers=self.layers,
+            )
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What reading a truncated file fails with, as SourceError."""
+        try:
+            yield
+        except (struct.error, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise SourceError(
+                f"{self.path} is not a whole TFLite model",
+                cause=f"{error} ({self._size} bytes)",
+                hint="it may be truncated: copy or convert it again",
+            ) from None
 
 
 def _state(model: Any, codes: list[str], types: dict[int, str]) -> list[TensorSpec]:

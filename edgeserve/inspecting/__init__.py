@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeserve.errors import SourceError
+from edgeserve.formats.reading import read_model
 from edgeserve.formats.report import ModelReport
 from edgeserve.inspecting.bundles import BundleReport, inspect_bundle, place_bundle
 
@@ -33,25 +33,5 @@ def is_bundle(path: Path) -> bool:
 
 
 def inspect_model(path: Path) -> ModelReport:
-    """Report on a model file; its format is told by its content, not by its name.
-
-    Raises SourceError (missing, not a model, truncated), DependencyMissing (the format's reader).
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read", cause=error.strerror, hint=_READS) from None
-    if not head:
-        raise SourceError(f"{path} is empty", hint=_READS)
-    if head[4:8] == b"TFL3":  # the FlatBuffers file identifier of schema.fbs
-        from edgeserve.formats.tflite import inspect_tflite
-
-        return inspect_tflite(path)
-    if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith((b"<?xml", b"<net")):
-        from edgeserve.formats.openvino import inspect_openvino
-
-        return inspect_openvino(path)
-    from edgeserve.formats.onnx import inspect_onnx
-
-    return inspect_onnx(path, hint=_READS)
+    """Report on a model file. Raises what `read_model` raises."""
+    return read_model(path, _READS).report()

@@ -143,7 +143,7 @@ def _without_data(folder: Path) -> Path:
     ("make", "error"),
     [
         (_cut, "is not a whole ONNX model"),
-        (_text, "is no ONNX model"),
+        (_text, "is not an ONNX model"),
         (_without_data, "lacks its external data"),
         (lambda folder: folder, "is a folder"),
         (lambda folder: folder / "absent.onnx", "cannot be read"),

@@ -278,7 +278,7 @@ def _without_data(folder: Path) -> Path:
         (_escaping, "names a file outside the bundle", "do not use this bundle"),
         (lambda folder: folder, "is not a bundle", "a bundle is the folder"),
         (_truncated, "is not a whole ONNX model", "it may be truncated"),
-        (_text, "is no ONNX model", "edgeserve inspect reads"),
+        (_text, "is not an ONNX model", "edgeserve inspect reads"),
         (_without_data, "lacks its external data", "copy split.data into"),
         (lambda folder: folder / "absent", "cannot be read", "edgeserve inspect reads"),
     ],

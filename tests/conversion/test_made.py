@@ -13,7 +13,7 @@ import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.devices import machine
 from edgeserve.errors import CheckFailed
-from edgeserve.formats.layers import layers_of
+from edgeserve.formats.reading import read_model
 from tests.networks import small_cnn
 
 ELSEWHERE = "aarch64" if machine().arch == "x86_64" else "x86_64"
@@ -69,7 +69,7 @@ def test_weights_of_gemm_are_quantized(tmp_path: Path, precision: str) -> None:
     bundle = Bundle.open(tmp_path / "m.edge")
     (variant,) = [v for v in bundle.manifest.variants if v.precision == precision]
     assert variant.layers == {precision: 2}
-    assert layers_of(bundle.root / variant.main, "onnx") == {precision: 2}
+    assert read_model(bundle.root / variant.main).layers == {precision: 2}
     assert variant.size_bytes < 0.5 * model.stat().st_size  # no weight is left beside its copy
 
 
@@ -92,7 +92,7 @@ def test_convolutions_are_left_by_the_recipe_weights(tmp_path: Path) -> None:
                                precision="int8", recipes=["weights"], min_fidelity=0.0)  # fmt: skip
     bundle = Bundle.open(tmp_path / "m.edge")
     for variant in bundle.manifest.variants:
-        held = layers_of(bundle.root / variant.main, "onnx")
+        held = read_model(bundle.root / variant.main).layers
         if variant.precision == "int8":
             assert held.get("int8", 0) == variant.layers["int8"] > 0
             assert held["fp32"] > 0
@@ -123,5 +123,5 @@ def test_static_files_hold_int8(
     assert not [r.reason for r in report.rows if "nothing was quantized" in r.reason]
     bundle = Bundle.open(tmp_path / "m.edge")
     for variant in bundle.manifest.variants:
-        held = layers_of(bundle.root / variant.main, format_name)
+        held = read_model(bundle.root / variant.main).layers
         assert set(held) == {"int8" if variant.precision == "int8" else "fp32"}

@@ -323,7 +323,7 @@ def test_models_past_two_gigabytes_keep_weights_beside_the_graph(
     tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     monkeypatch.setattr("edgeserve.quantize.onnx_tools.LARGE_BYTES", 1000)
-    monkeypatch.setattr("edgeserve.conversion.sources.onnx.PROTOBUF_BYTES", 1000)
+    monkeypatch.setattr("edgeserve.formats.onnx_weights.PROTOBUF_BYTES", 1000)
     onnx.save(matrices(), tmp_path / "model.onnx")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 128)).astype(np.float32))
     report = edgeserve.convert(

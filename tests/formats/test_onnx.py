@@ -184,10 +184,10 @@ def test_a_truncated_model_is_told_from_another_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "is no ONNX model"),
-        (b"PK\x03\x04" + b"\0" * 100, "is no ONNX model"),
-        (b"hello, world\n", "is no ONNX model"),
-        (onnx.ModelProto(ir_version=8).SerializeToString(), "is no ONNX model"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "is not an ONNX model"),
+        (b"PK\x03\x04" + b"\0" * 100, "is not an ONNX model"),
+        (b"hello, world\n", "is not an ONNX model"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "is not an ONNX model"),
     ],
 )
 def test_what_is_no_model(tmp_path: Path, content: bytes, message: str) -> None:

@@ -10,14 +10,15 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.checking.model import PROTOBUF_LIMIT, Node, OnnxModel
+from edgeserve.checking.model import Node, OnnxModel
 from edgeserve.checking.report import Issue, State, Verdict
 from edgeserve.devices.names import device_kind
 from edgeserve.errors import EdgeServeError
+from edgeserve.formats.onnx_weights import PROTOBUF_BYTES
 from edgeserve.runtimes.onnx_providers import CPU, PROVIDERS
 
 # A session copies the weights; beyond this the tables alone must do.
-_MAX_SESSION_BYTES: Final = min(1_000_000_000, PROTOBUF_LIMIT)
+_MAX_SESSION_BYTES: Final = min(1_000_000_000, PROTOBUF_BYTES)
 _NO_END: Final = 2**31 - 1
 # onnxruntime surrounds half-precision nodes that the CPU has no kernel for with casts to float
 # (core/optimizer/insert_cast_transformer.cc).

@@ -16,7 +16,7 @@ from edgeserve.bundle.files import file_sha256
 from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.job import Job
 from edgeserve.conversion.memory import give_back
-from edgeserve.conversion.search.made import made_layers
+from edgeserve.conversion.search.made import made_layers, read_made
 from edgeserve.conversion.search.tolerance import TOLERANCE
 from edgeserve.conversion.search.workshop import FIXED_BATCH, Workshop
 from edgeserve.conversion.tools.protocol import ConverterOptions
@@ -24,7 +24,8 @@ from edgeserve.conversion.tools.registry import (
     shortest_path,
 )
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
-from edgeserve.formats.layers import layers_of, precision_held
+from edgeserve.formats.layers import precision_held
+from edgeserve.formats.reading import read_model
 from edgeserve.progress import Say
 from edgeserve.quantize import (
     CalibrationMethod,
@@ -106,7 +107,10 @@ class Builder:
         self._say(f"making {plan.variant}", None)
         try:
             main, recipe = self._make(plan, out)
-            layers = made_layers(main, plan)
+            made = read_made(main, plan.format)
+            layers = made_layers(made, plan)
+            batching = of_variant(made, self._job.interface)
+            del made  # large ones are not kept in memory
         except BaseException:
             shutil.rmtree(out)
             raise
@@ -125,7 +129,7 @@ class Builder:
             bindings=bindings,
             recipe=recipe,
             layers=dict(layers),
-            batching=of_variant(main, plan.format, self._job.interface),
+            batching=batching,
         )
 
     def carried(self, format_name: str) -> Precision:
@@ -136,8 +140,8 @@ class Builder:
         if format_name == self._source.format:
             return self._source.precision
         try:
-            return precision_held(layers_of(self._base(format_name), format_name))
-        except (EdgeServeError, ImportError):
+            return precision_held(read_model(self._base(format_name)).layers)
+        except EdgeServeError:
             return self._source.precision  # building the variant says why
 
     def restore(

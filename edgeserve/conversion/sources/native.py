@@ -14,7 +14,8 @@ from edgeserve.bundle import Precision, Source, VariantFiles
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.conversion.sources.onnx import joint_sha256
 from edgeserve.errors import SourceError, UnsupportedModel
-from edgeserve.inspecting import ModelReport, inspect_model
+from edgeserve.formats.reading import read_model
+from edgeserve.formats.report import ModelReport
 from edgeserve.quantize import ModelFacts
 from edgeserve.runtimes import LoadOptions, Session, runtime
 from edgeserve.runtimes.guarded import load_guarded
@@ -34,7 +35,7 @@ def read_native(path: Path, format_name: str) -> SourceModel:
 
     Raises SourceError, UnsupportedModel (types without a tensor form), DependencyMissing.
     """
-    report = inspect_model(path)
+    report = read_model(path).report()
     if report.format != format_name:
         raise SourceError(f"{path} is not {format_name}", cause=f"it is {report.format}")
     if not report.inputs:

@@ -14,10 +14,11 @@ from edgeserve.conversion.sources.importing import Imported, source_digest, to_o
 from edgeserve.conversion.sources.kinds import output_kinds
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.conversion.sources.native import NATIVE, open_native, read_native
-from edgeserve.conversion.sources.onnx import kept_on_disk, open_reference, read_onnx, save_onnx
+from edgeserve.conversion.sources.onnx import kept_on_disk, open_reference, read_onnx
 from edgeserve.conversion.tools.registry import converter_called, run_converter
 from edgeserve.errors import UsageError
 from edgeserve.formats.detect import detect_format
+from edgeserve.formats.onnx_weights import save_onnx
 from edgeserve.progress import Say
 from edgeserve.runtimes import Session
 

@@ -16,7 +16,7 @@ from edgeserve.conversion.bounds import Bounds
 from edgeserve.conversion.search.choose import Trial, choose, without_worse_than_source
 from edgeserve.conversion.tools.registry import converter_called, runs_here
 from edgeserve.errors import CheckFailed, UsageError
-from edgeserve.formats.layers import layers_of
+from edgeserve.formats.reading import read_model
 from edgeserve.inspecting import inspect_model
 from edgeserve.runtimes.detect import resolve_target
 from edgeserve_converters.onnx_to_onnx import CONVERTER
@@ -63,7 +63,7 @@ def test_a_dynamic_source_is_taken_as_it_is(tmp_path: Path, dynamic: Path) -> No
     )
     bundle = Bundle.open(tmp_path / "m.edge")
     for variant in bundle.manifest.variants:
-        assert set(layers_of(bundle.root / variant.main, variant.format)) == {variant.precision}
+        assert set(read_model(bundle.root / variant.main).layers) == {variant.precision}
     with edgeserve.load(tmp_path / "m.edge") as model:
         assert model.run({"x": np.ones((1, 64), np.float32)})["y"].shape == (1, 64)
 
@@ -172,7 +172,7 @@ def test_a_tflite_file_with_fp16_weights_is_quantized(tmp_path: Path) -> None:
                       precision="int8", calibrate="random", min_fidelity=0.0, strict=True)  # fmt: skip
     bundle = Bundle.open(tmp_path / "m.edge")
     (variant,) = [v for v in bundle.manifest.variants if v.precision == "int8"]
-    assert layers_of(bundle.root / variant.main, "tflite") == {"int8": 6}
+    assert read_model(bundle.root / variant.main).layers == {"int8": 6}
     assert variant.size_bytes < source.stat().st_size
 
 
@@ -191,7 +191,7 @@ def test_an_fp16_source_is_called_that(tmp_path: Path) -> None:
     report = edgeserve.convert(half, tmp_path / "m.edge", target=target(tmp_path))
     assert [c.variant for c in report.chain] == ["onnx-fp16"]
     bundle = Bundle.open(tmp_path / "m.edge")
-    assert layers_of(bundle.root / bundle.manifest.variants[0].main, "onnx") == {"fp16": 6}
+    assert read_model(bundle.root / bundle.manifest.variants[0].main).layers == {"fp16": 6}
     with edgeserve.load(tmp_path / "m.edge") as model:
         assert model.candidate.label == "onnxruntime/cpu/onnx-fp16"
     with pytest.raises(UsageError, match="int8 needs calibration data"):
