@@ -20,7 +20,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeserve.checking import Estimate
 from edgeserve.checking.estimate import estimates, peak_activations
-from edgeserve.checking.model import open_onnx
+from edgeserve.checking.model import onnx_model
+from edgeserve.formats.onnx import OnnxFile
 from edgeserve.inspecting import inspect_model
 from edgeserve_converters.onnx_to_onnx import CONVERTER
 from tests.bundles import linear_model
@@ -31,7 +32,10 @@ CLOSE = 0.15
 
 
 def of(file: Path) -> dict[str, Estimate]:
-    return {e.precision: e for e in estimates(open_onnx(file), inspect_model(file).graph_bytes)}
+    return {
+        e.precision: e
+        for e in estimates(onnx_model(OnnxFile(file)), inspect_model(file).graph_bytes)
+    }
 
 
 class _Images(CalibrationDataReader):
@@ -98,23 +102,25 @@ def test_int4_is_what_the_weight_only_quantizer_writes(tmp_path: Path) -> None:
 def test_peak_memory_of_a_chain_by_hand(tmp_path: Path) -> None:
     """x[4] -> MatMul -> [3] -> Add -> [3] -> Relu -> [3]: at most two are alive, 16 + 12 bytes first."""
     file = saved(linear_model(), tmp_path)
-    assert peak_activations(open_onnx(file)) == 16 + 12
+    assert peak_activations(onnx_model(OnnxFile(file))) == 16 + 12
     found = of(file)
     assert found["fp32"].peak_memory_bytes == (12 + 3) * 4 + 28
     # x comes as it is; what the quantized MatMul writes is int8.
-    assert peak_activations(open_onnx(file), "int8") == 16 + 3
+    assert peak_activations(onnx_model(OnnxFile(file)), "int8") == 16 + 3
 
 
 def test_peak_memory_of_a_branch_by_hand(tmp_path: Path) -> None:
     """`head` (32 x 16 x 16) and its activation, while `features` (8 x 16 x 16), an output, lives on."""
     head, features = 32 * 16 * 16 * 4, 8 * 16 * 16 * 4
-    assert peak_activations(open_onnx(saved(small_cnn(), tmp_path))) == 2 * head + features
+    assert (
+        peak_activations(onnx_model(OnnxFile(saved(small_cnn(), tmp_path)))) == 2 * head + features
+    )
 
 
 def test_peak_memory_is_unknown_where_shapes_are(tmp_path: Path) -> None:
     file = saved(one_node("Relu", shape=("batch", "length", 4)), tmp_path)
     assert {e.peak_memory_bytes for e in of(file).values()} == {None}
-    fixed = open_onnx(file, {"x": (1, 5, 4)})
+    fixed = onnx_model(OnnxFile(file), {"x": (1, 5, 4)})
     assert peak_activations(fixed) == 2 * 5 * 4 * 4
 
 

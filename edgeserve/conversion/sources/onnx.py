@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.bundle import Source, VariantFiles
-from edgeserve.bundle.manifest import Option
 from edgeserve.bundle.files import file_sha256
+from edgeserve.bundle.manifest import Option
 from edgeserve.conversion.sources.graph import SMALL
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.errors import SourceError, UnsupportedModel
