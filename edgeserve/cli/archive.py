@@ -24,8 +24,8 @@ def command(
 ) -> None:
     from edgeserve.bundle import Bundle
     from edgeserve.bundle.packing import pack
-    from edgeserve.cli.output import size_text
     from edgeserve.errors import UsageError
+    from edgeserve.tables import size_text
 
     opened = Bundle.open(bundle)
     if opened.path.is_file():

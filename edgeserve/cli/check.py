@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import print_line
 from edgeserve.errors import UsageError
+from edgeserve.tables import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,8 +52,9 @@ def check(
     """Say what each target supports of a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
     from edgeserve.checking import check as run_check
     from edgeserve.checking import to_sarif
-    from edgeserve.cli.output import stderr_console, to_json, write_output
+    from edgeserve.cli.output import stderr_console, write_output
     from edgeserve.cli.shapes import parse_shapes
+    from edgeserve.exporting import to_json
 
     if json and sarif == "-":
         raise UsageError("--json and --sarif - both want stdout", hint="--sarif FILE")
@@ -100,7 +101,7 @@ def render(report: CheckReport, *, every_operator: bool) -> None:
 
 
 def _render_targets(console: Console, report: CheckReport) -> None:
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     table = table_of("target", "chain", "precisions", "verdict", "fine")
     for target in report.targets:
@@ -131,7 +132,7 @@ def _verdict(entry: EntryReport, nodes: int) -> str:
 
 
 def _render_operators(console: Console, report: CheckReport, *, every_operator: bool) -> None:
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     shown = [o for o in report.operators if every_operator or "no" in o.support.values()]
     if not shown:
@@ -163,8 +164,7 @@ def _nodes(finding: Finding) -> str:
 
 
 def _render_estimates(console: Console, report: CheckReport) -> None:
-    from edgeserve.cli.output import size_text
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, size_text, table_of
 
     table = table_of("estimate", "size", "peak memory", right=("size", "peak memory"))
     for estimate in report.estimates:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from edgeserve.cli.output import print_line, progress, size_text, stdout_console, to_json
+from edgeserve.cli.output import progress, stdout_console
 from edgeserve.errors import UsageError
+from edgeserve.exporting import to_json
+from edgeserve.tables import print_line, size_text
 
 if TYPE_CHECKING:
     from edgeserve.conversion.report import Conversion, VariantRow
@@ -269,7 +271,7 @@ def command(
 
 def render(report: Conversion) -> None:
     """The report as a table; the last lines are what was written and what to do next."""
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     console = stdout_console()
     print_line(
@@ -307,7 +309,7 @@ def render(report: Conversion) -> None:
 
 
 def _render_layers(report: Conversion) -> None:
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     shown = report.layers[:_SHOWN_LAYERS]
     table = table_of("layer", "op", "SQNR", right=("SQNR",))

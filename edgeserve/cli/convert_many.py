@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeserve.cli.output import (
-    print_error,
-    print_line,
-    progress,
-    size_text,
-    stdout_console,
-    to_json,
-)
+from edgeserve.cli.output import print_error, progress, stdout_console
 from edgeserve.errors import DataError, EdgeServeError, SourceError, UnsupportedModel, UsageError
+from edgeserve.exporting import to_json
+from edgeserve.tables import print_line, size_text
 
 if TYPE_CHECKING:
     from edgeserve.conversion.options import Options
@@ -70,7 +65,7 @@ def convert_for(
 
 
 def _render(outcomes: list[TargetOutcome], folder: Path) -> None:
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     table = table_of("target", "bundle", "chain", "verified here", right=("bundle",))
     for outcome in outcomes:

@@ -39,8 +39,9 @@ def doctor(
 ) -> int:
     """Say what is installed, what opens (each device runs a tiny model in a process of its own), what
     clashes, and the command that mends it. Exit code: 0 fine, 1 something expected does not work."""
-    from edgeserve.cli.output import stderr_console, to_json
+    from edgeserve.cli.output import stderr_console
     from edgeserve.diagnosis import diagnose
+    from edgeserve.exporting import to_json
 
     required = tuple(require or ())
     for device in required:
@@ -91,7 +92,7 @@ def render(found: Diagnosis) -> None:
 
 
 def _memory(found: Diagnosis) -> str:
-    from edgeserve.cli.output import size_text
+    from edgeserve.tables import size_text
 
     memory = found.memory
     parts = []
@@ -116,7 +117,7 @@ def _libraries(found: Diagnosis) -> str:
 
 
 def _render_probes(console: Console, probes: tuple[Probe, ...]) -> None:
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     table = table_of(
         "runtime", "device", "by", "opens", "load", "run", "hardware", "runs", right=("load", "run")

@@ -45,9 +45,9 @@ def list_command(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the converters and where each of them runs, with environments on disk."""
-    from edgeserve.cli.output import to_json
     from edgeserve.conversion.tools.environment import list_environments
     from edgeserve.conversion.tools.registry import converters, runs_here
+    from edgeserve.exporting import to_json
 
     found = converters()
     records = list_environments()
@@ -83,7 +83,8 @@ def download(
 
     They fit this Python version and this platform.
     """
-    from edgeserve.cli.output import size_text, stderr_console
+    from edgeserve.cli.output import stderr_console
+    from edgeserve.tables import size_text
 
     environment = _environment(name)
     with stderr_console().status(f"downloading the wheels of {environment.name}") as status:
@@ -100,9 +101,9 @@ def remove(
     ],
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
-    from edgeserve.cli.output import size_text
     from edgeserve.conversion.tools.environment import remove_environments
     from edgeserve.conversion.tools.registry import converters, tool_environment
+    from edgeserve.tables import size_text
 
     # Those of converters that are not installed any more can be removed, too.
     shared = {c.name: tool_environment(c).name for c in converters()}
@@ -119,9 +120,9 @@ def _environment(name: str) -> ToolEnvironment:
 
 
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
-    from edgeserve.cli.output import print_line, size_text, stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import stdout_console
     from edgeserve.conversion.tools.registry import runs_here, tool_environment
+    from edgeserve.tables import add_row, print_line, size_text, table_of
 
     console = stdout_console()
     table = table_of("converter", "needs", "runs in", "size", right=("size",))

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from edgeserve.cli.bench import open_bundle, render_skipped
-from edgeserve.cli.output import print_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from edgeserve.gate import GateReport, Row
+from edgeserve.cli.bench import open_bundle
 
 
 def register(app: typer.Typer) -> None:
@@ -83,13 +77,18 @@ def gate(
     patience: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Timing, at most, until p99 is sure.")
     ] = 60.0,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    format: Annotated[
+        str, typer.Option(metavar="NAME", help="How to print the report: table or json [table].")
+    ] = "table",
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Check a bundle against limits. Exit code: 0 all met, 1 one missed, 2 wrong usage, 3 not measured."""
-    from edgeserve.cli.output import progress, to_json
+    from edgeserve.cli.output import progress, stdout_console
+    from edgeserve.exporting import exporter
     from edgeserve.gate import gate as check
     from edgeserve.gate import load_config
 
+    export = exporter("edgeserve.gate.exports", "json" if json else format)
     bundle = open_bundle(path)
     flags = {
         "max_size": max_size,
@@ -112,60 +111,5 @@ def gate(
         report = check(
             bundle, limits, seconds=duration, patience_s=patience, threads=threads, say=say
         )
-    if json:
-        print(to_json(report))
-    else:
-        render(report)
+    export(report, stdout_console())
     raise typer.Exit(report.exit_code)
-
-
-def render(report: GateReport) -> None:
-    """The report for people; the last line is the verdict."""
-    from edgeserve.cli.output import stdout_console
-    from edgeserve.cli.tables import add_row, table_of
-
-    console = stdout_console()
-    on = next((f" on {r.limit_text}" for r in report.rows if r.budget == "device"), "")
-    judged = f"{report.candidate}, the first candidate of {report.bundle}{on} that opens here"
-    print_line(console, f"judged   {judged}")
-    print_line(console, f"machine  {report.environment.machine.describe()}\n")
-    table = table_of(
-        "budget", "limit", "measured", "verdict", "source", right=("limit", "measured")
-    )
-    for row in report.rows:
-        add_row(table, row.budget, row.limit_text, row.measured_text, row.verdict, row.source)
-    console.print(table)
-    console.print()
-    for row in report.rows:
-        _render_row(console, row)
-    for skipped in report.skipped:
-        render_skipped(console, skipped)
-    for warning in report.warnings:
-        print_line(console, f"warning: {warning.message}")
-        print_line(console, f"         -> {warning.advice}")
-    print_line(console, _conclusion(report))
-
-
-def _render_row(console: Console, row: Row) -> None:
-    """What to know, and what to do, about a row that did not simply pass."""
-    if row.verdict == "pass":
-        return
-    if row.verdict == "fail" and row.measured is not None:
-        print_line(console, f"fail: {row.budget} is {row.measured_text}, the limit is {row.limit_text}"
-             + (f" ({row.note})" if row.note else ""))  # fmt: skip
-    else:
-        print_line(console, f"{row.verdict}: {row.budget}: {row.note}")
-    if row.remedy:
-        print_line(console, f"      -> {row.remedy}")
-    if row.where and row.verdict in ("fail", "warn"):
-        print_line(console, f"      -> or change the limit: {row.where}")
-
-
-def _conclusion(report: GateReport) -> str:
-    count = {v: sum(r.verdict == v for r in report.rows) for v in ("fail", "unmeasured", "warn")}
-    if report.verdict == "fail":
-        return f"gate: FAILED, {count['fail']} of {len(report.rows)} checks missed"
-    if report.verdict == "unmeasured":
-        return f"gate: NOT MEASURED, {count['unmeasured']} of {len(report.rows)} checks"
-    noise = f", {count['warn']} with a warning" if count["warn"] else ""
-    return f"gate: passed, {len(report.rows)} checks{noise}"

@@ -63,9 +63,9 @@ def command(
     timeout: Timeout = 30.0,
 ) -> None:
     from edgeserve.cli.images import preprocess_from
-    from edgeserve.cli.output import to_json
     from edgeserve.cli.scores import inferred
     from edgeserve.client import is_url
+    from edgeserve.exporting import to_json
 
     how = preprocess_from(preprocess, {})
     outputs = tuple(wanted or ())
@@ -236,7 +236,7 @@ def _without_objects(name: str, array: Array) -> Array:
 def render(result: Inferred, saved: Path | None) -> None:
     from edgeserve.cli.output import stderr_console, stdout_console
     from edgeserve.cli.scores import shown
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     console = stdout_console()
     for output in result.outputs:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeserve.cli.output import print_line
+from edgeserve.tables import print_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,8 +38,8 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show inputs, outputs, operators, size by part, variants, digests (which are checked)."""
-    from edgeserve.cli.output import to_json
     from edgeserve.errors import UsageError
+    from edgeserve.exporting import to_json
     from edgeserve.inspecting import BundleReport, inspect_path, is_bundle, place_bundle
 
     if placement and not is_bundle(path):
@@ -58,9 +58,10 @@ def inspect(
 
 
 def _render_model(report: ModelReport) -> None:
-    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.output import stdout_console
     from edgeserve.formats.layers import told_layers
     from edgeserve.formats.report import told_passed, told_state
+    from edgeserve.tables import size_text
 
     console = stdout_console()
     facts: list[tuple[str, str | None]] = [
@@ -126,8 +127,9 @@ def _render_model(report: ModelReport) -> None:
 
 
 def _render_bundle(report: BundleReport) -> None:
-    from edgeserve.cli.output import size_text, stdout_console
+    from edgeserve.cli.output import stdout_console
     from edgeserve.formats.report import told_state
+    from edgeserve.tables import size_text
 
     console, manifest = stdout_console(), report.manifest
     facts: list[tuple[str, str | None]] = [
@@ -251,7 +253,7 @@ def _batches(manifest: Manifest) -> Iterator[tuple[str, ...]]:
 
 
 def _source(source: Source) -> str:
-    from edgeserve.cli.output import size_text
+    from edgeserve.tables import size_text
 
     opset = f", opset {source.opset}" if source.opset else ""
     digest = f"sha256 {source.sha256[:_SHOWN_DIGITS]}…"
@@ -366,7 +368,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _facts(console: Console, facts: Iterable[tuple[str, str | None]]) -> None:
-    from edgeserve.cli.tables import print_facts
+    from edgeserve.tables import print_facts
 
     print_facts(console, facts, indent=12)
 
@@ -378,7 +380,7 @@ def _table(
     right: tuple[str, ...] = (),
 ) -> None:
     """Print a table after an empty line; nothing where there are no rows."""
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     table = table_of(*columns, right=right)
     for row in rows:

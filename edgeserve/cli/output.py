@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from edgeserve.errors import EdgeServeError
 
@@ -49,11 +49,6 @@ def stderr_console() -> Console:
 
     width = None if sys.stderr.isatty() else _WIDTH
     return Console(stderr=True, quiet=is_quiet(), width=width, highlight=False)
-
-
-def print_line(console: Console, text: str) -> None:
-    """A line as it is: no markup in it, and no break but the terminal's own."""
-    console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -120,13 +115,6 @@ def _lines() -> Iterator[Callable[[str, float | None], None]]:
         teller.join()
 
 
-def to_json(value: Any) -> str:
-    """Any result object as indented JSON; what `--json` prints."""
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-
-
 def write_output(text: str, path: str | None) -> None:
     """Write to `path`, or to stdout for None and `-`."""
     if path in (None, "-"):
@@ -137,12 +125,3 @@ def write_output(text: str, path: str | None) -> None:
     destination = Path(str(path))
     with write_errors(destination):
         destination.write_text(text + "\n", "utf-8")
-
-
-def size_text(size_bytes: float) -> str:
-    """A size in decimal units, as file managers and package indexes print it."""
-    for unit in ("B", "kB", "MB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.2f} GB"

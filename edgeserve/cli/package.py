@@ -61,7 +61,8 @@ def command(
 
     The folder installs and serves where no package index can be reached.
     """
-    from edgeserve.cli.output import stderr_console, to_json
+    from edgeserve.cli.output import stderr_console
+    from edgeserve.exporting import to_json
     from edgeserve.packaging import Options, package
 
     options = Options(
@@ -88,8 +89,8 @@ def command(
 
 def render(written: Package) -> None:
     """The parts and what they weigh; the last line is what to do next."""
-    from edgeserve.cli.output import print_line, size_text, stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.tables import add_row, print_line, size_text, table_of
 
     console = stdout_console()
     print_line(

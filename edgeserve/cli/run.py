@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeserve.cli.flags import SettingsCommand, values_of
-from edgeserve.cli.output import print_line, stderr_console
+from edgeserve.cli.output import stderr_console
+from edgeserve.tables import print_line
 
 if TYPE_CHECKING:
     from edgeserve.serve.settings.server import Settings
@@ -74,7 +75,7 @@ def register(app: typer.Typer) -> None:
 
 def render(started: Started) -> None:
     """The start-up table, on stderr: every candidate, and what became of it."""
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.tables import add_row, table_of
 
     console = stderr_console()
     if started.injected:

@@ -36,8 +36,8 @@ def command(
     cert_key: CertificateKey = None,
     timeout: Timeout = 10.0,
 ) -> int:
-    from edgeserve.cli.output import to_json
     from edgeserve.client import connect
+    from edgeserve.exporting import to_json
 
     with connect(url, access_from(key_env, ca, cert, cert_key, timeout)) as client:
         status = read_status(url, client)
@@ -62,8 +62,8 @@ def read_status(url: str, client: Client) -> ServerStatus:
 
 
 def render(status: ServerStatus) -> None:
-    from edgeserve.cli.output import print_line, stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.tables import add_row, print_line, table_of
 
     console = stdout_console()
     word = "not ready"
@@ -87,7 +87,7 @@ def render(status: ServerStatus) -> None:
 def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
     if not workers:
         return
-    from edgeserve.cli.output import print_line
+    from edgeserve.tables import print_line
 
     ready = sum(w.ready for w in workers)
     print_line(console, f"\n{ready} of {len(workers)} workers are ready")

@@ -53,7 +53,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Check target files: schema, names, runtimes, sources. Exit code: 0 valid, 1 not, 2 missing."""
-    from edgeserve.cli.output import to_json
+    from edgeserve.exporting import to_json
     from edgeserve.runtimes import runtime_names
     from edgeserve.targets.check import check_file
 
@@ -66,8 +66,8 @@ def check(
 
 
 def _render_checks(checks: list[FileCheck]) -> None:
-    from edgeserve.cli.output import print_line, stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.tables import add_row, print_line, table_of
 
     console = stdout_console()
     table = table_of("file", "target", "valid", "", "what", "hint")
@@ -98,8 +98,9 @@ def targets(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the targets, or explain one, and say whether this machine satisfies it."""
-    from edgeserve.cli.output import stderr_console, to_json
+    from edgeserve.cli.output import stderr_console
     from edgeserve.devices import machine
+    from edgeserve.exporting import to_json
     from edgeserve.runtimes.detect import (
         check_target,
         detect_target,
@@ -128,8 +129,8 @@ def targets(
 
 
 def _render_list(here: Machine, checks: list[TargetCheck]) -> None:
-    from edgeserve.cli.output import print_line, stdout_console
-    from edgeserve.cli.tables import add_row, table_of
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.tables import add_row, print_line, table_of
 
     console = stdout_console()
     print_line(console, f"this machine: {here.describe()}\n")
@@ -152,8 +153,8 @@ def _entry_text(check: EntryCheck) -> str:
 
 
 def _render_one(here: Machine, check: TargetCheck) -> None:
-    from edgeserve.cli.output import print_line, stdout_console
-    from edgeserve.cli.tables import add_row, print_facts, table_of
+    from edgeserve.cli.output import stdout_console
+    from edgeserve.tables import add_row, print_facts, print_line, table_of
 
     console, target = stdout_console(), check.target
     verdict = "satisfied" if check.satisfied else "not satisfied"

@@ -24,14 +24,14 @@ from edgeserve.devices.names import device_kind
 from edgeserve.gate.config import Config, Limit
 from edgeserve.gate.limits import limit_text
 from edgeserve.gate.measure import Facts
-from edgeserve.gate.report import Row, Verdict
+from edgeserve.gate.report import BudgetCheck, Verdict
 
 _HERE: Final = "measured here"
 # Shares and points come from whole numbers of samples: allow for rounding at the limit itself.
 _ROUNDING: Final = 1e-9
 
 
-def judge(config: Config, facts: Facts) -> tuple[Row, ...]:
+def judge(config: Config, facts: Facts) -> tuple[BudgetCheck, ...]:
     """The golden samples first, then a required device, then the limits in their order; fidelity may
     take two rows."""
     rows = [_golden(facts)]
@@ -45,9 +45,9 @@ def judge(config: Config, facts: Facts) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _golden(facts: Facts) -> Row:
+def _golden(facts: Facts) -> BudgetCheck:
     error = facts.golden_error
-    return Row(
+    return BudgetCheck(
         budget="golden samples",
         limit=facts.golden_tolerance,
         limit_text=f"{facts.golden_tolerance:.3g} RMS",
@@ -60,10 +60,10 @@ def _golden(facts: Facts) -> Row:
     )
 
 
-def _device(required: str, where: str | None, facts: Facts) -> Row:
+def _device(required: str, where: str | None, facts: Facts) -> BudgetCheck:
     met = facts.instead is None
     kind = device_kind(required)
-    return Row(
+    return BudgetCheck(
         budget="device",
         limit=1.0,
         limit_text=required,
@@ -79,16 +79,16 @@ def _device(required: str, where: str | None, facts: Facts) -> Row:
     )
 
 
-def _size(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _size(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     yield _exact(limit, facts.subject.size_bytes, f"files of {facts.subject.candidate.variant}")
 
 
-def _bundle_size(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _bundle_size(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     yield _exact(limit, facts.bundle_bytes, "files of the bundle")
 
 
-def _latency(rank: int) -> Callable[[Limit, Facts], Iterator[Row]]:
-    def rule(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _latency(rank: int) -> Callable[[Limit, Facts], Iterator[BudgetCheck]]:
+    def rule(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
         if facts.timings is None:
             reason = facts.failed.reason if facts.failed else "nothing was timed"
             yield _unmeasured(limit, reason)
@@ -104,7 +104,7 @@ def _latency(rank: int) -> Callable[[Limit, Facts], Iterator[Row]]:
     return rule
 
 
-def _speedup(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _speedup(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     if facts.timings is not None and facts.baseline_timings is not None:
         if facts.baseline == facts.subject.label:
             yield _exact(limit, 1.0, "it is the fp32 candidate itself")
@@ -119,7 +119,7 @@ def _speedup(limit: Limit, facts: Facts) -> Iterator[Row]:
         )
 
 
-def _peak_rss(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _peak_rss(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     cold = facts.cold_start
     row = _exact(limit, cold.peak_rss_bytes, f"{_HERE}, {cold.processes} fresh processes")
     yield msgspec.structs.replace(
@@ -127,7 +127,7 @@ def _peak_rss(limit: Limit, facts: Facts) -> Iterator[Row]:
     )
 
 
-def _accuracy(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _accuracy(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     accuracy = facts.recorded.accuracy if facts.recorded else None
     if accuracy is None:
         yield _unmeasured(
@@ -141,7 +141,7 @@ def _accuracy(limit: Limit, facts: Facts) -> Iterator[Row]:
     yield _exact(limit, value, f"{_recorded(facts)}, {accuracy.samples} labelled samples")
 
 
-def _fidelity(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _fidelity(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     recorded = _part(limit, facts.recorded.fidelity if facts.recorded else None)
     live = _part(limit, facts.live)
     if recorded is None and live is None:
@@ -170,7 +170,7 @@ def _fidelity(limit: Limit, facts: Facts) -> Iterator[Row]:
             yield _naming_worst(_exact(limit, live, source), facts.live)
 
 
-def _naming_worst(row: Row, fidelity: Fidelity) -> Row:
+def _naming_worst(row: BudgetCheck, fidelity: Fidelity) -> BudgetCheck:
     """A row about SQNR with the output, or the part of one, that it is of."""
     worst = fidelity.worst
     if row.budget != "min_sqnr_db" or worst is None or len(fidelity.outputs) + len(worst.parts) < 3:
@@ -178,7 +178,7 @@ def _naming_worst(row: Row, fidelity: Fidelity) -> Row:
     return msgspec.structs.replace(row, note=f"the worst is {worst.worst}")
 
 
-def _on_device(limit: Limit, facts: Facts) -> Iterator[Row]:
+def _on_device(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     placement = facts.placement
     shares = (placement.mac_shares or placement.shares) if placement else {}
     if placement is None or not shares:
@@ -209,12 +209,12 @@ def _recorded(facts: Facts) -> str:
     return f"recorded by convert on {facts.recorded.machine}"
 
 
-def _exact(limit: Limit, value: float, source: str) -> Row:
+def _exact(limit: Limit, value: float, source: str) -> BudgetCheck:
     met = _beyond(limit, value) <= _ROUNDING
     return _row(limit, value, "pass" if met else "fail", source)
 
 
-def _noisy(limit: Limit, found: Interval, source: str) -> Row:
+def _noisy(limit: Limit, found: Interval, source: str) -> BudgetCheck:
     """Judge by the whole interval: fail when all of it is beyond the limit, warn when some is."""
     best, worst = (found.low, found.high) if limit.budget.is_maximum else (found.high, found.low)
     verdict: Verdict = "pass"
@@ -235,9 +235,9 @@ def _beyond(limit: Limit, value: float) -> float:
     return value - limit.value if limit.budget.is_maximum else limit.value - value
 
 
-def _row(limit: Limit, value: float, verdict: Verdict, source: str) -> Row:
+def _row(limit: Limit, value: float, verdict: Verdict, source: str) -> BudgetCheck:
     budget = limit.budget
-    return Row(
+    return BudgetCheck(
         budget=budget.key,
         limit=limit.value,
         limit_text=limit_text(budget.unit, limit.value),
@@ -250,8 +250,8 @@ def _row(limit: Limit, value: float, verdict: Verdict, source: str) -> Row:
     )
 
 
-def _unmeasured(limit: Limit, reason: str, remedy: str | None = None) -> Row:
-    return Row(
+def _unmeasured(limit: Limit, reason: str, remedy: str | None = None) -> BudgetCheck:
+    return BudgetCheck(
         budget=limit.budget.key,
         limit=limit.value,
         limit_text=limit_text(limit.budget.unit, limit.value),
@@ -265,7 +265,7 @@ def _unmeasured(limit: Limit, reason: str, remedy: str | None = None) -> Row:
     )
 
 
-_RULES: Final[dict[str, Callable[[Limit, Facts], Iterator[Row]]]] = {
+_RULES: Final[dict[str, Callable[[Limit, Facts], Iterator[BudgetCheck]]]] = {
     "max_size": _size,
     "max_bundle_size": _bundle_size,
     "max_latency_p50": _latency(50),

@@ -16,7 +16,7 @@ SCHEMA: Final = "edgeserve-gate/1"
 Verdict = Literal["pass", "warn", "fail", "unmeasured"]
 
 
-class Row(msgspec.Struct, frozen=True):
+class BudgetCheck(msgspec.Struct, frozen=True):
     """One check of one budget. `limit` and `measured` are in the budget's unit (bytes, ms, points,
     shares, dB, ratios), the texts are for people; `where` is the place to change the limit."""
 
@@ -42,7 +42,7 @@ class GateReport(msgspec.Struct, frozen=True):
     config: str | None
     candidate: str
     verdict: Verdict
-    rows: tuple[Row, ...]
+    rows: tuple[BudgetCheck, ...]
     skipped: tuple[Skipped, ...]
     warnings: tuple[BenchWarning, ...]
     environment: Environment
@@ -53,7 +53,7 @@ class GateReport(msgspec.Struct, frozen=True):
         return {"pass": 0, "warn": 0, "fail": 1, "unmeasured": 3}[self.verdict]
 
 
-def overall(rows: tuple[Row, ...]) -> Verdict:
+def overall(rows: tuple[BudgetCheck, ...]) -> Verdict:
     """A missed budget outweighs one that could not be measured, and that one everything else."""
     verdicts = {row.verdict for row in rows}
     order: tuple[Verdict, ...] = ("fail", "unmeasured", "warn")

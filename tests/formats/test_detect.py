@@ -11,6 +11,7 @@ from edgeserve.errors import SourceError
 from edgeserve.formats.detect import detect_format
 
 DATA = Path(__file__).parents[1] / "data"
+DIGITS = Path(__file__).parents[2] / "edgeserve" / "demo" / "files" / "digits.onnx"
 
 
 def write(path: Path, content: bytes | dict[str, bytes]) -> Path:
@@ -44,12 +45,12 @@ def test_files_are_known_by_suffix_and_first_bytes(
     assert detect_format(write(tmp_path / name, content)) == wanted
 
 
-def test_real_onnx_tflite_and_ir_files(digits: Path, tmp_path: Path) -> None:
-    assert detect_format(digits) == "onnx"
+def test_real_onnx_tflite_and_ir_files(tmp_path: Path) -> None:
+    assert detect_format(DIGITS) == "onnx"
     assert detect_format(DATA / "small-cnn-fp32.tflite") == "tflite"
     import openvino
 
-    openvino.save_model(openvino.convert_model(str(digits)), str(tmp_path / "digits.xml"))
+    openvino.save_model(openvino.convert_model(str(DIGITS)), str(tmp_path / "digits.xml"))
     assert detect_format(tmp_path / "digits.xml") == "openvino-ir"
     (tmp_path / "digits.bin").unlink()
     with pytest.raises(SourceError, match="lacks its weights") as raised:

@@ -16,7 +16,7 @@ from edgeserve.gate.config import Config, Limit
 from edgeserve.gate.judge import judge
 from edgeserve.gate.limits import BUDGETS
 from edgeserve.gate.measure import Facts
-from edgeserve.gate.report import Row, Verdict, overall
+from edgeserve.gate.report import BudgetCheck, Verdict, overall
 from edgeserve.runtimes import Placement
 
 RECORDED = Measured(
@@ -59,7 +59,7 @@ def timings(median: float, count: int = 1000, spread: float = 0.05) -> Timings:
     return Timings(median * moods[rounds], rounds, 10, True)
 
 
-def check(key: str, limit: float, facts: Facts) -> list[Row]:
+def check(key: str, limit: float, facts: Facts) -> list[BudgetCheck]:
     golden, *rows = judge(Config((Limit(BUDGETS[key], limit, f"here {key}"),)), facts)
     assert golden.budget == "golden samples"
     assert all(r.budget == key and r.where == f"here {key}" for r in rows)
@@ -200,5 +200,5 @@ def test_wrong_numbers_fail_and_nothing_is_measured_of_them() -> None:
 def test_a_missed_budget_outweighs_one_not_measured(
     verdicts: list[Verdict], wanted: Verdict
 ) -> None:
-    rows = tuple(Row("max_size", 1, "1 B", 1, "1 B", v, "") for v in verdicts)
+    rows = tuple(BudgetCheck("max_size", 1, "1 B", 1, "1 B", v, "") for v in verdicts)
     assert overall(rows) == wanted

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from edgeserve.cli.tables import Listing, add_row, print_facts, table_of
+from edgeserve.tables import Listing, add_row, print_facts, table_of
 
 
 def shown(table: Listing, width: int) -> list[str]:

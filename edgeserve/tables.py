@@ -1,4 +1,4 @@
-"""Plain tables, for commands that list things. What is wider than the console is set as records.
+"""Plain tables and lines, for whatever lists things. What is wider than the console is set as records.
 
 No name and no number is ever cut or broken in two: where the columns do not fit side by side, each row
 becomes a title with its cells below it.
@@ -172,3 +172,17 @@ def _width(text: str) -> int:
     from rich.cells import cell_len
 
     return max(map(cell_len, text.split(_NEWLINE)))
+
+
+def print_line(console: Console, text: str) -> None:
+    """A line as it is: no markup in it, and no break but the terminal's own."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def size_text(size_bytes: float) -> str:
+    """A size in decimal units, as file managers and package indexes print it."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
