@@ -278,6 +278,7 @@ class Router(Generic[P]):
         self._served = served
         self._body_bytes = body_bytes
         self._root = _Node(lists[0])
+        self._fixed: dict[bytes, _Node] = {}  # by paths without values
         for listed in lists:
             for route in listed.routes:
                 for path in expanded(route.path):
@@ -289,6 +290,8 @@ class Router(Generic[P]):
             node, name = node.child(segment, listed)
             if name is not None:
                 names.append(name)
+        if not names:
+            self._fixed[path.encode()] = node
         other = node.methods.get(route.method)
         if other is not None:
             raise ValueError(
@@ -347,8 +350,10 @@ class Router(Generic[P]):
     def _route(self, head: Head, caller: Caller) -> Answer:
         """Raises NoRoute, and what the handler of the route raises."""
         values: list[bytes] = []
-        segments = head.path[1:].split(b"/")
-        node = self._root.find(segments, 0, values)
+        node = self._fixed.get(head.path)
+        if node is None:
+            segments = head.path[1:].split(b"/")
+            node = self._root.find(segments, 0, values)
         if node is None:
             head.write_error = self._nearest(segments).write_error
             self._check(Role.INFER, head, caller)
@@ -400,4 +405,4 @@ def caller_of(head: Head, address: str) -> Caller:
 
 def decoded(part: bytes) -> str:
     """A part of a path, percent-decoded."""
-    return unquote_to_bytes(part).decode("utf-8", "replace")
+    return (unquote_to_bytes(part) if b"%" in part else part).decode("utf-8", "replace")

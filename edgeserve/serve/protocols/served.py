@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from edgeserve.serve.control import Control
 from edgeserve.serve.http.routing import RouteList
@@ -11,6 +13,8 @@ from edgeserve.serve.protocols.inference import Inference
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.page import StatusPage
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,11 @@ class Served:
     inference: Inference
     page: StatusPage
     model_control: bool
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def kept(self, make: Callable[[Served], T]) -> T:
+        """What a protocol makes once for a server and keeps: `make(self)`."""
+        found: T | None = self._kept.get(make)
+        if found is None:
+            found = self._kept[make] = make(self)
+        return found

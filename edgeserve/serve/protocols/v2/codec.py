@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -40,12 +39,12 @@ _SHM: Final = "shared_memory_region"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 
 
-@dataclass(frozen=True)
 class V2:
     """What protocols/inference.py serves. Its terms are Inference-Header-Content-Length, None for plain JSON."""
 
-    limits: Limits
-    shm: SharedMemory
+    def __init__(self, limits: Limits, shm: SharedMemory) -> None:
+        self._limits = limits
+        self._shm = shm
 
     def terms(self, headers: Mapping[bytes, bytes]) -> int | None:
         """The length of the JSON that tensors follow. Raises InvalidInput."""
@@ -65,8 +64,8 @@ class V2:
             model.version,
             model.interface,
             Classes(model.interface, model.class_names),
-            self.limits,
-            self.shm,
+            self._limits,
+            self._shm,
             keeps_state=model.keeps_state,
         )
 

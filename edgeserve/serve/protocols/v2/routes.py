@@ -117,8 +117,11 @@ async def _model_statistics(served: Served, asked: Asked, request: Request) -> R
 
 
 def _infer(served: Served, asked: Asked) -> Answer:
-    protocol = V2(served.limits, served.shm)
-    return served.inference.route(protocol, *_named(asked), asked.head.headers)
+    return served.inference.route(served.kept(_v2), *_named(asked), asked.head.headers)
+
+
+def _v2(served: Served) -> V2:
+    return V2(served.limits, served.shm)
 
 
 def _generate(served: Served, asked: Asked) -> Answer:
