@@ -1,4 +1,4 @@
-"""The HTTP side of one server: a data listener, and a control listener where one is asked for."""
+"""The HTTP listeners of one server, from its settings: one for data, and one for control if that has its own port."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class HttpFront:
             self._servers[Plane.CONTROL] = self._control
 
     async def listen(self) -> tuple[str, str | None]:
-        """The URLs of the data and the control listener; `also` has further ones. Raises
+        """Start listening; the URLs of the data and the control listener. `also` has their other addresses. Raises
         EnvironmentProblem."""
         settings = self._settings
         url = await self._listen(Plane.DATA, settings.host, settings.http_port)
@@ -89,7 +89,7 @@ class HttpFront:
         return url, control_url
 
     async def _listen(self, plane: Plane, host: str, port: int, of: str = "") -> str:
-        """The URL of the first address; `of` says in `also` whose the others are."""
+        """The URL of the first address; the others go to `also`, after the text `of`."""
         server = self._servers[plane]
         if self._inherited is None:
             first, *others = await _bind(server, host, port)
@@ -118,23 +118,25 @@ class HttpFront:
             asyncio.get_running_loop().remove_reader(self._inherited.pool)
 
     def _warn(self, loopback: bool, keys: bool) -> None:
-        """Say what is legal and may not be meant."""
+        """Warn about settings that are allowed but may not be intended."""
         if loopback:
             return
         if not keys and self._settings.tls_client_ca is None:
-            log.warning("anybody who reaches this server may use its models: there are no keys")
+            log.warning(
+                "every client that reaches this server may use its models: no keys are configured"
+            )
         elif keys and self._scheme == "http":
-            log.warning("keys travel in the clear: without TLS, whoever sees the network has them")
+            log.warning("keys travel in the clear: use TLS to protect them on the network")
 
     def _warn_of_closed(self, keys: Keys) -> None:
         control = self._settings.model_control or bool(self._settings.shared_memory_prefixes)
         if control and keys and not keys.control:
             log.warning(
-                "nobody can use the control plane: no key is a control key (%s)", CONTROL_HINT
+                "the control plane is unreachable: no control key is configured (%s)", CONTROL_HINT
             )
 
     def change_keys(self, keys: Keys) -> None:
-        """Requests that are handled already are answered; the next ones need these."""
+        """Require these keys from the next request on; requests in progress are answered."""
         self._warn_of_closed(keys)
         for authoriser in self._authorisers:
             authoriser.change(keys)
@@ -142,7 +144,7 @@ class HttpFront:
             server.forget_routes()
 
     async def drain(self, timeout_s: float) -> bool:
-        """As HttpServer.drain, of both."""
+        """As HttpServer.drain, for both listeners."""
         while self._inherited is not None and self._take():
             pass
         self._take_no_more()
@@ -162,7 +164,7 @@ class HttpFront:
 
 
 async def _bind(server: HttpServer, host: str, port: int) -> list[tuple[str, int]]:
-    """What is listened on: every address of `host` that can be had. Raises EnvironmentProblem for the first."""
+    """Listen on every address of `host` that is available; the addresses. Raises EnvironmentProblem for the first."""
     first, *others = addresses_of(host)
     found = [await server.listen(first, port)]
     port = found[0][1]

@@ -1,5 +1,5 @@
-"""Accepting connections, also where the process may have no more files open: that is logged and counted, and
-goes on once it may."""
+"""Accepts connections. If the process has no file descriptors left, that is logged and counted, and accepting goes on
+once it has some again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.2
 _HINT: Final = "; raise the limit of open files (ulimit -n, LimitNOFILE)"
-# Until the log says again what it has said.
+# Between two log lines that say the same.
 _QUIET_S: Final = 10.0
-# Connections that are accepted before anything else is done.
+# Connections accepted before the event loop does anything else.
 _AT_ONCE: Final = 64
 
 
@@ -37,14 +37,14 @@ class Acceptor:
         self._failures = 0
 
     def listen(self, listener: socket.socket) -> None:
-        """Accept from a bound socket, too."""
+        """Accept from this bound socket, too."""
         listener.setblocking(False)
         listener.listen(1024)
         self._listeners.append(listener)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def accept_all(self) -> None:
-        """Accept what the kernel holds."""
+        """Accept every connection that waits in the kernel."""
         for listener in self._listeners:
             while self._accept(listener):
                 pass
@@ -59,14 +59,14 @@ class Acceptor:
         self._listeners.clear()
 
     def _accept(self, listener: socket.socket) -> bool:
-        """Whether there may be more."""
+        """Accept some connections; whether there may be more."""
         for _ in range(_AT_ONCE):
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return False
             except ConnectionError:
-                continue  # it has left already
+                continue  # the client has left already
             except OSError as error:  # mostly EMFILE: the connection stays in the kernel's queue
                 self._pause(error)
                 return False

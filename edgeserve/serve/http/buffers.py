@@ -1,4 +1,4 @@
-"""Buffers for large bodies: used again once nobody has a view on them, and bounded in total."""
+"""Buffers for large bodies, bounded in total. A buffer is reused once nothing has a view on it."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class BodyBuffers:
     def lend(self, length: int, aligned_at: int) -> memoryview:
         """A view of `length` bytes whose byte `aligned_at` is aligned."""
         buffer = self._take(length + _ALIGNMENT)
-        # What `buffer.ctypes` is made of costs more than all else here.
+        # `buffer.ctypes` would cost more than everything else here.
         address: int = buffer.__array_interface__["data"][0]
         pad = -(address + aligned_at) % _ALIGNMENT
         return buffer.data[pad : pad + length]
 
     def hold(self, count: int) -> bool:
-        """`count` more bytes have been received; False when that is more than fits."""
+        """`count` more bytes have been received; False if that is more than fits."""
         self._held += count
         return self._held <= self._total
 
     def release(self, count: int) -> None:
-        """The request with so many bytes has been answered, or its client is gone."""
+        """A request with `count` bytes has been answered, or its client is gone."""
         self._held -= count
 
     def shrink(self) -> None:

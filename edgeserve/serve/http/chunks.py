@@ -12,10 +12,10 @@ _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
 
 class ChunkDecoder:
-    """Fed with bytes as they come; `body` grows until `feed` says what is left over behind the end."""
+    """Decodes one body from bytes as they arrive; `body` grows until `feed` returns the bytes after its end."""
 
     def __init__(self, limits: Limits, most: int) -> None:
-        """`most` bounds the body, in bytes."""
+        """`most` is the largest body in bytes."""
         self.body = bytearray()
         self._limits = limits
         self._most = most
@@ -25,7 +25,7 @@ class ChunkDecoder:
         self._trailer = False
 
     def feed(self, data: bytes) -> bytes | None:
-        """None while the body goes on; then what belongs to the next request. Raises Refused."""
+        """None while the body is incomplete; then the bytes of the next request. Raises Refused."""
         self._buffer += data
         while True:
             if self._left:

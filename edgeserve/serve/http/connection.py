@@ -1,4 +1,4 @@
-"""One client connection: requests to the router one at a time, answers out in order, and its end."""
+"""One client connection: hands over one request at a time, sends the answers in order, and closes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _CLOSES: Final = b"\r\nConnection: close"
 _LINGER_S: Final = 2.0
 _JOIN_BYTES: Final = 65_536
-# A client that has closed its side gets the answer to what is begun within that; the rest is not run.
+# If a client has closed its side, a request that has not begun within this time is not run.
 _LEFT_S: Final = 0.05
-# While a server drains, requests that come within that on an idle connection are answered: they were on their way.
+# While a server drains, a request that arrives within this time on an idle connection is answered: it was on its way.
 _ON_ITS_WAY_S: Final = 0.2
 
 
@@ -31,7 +31,7 @@ class Server(Owner, Protocol):
 
 
 class Connection(Reading):
-    """Answers what was read, and ends: when it is told to, the client does, or something takes too long."""
+    """Answers the requests that Reading reads. Ends when the server or the client ends it, or on a timeout."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
@@ -55,8 +55,8 @@ class Connection(Reading):
             self._current.gone()
 
     def eof_received(self) -> bool:
-        # Those that give up close their side, and so do a few that wait for the answer: what has begun is
-        # answered, what has not is not run, as nginx does with what it has passed on.
+        # Clients that give up close their side; so do a few that still wait for the answer. As with nginx, a
+        # request that has begun is answered, and one that has not is not run.
         self._eof = True
         if self._current is not None:
             self._look_for_begin(self._current)
@@ -66,7 +66,7 @@ class Connection(Reading):
         asyncio.get_running_loop().call_later(_LEFT_S, self._give_up, request)
 
     def _give_up(self, request: Request) -> None:
-        """Take back what a client that has closed its side asked for, unless it has begun."""
+        """Cancel the request of a client that has closed its side, unless it has begun."""
         if request is not self._current or self._transport is None:
             return
         if request.work is not None and not request.work.started:
@@ -103,7 +103,7 @@ class Connection(Reading):
             self._report(cast("ErrorResponse", response), request.head)
         self._write(response, head_only=request.head.method == "HEAD")
         if self._close_after:
-            self._buffer.clear()  # nothing behind the last answer is run
+            self._buffer.clear()  # requests after the last answer are not run
             self._transport.close()
             return
         if self._paused or self._buffer or self._eof:
@@ -139,13 +139,13 @@ class Connection(Reading):
             self._transport.writelines([head, *(p for p in parts if len(p))])
 
     def _refuse(self, refusal: Refused) -> None:
-        """Answer and close: after a malformed request nobody knows where the next one starts."""
+        """Answer and close: after a malformed request, the start of the next one is unknown."""
         again = RETRY if refusal.status == 503 else ()
         answer = Refusal(refusal.status, refusal.reason, refusal.message, again)
         self._end(answer, self._head)
 
     def _end(self, refusal: Refusal, head: Head | None) -> None:
-        """Answer, and take nothing more."""
+        """Answer, and read nothing more."""
         self._report(refusal, head)
         self._close_after = True
         self._current = None
@@ -155,8 +155,8 @@ class Connection(Reading):
         if self._transport is not None:
             self._write(refusal, head_only=head is not None and head.method == "HEAD")
             if self._transport.can_write_eof():
-                # Closing now would reset the connection under a client that is still sending, which
-                # would then not see the answer: what it sends is thrown away for a moment.
+                # Closing now would reset the connection, and a client that is still sending would not see the
+                # answer. For a moment, what it sends is thrown away.
                 self._lingering = True
                 self.since = time.monotonic()
                 self._transport.write_eof()
@@ -166,7 +166,7 @@ class Connection(Reading):
     # the server's side
 
     def sweep(self, now: float) -> None:
-        """Close what has been waited for too long: a head, a body, the next request, a reader."""
+        """Enforce the time limits on a head, a body, the next request, and a client that does not read."""
         waited, limits = now - self.since, self._limits
         if self._transport is None or (self._current is not None and not self._blocked):
             return
@@ -199,7 +199,7 @@ class Connection(Reading):
             self._transport.close()
 
     def forget(self) -> None:
-        """Heads that come again are routed again: the leave to ask for that may have ended."""
+        """Route the next head anew even if it repeats: the caller's key may be gone."""
         self._last = None
         self.trusted = False
         if self._head is not None:
@@ -208,7 +208,7 @@ class Connection(Reading):
     def finish(self) -> None:
         """The server drains: close once every request that has begun to arrive is answered.
 
-        Where none has, one may be on its way: for a moment it is still taken, and answered as the last one.
+        If none has, one may be on its way: for a moment it is still read, and answered as the last one.
         """
         self._drain_at = self._arrived
         if self._idle:
@@ -221,12 +221,12 @@ class Connection(Reading):
 
     @property
     def _idle(self) -> bool:
-        """Nothing of a request has come that was not answered."""
+        """Whether every request that has begun to arrive is answered."""
         between = self._current is None and self._head is None
         return between and not self._buffer.lstrip(b"\r\n")
 
     def _is_drained(self) -> bool:
-        """Between requests: whether the server drains and the next had not begun to arrive by then."""
+        """Between requests: whether the server drains, and the next request began to arrive after that."""
         if self._drain_at is None:
             return False
         unread = self._buffer.lstrip(b"\r\n")  # as _read_head does
@@ -234,12 +234,12 @@ class Connection(Reading):
 
     @property
     def idle_stranger(self) -> bool:
-        """Whether nobody who has leave for anything asked for something here, and nothing is handled."""
+        """Whether no authorised request came on this connection, and none is being handled."""
         return not self.trusted and self._current is None and not self._aborted
 
     @property
     def owes(self) -> bool:
-        """Whether somebody waits here: a request is arriving or running, or an answer being sent."""
+        """Whether a client waits: a request is arriving or running, or an answer is being sent."""
         if self._transport is None:
             return False
         arriving = self._head is not None or bool(self._buffer)
@@ -247,7 +247,7 @@ class Connection(Reading):
 
     @property
     def owes_later(self) -> bool:
-        """Whether something has to happen before what was sent can be answered."""
+        """Whether an answer has to be made or read before the connection can go on."""
         return self._current is not None or self._blocked
 
     def close(self) -> None:

@@ -10,14 +10,14 @@ from edgeserve.serve.settings.limits import Limits
 
 CODINGS: Final = ("gzip", "deflate")
 _WBITS: Final = {"gzip": 31, "deflate": 15}
-# zlib needs no more than that of a body to know its ratio; smaller ones may have any.
+# Inflated bytes from which the ratio is checked; smaller bodies may have any.
 _RATIO_FROM: Final = 65_536
 _STEP: Final = 1 << 20
 _LEVEL: Final = 1  # most of the gain for a third of the time
 
 
 class BodyTooLarge(Exception):
-    """What a compressed body becomes is more than is taken; the message says how much that is."""
+    """A body, or what it inflates to, is larger than the limit that the message names."""
 
 
 def inflate(coding: str, body: bytes | memoryview, limits: Limits) -> bytes:
@@ -65,7 +65,7 @@ def accepted_coding(header: bytes | None) -> str | None:
         name, _, parameters = item.partition(";")
         weights[name.strip()] = _weight(parameters)
     anything = weights.get("*", 0.0)
-    best = max(CODINGS, key=lambda c: weights.get(c, anything))  # gzip where both are as good
+    best = max(CODINGS, key=lambda c: weights.get(c, anything))  # gzip if both are equal
     weight = weights.get(best, anything)
     return best if weight > 0 and weight >= weights.get("identity", 0.0) else None
 

@@ -1,5 +1,4 @@
-"""Which status an error is answered with, and as what it is counted; the table in docs/protocols.md is this
-one."""
+"""Which HTTP status and headers answer an error. docs/protocols.md has the same table."""
 
 from __future__ import annotations
 
@@ -39,20 +38,20 @@ _TABLE: Final[tuple[tuple[type[EdgeServeError], int, Headers], ...]] = (
 
 
 def failure(error: EdgeServeError, *, logged: bool = False) -> ErrorResponse:
-    """The answer that tells of an error; `logged`: as in Refusal."""
+    """The answer to a request that failed; `logged`: as in Refusal."""
     refusal = refused(error)
     if refusal is not None:
         refusal.logged = logged
         return refusal
     if isinstance(
         error, DeviceLost | WrongNumbers
-    ):  # and nothing took over: another server may answer
+    ):  # and no candidate took over: another server may answer
         return ErrorResponse(503, str(error), RETRY)
     return ErrorResponse(504 if isinstance(error, DeadlineExceeded) else 500, str(error))
 
 
 def refused(error: EdgeServeError) -> Refusal | None:
-    """The answer to a request that is not served; None for an error that is the server's."""
+    """The answer to a request that is not served; None if the server itself failed."""
     reason = reason_of(error)
     if reason is None:
         return None

@@ -1,4 +1,4 @@
-"""Reading a request's head: llhttp tokenizes it, and what llhttp is lenient about is refused here.
+"""Parses the head of a request: llhttp splits it, and what llhttp is too lenient about is refused here.
 
 Two servers that disagree about where a request ends can be made to see different requests; so anything
 ambiguous is an error (RFC 9112, sections 2.2, 5.2 and 6.3).
@@ -33,9 +33,9 @@ def status_line(status: int) -> bytes:
 
 
 class Refused(Exception):
-    """The request cannot be taken; the connection is closed after the answer.
+    """The request is refused, and the connection closed after the answer.
 
-    `reason` is the word that it is counted under.
+    `reason` is the word that the refusal is counted under.
     """
 
     def __init__(self, status: int, message: str, reason: str = "malformed") -> None:
@@ -69,7 +69,7 @@ class Head:
         *,
         old: bool = False,
     ) -> None:
-        """`old`: of HTTP/1.0, where nothing is expected before an answer."""
+        """`old`: HTTP/1.0, which has no Expect header."""
         self.method = method
         self.path = path
         self.headers = headers
@@ -85,7 +85,7 @@ class Head:
         self.write_error: Any = None
 
     def of_length(self, length: int) -> Head:
-        """The same head, with another Content-Length; `headers` keeps the text of the first."""
+        """The same head with another Content-Length; `headers` keeps the first one's text."""
         if length == self.length:
             return self
         other = Head.__new__(Head)
@@ -104,23 +104,23 @@ class Head:
         return other
 
 
-# How clients begin that know beforehand that a server speaks HTTP/2.
+# The first bytes of clients that assume HTTP/2.
 _HTTP2: Final = b"PRI * HTTP/2"
 _CONTENT_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]+)")
-# Of a length that can be taken, and CR.
+# The longest length that is read, and CR.
 _DIGITS: Final = 19
 
 
 class KnownHead:
-    """A client's heads are mostly all the same, but for the digits of Content-Length where they carry JSON.
-    This one knows the last head by its other bytes; `head` is what it meant.
+    """Recognises the last head of a connection without parsing it again. Most heads of a client are equal, or
+    differ in the digits of Content-Length only. `head` is the parsed head.
     """
 
     __slots__ = ("_after", "_at", "_before", "_most", "_raw", "head")
 
     def __init__(self, raw: bytes, head: Head, most: int) -> None:
-        """`raw` ends with an empty line, and has been parsed as `head` and routed; bodies of over `most`
-        bytes are refused."""
+        """`raw` ends with an empty line; it has been parsed as `head` and routed. `most` is the largest body in
+        bytes."""
         self._most = most
         found = _CONTENT_LENGTH.search(raw)
         self._raw = raw  # with the length of `head`
@@ -130,8 +130,8 @@ class KnownHead:
         self.head = head
 
     def find(self, data: bytearray) -> int:
-        """Where the body begins when `data` begins with such a head, which then is `head`; 0: it does not,
-        or the body is too large."""
+        """Where the body begins if `data` begins with the head, whose length is then set in `head`; 0 if it does
+        not, or the body is too large."""
         if data.startswith(self._raw):
             return len(self._raw)
         if not self._after or not data.startswith(self._before):
@@ -170,7 +170,7 @@ class _Tokens:
 
     def on_headers_complete(self) -> None:
         self.complete = True
-        # Once a message without a body is complete, llhttp has forgotten its headers.
+        # When a message without a body is complete, llhttp forgets its headers.
         self.keep_alive = self.parser.should_keep_alive()
 
 
@@ -184,7 +184,7 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
-        # What it offers may be ignored (RFC 9110, section 7.8), and what it asks for is answered.
+        # An offer to upgrade may be ignored (RFC 9110, section 7.8); the request is answered.
         if parser.get_method() == b"CONNECT":
             raise Refused(501, "tunnels are not supported", "unsupported") from None
     except httptools.HttpParserError as error:

@@ -1,5 +1,4 @@
-"""From the bytes of one connection to its requests: heads are parsed and shown to the router before anything of
-a body is taken.
+"""Reads the requests of one connection. A head is parsed and routed before any of its body is read.
 
 A large body of known length is received into a buffer of its own, on which the tensors are views.
 """
@@ -23,26 +22,26 @@ if TYPE_CHECKING:
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _KEEPS: Final = b"\r\nConnection: keep-alive"
 _KEPT_HEAD_BYTES: Final = 2_048
-# A refused request's body is read and thrown away up to that; where it is longer the connection ends.
+# The body of a refused request is read and thrown away up to this size; if it is longer, the connection ends.
 _SKIPPED_BYTES: Final = 65_536
 INCOMING_BYTES: Final = 16_384
 _LOGGED_BYTES: Final = 300
 
 
 class Owner(Protocol):
-    """What a connection needs of its server. All connections receive heads into the same `incoming`:
-    the event loop reads and reports what it read before it reads for another connection."""
+    """What a connection needs of its server. All connections receive heads into the same `incoming`: the event
+    loop hands over what it has read before it reads for another connection."""
 
     limits: Limits
     incoming: bytearray
     bodies: BodyBuffers
 
     def admit(self, head: Head, address: str) -> Refusal | None:
-        """Route a head, before anything of a body is taken; the answer to one that is not let in."""
+        """Route a head before any of its body is read; the answer if it is refused."""
         ...
 
     def announced(self, head: Head) -> Refusal | None:
-        """The answer to a request, which was let in, whose body cannot be right, before more of it is taken."""
+        """The answer to a routed head whose body cannot be right, before the body is read."""
         ...
 
     def handle(self, request: Request) -> None: ...
@@ -51,7 +50,7 @@ class Owner(Protocol):
 
 
 class Reading(asyncio.BufferedProtocol, ABC):
-    """Reads one request, hands it over, and reads on only when it has been answered."""
+    """Reads one request, hands it over, and reads the next one when it has been answered."""
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -68,7 +67,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._held = 0
         self._chunks: ChunkDecoder | None = None
         self._skip = 0  # bytes still to come of the body of a request that was refused
-        self._keeps = b""  # what answers say of the connection that stays open
+        self._keeps = b""  # the Connection header of answers, if the connection stays open
         self._current: Request | None = None
         self._close_after = False
         self._parsing = False
@@ -80,7 +79,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._arrived = 0
         self._drain_at: int | None = None  # requests that begin behind this byte are not answered
         self.address = ""
-        self.trusted = False  # once a request that needs leave was let in
+        self.trusted = False  # once an authorised request was routed
         self.since = time.monotonic()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -108,11 +107,11 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._advance()
 
     def _begins_again(self, count: int) -> bool:
-        """Take a request whose head is like the last one's, as most are: all of it, or its beginning.
-        False: it is no such request, or more came than it."""
+        """Read a request whose head is like the last one's, as most are: all of it, or its beginning. False if
+        it is not such a request, or more than one request came."""
         last = self._last
         start = 0 if last is None else last.find(self._incoming)
-        # Behind `count` lies what came before.
+        # After `count` bytes follow those of an earlier read.
         if last is None or not 0 < start <= count:
             return False
         head = last.head
@@ -131,13 +130,13 @@ class Reading(asyncio.BufferedProtocol, ABC):
             self._begin_body(length, self._incoming_view[start:count])
             return True
         self._head = head
-        self._parsing = True  # an answer given at once must not begin to parse
+        self._parsing = True  # an immediate answer must not start parsing
         self._hand_over(self._incoming[start:count])
         self._parsing = False
         return True
 
     def _advance(self) -> None:
-        """Parse as far as the buffer goes: until a request is handed over or more bytes are needed."""
+        """Parse until a request is handed over, or more bytes are needed."""
         if self._parsing:
             return
         self._parsing = True
@@ -186,7 +185,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         return False
 
     def _begin_body(self, length: int, begun: bytearray | memoryview) -> None:
-        """From now on the body is received where it stays."""
+        """Receive the rest of the body into its own buffer."""
         assert self._head is not None
         self._body = self._owner.bodies.lend(length, self._head.aligned_at)
         self._received = len(begun)
@@ -230,9 +229,9 @@ class Reading(asyncio.BufferedProtocol, ABC):
         return True
 
     def _turn_away(self, head: Head, refusal: Refusal) -> bool:
-        """Answer a request before its body, of which nothing is kept; whether parsing goes on behind it."""
+        """Answer a request before its body is read, and skip that; whether parsing goes on after it."""
         length = head.length
-        promised = head.expects_continue and length != 0  # nobody knows whether it comes
+        promised = head.expects_continue and length != 0  # the client may or may not send it
         if not head.keep_alive or promised or length is None or length > _SKIPPED_BYTES:
             self._end(refusal, head)
             return False
@@ -301,7 +300,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         self._owner.handle(request)
 
     def hold(self, count: int) -> bool:
-        """So many more bytes are held for the request; False when that is more than fits."""
+        """`count` more bytes are held for the request; False if that is more than fits."""
         self._held += count
         return self._owner.bodies.hold(count)
 
@@ -348,7 +347,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
 
 
 def _begun(data: bytearray) -> tuple[str, bytes]:
-    """The method and the path that a head which was not parsed begins with, for the log."""
+    """The method and the path of a head that was not parsed, for the log."""
     method, _, rest = (
         bytes(data[:_LOGGED_BYTES]).lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
     )

@@ -1,4 +1,4 @@
-"""Answers: a status, a body in parts, headers; and the bytes of their heads."""
+"""Answers: a status, headers, a body in parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RETRY: Final[Headers] = (("Retry-After", "1"),)
 
 
 class Form:
-    """A status and headers beside Content-Length: what many answers share, as bytes made once."""
+    """A status and headers without Content-Length, as bytes: many answers share one form."""
 
     __slots__ = ("content_type", "headers", "start", "status")
 
@@ -32,7 +32,7 @@ class Form:
         self.start += b"\r\nContent-Length: "
 
 
-form = lru_cache(maxsize=256)(Form)  # none of what forms are made of may come from a client
+form = lru_cache(maxsize=256)(Form)  # nothing in a form may come from a client
 
 
 class Response:
@@ -60,7 +60,7 @@ class Response:
 
     @classmethod
     def struct(cls, document: object, status: int = 200, headers: Headers = ()) -> Response:
-        """Of msgspec structs, or containers of them."""
+        """JSON of msgspec structs, or of containers of them."""
         return cls.of(status, [msgspec.json.encode(document)], headers=headers)
 
     @property
@@ -68,7 +68,7 @@ class Response:
         return sum(map(len, self.parts))
 
     def head(self, size: int, more: bytes) -> bytes:
-        """Everything before the body of `size` bytes; `more` are header lines, each behind its CRLF."""
+        """Everything before a body of `size` bytes; `more` are header lines, each after its CRLF."""
         return b"%s%d%s%s\r\n\r\n" % (self.form.start, size, more, self.lines)
 
 

@@ -1,4 +1,4 @@
-"""The listening side: takes connections in, hands requests to the router, sweeps, drains."""
+"""The listening side: accepts connections, hands requests to the router, enforces time limits, drains."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ log = logging.getLogger(__name__)
 
 _SWEEP_S: Final = 1.0
 _SHRINK_S: Final = 30.0
-# Turns of the event loop in which what came with a connection at SIGTERM is read: from accepting to reading
-# it takes up to six.
+# Turns of the event loop after which connections that came before SIGTERM have been read: accepting and reading take
+# up to six.
 _TURNS: Final = 10
-# Connections that are ended at one time where there are too many: to find the oldest takes a while.
+# Connections that are closed at one time if there are too many: finding the oldest takes a while.
 _MAKES_ROOM: Final = 8
 
 
 class Handler(Protocol):
-    """What a server hands heads and requests to."""
+    """What a server hands heads and requests to: the Router (edgeserve.serve.http.routing)."""
 
     def admit(self, head: Head, address: str) -> Refusal | None:
-        """Route a head, or say why its request is not served; nothing of a body is taken before."""
+        """Route a head before any of its body is read; the answer if it is refused."""
         ...
 
     def announced(self, head: Head) -> Refusal | None:
-        """Why a request that was let in cannot be right, by what its head says of the body."""
+        """The answer to a routed head whose body cannot be right."""
         ...
 
     def handle(self, request: Request) -> None:
@@ -81,7 +81,7 @@ class HttpServer:
         self._shrink_at = time.monotonic() + _SHRINK_S
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Start accepting; the address that is really listened on. May be called for several addresses.
+        """Start accepting on an address; the address and port in use. May be called several times.
 
         Raises EnvironmentProblem when it is in use or may not be used.
         """
@@ -98,8 +98,8 @@ class HttpServer:
         return first
 
     def accept_from(self, listener: socket.socket) -> tuple[str, int]:
-        """Start accepting on a bound socket, whose address is returned; it is closed when the server is.
-        What was queued while nobody accepted is answered, too."""
+        """Start accepting on a bound socket, which the server then owns; its address and port. Connections that
+        were queued before are answered, too."""
         self._acceptor.listen(listener)
         if self._sweeper is None:
             self._sweep()
@@ -112,9 +112,9 @@ class HttpServer:
         return {"ssl": self._tls.context, "ssl_handshake_timeout": self.limits.handshake_s}
 
     def adopt(self, accepted: socket.socket) -> None:
-        """Serve a connection that was accepted."""
+        """Serve an accepted connection."""
         if len(self._adopting) >= self.limits.connections:
-            next(iter(self._adopting)).cancel()  # the handshake that takes longest
+            next(iter(self._adopting)).cancel()  # the longest handshake
         task = asyncio.get_running_loop().create_task(self._adopt(accepted))
         self._adopting[task] = None
         task.add_done_callback(self._adopting.pop)
@@ -125,7 +125,7 @@ class HttpServer:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Connection(self), accepted, **self._tls_options()
             )
-        except OSError as error:  # also what a TLS handshake ends with
+        except OSError as error:  # a failed TLS handshake, too
             log.debug("a connection cannot be taken over: %s", error)
             accepted.close()
         except asyncio.CancelledError:
@@ -133,35 +133,35 @@ class HttpServer:
             raise
 
     def _no_room(self) -> None:
-        """The process may have no more files open, and somebody waits."""
+        """The process has no file descriptors left, and a client waits."""
         self._recorder.accept_failures.add()
         self._send_away()
 
     def _send_away(self, address: str | None = None) -> bool:
-        """End a few of the connections (of one address) that have waited longest for somebody who showed no
-        leave; False: there is none. Those who have leave find room so, whoever else connects."""
+        """Close a few of the connections (of one address) that have been idle longest without an authorised
+        request; False if there is none. This keeps room for authorised clients."""
         idle = [
             c
             for c in self._connections
             if c.idle_stranger and (address is None or c.address == address)
         ]
         for connection in heapq.nsmallest(_MAKES_ROOM, idle, key=lambda c: c.since):
-            self._remove(connection)  # now, for the next of many that come at one time
+            self._remove(connection)  # now: many may come at one time
             connection.abort()
         return bool(idle)
 
     def connected(self, connection: Connection) -> str | None:
-        """Take a connection in; why it may not stay, if so."""
+        """Count a new connection; the reason if it has to be refused."""
         problem = self._too_many(connection.address)
         self._connections.add(connection)
         self._addresses[connection.address] += 1
         self._recorder.connections += 1
-        if self._draining:  # it was in its handshake when the others were told
+        if self._draining:  # it was in its handshake when draining began
             asyncio.get_running_loop().call_soon(connection.finish)
         return problem
 
     def _too_many(self, address: str) -> str | None:
-        """Why there is no room for one more, unless somebody else's can be made."""
+        """Why there is no room for one more, unless an idle connection makes room."""
         if len(self._connections) >= self.limits.connections and not self._send_away():
             return "too many connections"
         full = self._addresses[address] >= self.limits.connections_per_address
@@ -183,7 +183,7 @@ class HttpServer:
             self._empty.set()
 
     def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None:
-        """Count a request that is not served, and log it where requests are. `asked`: method and path."""
+        """Count a request that is not served, and write the access log. `asked`: method and path."""
         status, reason = refusal.form.status, refusal.reason
         self._recorder.refuse_http(status, reason)
         if not refusal.logged and logs.ACCESS.isEnabledFor(logging.INFO):
@@ -191,7 +191,7 @@ class HttpServer:
             logs.log_refused("http", method, path, status, reason, address)
 
     def forget_routes(self) -> None:
-        """Have every connection's next request routed, and its caller checked, anew."""
+        """Route the next request of every connection anew, and check its caller."""
         for connection in self._connections:
             connection.forget()
 

@@ -296,8 +296,9 @@ def test_patterns_stand_for_paths() -> None:
     assert list(operations) == [("ready", "/m/{model}/ready")]
 
 
-def coded(error: ErrorResponse) -> bytes:
-    return orjson.dumps({"code": error.status, "message": error.message})
+def coded(error: ErrorResponse) -> tuple[int, str, bytes]:
+    body = {"code": error.status, "message": error.message}
+    return error.status, "application/json", orjson.dumps(body)
 
 
 def test_each_protocol_writes_its_errors(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,12 @@
-"""What Triton's extensions say that is the same for every protocol: names, read-only settings."""
+"""What HTTP and gRPC share of Triton's extensions: names, read-only settings, checks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
+
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.access.keys import Forbidden
 
 # https://github.com/triton-inference-server/server/tree/main/docs/protocol
 EXTENSIONS: Final = (
@@ -27,4 +31,20 @@ LOG_SETTINGS: Final[dict[str, Any]] = {
     "log_format": "default",
 }
 READ_ONLY: Final = "these settings are read-only here: edgeserve run's flags set them"
-NO_CUDA: Final = "CUDA shared memory is not served here"
+NO_CUDA: Final = "CUDA shared memory is not supported"
+ONE_REPOSITORY: Final = "repository: expected none to be named, this server has one"
+
+
+def check_model_control(allowed: bool) -> None:
+    """Raises Forbidden if clients may not load and unload models."""
+    if not allowed:
+        raise Forbidden(
+            "loading models over the API is disabled", hint="edgeserve run --model-control"
+        )
+
+
+def check_unload(parameters: Iterable[str]) -> None:
+    """Raises InvalidInput for parameters of an unload other than `unload_dependents`, which changes nothing."""
+    unknown = set(parameters) - {"unload_dependents"}
+    if unknown:
+        raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")

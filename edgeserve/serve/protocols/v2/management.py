@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from edgeserve.errors import InvalidInput, ModelNotFound
-from edgeserve.serve.access.keys import Forbidden, Role
+from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
 from edgeserve.serve.http.routing import (
@@ -29,7 +29,15 @@ from edgeserve.serve.http.routing import (
     now,
 )
 from edgeserve.serve.protocols.served import Served
-from edgeserve.serve.protocols.v2.extensions import LOG_SETTINGS, NO_CUDA, READ_ONLY, TRACE_SETTINGS
+from edgeserve.serve.protocols.v2.extensions import (
+    LOG_SETTINGS,
+    NO_CUDA,
+    ONE_REPOSITORY,
+    READ_ONLY,
+    TRACE_SETTINGS,
+    check_model_control,
+    check_unload,
+)
 from edgeserve.serve.protocols.v2.messages import (
     IndexEntry,
     IndexRequest,
@@ -89,10 +97,7 @@ def _changing(change: Callable[[Served, str, _Parameters], Awaitable[None]]) -> 
     """The handler of load or unload."""
 
     def handler(served: Served, asked: Asked) -> Answer:
-        if not served.model_control:
-            raise Forbidden(
-                "models are not loaded by clients", hint="edgeserve run --model-control"
-            )
+        check_model_control(served.model_control)
         name = asked.values["model"]
         if not _NAME.fullmatch(name):
             raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
@@ -111,9 +116,7 @@ async def _load(served: Served, name: str, parameters: _Parameters) -> None:
 
 
 async def _unload(served: Served, name: str, parameters: _Parameters) -> None:
-    unknown = set(parameters) - {"unload_dependents"}
-    if unknown:
-        raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
+    check_unload(parameters)
     try:
         await served.control.unload(name)
     except ModelNotFound:
@@ -121,7 +124,7 @@ async def _unload(served: Served, name: str, parameters: _Parameters) -> None:
 
 
 def _other_repository(served: Served, asked: Asked) -> Answer:
-    raise InvalidInput("repository: expected none to be named, this server has one")
+    raise InvalidInput(ONE_REPOSITORY)
 
 
 # shared memory

@@ -20,6 +20,8 @@ from edgeserve.serve.protocols.v2.extensions import (
     NO_CUDA,
     READ_ONLY,
     TRACE_SETTINGS,
+    check_model_control,
+    check_unload,
 )
 from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.shm import SharedMemory, UnknownRegion
@@ -125,9 +127,7 @@ class About:
         self, request: m.RepositoryModelUnloadRequest
     ) -> m.RepositoryModelUnloadResponse:
         self._check_control(request.repository_name)
-        unknown = set(request.parameters) - {"unload_dependents"}
-        if unknown:
-            raise InvalidInput(f"unload parameter '{min(unknown):.60}' is not known")
+        check_unload(request.parameters)
         with contextlib.suppress(ModelNotFound):  # no error, as with Triton
             await self._control.unload(request.model_name)
         self._changed()
@@ -135,10 +135,7 @@ class About:
 
     def _check_control(self, repository_name: str) -> None:
         _only_repository(repository_name)
-        if not self._model_control:
-            raise Forbidden(
-                "models are not loaded by clients", hint="edgeserve run --model-control"
-            )
+        check_model_control(self._model_control)
 
     # shared memory
 
