@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import addresses_of, joined
@@ -11,12 +13,15 @@ from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
 from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.server import GrpcServer
+from edgeserve.serve.grpc.service import Service
+from edgeserve.serve.protocols.calls import Inferences, ServedCalls
 from edgeserve.serve.protocols.v2.grpc import service as v2
-from edgeserve.serve.protocols.v2.grpc.about import About
-from edgeserve.serve.protocols.v2.grpc.calls import Inferences
 from edgeserve.serve.settings.server import Settings
 
 log = logging.getLogger(__name__)
+
+# The services of all protocols, on one port.
+SERVICES: Final[tuple[Callable[[ServedCalls], Service], ...]] = (v2.service,)
 
 
 class GrpcFront:
@@ -49,21 +54,20 @@ class GrpcFront:
         self._server = GrpcServer(
             settings, admit, readiness, parts.recorder, server_credentials(settings)
         )
-        about = About(
-            parts.repository,
-            parts.shm,
-            control,
-            model_control=settings.model_control,
-            changed=self._server.tell_health,
-        )
+        limits = settings.effective_limits()
         self._inferences = Inferences(
-            parts.repository,
-            parts.shm,
-            parts.flight,
-            asyncio.get_running_loop(),
-            settings.effective_limits(),
+            parts.repository, parts.flight, asyncio.get_running_loop(), limits.bodies_bytes
         )
-        self._server.serve([v2.service(about, self._inferences)])
+        served = ServedCalls(
+            parts.repository,
+            control,
+            parts.shm,
+            limits,
+            self._inferences,
+            settings.model_control,
+            self._server.tell_health,
+        )
+        self._server.serve([service(served) for service in SERVICES])
 
     def listen(self) -> str:
         """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""

@@ -1,11 +1,13 @@
-"""What a protocol brings to be served over HTTP: how its bytes become a model's request, and outputs its bytes again.
+"""What a protocol brings to be served: how its bytes become a model's request, and outputs its bytes again.
 
 A protocol is a folder: `codec.py` has an InferenceProtocol and its Codec, `routes.py` a list of routes whose infer
 route hands requests to `protocols/inference.py`. That finds the model, inflates compressed bodies, moves long work
 to threads, bounds what is in flight, keeps deadlines, and drops what no client waits for any more. A codec does none
-of that: it knows no socket and no thread, and gets the body whole.
+of that: it knows no socket and no thread, and gets the body whole. Over gRPC, `protocols/calls.py` does the same
+with a MessageCodec.
 
-Errors are EdgeServeErrors; `http/errors.py` knows their statuses, and the protocol's route list writes their bodies.
+Errors are EdgeServeErrors. `http/errors.py` and `grpc/errors.py` know their statuses; over HTTP the protocol's route
+list writes their bodies, and may choose another status.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from edgeserve.bundle import Candidate
+from edgeserve.serve.engine import Outcome
 from edgeserve.serve.http.response import Form, Headers, Response, form
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
@@ -66,3 +71,44 @@ class InferenceProtocol(Protocol[T, R]):
 def answer_form(candidate: Candidate, content_type: str, headers: Headers = ()) -> Form:
     """The status and headers of an answer that a candidate computed."""
     return form(200, content_type, (("x-edgeserve-device", candidate.device), *headers))
+
+
+# gRPC
+
+
+class Parsed(msgspec.Struct, frozen=True):
+    """A message of which nothing but the envelope is read. `id` is the client's own; empty: it has none."""
+
+    model: str
+    id: str
+
+
+class Decoded(Parsed, frozen=True):
+    """A request before its model is known. `version` None: the newest."""
+
+    version: str | None
+
+
+M = TypeVar("M", bound=Parsed)
+D = TypeVar("D", bound=Decoded)
+
+
+class MessageCodec(Protocol[M, D, R]):
+    """Decodes one kind of message, for all models, and encodes the answers. Used on any thread."""
+
+    def parse(self, message: bytes) -> M:
+        """The envelope of a serialized message. Raises InvalidInput."""
+
+    def decode(self, parsed: M) -> D:
+        """All that can be read without the model. Raises InvalidInput."""
+
+    def bind(self, decoded: D, model: ServedModel, remaining_s: float | None) -> R:
+        """The request for a model; `remaining_s` is what the client's deadline leaves. On the event loop: what
+        takes long belongs into `decode`. Raises EdgeServeError."""
+
+    def written_bytes(self, request: R, outputs: Tensors) -> int:
+        """About how large the answer is, in bytes; called before `encode`. Raises InvalidInput for an answer that is
+        larger than the server sends."""
+
+    def encode(self, request: R, model: ServedModel, result: Outcome) -> bytes:
+        """The serialized answer. Raises EdgeServeError."""

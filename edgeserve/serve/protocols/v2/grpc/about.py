@@ -10,9 +10,8 @@ from google.protobuf import json_format
 
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access.keys import Forbidden
-from edgeserve.serve.control import Control
 from edgeserve.serve.grpc.errors import NotSupported
-from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import (
     EXTENSIONS,
@@ -24,13 +23,13 @@ from edgeserve.serve.protocols.v2.extensions import (
     check_unload,
 )
 from edgeserve.serve.protocols.v2.grpc import codec
-from edgeserve.serve.shm import SharedMemory, UnknownRegion
+from edgeserve.serve.shm import UnknownRegion
 from edgeserve.tensors import TensorSpec
 from edgeserve.version import __version__
 from edgeserve.wire import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from google.protobuf.message import Message
 
@@ -38,22 +37,14 @@ if TYPE_CHECKING:
 
 
 class About:
-    """One method for each RPC but the two that infer; `changed` is called after models came or went."""
+    """One method for each RPC but the two that infer."""
 
-    def __init__(
-        self,
-        repository: ModelRepository,
-        shm: SharedMemory,
-        control: Control,
-        *,
-        model_control: bool,
-        changed: Callable[[], None],
-    ) -> None:
-        self._repository = repository
-        self._shm = shm
-        self._control = control
-        self._model_control = model_control
-        self._changed = changed
+    def __init__(self, served: ServedCalls) -> None:
+        self._repository = served.repository
+        self._shm = served.shm
+        self._control = served.control
+        self._model_control = served.model_control
+        self._changed = served.changed
 
     # health and metadata
 

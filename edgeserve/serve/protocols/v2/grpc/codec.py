@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
+from edgeserve.serve.protocols.codec import Decoded, Parsed
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.codec import check_reserved, is_in_sequence
 from edgeserve.serve.protocols.v2.grpc.large import split
@@ -74,12 +75,16 @@ class Input(msgspec.Struct, frozen=True):
     region: OutputRegion | None = None
 
 
-class Decoded(msgspec.Struct, frozen=True):
-    """A request before its model is known. `timeout_s` None: it names none. `in_sequence`: it names a sequence."""
+class V2Parsed(Parsed, frozen=True):
+    """A message, without the raw tensors, and those."""
 
-    model: str
-    version: str | None
-    id: str
+    message: ModelInferRequest
+    blobs: Sequence[memoryview]
+
+
+class V2Decoded(Decoded, frozen=True):
+    """`timeout_s` None: it names none. `in_sequence`: it names a sequence."""
+
     inputs: tuple[Input, ...]
     outputs: tuple[RequestedOutput, ...]
     timeout_s: float | None
@@ -87,8 +92,8 @@ class Decoded(msgspec.Struct, frozen=True):
     in_sequence: bool = False
 
 
-def parse(data: bytes) -> tuple[ModelInferRequest, Sequence[memoryview]]:
-    """A message, and its raw tensors. Raises InvalidInput for bytes that are not a ModelInferRequest."""
+def parse(data: bytes) -> V2Parsed:
+    """A message, and its raw tensors as views. Raises InvalidInput for bytes that are not a ModelInferRequest."""
     parts = split(data) if len(data) >= _LARGE else None
     try:
         message: ModelInferRequest = messages.ModelInferRequest.FromString(
@@ -96,22 +101,24 @@ def parse(data: bytes) -> tuple[ModelInferRequest, Sequence[memoryview]]:
         )
     except DecodeError:
         raise InvalidInput("the message is not a valid inference.ModelInferRequest") from None
-    return message, parts[1] if parts else [memoryview(b) for b in message.raw_input_contents]
+    blobs = parts[1] if parts else [memoryview(b) for b in message.raw_input_contents]
+    return V2Parsed(message.model_name, message.id, message, blobs)
 
 
-def decode(message: ModelInferRequest, blobs: Sequence[memoryview], max_elements: int) -> Decoded:
+def decode(parsed: V2Parsed, max_elements: int) -> V2Decoded:
     """What a message and its raw tensors say, as arrays on their bytes; none may have more than
     `max_elements`. Raises InvalidInput."""
+    message = parsed.message
     parameters = read_parameters(message.parameters, "parameter") if message.parameters else {}
     if parameters:
         parameters.pop(_EMPTY_FINAL, None)  # each request has one response, which is its last
         check_reserved(parameters)
     timeout = _count(parameters, "timeout", "microseconds")
-    return Decoded(
-        message.model_name,
+    return V2Decoded(
+        parsed.model,
+        parsed.id,
         version_of(message.model_version),
-        message.id,
-        _inputs(message, blobs, max_elements),
+        _inputs(message, parsed.blobs, max_elements),
         _outputs(message),
         None if timeout is None else timeout / 1e6,
         _count(parameters, "priority", "a level") or 0,
@@ -129,7 +136,7 @@ def version_of(text: str) -> str | None:
 
 
 def bind(
-    decoded: Decoded, interface: Interface, regions: Tensors, remaining_s: float | None
+    decoded: V2Decoded, interface: Interface, regions: Tensors, remaining_s: float | None
 ) -> V2Request:
     """The request for a model with this interface; `regions` holds the inputs from shared memory, and
     `remaining_s` is what the client's deadline leaves. Raises InvalidInput.

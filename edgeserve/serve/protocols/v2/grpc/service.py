@@ -9,20 +9,25 @@ from google.protobuf.message import Message
 
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc.service import Ask, Exchange, Infer, Service
+from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.about import About
-from edgeserve.serve.protocols.v2.grpc.calls import Inferences
+from edgeserve.serve.protocols.v2.grpc.infer import InferMessages
 from edgeserve.serve.protocols.v2.grpc.stream import Stream
 from edgeserve.wire import SERVICE, messages
 
 
-def service(about: About, inferences: Inferences) -> Service:
-    """The service, answered by these."""
+def service(served: ServedCalls) -> Service:
+    """The service of one server."""
+    about, start = About(served), served.inferences.starting
+    alone, streamed = (
+        start(InferMessages(served.shm, served.limits, streamed=how)) for how in (False, True)
+    )
     return Service(
         SERVICE,
         messages.DESCRIPTOR,
         (
-            Infer("ModelInfer", inferences.start),
-            Exchange("ModelStreamInfer", lambda *opened: Stream(inferences, *opened)),
+            Infer("ModelInfer", alone),
+            Exchange("ModelStreamInfer", lambda *opened: Stream(streamed, *opened)),
             _ask(about.ServerLive, Role.OPEN),
             _ask(about.ServerReady, Role.OPEN),
             _ask(about.ModelReady),

@@ -12,8 +12,8 @@ import grpc
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc.errors import text_of
+from edgeserve.serve.protocols.calls import Inference, Start
 from edgeserve.serve.protocols.v2.grpc import codec
-from edgeserve.serve.protocols.v2.grpc.calls import Inference, Inferences
 
 # Requests of one stream that may wait or run; the next is read when one is answered.
 WINDOW: Final = 64
@@ -25,7 +25,7 @@ class Stream:
 
     def __init__(
         self,
-        inferences: Inferences,
+        start: Start,
         requests: Iterator[bytes],
         remaining_s: Callable[[], float | None],
         key: str | None = None,
@@ -34,7 +34,7 @@ class Stream:
         """`key` is what the caller was let in with; `refused` is told of each request that got an error."""
         self._refused = refused
         self.key = key
-        self._inferences = inferences
+        self._start = start
         self._requests = requests
         self._remaining_s = remaining_s
         self._started: queue.SimpleQueue[Inference | None] = queue.SimpleQueue()
@@ -90,7 +90,5 @@ class Stream:
                 with self._lock:
                     if self._gone or self.ended_by is not None:
                         return
-                    self._started.put(
-                        self._inferences.start(message, self._remaining_s(), streamed=True)
-                    )
+                    self._started.put(self._start(message, self._remaining_s()))
         self._started.put(None)

@@ -33,8 +33,8 @@ INTERFACE = Interface(
 )
 
 
-def decoded_of(message: messages.ModelInferRequest) -> codec.Decoded:
-    return codec.decode(*codec.parse(message.SerializeToString()), MOST)
+def decoded_of(message: messages.ModelInferRequest) -> codec.V2Decoded:
+    return codec.decode(codec.parse(message.SerializeToString()), MOST)
 
 
 def linear_request(**fields: Any) -> messages.ModelInferRequest:
@@ -221,5 +221,5 @@ def test_answers_in_a_stream() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
     with contextlib.suppress(InvalidInput):
-        bound = codec.bind(codec.decode(*codec.parse(data), MOST), LINEAR, {}, None)
+        bound = codec.bind(codec.decode(codec.parse(data), MOST), LINEAR, {}, None)
         assert bound.rows >= 1

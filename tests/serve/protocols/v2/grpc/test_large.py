@@ -74,10 +74,10 @@ def test_many_fields_are_left_to_protobuf() -> None:
 def test_a_large_request_is_a_view_on_what_came() -> None:
     x = samples(8_000)
     data = request(8_000, raw_input_contents=[x.tobytes()]).SerializeToString()
-    message, blobs = codec.parse(data)
-    assert not message.raw_input_contents
-    assert blobs[0].obj is data
-    decoded = codec.decode(message, blobs, 1 << 28)
+    parsed = codec.parse(data)
+    assert not parsed.message.raw_input_contents
+    assert parsed.blobs[0].obj is data
+    decoded = codec.decode(parsed, 1 << 28)
     (given_input,) = decoded.inputs
     np.testing.assert_array_equal(given_input.values, x)
     assert LINEAR.input("x").fits(given_input.shape)

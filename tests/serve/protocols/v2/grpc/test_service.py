@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+
+import pytest
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.grpc.service import Ask
-from edgeserve.serve.protocols.v2.grpc.about import About
+from edgeserve.serve.background import Background
+from edgeserve.serve.fronts import grpc as front
+from edgeserve.serve.grpc.service import Ask, Service
+from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.service import service
 from edgeserve.wire import messages
+from tests.serve.grpc.conftest import settings
 
 
-class Inferences:
-    """Never started."""
+def test_the_list_is_the_declared_service(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Service] = []
 
-    start: Any = None
+    def noted(served: ServedCalls) -> Service:
+        made.append(service(served))
+        return made[0]
 
-
-def test_the_list_is_the_declared_service() -> None:
-    about = About.__new__(About)  # its methods are listed, not called
-    listed = service(about, Inferences())  # type: ignore[arg-type]
+    monkeypatch.setattr(front, "SERVICES", (noted,))
+    with Background(settings(bundle)):
+        (listed,) = made
     declared = messages.DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert listed.name == declared.full_name
     assert sorted(m.name for m in listed.methods) == sorted(m.name for m in declared.methods)
     asks = {m.name: m for m in listed.methods if isinstance(m, Ask)}
+    assert len(asks) == len(declared.methods) - 2
     for method in declared.methods:
         if method.name in asks:
             assert asks[method.name].request.DESCRIPTOR is method.input_type

@@ -1,0 +1,97 @@
+"""ModelInferRequest and ModelInferResponse for `protocols/calls.py`, with shared memory and classes."""
+
+from __future__ import annotations
+
+import weakref
+
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.engine import Outcome
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.protocols.v2.codec import no_sequences
+from edgeserve.serve.protocols.v2.grpc import codec
+from edgeserve.serve.protocols.v2.request import V2Request
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.shm import SharedMemory
+from edgeserve.tensors import Tensors
+from edgeserve.wire import binary
+
+
+class InferMessages:
+    """A MessageCodec."""
+
+    def __init__(self, shm: SharedMemory, limits: Limits, *, streamed: bool) -> None:
+        """`streamed`: each answer says that it is its request's last."""
+        self._shm = shm
+        self._limits = limits
+        self._streamed = streamed
+        self._classes: weakref.WeakKeyDictionary[ServedModel, Classes] = weakref.WeakKeyDictionary()
+        self.parse = codec.parse
+
+    def decode(self, parsed: codec.V2Parsed) -> codec.V2Decoded:
+        """Raises InvalidInput, also for a tensor with more elements than the limit."""
+        return codec.decode(parsed, self._limits.elements)
+
+    def bind(
+        self, decoded: codec.V2Decoded, model: ServedModel, remaining_s: float | None
+    ) -> V2Request:
+        """Raises InvalidInput, UnknownRegion, SharedMemoryOff."""
+        if decoded.in_sequence and model.keeps_state:
+            raise no_sequences()
+        return codec.bind(decoded, model.interface, self._from_regions(decoded), remaining_s)
+
+    def written_bytes(self, request: V2Request, outputs: Tensors) -> int:
+        """Raises InvalidInput for more than is sent."""
+        size = sum([binary.content_bytes(outputs[name]) for name in request.outputs])
+        limit = self._limits.output_bytes
+        if size > limit:
+            raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
+        return size
+
+    def encode(self, request: V2Request, model: ServedModel, result: Outcome) -> bytes:
+        """Raises InvalidInput for an output that does not fit its region; UnknownRegion."""
+        self._to_regions(request, result.outputs)
+        head = codec.response_head(
+            model.name, model.version, result.candidate, final=self._streamed
+        )
+        classes = self._classes_of(model)
+        return codec.encode(head, request, result.outputs, model.interface, classes)
+
+    def _classes_of(self, model: ServedModel) -> Classes:
+        classes = self._classes.get(model)
+        if classes is None:
+            classes = self._classes[model] = Classes(model.interface, model.class_names)
+        return classes
+
+    def _from_regions(self, decoded: codec.V2Decoded) -> Tensors:
+        """The inputs that lie in shared memory; outputs that go there must find room."""
+        for wanted in decoded.outputs:
+            if wanted.region is not None:
+                region = wanted.region
+                self._shm.check_room(region.region, region.offset, region.byte_size)
+        tensors = {}
+        for given in decoded.inputs:
+            if given.region is not None:
+                region, most = given.region, self._limits.body_bytes
+                binary.check_size(given.spec, given.shape, region.byte_size)
+                if given.spec.dtype == "BYTES" and region.byte_size > most:
+                    raise InvalidInput(
+                        f"input '{given.spec.name}': expected at most {most} bytes, "
+                        f"got {region.byte_size}"
+                    )
+                data = self._shm.read(region.region, region.offset, region.byte_size)
+                tensors[given.spec.name] = binary.from_bytes(given.spec, given.shape, data)
+        return tensors
+
+    def _to_regions(self, request: V2Request, outputs: Tensors) -> None:
+        for wanted in request.wanted:
+            region = wanted.region
+            if region is None:
+                continue
+            data = binary.to_bytes(outputs[wanted.name])
+            if len(data) > region.byte_size:
+                raise InvalidInput(
+                    f"output '{wanted.name}' has {len(data)} bytes, "
+                    f"its shared memory {region.byte_size}"
+                )
+            self._shm.write(region.region, region.offset, data)
