@@ -14,14 +14,11 @@ import edgeserve
 ROOT: Final = Path(edgeserve.__file__).parent
 # Classes that share a name, and why; anything else needs a name of its own.
 SAME_NAME: Final = {
-    "Call": "temporary",
-    "Codec": "temporary",
-    "Entry": "temporary",
     "Failure": "temporary",
     "Faults": "temporary",
-    "Inference": "temporary",
-    "InsteadOf": "temporary",
+    "InsteadOf": "the server's, and as its client reads it",
     "Link": "temporary",
+    "ModelStatus": "the server's, and as its client reads it",
     "Opened": "temporary",
     "Options": "temporary",
     "Part": "temporary",
@@ -29,14 +26,14 @@ SAME_NAME: Final = {
     "QueuePolicy": "temporary",
     "Report": "temporary",
     "Row": "temporary",
-    "ServerStatus": "temporary",
+    "ServerStatus": "the server's, and as its client reads it",
     "Service": "temporary",
     "Settings": "temporary",
     "Subject": "temporary",
     "Trial": "temporary",
     "Verdict": "temporary",
     "Weight": "temporary",
-    "Where": "temporary",
+    "WorkerStatus": "the server's, and as its client reads it",
 }
 # Imports that lead back, until their files are changed.
 LEADING_BACK: Final = {

@@ -11,7 +11,7 @@ from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeou
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeserve.client import Client, InsteadOf, ModelState, ServerStatus, WorkerState
+    from edgeserve.client import Client, InsteadOf, ModelStatus, ServerStatus, WorkerStatus
 
 
 # What is said of models whose requests share no batch for the sake of their answers.
@@ -84,7 +84,7 @@ def render(status: ServerStatus) -> None:
     _render_workers(console, status.workers)
 
 
-def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
+def _render_workers(console: Console, workers: tuple[WorkerStatus, ...]) -> None:
     if not workers:
         return
     from edgeserve.tables import print_line
@@ -97,12 +97,12 @@ def _render_workers(console: Console, workers: tuple[WorkerState, ...]) -> None:
             print_line(console, f"worker {worker.worker} is not ready{why}")
 
 
-def _degraded(model: ModelState) -> bool:
+def _degraded(model: ModelStatus) -> bool:
     """Whether it serves, but not on the first candidate of its chain."""
     return model.ready and model.instead_of is not None
 
 
-def _state(model: ModelState) -> str:
+def _state(model: ModelStatus) -> str:
     word = "degraded" if _degraded(model) else "ready" if model.ready else "not ready"
     return f"{word}: {model.reason}" if model.reason else word
 
@@ -113,12 +113,12 @@ def _instead(first: InsteadOf) -> str:
     return f"{first.candidate} does not serve: {first.reason}{hint}{again}"
 
 
-def _where(model: ModelState) -> str:
+def _where(model: ModelStatus) -> str:
     where = model.where
     return "/".join(filter(None, (where.runtime, where.device, where.variant)))
 
 
-def _numbers(model: ModelState) -> tuple[str, ...]:
+def _numbers(model: ModelStatus) -> tuple[str, ...]:
     counted = model.statistics
     if counted is None:
         return ("",) * 6

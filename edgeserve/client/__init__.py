@@ -9,13 +9,13 @@ from edgeserve.client.model import (
     Answer,
     InsteadOf,
     ModelInfo,
-    ModelState,
+    ModelStatus,
     Question,
     ServerInfo,
     ServerStatus,
     Statistics,
     Where,
-    WorkerState,
+    WorkerStatus,
 )
 
 __all__ = [
@@ -24,13 +24,13 @@ __all__ = [
     "Client",
     "InsteadOf",
     "ModelInfo",
-    "ModelState",
+    "ModelStatus",
     "Question",
     "ServerInfo",
     "ServerStatus",
     "Statistics",
     "Where",
-    "WorkerState",
+    "WorkerStatus",
     "connect",
     "is_url",
 ]

@@ -10,10 +10,10 @@ from edgeserve.client.model import (
     Access,
     Answer,
     ModelInfo,
-    ModelState,
+    ModelStatus,
     Question,
     ServerInfo,
-    WorkerState,
+    WorkerStatus,
 )
 from edgeserve.errors import DependencyMissing, UsageError
 
@@ -32,9 +32,9 @@ class Client(Protocol):
 
     def ready(self) -> bool: ...
 
-    def workers(self) -> list[WorkerState]: ...
+    def workers(self) -> list[WorkerStatus]: ...
 
-    def models(self) -> list[ModelState]: ...
+    def models(self) -> list[ModelStatus]: ...
 
     def model(self, name: str, version: str | None = None) -> ModelInfo: ...
 

@@ -13,12 +13,12 @@ from edgeserve.client.model import (
     Access,
     Answer,
     ModelInfo,
-    ModelState,
+    ModelStatus,
     Parameter,
     Question,
     ServerInfo,
     Statistics,
-    WorkerState,
+    WorkerStatus,
     model_info,
     where_from,
 )
@@ -63,16 +63,16 @@ class GrpcClient:
     def ready(self) -> bool:
         return bool(self._call("ServerReady", messages.ServerReadyRequest()).ready)
 
-    def workers(self) -> list[WorkerState]:
+    def workers(self) -> list[WorkerStatus]:
         """None: the protocol does not tell."""
         return []
 
-    def models(self) -> list[ModelState]:
+    def models(self) -> list[ModelStatus]:
         told = self._call("ModelStatistics", messages.ModelStatisticsRequest())
         statistics = {(s.name, s.version): _statistics(s) for s in told.model_stats}
         index = self._call("RepositoryIndex", messages.RepositoryIndexRequest())
         return [
-            ModelState(
+            ModelStatus(
                 name=m.name,
                 version=m.version,
                 ready=m.state == "READY",

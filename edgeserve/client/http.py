@@ -10,30 +10,27 @@ import ssl
 from collections.abc import Mapping
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 from urllib.parse import SplitResult, quote
 
 import msgspec
 
 from edgeserve.client import problems
+from edgeserve.client.bodies import converted, decoded, encoded
 from edgeserve.client.model import (
     Access,
     Answer,
     InsteadOf,
     ModelInfo,
-    ModelState,
+    ModelStatus,
     Question,
     ServerInfo,
     Statistics,
     Where,
-    WorkerState,
+    WorkerStatus,
     model_info,
-    where_from,
 )
-from edgeserve.client.tensors import json_values, tensor_from_bytes, tensor_from_json
 from edgeserve.errors import EdgeServeError, EnvironmentProblem, UsageError
-from edgeserve.tensors import Array, dtype_name
-from edgeserve.wire import binary
 
 _BINARY_EXTENSION: Final = "binary_tensor_data"
 _STALE: Final = (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError)
@@ -59,21 +56,6 @@ class _Parameter(msgspec.Struct, frozen=True):
 class _Config(msgspec.Struct, frozen=True):
     max_batch_size: int = 0
     parameters: dict[str, _Parameter] = {}
-
-
-class _Output(msgspec.Struct, frozen=True):
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
-
-
-class _Response(msgspec.Struct, frozen=True):
-    model_name: str
-    outputs: list[_Output]
-    model_version: str = ""
-    parameters: dict[str, Any] = {}
 
 
 class _Duration(msgspec.Struct, frozen=True):
@@ -121,7 +103,7 @@ class _Condition(msgspec.Struct, frozen=True):
 
 class _Health(msgspec.Struct, frozen=True):
     models: dict[str, _Condition] = {}
-    workers: list[WorkerState] = []
+    workers: list[WorkerStatus] = []
 
 
 class _Indexed(msgspec.Struct, frozen=True):
@@ -187,7 +169,7 @@ class HttpClient:
             raise self._refused(reply)
         return reply.status == 200
 
-    def workers(self) -> list[WorkerState]:
+    def workers(self) -> list[WorkerStatus]:
         """The server's processes, where it is edgeserve with several."""
         return self._health().workers
 
@@ -198,14 +180,14 @@ class HttpClient:
         except msgspec.MsgspecError:
             return _Health()
 
-    def models(self) -> list[ModelState]:
+    def models(self) -> list[ModelStatus]:
         statistics = {(s.name, s.version): s.read() for s in self._statistics()}
         where, told = self._where(), self._health().models
         index = self._index()
         if index is None:
             index = [_Indexed(name, v, "READY") for name, v in where]
         return [
-            ModelState(
+            ModelStatus(
                 name=m.name,
                 version=m.version,
                 ready=m.state == "READY",
@@ -221,7 +203,7 @@ class HttpClient:
     def _index(self) -> list[_Indexed] | None:
         """What the repository extension lists; None where it is off."""
         reply = self._ask("POST", "/v2/repository/index")
-        return _convert(reply.body, list[_Indexed]) if reply.status == 200 else None
+        return converted(reply.body, list[_Indexed]) if reply.status == 200 else None
 
     def _where(self) -> dict[tuple[str, str], Where]:
         reply = self._ask("GET", "/v2/models")
@@ -229,20 +211,20 @@ class HttpClient:
             raise self._refused(reply)
         if reply.status != 200:
             return {}
-        listed = _convert(reply.body, _List).models
+        listed = converted(reply.body, _List).models
         return {
             (m.name, v): Where(m.device, m.runtime, m.variant) for m in listed for v in m.versions
         }
 
     def _statistics(self) -> list[_Stats]:
         reply = self._ask("GET", "/v2/models/stats")
-        return _convert(reply.body, _AllStats).model_stats if reply.status == 200 else []
+        return converted(reply.body, _AllStats).model_stats if reply.status == 200 else []
 
     def model(self, name: str, version: str | None = None) -> ModelInfo:
         path = _model_path(name, version)
         metadata = self._get(path, _Metadata)
         reply = self._ask("GET", f"{path}/config")
-        config = _convert(reply.body, _Config) if reply.status == 200 else _Config()
+        config = converted(reply.body, _Config) if reply.status == 200 else _Config()
         return model_info(
             metadata.name,
             [(t.name, t.datatype, t.shape) for t in metadata.inputs],
@@ -255,7 +237,7 @@ class HttpClient:
 
     def infer(self, model: str, question: Question, version: str | None = None) -> Answer:
         as_binary = _BINARY_EXTENSION in self._extensions
-        body, header_length = _encode(question, as_binary)
+        body, header_length = encoded(question, as_binary)
         headers = {"Content-Type": "application/json"}
         if header_length is not None:
             headers = {
@@ -265,7 +247,7 @@ class HttpClient:
         reply = self._ask("POST", f"{_model_path(model, version)}/infer", body, headers)
         if reply.status != 200:
             raise self._refused(reply)
-        return _decode(reply)
+        return decoded(reply.body, reply.header_length)
 
     @cached_property
     def _extensions(self) -> tuple[str, ...]:
@@ -277,7 +259,7 @@ class HttpClient:
         reply = self._ask("GET", path)
         if reply.status != 200:
             raise self._refused(reply)
-        result: T = _convert(reply.body, kind)
+        result: T = converted(reply.body, kind)
         return result
 
     def _ask(
@@ -366,65 +348,3 @@ def _tls(access: Access) -> ssl.SSLContext:
 def _model_path(name: str, version: str | None) -> str:
     path = f"/v2/models/{quote(name, safe='')}"
     return path if version is None else f"{path}/versions/{quote(version, safe='')}"
-
-
-def _encode(question: Question, as_binary: bool) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON when tensors follow."""
-    inputs: list[dict[str, Any]] = []
-    blobs: list[Any] = []
-    for name, array in question.inputs.items():
-        entry: dict[str, Any] = {
-            "name": name,
-            "datatype": dtype_name(array.dtype),
-            "shape": list(array.shape),
-        }
-        if as_binary:
-            blob = binary.to_bytes(array)
-            entry["parameters"] = {"binary_data_size": len(blob)}
-            blobs.append(blob)
-        else:
-            entry["data"] = json_values(array)
-        inputs.append(entry)
-    document: dict[str, Any] = {"inputs": inputs}
-    parameters: dict[str, Any] = dict(question.parameters)
-    if question.outputs:
-        document["outputs"] = [
-            {"name": n, "parameters": {"binary_data": True}} if as_binary else {"name": n}
-            for n in question.outputs
-        ]
-    elif as_binary:
-        parameters["binary_data_output"] = True
-    if parameters:
-        document["parameters"] = parameters
-    if question.id is not None:
-        document["id"] = question.id
-    head = msgspec.json.encode(document)
-    return b"".join([head, *blobs]), len(head) if as_binary else None
-
-
-def _decode(reply: _Reply) -> Answer:
-    length = len(reply.body) if reply.header_length is None else reply.header_length
-    response: _Response = _convert(reply.body[:length], _Response)
-    blobs = memoryview(reply.body)[length:]
-    outputs: dict[str, Array] = {}
-    for output in response.outputs:
-        kind = (output.name, output.datatype, tuple(output.shape))
-        size = output.parameters.get("binary_data_size")
-        if size is None:
-            outputs[output.name] = tensor_from_json(*kind, output.data)
-        elif isinstance(size, int) and size >= 0:
-            outputs[output.name] = tensor_from_bytes(*kind, blobs[:size])
-            blobs = blobs[size:]
-        else:
-            raise problems.unreadable(f"output '{output.name}': binary_data_size {size!r:.40}")
-    return Answer(
-        outputs, response.model_name, response.model_version, where_from(response.parameters)
-    )
-
-
-def _convert(body: bytes, kind: Any) -> Any:
-    # The standard library's parser also reads the bare NaN that some servers write.
-    try:
-        return msgspec.convert(json.loads(body), kind)
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise problems.unreadable(str(error)) from None

@@ -64,7 +64,7 @@ class InsteadOf(msgspec.Struct, frozen=True):
     retry_s: float | None = None
 
 
-class ModelState(msgspec.Struct, frozen=True):
+class ModelStatus(msgspec.Struct, frozen=True):
     """One version of a model on a server. `reason` says why it is not ready, `batching` how requests share
     batches; empty where the server does not tell."""
 
@@ -78,7 +78,7 @@ class ModelState(msgspec.Struct, frozen=True):
     batching: str = ""
 
 
-class WorkerState(msgspec.Struct, frozen=True):
+class WorkerStatus(msgspec.Struct, frozen=True):
     """One of the processes of `edgeserve run --workers`, by its number. `reason` says why it is not ready."""
 
     worker: int
@@ -92,8 +92,8 @@ class ServerStatus(msgspec.Struct, frozen=True):
     url: str
     server: str
     ready: bool
-    models: tuple[ModelState, ...]
-    workers: tuple[WorkerState, ...] = ()
+    models: tuple[ModelStatus, ...]
+    workers: tuple[WorkerStatus, ...] = ()
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -20,14 +20,14 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, what: Literal["decode", "encode"]) -> None:
         self.begun = threading.Semaphore(0)
         self.may_go_on = threading.Event()
-        original = getattr(v2.Codec, what)
+        original = getattr(v2.V2Codec, what)
 
         def held(*args: Any) -> Any:
             self.begun.release()
             assert self.may_go_on.wait(20), f"nothing else happened during {what}"
             return original(*args)
 
-        monkeypatch.setattr(v2.Codec, what, held)
+        monkeypatch.setattr(v2.V2Codec, what, held)
 
     def wait(self) -> None:
         assert self.begun.acquire(timeout=20)

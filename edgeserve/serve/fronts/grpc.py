@@ -13,7 +13,7 @@ from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
 from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.server import GrpcServer
-from edgeserve.serve.grpc.service import Service
+from edgeserve.serve.grpc.service import GrpcService
 from edgeserve.serve.protocols.calls import Inferences, ServedCalls
 from edgeserve.serve.protocols.v2.grpc import service as v2
 from edgeserve.serve.settings.server import Settings
@@ -21,7 +21,7 @@ from edgeserve.serve.settings.server import Settings
 log = logging.getLogger(__name__)
 
 # The services of all protocols, on one port.
-SERVICES: Final[tuple[Callable[[ServedCalls], Service], ...]] = (v2.service,)
+SERVICES: Final[tuple[Callable[[ServedCalls], GrpcService], ...]] = (v2.service,)
 
 
 class GrpcFront:

@@ -18,7 +18,7 @@ from edgeserve.serve.metrics.reasons import reason_of
 Admit = Callable[[Role, str | None], None]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class PlacedMethod(msgspec.Struct, frozen=True):
     """One method behind the door: how grpc calls it, which role it needs, and whether it waits for the engine."""
 
     handler: Any
@@ -34,7 +34,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
 
     def __init__(
         self,
-        methods: Mapping[str, Entry],
+        methods: Mapping[str, PlacedMethod],
         admit: Admit,
         pools: Pools,
         max_inferences: int,

@@ -18,11 +18,18 @@ from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import AccessDenied, Role
 from edgeserve.serve.engine import ShuttingDown
 from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import Entry, key_in
+from edgeserve.serve.grpc.door import PlacedMethod, key_in
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.serve.grpc.service import Ask, Call, Exchange, Infer, OpenStream, Service
+from edgeserve.serve.grpc.service import (
+    Ask,
+    Exchange,
+    GrpcService,
+    Infer,
+    OpenCall,
+    OpenStream,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +59,13 @@ class Handlers:
         self._draining = False
         self.open = 0
 
-    def of(self, service: Service) -> dict[str, Entry]:
+    def of(self, service: GrpcService) -> dict[str, PlacedMethod]:
         """What answers the methods of a service, by their paths."""
         found = {}
         for method in service.methods:
             path = f"/{service.name}/{method.name}"
             handler, infers = self._handler(path, method)
-            found[path] = Entry(handler, method.role, infers)
+            found[path] = PlacedMethod(handler, method.role, infers)
         return found
 
     def _handler(
@@ -114,7 +121,7 @@ class Handlers:
 
     def _exchanging(self, path: str, method: Exchange) -> Callable[..., Iterator[bytes]]:
         def exchange(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            def refused(error: EdgeServeError, call: Call) -> None:
+            def refused(error: EdgeServeError, call: OpenCall) -> None:
                 self._refusals.note_error(error, path, context, logged=call.asked)
 
             key = key_in(context.invocation_metadata())

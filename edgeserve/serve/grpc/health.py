@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import Entry
+from edgeserve.serve.grpc.door import PlacedMethod
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
 
@@ -79,14 +79,17 @@ class Health:
             told = status
             yield bytes(_STATUS(status=status).SerializeToString())
 
-    def entries(self, pools: Pools, arrivals: Arrivals) -> dict[str, Entry]:
+    def entries(self, pools: Pools, arrivals: Arrivals) -> dict[str, PlacedMethod]:
         """What answers the methods, by their paths."""
         check, watch = (arrivals.with_message(b) for b in (self.check, self.watch))
         handlers = {
             "Check": grpc.stream_unary_rpc_method_handler(pools.on(pools.probes, check)),
             "Watch": grpc.stream_stream_rpc_method_handler(pools.on_watch(watch)),
         }
-        return {f"/{NAME}/{name}": Entry(handler, Role.OPEN) for name, handler in handlers.items()}
+        return {
+            f"/{NAME}/{name}": PlacedMethod(handler, Role.OPEN)
+            for name, handler in handlers.items()
+        }
 
     def _wake(self) -> None:
         with self._changed:

@@ -12,25 +12,25 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc import health
-from edgeserve.serve.grpc.door import Entry
+from edgeserve.serve.grpc.door import PlacedMethod
 from edgeserve.serve.grpc.pool import Pools
-from edgeserve.serve.grpc.service import Service
+from edgeserve.serve.grpc.service import GrpcService
 
 # Version 1 has the messages of v1alpha; tools ask for one or the other.
 _NAMES: Final = (str(reflection.SERVICE_NAME), "grpc.reflection.v1.ServerReflection")
 
 
-def entries(pools: Pools, services: Sequence[Service]) -> dict[str, Entry]:
+def entries(pools: Pools, services: Sequence[GrpcService]) -> dict[str, PlacedMethod]:
     """What answers the methods, by their paths: it tells about these services, health and itself."""
     handler = grpc.stream_stream_rpc_method_handler(
         pools.on_stream(_servicer(services).ServerReflectionInfo),
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    return {f"/{name}/ServerReflectionInfo": Entry(handler, Role.INFER) for name in _NAMES}
+    return {f"/{name}/ServerReflectionInfo": PlacedMethod(handler, Role.INFER) for name in _NAMES}
 
 
-def _servicer(services: Sequence[Service]) -> Any:
+def _servicer(services: Sequence[GrpcService]) -> Any:
     """grpc's own servicer, with the services' descriptors beside those of health and reflection."""
     pool = descriptor_pool.DescriptorPool()
     files = [service.file for service in services]

@@ -22,7 +22,7 @@ from edgeserve.serve.grpc.handlers import Handlers
 from edgeserve.serve.grpc.limits import THREADS, channel_options
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.serve.grpc.service import Service
+from edgeserve.serve.grpc.service import GrpcService
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.server import Settings
 
@@ -63,7 +63,7 @@ class GrpcServer:
         self._door: Door
         self._timer: asyncio.TimerHandle | None = None
 
-    def serve(self, services: Sequence[Service]) -> None:
+    def serve(self, services: Sequence[GrpcService]) -> None:
         """Have these answered, beside health and reflection; once, before `listen`."""
         self._health.services = tuple(service.name for service in services)
         entries = self._health.entries(self._pools, self._arrivals)

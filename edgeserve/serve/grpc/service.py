@@ -16,7 +16,7 @@ from edgeserve.serve.access.keys import Role
 Remaining = Callable[[], float | None]
 
 
-class Call(Protocol):
+class OpenCall(Protocol):
     """An inference that has begun. `asked`: the model was, which logs what becomes of it."""
 
     asked: bool
@@ -32,7 +32,7 @@ class Call(Protocol):
 
 
 # Is told of each request of a stream that got an error.
-Refused = Callable[[EdgeServeError, Call], None]
+Refused = Callable[[EdgeServeError, OpenCall], None]
 
 
 class OpenStream(Protocol):
@@ -65,7 +65,7 @@ class Infer(msgspec.Struct, frozen=True):
     """A method that infers: a serialized message begins a call."""
 
     name: str
-    start: Callable[[bytes, float | None], Call]
+    start: Callable[[bytes, float | None], OpenCall]
     role: Role = Role.INFER
 
 
@@ -77,7 +77,7 @@ class Exchange(msgspec.Struct, frozen=True):
     role: Role = Role.INFER
 
 
-class Service(msgspec.Struct, frozen=True):
+class GrpcService(msgspec.Struct, frozen=True):
     """A service by its full name; `file` describes its messages to those who ask by reflection."""
 
     name: str

@@ -31,7 +31,7 @@ _CHECK_S: Final = 5.0
 _SMALL: Final = 16_384
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 
-Start = Callable[[bytes, float | None], "Inference"]
+Start = Callable[[bytes, float | None], "InferenceCall"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Inferences:
         It never raises: what is wrong comes with the answer.
         """
 
-        def start(message: bytes, remaining_s: float | None) -> Inference:
-            call = Inference(self, codec, message)
+        def start(message: bytes, remaining_s: float | None) -> InferenceCall:
+            call = InferenceCall(self, codec, message)
             if remaining_s is not None:
                 call.deadline = time.monotonic() + remaining_s
             if len(message) >= _SMALL:
@@ -108,7 +108,7 @@ class Inferences:
         self._mailbox.close()
 
 
-class Inference:
+class InferenceCall:
     """One call. `run` and `finish` happen on the loop, `wait` and `answer` on the caller's thread.
 
     What is small is decoded and encoded on the loop, too: two threads that take turns with Python's lock

@@ -25,7 +25,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol
-from edgeserve.serve.protocols.threads import Threads, Turn, Where
+from edgeserve.serve.protocols.threads import Place, Threads, Turn
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Interface
 
@@ -163,7 +163,7 @@ class InferRoute:
 
         request.work = turn = Turn()
         self._threads.do(
-            Where.THREAD if len(request.body) > _INLINE_COMPRESSED else Where.LOOP,
+            Place.THREAD if len(request.body) > _INLINE_COMPRESSED else Place.LOOP,
             turn.taking(lambda: inflate(self._coding, request.body, self._limits)),
             go_on,
             request,
@@ -201,7 +201,7 @@ class InferRoute:
 
         request.work = turn = Turn()
         self._threads.do(
-            Where.THREAD if size <= _LARGE_BYTES else Where.READER,
+            Place.THREAD if size <= _LARGE_BYTES else Place.READER,
             turn.taking(lambda: codec.decode(body, self._terms)),
             go_on,
             request,
@@ -286,7 +286,7 @@ class InferRoute:
     ) -> None:
         """Encode on a thread."""
         self._threads.do(
-            Where.WRITER if size <= _LONG_BYTES else Where.READER,
+            Place.WRITER if size <= _LONG_BYTES else Place.READER,
             lambda: codec.encode(decoded, result.outputs, result.candidate),
             lambda response: self._send(request, response),
             request,
@@ -305,7 +305,7 @@ class InferRoute:
             shared = form(plain.status, plain.content_type, (*plain.headers, *codings))
             request.respond(Response(shared, [body], response.lines))
 
-        where = Where.THREAD if response.size > _INLINE_BYTES else Where.LOOP
+        where = Place.THREAD if response.size > _INLINE_BYTES else Place.LOOP
         self._threads.do(where, lambda: deflate(coding, response.parts), respond, request)
 
 

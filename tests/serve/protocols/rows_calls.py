@@ -6,7 +6,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.engine import Outcome
-from edgeserve.serve.grpc.service import Infer, Service
+from edgeserve.serve.grpc.service import GrpcService, Infer
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.calls import ServedCalls
@@ -48,10 +48,10 @@ class RowsMessages:
         return msgspec.json.encode(result.outputs[request.outputs[0]].tolist())
 
 
-def rows_service(served: ServedCalls) -> Service:
+def rows_service(served: ServedCalls) -> GrpcService:
     file = descriptor_pb2.FileDescriptorProto(name="rows.proto", package="rows")
     file.service.add(name="Rows")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     run = Infer("Run", served.inferences.starting(RowsMessages()))
-    return Service("rows.Rows", pool.FindFileByName("rows.proto"), (run,))
+    return GrpcService("rows.Rows", pool.FindFileByName("rows.proto"), (run,))

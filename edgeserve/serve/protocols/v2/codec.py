@@ -58,8 +58,8 @@ class V2:
             )
         return int(value)
 
-    def codec(self, model: ServedModel) -> Codec:
-        return Codec(
+    def codec(self, model: ServedModel) -> V2Codec:
+        return V2Codec(
             model.name,
             model.version,
             model.interface,
@@ -70,7 +70,7 @@ class V2:
         )
 
 
-class Codec:
+class V2Codec:
     """Decodes requests for one model and encodes its answers."""
 
     def __init__(

@@ -26,7 +26,7 @@ from edgeserve.wire import binary
 LINEAR = Interface(
     (TensorSpec("x", "FP32", ("batch", 4)),), (TensorSpec("y", "FP32", ("batch", 3)),), 8
 )
-LINEAR_CODEC = v2.Codec("linear", "1", LINEAR)
+LINEAR_CODEC = v2.V2Codec("linear", "1", LINEAR)
 MIXED = Interface(
     (
         TensorSpec("text", "BYTES", ("batch",)),
@@ -42,7 +42,7 @@ MIXED = Interface(
 def decode(document: Any, blobs: bytes = b"", interface: Interface = LINEAR) -> V2Request:
     head = document if isinstance(document, bytes) else json.dumps(document).encode()
     length = len(head) if blobs else None
-    return v2.Codec("m", "1", interface).decode(memoryview(head + blobs), length)
+    return v2.V2Codec("m", "1", interface).decode(memoryview(head + blobs), length)
 
 
 def entry(**change: Any) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def test_sequences_are_for_models_without_a_state_what_other_requests_are(identi
     parameters = {"sequence_id": identity, "sequence_start": True, "sequence_end": False}
     body = json.dumps({"inputs": [entry()], "parameters": parameters}).encode()
     assert LINEAR_CODEC.decode(body, None).inputs["x"].tolist() == [[1, 2, 3, 4]]
-    stateful = v2.Codec("m", "1", LINEAR, keeps_state=True)
+    stateful = v2.V2Codec("m", "1", LINEAR, keeps_state=True)
     with pytest.raises(InvalidInput, match="starts each request from its initial state"):
         stateful.decode(body, None)
     none = {"sequence_id": 0, "sequence_start": False}
@@ -202,7 +202,7 @@ def test_binary_sizes_must_add_up(parameters: dict[str, Any], blob: bytes, words
     assert words in str(caught.value)
 
 
-def told(codec: v2.Codec, body: memoryview, length: int) -> object:
+def told(codec: v2.V2Codec, body: memoryview, length: int) -> object:
     """What is made of a body, or what is wrong with it."""
     try:
         request = codec.decode(body, length)
@@ -230,7 +230,7 @@ MODEL = Interface(
     )
 )  # fmt: skip
 def test_heads_that_come_again_mean_what_they_meant(asked: list[tuple[Any, ...]]) -> None:
-    codec, noise = v2.Codec("m", "1", MODEL), np.random.default_rng(0)
+    codec, noise = v2.V2Codec("m", "1", MODEL), np.random.default_rng(0)
     for rows, wide, outputs, parameters, identity, more, flat in asked:
         sizes = {"x": 4 * rows * wide, "m": rows}
         document: dict[str, Any] = {
@@ -251,11 +251,11 @@ def test_heads_that_come_again_mean_what_they_meant(asked: list[tuple[Any, ...]]
         head = json.dumps(document).encode()
         blob = noise.bytes(max(0, sizes["x"] + (0 if flat else rows) + (more if more > 2 else 0)))
         body = memoryview(head + blob)
-        assert told(codec, body, len(head)) == told(v2.Codec("m", "1", MODEL), body, len(head))
+        assert told(codec, body, len(head)) == told(v2.V2Codec("m", "1", MODEL), body, len(head))
 
 
 def test_a_head_that_came_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = v2.Codec("m", "1", LINEAR)
+    codec = v2.V2Codec("m", "1", LINEAR)
     head = json.dumps({"inputs": [entry(data=..., parameters={"binary_data_size": 16})]}).encode()
     bodies = [head + np.float32([i, 1, 2, 3]).tobytes() for i in range(3)]
     assert codec.decode(bodies[0], len(head)).inputs["x"][0, 0] == 0
@@ -319,7 +319,7 @@ def encode(outputs: dict[str, np.ndarray], **wanted: Any) -> tuple[dict[str, Any
         LINEAR.inputs,
         tuple(TensorSpec(n, dtype_name(a.dtype), a.shape) for n, a in outputs.items()),
     )
-    codec = v2.Codec("m", "1", interface, Classes(interface, {"y": ["cat", "dog"]}))
+    codec = v2.V2Codec("m", "1", interface, Classes(interface, {"y": ["cat", "dog"]}))
     encoded = codec.encode(request, outputs, Candidate("v", "r", "d"))
     body = b"".join(bytes(p) for p in encoded.parts)
     lengths = encoded.lines.removeprefix(b"\r\nInference-Header-Content-Length: ")
@@ -417,7 +417,7 @@ DATA = st.recursive(NUMBERS, lambda inner: st.lists(inner, max_size=4), max_leav
 def test_typed_and_general_reading_agree(datatype: str, shape: list[Any], data: Any) -> None:
     """What is quick must be no other than what is thorough, in what it takes and in what it gives."""
     spec = TensorSpec("x", datatype, tuple(f"d{i}" for i in range(len(shape))))
-    codec = v2.Codec("m", "1", Interface((spec,), LINEAR.outputs))
+    codec = v2.V2Codec("m", "1", Interface((spec,), LINEAR.outputs))
     body = json.dumps(
         {"inputs": [{"name": "x", "shape": shape, "datatype": datatype, "data": data}]}
     ).encode()

@@ -78,7 +78,7 @@ FORMS = ["[{}]", "[[{}]]", "[[[{}]]]"]
 
 def read(dtype: str, text: str, shape: tuple[int, ...] = (1, 2)) -> Any:
     spec = TensorSpec("x", dtype, tuple(f"d{i}" for i in range(len(shape))))
-    codec = v2.Codec("m", "1", Interface((spec,), ()))
+    codec = v2.V2Codec("m", "1", Interface((spec,), ()))
     body = '{"inputs":[{"name":"x","shape":%s,"datatype":"%s","data":%s}]}'
     array = codec.decode((body % (list(shape), dtype, text)).encode(), None).inputs["x"]
     assert (array.dtype, array.shape) == (DTYPES[dtype], shape)

@@ -110,13 +110,13 @@ def test_what_is_not_much_json_is_written_at_once(
     server: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
-    encode = v2.Codec.encode
+    encode = v2.V2Codec.encode
 
-    def noted(codec: v2.Codec, *others: Any) -> v2.Encoded:
+    def noted(codec: v2.V2Codec, *others: Any) -> v2.Encoded:
         threads.append(threading.current_thread().name)
         return encode(codec, *others)
 
-    monkeypatch.setattr(v2.Codec, "encode", noted)
+    monkeypatch.setattr(v2.V2Codec, "encode", noted)
     with RawClient(server.url) as client:
         for extra in (
             {"parameters": {"binary_data_output": True}},
@@ -139,7 +139,7 @@ def test_what_is_not_much_json_is_written_at_once(
 
 
 def test_the_binary_part_follows_json_in_pieces() -> None:
-    codec = v2.Codec("m", "1", Interface((), TWO))
+    codec = v2.V2Codec("m", "1", Interface((), TWO))
     wanted = (RequestedOutput("a", binary=True), RequestedOutput("b", binary=False))
     outputs: Tensors = {"a": np.float32([1, 2]), "b": STEPS}
     encoded = codec.encode(
@@ -243,7 +243,7 @@ CANDIDATE = Candidate("v", "r", "cpu")
 
 def encoded(array: Array, dtype: str, limits: Limits | None = None, **how: Any) -> bytes:
     spec = TensorSpec("y", dtype, tuple("abcd"[: array.ndim]))
-    codec = v2.Codec("m", "1", Interface((), (spec,)), limits=limits)
+    codec = v2.V2Codec("m", "1", Interface((), (spec,)), limits=limits)
     request = V2Request({}, 1, ("y",), wanted=(RequestedOutput("y", binary=False),), **how)
     return b"".join(codec.encode(request, {"y": array}, CANDIDATE).parts)
 
@@ -282,7 +282,7 @@ def test_texts_count_with_their_length(
 ) -> None:
     array = np.array([b"a" * size] * texts, object)
     spec = TensorSpec("y", "BYTES", ("n",))
-    codec = v2.Codec("m", "1", Interface((), (spec,)))
+    codec = v2.V2Codec("m", "1", Interface((), (spec,)))
     request = V2Request({}, 1, ("y",), wanted=(RequestedOutput("y", binary=False),))
     found = codec.written_bytes(request, {"y": array})
     assert texts * size <= found <= texts * (size + 9)

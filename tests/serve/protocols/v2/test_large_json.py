@@ -69,13 +69,13 @@ def test_the_server_answers_others_while_large_json_is_read(
 
 def test_small_json_is_read_at_once(server: Background, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
-    decode = v2.Codec.decode
+    decode = v2.V2Codec.decode
 
-    def noted(codec: v2.Codec, body: bytes, header_length: int | None) -> V2Request:
+    def noted(codec: v2.V2Codec, body: bytes, header_length: int | None) -> V2Request:
         threads.append(threading.current_thread().name)
         return decode(codec, body, header_length)
 
-    monkeypatch.setattr(v2.Codec, "decode", noted)
+    monkeypatch.setattr(v2.V2Codec, "decode", noted)
     tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
     head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": 16}}]}).encode()
     length = f"Inference-Header-Content-Length: {len(head)}"
@@ -171,7 +171,7 @@ VALUES = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60)
 
 def array_of(text: str, shape: tuple[int, ...], spec: TensorSpec = SPEC) -> Any:
     """Decoded, or what was wrong."""
-    codec = v2.Codec("m", "1", Interface((spec,), ()))
+    codec = v2.V2Codec("m", "1", Interface((spec,), ()))
     body = '{"inputs":[{"name":"x","shape":%s,"datatype":"%s","data":%s}]}'
     try:
         return codec.decode((body % (list(shape), spec.dtype, text)).encode(), None).inputs["x"]
@@ -277,7 +277,7 @@ def test_a_batch_that_is_too_large_is_refused_before_it_is_parsed(
 ) -> None:
     monkeypatch.setattr(json_data, "_PIECE", 30)
     monkeypatch.setattr(json_data.JsonPort, "_in_pieces", None)
-    codec = v2.Codec("m", "1", Interface((TensorSpec("x", "FP32", ("n",)),), (), max_batch=8))
+    codec = v2.V2Codec("m", "1", Interface((TensorSpec("x", "FP32", ("n",)),), (), max_batch=8))
     data = json.dumps([1] * 12)
     body = f'{{"inputs":[{{"name":"x","shape":[12],"datatype":"FP32","data":{data}}}]}}'
     with pytest.raises(InvalidInput, match="expected a batch of 1 to 8, got 12"):

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.grpc.service import Ask, Exchange, Infer, Service
+from edgeserve.serve.grpc.service import Ask, Exchange, GrpcService, Infer
 from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.about import About
 from edgeserve.serve.protocols.v2.grpc.infer import InferMessages
@@ -16,13 +16,13 @@ from edgeserve.serve.protocols.v2.grpc.stream import Stream
 from edgeserve.wire import SERVICE, messages
 
 
-def service(served: ServedCalls) -> Service:
+def service(served: ServedCalls) -> GrpcService:
     """The service of one server."""
     about, start = About(served), served.inferences.starting
     alone, streamed = (
         start(InferMessages(served.shm, served.limits, streamed=how)) for how in (False, True)
     )
-    return Service(
+    return GrpcService(
         SERVICE,
         messages.DESCRIPTOR,
         (

@@ -12,7 +12,7 @@ import grpc
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc.errors import text_of
-from edgeserve.serve.protocols.calls import Inference, Start
+from edgeserve.serve.protocols.calls import InferenceCall, Start
 from edgeserve.serve.protocols.v2.grpc import codec
 
 # Requests of one stream that may wait or run; the next is read when one is answered.
@@ -29,7 +29,7 @@ class Stream:
         requests: Iterator[bytes],
         remaining_s: Callable[[], float | None],
         key: str | None = None,
-        refused: Callable[[EdgeServeError, Inference], None] = lambda error, call: None,
+        refused: Callable[[EdgeServeError, InferenceCall], None] = lambda error, call: None,
     ) -> None:
         """`key` is what the caller was let in with; `refused` is told of each request that got an error."""
         self._refused = refused
@@ -37,10 +37,10 @@ class Stream:
         self._start = start
         self._requests = requests
         self._remaining_s = remaining_s
-        self._started: queue.SimpleQueue[Inference | None] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[InferenceCall | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(WINDOW)
         self._lock = threading.Lock()
-        self._answering: Inference | None = None
+        self._answering: InferenceCall | None = None
         self._gone = False
         self.ended_by: EdgeServeError | None = None
 

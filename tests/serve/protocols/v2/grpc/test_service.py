@@ -9,7 +9,7 @@ import pytest
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.background import Background
 from edgeserve.serve.fronts import grpc as front
-from edgeserve.serve.grpc.service import Ask, Service
+from edgeserve.serve.grpc.service import Ask, GrpcService
 from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.service import service
 from edgeserve.wire import messages
@@ -17,9 +17,9 @@ from tests.serve.grpc.conftest import settings
 
 
 def test_the_list_is_the_declared_service(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Service] = []
+    made: list[GrpcService] = []
 
-    def noted(served: ServedCalls) -> Service:
+    def noted(served: ServedCalls) -> GrpcService:
         made.append(service(served))
         return made[0]
 
