@@ -17,7 +17,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 import msgspec
 
-import edgeserve
 from edgeserve.bundle.manifest import Option, Precision
 from edgeserve.errors import TargetError, nearest
 
@@ -347,7 +346,7 @@ def _folders() -> list[Traversable]:
 
 
 def _shipped_folder() -> Path:
-    package = Path(edgeserve.__file__).parent
+    package = Path(__file__).parents[1]
     in_wheel, in_checkout = package / "_targets", package.parent / "targets"
     if in_wheel.is_dir():
         return in_wheel
