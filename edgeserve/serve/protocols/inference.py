@@ -25,7 +25,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol
-from edgeserve.serve.protocols.threads import Place, Threads, Turn
+from edgeserve.serve.protocols.threads import Lane, Threads, Turn
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Interface
 
@@ -163,7 +163,7 @@ class InferRoute:
 
         request.work = turn = Turn()
         self._threads.do(
-            Place.THREAD if len(request.body) > _INLINE_COMPRESSED else Place.LOOP,
+            Lane.THREAD if len(request.body) > _INLINE_COMPRESSED else Lane.LOOP,
             turn.taking(lambda: inflate(self._coding, request.body, self._limits)),
             go_on,
             request,
@@ -201,7 +201,7 @@ class InferRoute:
 
         request.work = turn = Turn()
         self._threads.do(
-            Place.THREAD if size <= _LARGE_BYTES else Place.READER,
+            Lane.THREAD if size <= _LARGE_BYTES else Lane.READER,
             turn.taking(lambda: codec.decode(body, self._terms)),
             go_on,
             request,
@@ -286,7 +286,7 @@ class InferRoute:
     ) -> None:
         """Encode on a thread."""
         self._threads.do(
-            Place.WRITER if size <= _LONG_BYTES else Place.READER,
+            Lane.WRITER if size <= _LONG_BYTES else Lane.READER,
             lambda: codec.encode(decoded, result.outputs, result.candidate),
             lambda response: self._send(request, response),
             request,
@@ -305,7 +305,7 @@ class InferRoute:
             shared = form(plain.status, plain.content_type, (*plain.headers, *codings))
             request.respond(Response(shared, [body], response.lines))
 
-        where = Place.THREAD if response.size > _INLINE_BYTES else Place.LOOP
+        where = Lane.THREAD if response.size > _INLINE_BYTES else Lane.LOOP
         self._threads.do(where, lambda: deflate(coding, response.parts), respond, request)
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Place(enum.Enum):
+class Lane(enum.Enum):
     """Where work is done that may take long: it waits for a thread, or the loop for it."""
 
     LOOP = enum.auto()
@@ -60,8 +60,8 @@ class Threads:
         self._flight = flight
         self._trimmer = Trimmer()
         self._executors = {
-            Place.WRITER: ThreadPoolExecutor(1, "edgeserve-answers"),
-            Place.READER: ThreadPoolExecutor(1, "edgeserve-json"),
+            Lane.WRITER: ThreadPoolExecutor(1, "edgeserve-answers"),
+            Lane.READER: ThreadPoolExecutor(1, "edgeserve-json"),
         }
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Threads:
 
     def do(
         self,
-        where: Place,
+        where: Lane,
         work: Callable[[], _T],
         then: Callable[[_T], None],
         request: Request,
@@ -96,7 +96,7 @@ class Threads:
                 log.exception("a request could not be handled")
                 request.respond(server_failed())
 
-        if where is Place.LOOP:
+        if where is Lane.LOOP:
             finish(work)
             return
         self._flight.count += 1
@@ -114,7 +114,7 @@ class Threads:
             finish(done.result)
             if error is not None:
                 error.__traceback__ = None  # its frames hold the request, and the future it
-            if where is Place.READER:
+            if where is Lane.READER:
                 self._trimmer.soon()
 
         executor = self._executors.get(where)
