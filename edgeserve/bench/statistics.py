@@ -171,10 +171,9 @@ def _thinned(values: npt.NDArray[Any], most: int) -> npt.NDArray[Any]:
 def _picks(clusters: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
     """How often each resample draws each cluster, [resamples, clusters]."""
     count = int(clusters.max()) + 1
-    picks: npt.NDArray[np.int64] = np.random.default_rng(seed).multinomial(
-        count, np.full(count, 1.0 / count), size=_RESAMPLES
-    )
-    return picks
+    draws = np.random.default_rng(seed).integers(count, size=(_RESAMPLES, count))
+    draws += count * np.arange(_RESAMPLES)[:, None]
+    return np.bincount(draws.ravel(), minlength=_RESAMPLES * count).reshape(_RESAMPLES, count)
 
 
 def _weighted_quantiles(
