@@ -26,12 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_timing() -> Iterator[None]:
-    """Conversions in this process time each variant for a fifth of what users get: no test is about the figures."""
+    """Conversions in this process time each variant for a tenth of what users get: no test is about the figures."""
     with pytest.MonkeyPatch.context() as patch:
         for seconds in (
             "SECONDS_PER_VARIANT",
             "SECONDS_PER_FINALIST",
             "SECONDS_PER_QUICK_FINALIST",
         ):
-            patch.setattr(f"edgeserve.conversion.search.search.{seconds}", 0.2)
+            patch.setattr(f"edgeserve.conversion.search.search.{seconds}", 0.1)
         yield

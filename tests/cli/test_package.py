@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from edgeserve.cli import package
 from edgeserve.errors import UsageError
 from tests.packaging.bundles import two_runtimes
-from tests.packaging.test_folder import house
+from tests.packaging.test_folder import built_once, house
 
-__all__ = ["house"]  # the fixture
+__all__ = ["built_once", "house"]  # fixtures
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from edgeserve.packaging import Options, Package, package
 from edgeserve.packaging.device import device
 from edgeserve.packaging.folder import safe_name
 from edgeserve.packaging.requirements import parse, requirements
+from edgeserve.packaging.wheels import own_wheel
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 from tests.conversion.wheels import write_wheel
@@ -38,10 +39,10 @@ def quiet(what: str, share: float | None) -> None:
     pass
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheelhouse of empty wheels with the names and versions that real ones would have."""
-    folder = tmp_path / "house"
+    folder = tmp_path_factory.mktemp("house")
     chain = [Candidate("v", name, "cpu") for name in ("onnxruntime", "litert", "openvino")]
     for text in requirements(chain, device(), ("grpc",)):
         name = parse(text).name
@@ -55,6 +56,28 @@ def house(tmp_path: Path) -> Path:
 
 def written(source: Path, out: Path, house: Path, **options: Any) -> Package:
     return package(source, out, Options(wheelhouse=str(house), **options), quiet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """edgeserve's own wheel is the same in every package: it is built once."""
+    folder = tmp_path_factory.mktemp("own")
+    wheel = own_wheel(folder, folder, quiet)
+
+    def copied(folder: Path, work: Path, say: object) -> Path:
+        return shutil.copy(wheel, folder / wheel.name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeserve.packaging.folder.own_wheel", copied)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, house: Path) -> Path:
+    """A package of `linear` for this machine, for tests that change nothing in it."""
+    folder = tmp_path_factory.mktemp("plain")
+    written(linear_bundle(folder), folder / "package", house)
+    return folder / "package"
 
 
 def wheel_names(folder: Path) -> set[str]:
@@ -81,33 +104,29 @@ def test_everything_the_device_needs_and_no_other_engine(tmp_path: Path, house: 
     assert {"linear.edge", "edgeserve", "numpy", "pip (tools)"} <= {p.name for p in made.parts}
 
 
-def test_nothing_tells_where_it_was_made(tmp_path: Path, house: Path) -> None:
-    out = tmp_path / "package"
-    written(linear_bundle(tmp_path), out, house)
-    for file in out.iterdir():
+def test_nothing_tells_where_it_was_made(plain: Path) -> None:
+    for file in plain.iterdir():
         if file.is_file():
             text = file.read_text("utf-8")
-            assert str(tmp_path) not in text
+            assert str(plain.parent) not in text
             assert not re.search(
                 r"@[A-Z_]+@(?!@)", text.replace("@@HERE@@", "").replace("@@VENV@@", "")
             )
             assert "://" not in text or file.suffix in (".txt", ".service")
 
 
-def test_the_sums_cover_every_file(tmp_path: Path, house: Path) -> None:
-    out = tmp_path / "package"
-    written(linear_bundle(tmp_path), out, house)
-    listed = {line.split("  ", 1)[1] for line in (out / "SHA256SUMS").read_text().splitlines()}
-    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+def test_the_sums_cover_every_file(plain: Path) -> None:
+    listed = {line.split("  ", 1)[1] for line in (plain / "SHA256SUMS").read_text().splitlines()}
+    there = {p.relative_to(plain).as_posix() for p in plain.rglob("*") if p.is_file()}
     assert listed == there - {"SHA256SUMS"}
-    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=plain, check=True)
 
 
 def test_an_existing_folder_is_replaced_only_when_it_is_a_package(
-    tmp_path: Path, house: Path
+    tmp_path: Path, house: Path, plain: Path
 ) -> None:
     out, bundle = tmp_path / "package", linear_bundle(tmp_path)
-    written(bundle, out, house)
+    shutil.copytree(plain, out)
     with pytest.raises(OutputExists):
         written(bundle, out, house)
     (out / "old").touch()
@@ -184,20 +203,18 @@ def test_another_python_is_refused_by_the_installer(tmp_path: Path, house: Path)
     assert "PYTHON=/path/to/python3.99" in run.stderr
 
 
-def test_a_damaged_package_is_refused_by_the_installer(tmp_path: Path, house: Path) -> None:
+def test_a_damaged_package_is_refused_by_the_installer(tmp_path: Path, plain: Path) -> None:
     out = tmp_path / "package"
-    written(linear_bundle(tmp_path), out, house)
+    shutil.copytree(plain, out)
     (out / "linear.edge" / "golden-inputs.npz").write_bytes(b"")
     run = install(out, PYTHON=sys.executable)
     assert run.returncode == 3
     assert "error: the package is damaged" in run.stderr
 
 
-def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, house: Path) -> None:
-    out = tmp_path / "package"
-    written(linear_bundle(tmp_path), out, house)
-    unit = out / "edgeserve-linear.service"
-    text = unit.read_text()
+def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, plain: Path) -> None:
+    unit = tmp_path / "edgeserve-linear.service"
+    text = (plain / unit.name).read_text()
     for line in ("DynamicUser=yes", "ProtectSystem=strict", "NoNewPrivileges=yes",
                  "PrivateDevices=yes", "ExecReload=/bin/kill -HUP $MAINPID", "LimitNOFILE=65536",
                  "TimeoutStopSec=60"):  # fmt: skip
