@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import Final
 
-LOCALHOST: Final = "localhost"
+from edgeserve.serve.access import LOCALHOST
 
 
 def addresses_of(host: str) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ import logging
 from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.access.addresses import LOCALHOST, addresses_of, joined
+from edgeserve.serve.access import LOCALHOST
+from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.control import Control, Parts

@@ -1,7 +1,6 @@
 """What a client may send and how long it may take. docs/security.md gives the reasons."""
 
-from __future__ import annotations
-
+# Annotations are not strings here: `run --help` would have to compile a hundred of them.
 from typing import Annotated
 
 import msgspec

@@ -1,7 +1,6 @@
 """What can be set for one priority of a model, and for one model. The server's settings have all of it, too."""
 
-from __future__ import annotations
-
+# Annotations are not strings here: `run --help` would have to compile a hundred of them.
 import re
 from functools import partial
 from typing import Annotated, Final, Literal

@@ -1,15 +1,14 @@
 """What can be set for one server: the declarations, the checks of what must fit together, and one model's settings."""
 
-from __future__ import annotations
-
+# Annotations are not strings here: `run --help` would have to compile a hundred of them.
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.access.addresses import LOCALHOST
+from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.model import NAME, SECONDS, ModelSettings, PerLevel, PerModel
 from edgeserve.serve.settings.setting import Group, Setting, Unit, check, said, taken
@@ -274,13 +273,13 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         folder = () if self.repository is None else (self.repository,)
         return (*single, *self.bundles, *folder, *(m.bundle for m in self.model if m.bundle))
 
-    def of(self, model: ModelSettings) -> Settings:
+    def of(self, model: ModelSettings) -> Self:
         """The settings of one model, where its table has the last word."""
         own = said(model)
         del own["bundle"], own["name"]
         return self.changed(own)
 
-    def changed(self, own: dict[str, Any]) -> Settings:
+    def changed(self, own: dict[str, Any]) -> Self:
         """With what one model's table or file says. Where that has fewer priorities, tables about others are
         not for it."""
         if "priority_levels" in own and "priority" not in own:
@@ -312,13 +311,13 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         given = self.shared_memory
         return (given,) if isinstance(given, str) else given
 
-    def read_keys(self) -> Keys:
+    def read_keys(self) -> "Keys":
         """The keys of the file and the environment. Raises UsageError."""
         from edgeserve.serve.access.keys import read_keys
 
         return read_keys(self.keys, os.environ)
 
-    def open_tls(self) -> Tls | None:
+    def open_tls(self) -> "Tls | None":
         """Raises UsageError for certificates that cannot be used."""
         from edgeserve.serve.access.tls import Tls
 

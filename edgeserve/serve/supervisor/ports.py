@@ -12,7 +12,8 @@ from typing import Final, Self
 import msgspec
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.access.addresses import LOCALHOST, addresses_of, joined, resolved
+from edgeserve.serve.access import LOCALHOST
+from edgeserve.serve.access.addresses import addresses_of, joined, resolved
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.workers.inherited import Plane
 
