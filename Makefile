@@ -39,9 +39,10 @@ unit: $(VENV)/.installed
 test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
 	$(BIN)/pytest -m slow -n $(PROCESSES) --dist loadfile
 
-reference: $(VENV)/.installed  ## Write what docs/ has of the commands' help and of the HTTP routes
+reference: $(VENV)/.installed  ## Write what docs/ has of the commands' help, of the HTTP routes and of the settings
 	$(BIN)/python docs/reference.py > docs/cli-reference.md
 	$(BIN)/python docs/routes.py
+	$(BIN)/python docs/settings.py
 
 protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I $(WIRE) --descriptor_set_out=$(WIRE)/messages.binpb \

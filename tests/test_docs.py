@@ -211,6 +211,14 @@ def test_the_table_of_routes_and_the_api_description_are_those_of_the_routes() -
     assert page == made["with_table"](page), "make reference"
 
 
+def test_the_tables_of_settings_are_those_of_their_declarations() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "settings.py"))
+    for page in made["PAGES"]:
+        text = page.read_text("utf-8")
+        assert "<!-- settings: " in text
+        assert text == made["with_tables"](text), "make reference"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):

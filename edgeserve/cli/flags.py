@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgeserve.serve.settings.setting import Declared
 
 _OTHERS: Final = "Other options"
-_METAVARS: Final = {"number of seconds": "SECONDS", "number of bytes": "BYTES", "size": "SIZE"}
 
 
 class SettingsCommand(TyperCommand):
@@ -110,7 +109,7 @@ def _option(known: Declared) -> Any:
     return typer.Option(
         setting.flag or f"--{known.name.replace('_', '-')}",
         help=f"{setting.help} [{default}]." if default else f"{setting.help}.",
-        metavar=setting.metavar or _METAVARS.get(setting.unit),
+        metavar=setting.value_name,
         envvar=setting.env,
         rich_help_panel=setting.group,
     )

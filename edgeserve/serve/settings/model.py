@@ -94,8 +94,9 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     fallback: Annotated[
         Literal["auto", "never"],
         _devices(
-            "never: use no other candidate than the first one",
-            more="If it fails, the start fails; if it fails later, the model is not ready until the candidate recovers",
+            "never: use only the first candidate",
+            more="If it fails at start-up, the server does not start. If it fails later, the model is not ready "
+            "until it recovers. `auto`: use the next candidate",
         ),
     ] = "auto"
     isolate: Annotated[
@@ -111,7 +112,9 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     ] = 0
     standby: Annotated[
         Literal["auto", "warm", "cold"],
-        _devices("Keep the CPU candidate loaded behind an accelerator; auto: if memory allows"),
+        _devices(
+            "Keep the CPU candidate loaded while an accelerator serves; auto: if memory allows"
+        ),
     ] = "auto"
     watchdog: Annotated[
         float,
@@ -151,7 +154,9 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
             pbtxt="instance_group.count",
         ),
     ] = 0
-    threads: Annotated[int, _batching("Engine threads of one call; 0: chosen", ge=0)] = 0
+    threads: Annotated[
+        int, _batching("Engine threads of one call; 0: by cores and model", ge=0)
+    ] = 0
     spin: Annotated[
         bool,
         _batching(

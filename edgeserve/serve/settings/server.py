@@ -33,7 +33,13 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     bundle: Annotated[
         str | None,
-        _what("Bundle, or repository folder, to serve", Unit.PATH, flag=None, followed=True),
+        _what(
+            "Bundle, or [repository folder](repository.md), to serve",
+            Unit.PATH,
+            more="On the command line: `BUNDLE...`. In the file, paths are relative to the file",
+            flag=None,
+            followed=True,
+        ),
     ] = None
     bundles: Annotated[
         tuple[str, ...],

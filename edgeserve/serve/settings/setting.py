@@ -46,6 +46,9 @@ class Unit(StrEnum):
     PATH = "path"
 
 
+_VALUES: Final = {Unit.SECONDS: "SECONDS", Unit.BYTES: "BYTES", Unit.SIZE: "SIZE"}
+
+
 class Setting(msgspec.Struct, frozen=True):
     """`help` is one line; `more` is Markdown that only the docs have. `default` names the default where its
     value does not. `ge`, `gt` and `le` bound a number, or each of several; `pattern` a text, with `expected`
@@ -71,6 +74,11 @@ class Setting(msgspec.Struct, frozen=True):
     env: str | None = None
     pbtxt: str | None = None
     followed: bool = False
+
+    @property
+    def value_name(self) -> str | None:
+        """What help and docs call the value, if not by its type."""
+        return self.metavar or _VALUES.get(self.unit)
 
     @property
     def range(self) -> str:
@@ -123,9 +131,16 @@ class Declared(msgspec.Struct, frozen=True):
     @property
     def shown_default(self) -> str:
         """The default in help and docs; empty for what is off or absent by default."""
-        if self.setting.default or isinstance(self.default, bool | tuple | None):
+        if self.setting.default or isinstance(self.default, bool | tuple | msgspec.Struct | None):
             return self.setting.default
-        return self.default if isinstance(self.default, str) else f"{self.default:g}"
+        if isinstance(self.default, str):
+            return self.default
+        amount, name = self.default, ""
+        if self.setting.unit is Unit.BYTES:
+            for larger in (" KiB", " MiB", " GiB"):
+                if amount and amount % 1024 == 0:
+                    amount, name = amount // 1024, larger
+        return f"{amount:.10g}{name}"
 
 
 @cache
