@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgeserve.errors import DataError
 from edgeserve.tensors import DTYPES, Array
 
 # Python's array type checks the range of integers, and makes an array of a short list several times as fast
@@ -118,3 +119,14 @@ def best_first(rows: Array) -> Array:
     # ~x is -1 - x of signed and max - x of unsigned integers: the order reversed, without overflow.
     reversed_order = ~rows if rows.dtype.kind in "iu" else -rows
     return np.argsort(reversed_order, axis=-1, kind="stable")
+
+
+def unreadable(message: str, error: Exception) -> DataError:
+    """What to raise where numpy cannot read a file: `error` is numpy's own, from `allow_pickle=False`."""
+    if "allow_pickle" not in str(error):
+        return DataError(message, cause=str(error))
+    return DataError(
+        message,
+        cause="it holds Python objects, whose pickles could execute anything",
+        hint="save texts as numpy.array(texts, dtype=str)",
+    )

@@ -14,32 +14,17 @@ import edgeserve
 ROOT: Final = Path(edgeserve.__file__).parent
 # Classes that share a name, and why; anything else needs a name of its own.
 SAME_NAME: Final = {
-    "Failure": "temporary",
-    "Faults": "temporary",
     "InsteadOf": "the server's, and as its client reads it",
     "Link": "temporary",
     "ModelStatus": "the server's, and as its client reads it",
-    "Opened": "temporary",
-    "Options": "temporary",
-    "Part": "temporary",
-    "Plan": "temporary",
-    "QueuePolicy": "temporary",
-    "Report": "temporary",
-    "Row": "temporary",
     "ServerStatus": "the server's, and as its client reads it",
     "Service": "temporary",
-    "Settings": "temporary",
-    "Subject": "temporary",
-    "Trial": "temporary",
-    "Verdict": "temporary",
-    "Weight": "temporary",
     "WorkerStatus": "the server's, and as its client reads it",
 }
 # Imports that lead back, until their files are changed.
 LEADING_BACK: Final = {
     ("edgeserve.chain.keeper", "edgeserve.chain.chain"),
     ("edgeserve.chain.replayer", "edgeserve.chain.chain"),
-    ("edgeserve.bench.report", "edgeserve.bench.warnings"),
     ("edgeserve.serve.http.request", "edgeserve.serve.http.reading"),
 }
 

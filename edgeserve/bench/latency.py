@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from edgeserve.bench.interleave import Timings, interleave
-from edgeserve.bench.subjects import Opened, Skipped, skipped_because
+from edgeserve.bench.subjects import OpenSubject, Skipped, skipped_because
 from edgeserve.errors import InferenceFailed
 from edgeserve.tensors import Tensors
 
 
 def single_stream(
-    opened: Sequence[Opened],
+    opened: Sequence[OpenSubject],
     requests: Sequence[Tensors],
     *,
     seconds: float,
@@ -45,13 +45,13 @@ def single_stream(
 class _Failed(Exception):
     """Which of the interleaved subjects failed."""
 
-    def __init__(self, opened: Opened, error: InferenceFailed) -> None:
+    def __init__(self, opened: OpenSubject, error: InferenceFailed) -> None:
         super().__init__(str(error))
         self.opened = opened
         self.error = error
 
 
-def _caller(opened: Opened, requests: Sequence[Tensors]) -> Callable[[], object]:
+def _caller(opened: OpenSubject, requests: Sequence[Tensors]) -> Callable[[], object]:
     run, endless = opened.session.run, itertools.cycle(requests)
 
     def call() -> object:

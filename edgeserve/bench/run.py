@@ -24,7 +24,7 @@ from edgeserve.bench.statistics import (
 from edgeserve.bench.subjects import (
     SOURCE_INDEX,
     InjectedFaults,
-    Opened,
+    OpenSubject,
     Skipped,
     close_all,
     open_all,
@@ -124,7 +124,7 @@ def _bench(
     )
 
 
-def require_some(bundle: Bundle, alive: Sequence[Opened], skipped: Sequence[Skipped]) -> None:
+def require_some(bundle: Bundle, alive: Sequence[OpenSubject], skipped: Sequence[Skipped]) -> None:
     """Raises NotMeasured unless one of the bundle's own candidates is alive."""
     if not any(o.subject.index != SOURCE_INDEX for o in alive):
         raise NotMeasured(
@@ -134,7 +134,7 @@ def require_some(bundle: Bundle, alive: Sequence[Opened], skipped: Sequence[Skip
         )
 
 
-def find_baseline(opened: Sequence[Opened]) -> Opened | None:
+def find_baseline(opened: Sequence[OpenSubject]) -> OpenSubject | None:
     """What speed-ups are over: the source if it was given, else the first candidate that really
     computes in fp32 (onnxruntime's on the CPU before others')."""
     for item in opened:
@@ -150,7 +150,7 @@ def find_baseline(opened: Sequence[Opened]) -> Opened | None:
     return next(iter(usual or computing), None)
 
 
-def recorded_speedup(bundle: Bundle, opened: Opened) -> float | None:
+def recorded_speedup(bundle: Bundle, opened: OpenSubject) -> float | None:
     """What convert measured of this variant on this runtime and device."""
     candidate = opened.subject.candidate
     if opened.subject.index == SOURCE_INDEX:
@@ -164,11 +164,11 @@ def recorded_speedup(bundle: Bundle, opened: Opened) -> float | None:
 def _measurements(
     bundle: Bundle,
     settings: BenchSettings,
-    alive: Sequence[Opened],
+    alive: Sequence[OpenSubject],
     cold: Mapping[str, ColdStart],
     timed: Mapping[str, Timings],
     rates: Mapping[str, Offline],
-    baseline: Opened | None,
+    baseline: OpenSubject | None,
 ) -> tuple[Measurement, ...]:
     found = []
     for item in alive:
@@ -217,7 +217,7 @@ def latency_of(timings: Timings) -> Latency:
     )
 
 
-def _requested(item: Opened, settings: BenchSettings) -> Requested:
+def _requested(item: OpenSubject, settings: BenchSettings) -> Requested:
     candidate = item.subject.candidate
     return Requested(
         variant=candidate.variant,
@@ -230,7 +230,7 @@ def _requested(item: Opened, settings: BenchSettings) -> Requested:
     )
 
 
-def _engaged(bundle: Bundle, item: Opened, cold: ColdStart) -> Engaged:
+def _engaged(bundle: Bundle, item: OpenSubject, cold: ColdStart) -> Engaged:
     placement = item.placement
     return Engaged(
         runtime_version=cold.runtime_version,

@@ -121,7 +121,7 @@ class Skipped(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
-class Opened(msgspec.Struct, frozen=True):
+class OpenSubject(msgspec.Struct, frozen=True):
     """A subject that opened and reproduced the golden samples. Whoever opened it closes the session."""
 
     subject: Subject
@@ -181,15 +181,15 @@ def requests_of(bundle: Bundle) -> list[Tensors]:
 
 def open_all(
     bundle: Bundle, subjects: Iterable[Subject], *, threads: int = 0
-) -> tuple[list[Opened], list[Skipped]]:
+) -> tuple[list[OpenSubject], list[Skipped]]:
     """Open every subject and check it. A damaged bundle raises BundleError; what this machine cannot
     open is skipped with its reason. On an exception the sessions opened so far are closed."""
-    opened: list[Opened] = []
+    opened: list[OpenSubject] = []
     skipped: list[Skipped] = []
     try:
         for subject in subjects:
             result = _open(bundle, subject, threads)
-            if isinstance(result, Opened):
+            if isinstance(result, OpenSubject):
                 opened.append(result)
             else:
                 skipped.append(result)
@@ -199,12 +199,12 @@ def open_all(
     return opened, skipped
 
 
-def close_all(opened: Iterable[Opened]) -> None:
+def close_all(opened: Iterable[OpenSubject]) -> None:
     for item in opened:
         item.session.close()
 
 
-def _open(bundle: Bundle, subject: Subject, threads: int) -> Opened | Skipped:
+def _open(bundle: Bundle, subject: Subject, threads: int) -> OpenSubject | Skipped:
     stage: Literal["open", "golden"] = "open"
     session: Session | None = None
     try:
@@ -212,7 +212,7 @@ def _open(bundle: Bundle, subject: Subject, threads: int) -> Opened | Skipped:
         stage = "golden"
         error = subject.check(bundle, session)
         settle(session)
-        return Opened(subject, session, asked_placement(session), error)
+        return OpenSubject(subject, session, asked_placement(session), error)
     except (EdgeServeError, ImportError) as problem:
         if session is not None:
             session.close()

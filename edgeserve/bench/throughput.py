@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 import numpy as np
 
-from edgeserve.bench.subjects import Opened, Skipped, skipped_because
+from edgeserve.bench.subjects import OpenSubject, Skipped, skipped_because
 from edgeserve.bundle import Bundle
 from edgeserve.chain import settle
 from edgeserve.devices.names import device_kind
@@ -85,7 +85,7 @@ def ways(*, device: str, cores: int, threads: int, max_batch: int) -> list[Way]:
     return found + [Way(batched.callers, batched.threads, b) for b in BATCHES if b <= max_batch]
 
 
-def accepts_batches(bundle: Bundle, opened: Opened) -> int:
+def accepts_batches(bundle: Bundle, opened: OpenSubject) -> int:
     """The largest batch this subject takes in one piece, and that `run` makes; 0 when it computes row by row,
     or its rows were found to interact."""
     candidate = opened.subject.candidate
@@ -105,7 +105,7 @@ def accepts_batches(bundle: Bundle, opened: Opened) -> int:
 
 def offline(
     bundle: Bundle,
-    opened: Sequence[Opened],
+    opened: Sequence[OpenSubject],
     requests: Sequence[Tensors],
     latencies_ms: Mapping[str, float],
     *,
@@ -140,7 +140,7 @@ class _Plan:
     def __init__(
         self,
         bundle: Bundle,
-        opened: Opened,
+        opened: OpenSubject,
         cores: int,
         threads: int,
         latency_ms: float,

@@ -17,7 +17,7 @@ import numpy as np
 from edgeserve.client import Question
 from edgeserve.errors import DataError, InvalidInput, UsageError
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_bytes
-from edgeserve.values import Misfit, array_of, fitting
+from edgeserve.values import Misfit, array_of, fitting, unreadable
 
 if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
@@ -84,14 +84,7 @@ def _one(source: str, content: bytes, interface: Interface) -> Question:
             return Question(_named({"": array}, interface))
         document = json.loads(content)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, RecursionError) as error:
-        pickled = "allow_pickle" in str(error)
-        raise DataError(
-            f"{source} cannot be read",
-            cause="it holds Python objects, whose pickles could execute anything"
-            if pickled
-            else str(error),
-            hint="save texts as numpy.array(texts, dtype=str)" if pickled else None,
-        ) from None
+        raise unreadable(f"{source} cannot be read", error) from None
     if isinstance(document, dict) and isinstance(document.get("inputs"), list):
         return _v2(source, document, interface)
     values = document if isinstance(document, dict) else {"": document}

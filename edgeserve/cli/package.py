@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgeserve.packaging import Package
+    from edgeserve.packaging import DevicePackage
 
 
 def register(app: typer.Typer) -> None:
@@ -63,9 +63,9 @@ def command(
     """
     from edgeserve.cli.output import stderr_console
     from edgeserve.exporting import to_json
-    from edgeserve.packaging import Options, package
+    from edgeserve.packaging import PackageOptions, package
 
-    options = Options(
+    options = PackageOptions(
         arch=arch,
         python=python,
         runtimes=tuple(runtime or ()),
@@ -87,7 +87,7 @@ def command(
         render(written)
 
 
-def render(written: Package) -> None:
+def render(written: DevicePackage) -> None:
     """The parts and what they weigh; the last line is what to do next."""
     from edgeserve.cli.output import stdout_console
     from edgeserve.tables import add_row, print_line, size_text, table_of

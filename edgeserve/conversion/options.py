@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
-from edgeserve.bundle import Preprocess
+from edgeserve.bundle import NAME, Preprocess
 from edgeserve.errors import UsageError
 
 
@@ -93,12 +92,9 @@ def check_options(options: Options) -> None:
             raise UsageError(f"{flag} is {value:g}, which is not {wanted}")
     if options.calibration_samples < 1:
         raise UsageError("--calibration-samples is 1 at least")
-    if options.name is not None and not _MODEL_NAME.fullmatch(options.name):
+    if options.name is not None and not NAME.fullmatch(options.name):
         raise UsageError(
             f"'{options.name}' cannot be a model's name",
             cause="it becomes a part of URLs",
-            hint="letters, digits, '.', '_' and '-', a letter or digit first",
+            hint="use up to 128 of A-Z a-z 0-9 . _ and -, a letter or digit first",
         )
-
-
-_MODEL_NAME: Final = re.compile(r"[^\W_][\w.-]*")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,8 +130,10 @@ def _rejected(decision: Decision, target: Target, built: dict[str, Variant]) -> 
 
 
 def _name(path: Path) -> str:
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem)
-    return kept.lstrip("._-") or "model"
+    """A name that can be served, from the file's: accents go, other characters become `-`."""
+    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in plain)
+    return kept.lstrip("._-")[:128] or "model"
 
 
 def _tools() -> dict[str, str]:

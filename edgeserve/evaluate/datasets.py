@@ -16,6 +16,7 @@ from edgeserve.evaluate.samples import LABEL_KEYS, Samples, check_values
 from edgeserve.evaluate.streams import from_table
 from edgeserve.preprocess import image_files
 from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.values import unreadable
 
 
 def load_samples(path: Path, interface: Interface, preprocess: Preprocess | None) -> Samples:
@@ -147,14 +148,7 @@ def _read_arrays(path: Path, interface: Interface) -> Tensors:
             if path.suffix == ".npz":
                 return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        pickled = "allow_pickle" in str(error)
-        raise DataError(
-            f"{path} is not a readable {path.suffix}",
-            cause="it holds Python objects, whose pickles could execute anything"
-            if pickled
-            else str(error),
-            hint="save texts as numpy.array(texts, dtype=str)" if pickled else None,
-        ) from None
+        raise unreadable(f"{path} is not a readable {path.suffix}", error) from None
     if len(interface.inputs) != 1:
         raise DataError(
             f"{path} holds one array, the model has {len(interface.inputs)} inputs",

@@ -13,7 +13,7 @@ from edgeserve.bench.latency import single_stream
 from edgeserve.bench.run import find_baseline
 from edgeserve.bench.statistics import MIN_SAMPLES
 from edgeserve.bench.subjects import (
-    Opened,
+    OpenSubject,
     Skipped,
     Subject,
     close_all,
@@ -77,7 +77,7 @@ def measure(
     for subject in select(bundle, device=config.device):
         say(f"opening {subject.label}", None)
         cold, refused = cold_starts(bundle, [subject], threads=threads, processes=processes)
-        opened: list[Opened] = []
+        opened: list[OpenSubject] = []
         if not refused:
             opened, refused = open_all(bundle, [subject], threads=threads)
         skipped += refused
@@ -140,7 +140,7 @@ def _known(bundle: Bundle, subject: Subject, cold: ColdStart) -> Facts:
     )
 
 
-def _live(bundle: Bundle, opened: Opened) -> Fidelity:
+def _live(bundle: Bundle, opened: OpenSubject) -> Fidelity:
     interface = bundle.manifest.interface
     requests = requests_of(bundle)
     wanted = golden_batches(interface, bundle.golden()[1])
@@ -157,7 +157,7 @@ def _timed(
     bundle: Bundle,
     config: Config,
     facts: Facts,
-    opened: list[Opened],
+    opened: list[OpenSubject],
     seconds: float,
     patience_s: float,
     threads: int,
@@ -187,8 +187,8 @@ def _timed(
 
 
 def _open_baseline(
-    bundle: Bundle, against: Path | None, opened: list[Opened], threads: int
-) -> Opened | None:
+    bundle: Bundle, against: Path | None, opened: list[OpenSubject], threads: int
+) -> OpenSubject | None:
     mine = opened[0].subject.index
     if against is not None:
         others = [source_subject(against)]

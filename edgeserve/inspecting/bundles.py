@@ -11,7 +11,7 @@ from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.inspecting.placing import PlacedHere, placements_here
 
 
-class Part(msgspec.Struct, frozen=True):
+class BundlePart(msgspec.Struct, frozen=True):
     """One part of a bundle: a variant, the golden samples, the labels, the manifest."""
 
     name: str
@@ -28,7 +28,7 @@ class BundleReport(msgspec.Struct, frozen=True):
     path: str
     size_bytes: int
     verified_files: int
-    parts: tuple[Part, ...]
+    parts: tuple[BundlePart, ...]
     unlisted: tuple[str, ...]
     manifest: Manifest
     placements: tuple[PlacedHere, ...] = ()
@@ -57,7 +57,7 @@ def inspect_bundle(path: Path) -> BundleReport:
     )
 
 
-def _parts(bundle: Bundle) -> tuple[Part, ...]:
+def _parts(bundle: Bundle) -> tuple[BundlePart, ...]:
     """Sizes by part, largest first; files two variants share count for the first of them."""
     manifest = bundle.manifest
     seen: set[str] = set()
@@ -65,10 +65,10 @@ def _parts(bundle: Bundle) -> tuple[Part, ...]:
     for variant in manifest.variants:
         own = [f for f in variant.files if f.path not in seen]
         seen.update(f.path for f in own)
-        parts.append(Part(f"variant {variant.id}", sum(f.size_bytes for f in own)))
+        parts.append(BundlePart(f"variant {variant.id}", sum(f.size_bytes for f in own)))
     golden = manifest.golden
-    parts.append(Part("golden samples", golden.inputs.size_bytes + golden.outputs.size_bytes))
+    parts.append(BundlePart("golden samples", golden.inputs.size_bytes + golden.outputs.size_bytes))
     if manifest.task.labels:
-        parts.append(Part("labels", manifest.task.labels.size_bytes))
-    parts.append(Part("manifest", bundle.manifest_bytes))
+        parts.append(BundlePart("labels", manifest.task.labels.size_bytes))
+    parts.append(BundlePart("manifest", bundle.manifest_bytes))
     return tuple(sorted(parts, key=lambda part: -part.size_bytes))

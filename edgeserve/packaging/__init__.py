@@ -1,5 +1,5 @@
 """Device packages: the least that must travel to the device."""
 
-from edgeserve.packaging.folder import Options, Package, Part, package
+from edgeserve.packaging.folder import DevicePackage, PackageOptions, PackagePart, package
 
-__all__ = ["Options", "Package", "Part", "package"]
+__all__ = ["DevicePackage", "PackageOptions", "PackagePart", "package"]

@@ -37,7 +37,7 @@ _OLDEST_GLIBC: Final = (2, 17)
 _STOP_S: Final = 60
 
 
-class Options(msgspec.Struct, frozen=True):
+class PackageOptions(msgspec.Struct, frozen=True):
     """What `package` is asked for; the command line's flags, one to one."""
 
     arch: str | None = None
@@ -53,7 +53,7 @@ class Options(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-class Part(msgspec.Struct, frozen=True):
+class PackagePart(msgspec.Struct, frozen=True):
     """One part of a package: what it weighs in the package, and installed on the device."""
 
     name: str
@@ -62,7 +62,7 @@ class Part(msgspec.Struct, frozen=True):
     installed_bytes: int
 
 
-class Package(msgspec.Struct, frozen=True):
+class DevicePackage(msgspec.Struct, frozen=True):
     """A package as it was written; `package.json` holds the same, with `.` for its path."""
 
     path: str
@@ -72,7 +72,7 @@ class Package(msgspec.Struct, frozen=True):
     python: str
     glibc: str
     chain: tuple[Candidate, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[PackagePart, ...]
 
     @property
     def packed_bytes(self) -> int:
@@ -83,7 +83,7 @@ class Package(msgspec.Struct, frozen=True):
         return sum(p.installed_bytes for p in self.parts)
 
 
-def package(source: Path, destination: Path, options: Options, say: Say) -> Package:
+def package(source: Path, destination: Path, options: PackageOptions, say: Say) -> DevicePackage:
     """Write a package of the bundle at `source` to `destination`, or nothing.
 
     Raises BundleError, UsageError, OutputExists, WriteFailed, EnvironmentProblem (pip's own words).
@@ -123,18 +123,18 @@ def _describe(
     tools: Path,
     chain: Sequence[Candidate],
     target: Device,
-) -> Package:
+) -> DevicePackage:
     found = sorted(wheels.glob("*.whl"))
     glibcs = [g for g in (glibc_of(w.name) for w in found) if g is not None]
     size = bundle.size_bytes
-    parts = [Part(folder.name, None, size, size)]
+    parts = [PackagePart(folder.name, None, size, size)]
     parts += [
-        Part(*name_and_version(w), w.stat().st_size, unpacked_bytes(w))
+        PackagePart(*name_and_version(w), w.stat().st_size, unpacked_bytes(w))
         for w in sorted(found, key=unpacked_bytes, reverse=True)
     ]
     # pip runs from its wheel and is not installed.
-    parts += [Part("pip (tools)", None, sum(f.stat().st_size for f in tools.iterdir()), 0)]
-    return Package(
+    parts += [PackagePart("pip (tools)", None, sum(f.stat().st_size for f in tools.iterdir()), 0)]
+    return DevicePackage(
         path=str(destination),
         name=bundle.name,
         edgeserve=version("edgeserve"),
@@ -146,7 +146,9 @@ def _describe(
     )
 
 
-def _write_files(root: Path, bundle_name: str, written: Package, options: Options) -> None:
+def _write_files(
+    root: Path, bundle_name: str, written: DevicePackage, options: PackageOptions
+) -> None:
     unit = f"edgeserve-{safe_name(written.name)}"
     values = {
         "NAME": written.name,
@@ -193,7 +195,7 @@ def _filled(template: str, values: dict[str, str]) -> str:
     return re.sub(r"(?<!@)@([A-Z_]+)@(?!@)", lambda m: values[m[1]], template)
 
 
-def size_lines(written: Package) -> str:
+def size_lines(written: DevicePackage) -> str:
     """A plain table of the parts, in MB."""
     rows = [(p.name, p.version or "", p.packed_bytes, p.installed_bytes) for p in written.parts]
     rows.append(("all", "", written.packed_bytes, written.installed_bytes))
@@ -225,7 +227,7 @@ def _write_sums(root: Path) -> None:
     (root / "SHA256SUMS").write_text("".join(lines), "utf-8")
 
 
-def _check_host(options: Options) -> None:
+def _check_host(options: PackageOptions) -> None:
     """Refuse here what the server would refuse on the device."""
     try:
         loopback = options.host == "localhost" or ipaddress.ip_address(options.host).is_loopback

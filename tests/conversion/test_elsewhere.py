@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeserve
 from edgeserve.bundle import Fidelity, Variant, VariantFiles
-from edgeserve.conversion.search.choose import Decision, Elsewhere, Trial, ordered_chain
+from edgeserve.conversion.search.choose import Decision, Elsewhere, VariantTrial, ordered_chain
 from edgeserve.conversion.search.timing import Contender, open_stand_in
 from edgeserve.errors import CheckFailed, DeviceUnavailable
 from edgeserve.runtimes.detect import resolve_target
@@ -91,7 +91,7 @@ def test_a_file_that_loads_nowhere_is_not_taken(tmp_path: Path) -> None:
     entry = ChainEntry(runtime="onnxruntime", device="npu", precisions=("fp16",))
     variant = Variant("onnx-fp16", "onnx", "fp16", "m.onnx", (), 0.02)
     files = VariantFiles("onnx-fp16", broken, "onnx", "fp16", interface)
-    trial = Trial(0, "onnx-fp16", "fp16", unverified="no NPU")
+    trial = VariantTrial(0, "onnx-fp16", "fp16", unverified="no NPU")
     done, session = open_stand_in(trial, Contender(0, entry, variant, files), 1)
     assert session is None
     assert (done.problem or "").startswith("its file does not load on onnxruntime/cpu either: ")
@@ -101,8 +101,8 @@ def test_what_nothing_here_loads_comes_last() -> None:
     target = resolve_target("intel-npu")
     seen = Elsewhere("onnxruntime/cpu", Fidelity(8, 60.0, 1.0, 0.0))
     trials = [
-        Trial(0, "a", "fp16", unverified="no NPU"),
-        Trial(len(target.chain) - 1, "b", "fp32", unverified="no CPU", elsewhere=seen),
+        VariantTrial(0, "a", "fp16", unverified="no NPU"),
+        VariantTrial(len(target.chain) - 1, "b", "fp32", unverified="no CPU", elsewhere=seen),
     ]
     chain = ordered_chain([Decision(t, chosen=True, reason="") for t in trials], target)
     assert [c.variant for c in chain] == ["b", "a"]

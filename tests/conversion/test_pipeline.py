@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve import api
 from edgeserve.bench.interleave import Timings
-from edgeserve.bundle import Bundle
+from edgeserve.bundle import NAME, Bundle
 from edgeserve.conversion.search.timing import is_clear
 from edgeserve.errors import (
     CheckFailed,
@@ -562,6 +562,16 @@ def test_infinity_that_the_model_takes_is_no_mistake(
     assert report.chain
 
 
+def test_a_file_s_name_with_accents_becomes_one_that_can_be_served(
+    onnxruntime_target: str, tmp_path: Path
+) -> None:
+    source = save(linear_model(), tmp_path, "modèle à l'essai.onnx")
+    api.convert(source, tmp_path / "m.edge", target=onnxruntime_target, precision="fp32")
+    name = Bundle.open(tmp_path / "m.edge").name
+    assert name == "modele-a-l-essai"
+    assert NAME.fullmatch(name)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -570,6 +580,7 @@ def test_infinity_that_the_model_takes_is_no_mistake(
         ({"min_fidelity": 98.0}, "--min-fidelity is 98, which is not 0 to 1"),
         ({"calibration_samples": 0}, "--calibration-samples is 1 at least"),
         ({"name": "a/b"}, "cannot be a model's name"),
+        ({"name": "modèle"}, "cannot be a model's name"),
         ({"name": ""}, "cannot be a model's name"),
     ],
 )

@@ -24,7 +24,7 @@ import pytest
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.errors import EnvironmentProblem, OutputExists, UsageError
-from edgeserve.packaging import Options, Package, package
+from edgeserve.packaging import DevicePackage, PackageOptions, package
 from edgeserve.packaging.device import device
 from edgeserve.packaging.folder import safe_name
 from edgeserve.packaging.requirements import parse, requirements
@@ -54,8 +54,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(source: Path, out: Path, house: Path, **options: Any) -> Package:
-    return package(source, out, Options(wheelhouse=str(house), **options), quiet)
+def written(source: Path, out: Path, house: Path, **options: Any) -> DevicePackage:
+    return package(source, out, PackageOptions(wheelhouse=str(house), **options), quiet)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -243,7 +243,7 @@ def device_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real package from the package index, installed with no index in reach."""
     folder = tmp_path_factory.mktemp("device")
     out = folder / "package"
-    package(linear_bundle(folder), out, Options(http_port=0), quiet)
+    package(linear_bundle(folder), out, PackageOptions(http_port=0), quiet)
     run = install(out, PIP_NO_INDEX="1", PIP_INDEX_URL="http://127.0.0.1:9/", PYTHON=sys.executable)
     assert run.returncode == 0, run.stderr
     return out

@@ -38,7 +38,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     accuracy: Accuracy | None = None
 
 
-class Trial(msgspec.Struct, frozen=True):
+class VariantTrial(msgspec.Struct, frozen=True):
     """One variant for one entry of the chain, and what came of trying it.
 
     `problem` is set when it could not be built, does not run, or was not tried because it cannot win;
@@ -70,14 +70,14 @@ class Decision(msgspec.Struct, frozen=True):
     """`chosen` serves its entry; else `reason` says why not. A `failed` one broke a promise (quality,
     speed), as opposed to having been beaten by a better one."""
 
-    trial: Trial
+    trial: VariantTrial
     chosen: bool
     reason: str
     failed: bool = False
 
 
 def choose(
-    trials: Sequence[Trial],
+    trials: Sequence[VariantTrial],
     bounds: Bounds,
     *,
     asked: Precision | None = None,
@@ -93,7 +93,7 @@ def choose(
     poor = _poor_files(trials, bounds)
     for entry in dict.fromkeys(t.entry for t in trials):
         mine = [t for t in trials if t.entry == entry]
-        fit: list[Trial] = []
+        fit: list[VariantTrial] = []
         for trial in mine:
             reason, failed = _rejection(trial, bounds)
             if reason is None and trial.measured is None and trial.variant in poor:
@@ -117,7 +117,7 @@ def choose(
     return sorted(decisions, key=lambda v: order[id(v.trial)])
 
 
-def _chosen(trial: Trial) -> str:
+def _chosen(trial: VariantTrial) -> str:
     if trial.unverified is None:
         return "chosen"
     other = trial.elsewhere
@@ -175,16 +175,16 @@ def _without_weak_option(
     ]
 
 
-def _speedup(trial: Trial) -> float:
+def _speedup(trial: VariantTrial) -> float:
     return trial.measured.speedup if trial.measured is not None else 0.0
 
 
-def _not_worth_it(trial: Trial, best: Trial) -> str:
+def _not_worth_it(trial: VariantTrial, best: VariantTrial) -> str:
     ratio = _speedup(trial) / _speedup(best) if _speedup(best) else 0.0
     return f"not worth another runtime: {ratio:.2f}x as fast as {best.variant}"
 
 
-def _poor_files(trials: Sequence[Trial], bounds: Bounds) -> dict[str, str]:
+def _poor_files(trials: Sequence[VariantTrial], bounds: Bounds) -> dict[str, str]:
     """Variants that were measured somewhere and are too far from the source everywhere there."""
     problems: dict[str, list[str | None]] = {}
     for trial in trials:
@@ -195,12 +195,12 @@ def _poor_files(trials: Sequence[Trial], bounds: Bounds) -> dict[str, str]:
     return {v: found[0] for v, found in problems.items() if found[0] and all(found)}
 
 
-def acceptable(trial: Trial, bounds: Bounds) -> bool:
+def acceptable(trial: VariantTrial, bounds: Bounds) -> bool:
     """Whether the trial could be chosen."""
     return _rejection(trial, bounds)[0] is None
 
 
-def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
+def _rejection(trial: VariantTrial, bounds: Bounds) -> tuple[str | None, bool]:
     if trial.problem is not None:
         return trial.problem, False
     if bounds.max_size is not None and (trial.size_bytes or 0) > bounds.max_size:
@@ -225,7 +225,7 @@ def _rejection(trial: Trial, bounds: Bounds) -> tuple[str | None, bool]:
     return None, False
 
 
-def _fastest(fit: list[Trial], bounds: Bounds) -> Trial:
+def _fastest(fit: list[VariantTrial], bounds: Bounds) -> VariantTrial:
     """The fastest by speed-up over the source, which compares trials of different rounds, too.
 
     Of those that are as fast, give or take noise, the smallest, and of those as small the closest to the
@@ -241,7 +241,7 @@ def _fastest(fit: list[Trial], bounds: Bounds) -> Trial:
     return max(small, key=lambda t: t.measured.fidelity.sqnr_db if t.measured else 0.0)
 
 
-def _beaten(trial: Trial, winner: Trial) -> str:
+def _beaten(trial: VariantTrial, winner: VariantTrial) -> str:
     if trial.measured is None or winner.measured is None:
         return f"{winner.variant} is preferred"
     ratio = _speedup(winner) / _speedup(trial)
@@ -263,7 +263,7 @@ def ordered_chain(decisions: list[Decision], target: Target) -> tuple[Candidate,
     chosen = [v.trial for v in decisions if v.chosen]
     devices = list(dict.fromkeys(target.chain[t.entry].device for t in chosen))
 
-    def speed(trial: Trial) -> float:
+    def speed(trial: VariantTrial) -> float:
         return trial.measured.speedup if trial.measured and is_here(target) else 0.0
 
     best: dict[str, float] = {}
@@ -271,7 +271,7 @@ def ordered_chain(decisions: list[Decision], target: Target) -> tuple[Candidate,
         device = target.chain[trial.entry].device
         best[device] = max(best.get(device, 0.0), speed(trial))
 
-    def place(trial: Trial) -> tuple[bool, int, float, int]:
+    def place(trial: VariantTrial) -> tuple[bool, int, float, int]:
         device = target.chain[trial.entry].device
         as_fast = AS_FAST * speed(trial) >= best[device]
         speedup = best[device] if as_fast else speed(trial)

@@ -13,14 +13,14 @@ from edgeserve.bundle import Variant
 from edgeserve.chain import golden_batches
 from edgeserve.chain.golden import deviation
 from edgeserve.conversion.job import Job
-from edgeserve.conversion.search.choose import Decision, Trial
+from edgeserve.conversion.search.choose import Decision, VariantTrial
 from edgeserve.conversion.search.prove import Proof
 from edgeserve.conversion.search.search import Found
 from edgeserve.conversion.search.timing import Contender, open_contender
 from edgeserve.conversion.search.tolerance import tolerances
 from edgeserve.errors import EdgeServeError
 
-Decide = Callable[[Sequence[Trial]], list[Decision]]
+Decide = Callable[[Sequence[VariantTrial]], list[Decision]]
 
 
 def with_tolerances(
@@ -46,7 +46,7 @@ def with_tolerances(
 
 
 def confirmed(
-    job: Job, found: Found, decide: Decide, contender_of: Callable[[Trial], Contender]
+    job: Job, found: Found, decide: Decide, contender_of: Callable[[VariantTrial], Contender]
 ) -> list[Decision]:
     """The decisions, once all that is chosen and can be opened here reproduces the golden samples. What does
     not has a problem, and the next best is chosen."""

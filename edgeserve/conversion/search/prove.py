@@ -19,7 +19,7 @@ from edgeserve.bundle import Accuracy, Fidelity, Measured, OutputTolerance, Plac
 from edgeserve.chain import settle
 from edgeserve.conversion.batching import on_engine
 from edgeserve.conversion.job import Job
-from edgeserve.conversion.search.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, Trial
+from edgeserve.conversion.search.choose import BESIDE_FP32, BESIDE_SOURCE, Elsewhere, VariantTrial
 from edgeserve.conversion.search.timing import (
     Contender,
     OpenContender,
@@ -53,7 +53,7 @@ class Proof(msgspec.Struct, frozen=True):
     `wanted` are its outputs, one a sample.
     """
 
-    trials: tuple[Trial, ...]
+    trials: tuple[VariantTrial, ...]
     wanted: list[Tensors]
     reference_latency_ms: float
     reference_accuracy: float | None
@@ -72,7 +72,7 @@ def prove(
     samples, threads, speed_counts = job.data.proof, job.threads, job.bounds.speed_counts
     opened: list[OpenContender] = []
     stand_ins: list[OpenContender] = []
-    trials: dict[int, Trial] = {}
+    trials: dict[int, VariantTrial] = {}
     try:
         for index, contender in enumerate(contenders):
             trial, session = open_contender(contender, threads)
@@ -169,7 +169,7 @@ def _is_here(contender: Contender) -> bool:
 
 def _first_look(
     opened: list[OpenContender],
-    trials: dict[int, Trial],
+    trials: dict[int, VariantTrial],
     contenders: list[Contender],
     inputs: Tensors,
 ) -> list[OpenContender]:
@@ -198,7 +198,7 @@ def _first_look(
 
 def _run_all(
     opened: list[OpenContender],
-    trials: dict[int, Trial],
+    trials: dict[int, VariantTrial],
     contenders: list[Contender],
     reference: Session,
     samples: Samples,
@@ -242,9 +242,9 @@ def _measured(
     accuracy: Accuracy | None,
     times: Mapping[str, Timings],
     index: int,
-    trial: Trial,
+    trial: VariantTrial,
     threads: int,
-) -> Trial:
+) -> VariantTrial:
     entry = item.contender.chain_entry
     mine = times[str(index)]
     speedup = speedup_interval(times["reference"], mine)
@@ -272,7 +272,7 @@ def _measured(
     )
 
 
-def _with_batching(trial: Trial, item: OpenContender, job: Job) -> Trial:
+def _with_batching(trial: VariantTrial, item: OpenContender, job: Job) -> VariantTrial:
     if trial.measured is None:
         return trial
     batching = on_engine(item.contender, item.session, job.interface, job.data.proof)

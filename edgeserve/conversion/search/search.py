@@ -17,7 +17,7 @@ from edgeserve.bundle import Measured, Variant
 from edgeserve.conversion.bounds import quality_problem
 from edgeserve.conversion.job import Job
 from edgeserve.conversion.search.builder import Builder
-from edgeserve.conversion.search.choose import Trial, acceptable
+from edgeserve.conversion.search.choose import VariantTrial, acceptable
 from edgeserve.conversion.search.planning import (
     QUANTIZED,
     check_static,
@@ -51,7 +51,7 @@ class Found(msgspec.Struct):
     """What the search made and measured. `proof` is that of the first tier; `trials` are all, by `recipes`;
     `tails` were left in fp32 by static int8."""
 
-    trials: list[Trial]
+    trials: list[VariantTrial]
     built: dict[str, Variant]
     proof: Proof
     restorations: tuple[Restoration, ...] = ()
@@ -71,7 +71,7 @@ class Search:
         self._reference = reference
         self._say = say
         self._began = time.monotonic()
-        self._trials: dict[tuple[int, str], Trial] = {}
+        self._trials: dict[tuple[int, str], VariantTrial] = {}
         self._built: dict[str, Variant | EdgeServeError] = {}
         self._rounds = 0
         self._recipes: set[str] = set()
@@ -123,7 +123,7 @@ class Search:
                     raise  # the calibration data are wrong for every variant
                 except EdgeServeError as error:
                     problem = str(error) + (f" ({error.hint})" if error.hint else "")
-                    self._trials[index, plan.variant] = Trial(
+                    self._trials[index, plan.variant] = VariantTrial(
                         index, plan.variant, plan.precision, problem=problem
                     )
         return contenders
@@ -211,7 +211,7 @@ class Search:
             key = trial.entry, trial.variant
             self._trials[key] = msgspec.structs.replace(trial, measured=measured)
 
-    def _close(self, fit: list[Trial]) -> list[Trial]:
+    def _close(self, fit: list[VariantTrial]) -> list[VariantTrial]:
         """Those nearly as fast as the fastest of their device."""
         found = []
         for device in dict.fromkeys(e.device for e in self._target.chain):
@@ -224,7 +224,7 @@ class Search:
             found += [t for t, m in mine if m.speedup * CLOSE >= best]
         return found
 
-    def contender(self, trial: Trial) -> Contender:
+    def contender(self, trial: VariantTrial) -> Contender:
         variant = self._built[trial.variant]
         assert isinstance(variant, Variant)
         entry = self._target.chain[trial.entry]
@@ -262,7 +262,7 @@ class Search:
                 sizes.setdefault(trial.entry, []).append(trial.size_bytes)
         return [i for i, found in sizes.items() if limit is not None and min(found) > limit]
 
-    def _is_poor(self, trial: Trial) -> bool:
+    def _is_poor(self, trial: VariantTrial) -> bool:
         found = trial.measured
         return found is not None and bool(
             quality_problem(found.fidelity, found.accuracy, trial.precision, self._bounds)
@@ -317,10 +317,10 @@ class Search:
     def _has_time(self) -> bool:
         return time.monotonic() - self._began < self._job.options.max_time
 
-    def _in_order(self) -> list[Trial]:
+    def _in_order(self) -> list[VariantTrial]:
         """By entry, then by the target's order of precisions, then as tried."""
 
-        def place(trial: Trial) -> tuple[int, int]:
+        def place(trial: VariantTrial) -> tuple[int, int]:
             precisions: tuple[Any, ...] = self._target.chain[trial.entry].precisions
             known = trial.precision in precisions
             return trial.entry, precisions.index(trial.precision) if known else -1

@@ -14,7 +14,7 @@ from edgeserve.bench.statistics import paired_speedup
 from edgeserve.bundle import Variant, VariantFiles
 from edgeserve.chain import open_apart
 from edgeserve.conversion.memory import give_back
-from edgeserve.conversion.search.choose import AS_FAST, Trial
+from edgeserve.conversion.search.choose import AS_FAST, VariantTrial
 from edgeserve.devices import plan_instances, usable_cores
 from edgeserve.errors import DependencyMissing, DeviceUnavailable, EdgeServeError, InferenceFailed
 from edgeserve.evaluate import Samples
@@ -45,10 +45,10 @@ class OpenContender(msgspec.Struct):
     outputs: list[Tensors] = []
 
 
-def open_contender(contender: Contender, threads: int) -> tuple[Trial, Session | None]:
+def open_contender(contender: Contender, threads: int) -> tuple[VariantTrial, Session | None]:
     """A trial and a session; without one the trial says why."""
     entry, variant = contender.chain_entry, contender.variant
-    trial = Trial(contender.entry, variant.id, variant.precision, variant.size_bytes)
+    trial = VariantTrial(contender.entry, variant.id, variant.precision, variant.size_bytes)
     options = LoadOptions(
         threads=threads_for(entry, threads),
         static_shapes=entry.static_shapes,
@@ -71,7 +71,9 @@ def close_all(opened: Sequence[OpenContender]) -> None:
     give_back(max((o.contender.variant.size_bytes for o in opened), default=0))
 
 
-def open_stand_in(trial: Trial, contender: Contender, threads: int) -> tuple[Trial, Session | None]:
+def open_stand_in(
+    trial: VariantTrial, contender: Contender, threads: int
+) -> tuple[VariantTrial, Session | None]:
     """The file of a variant whose device is not here, on the CPU of its runtime: that says whether it loads,
     and what its numbers are. Without a session the trial says why: it loads nowhere, or its runtime is not
     installed, which says nothing about the file.

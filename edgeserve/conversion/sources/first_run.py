@@ -118,7 +118,7 @@ def _fitting(model: SourceModel, options: Options, reference: Session) -> Data:
         check_runs(reference, data.proof)
     first: InferenceFailed | None = None
     spare: Data | None = None
-    for size, spans, remark in _attempts(model):
+    for size, spans, remark in _trials(model):
         made = Data.load(model.interface, options, spans, size, kinds=model.kinds)
         try:
             finite = all(_runs(reference, samples) for samples in made.random)
@@ -140,7 +140,7 @@ def _fitting(model: SourceModel, options: Options, reference: Session) -> Data:
     )
 
 
-def _attempts(model: SourceModel) -> Iterator[tuple[int, Mapping[str, Span], tuple[str, ...]]]:
+def _trials(model: SourceModel) -> Iterator[tuple[int, Mapping[str, Span], tuple[str, ...]]]:
     """Open sizes with spans to try, the most telling first, and what is to be said of them."""
     interface = model.interface
     is_open = not all(s.is_static for s in interface.inputs)

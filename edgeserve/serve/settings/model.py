@@ -1,7 +1,6 @@
 """What can be set for one priority of a model, and for one model. The server's settings have all of it, too."""
 
 # Annotations are not strings here: `run --help` would have to compile a hundred of them.
-import re
 from functools import partial
 from typing import Annotated, Final, Literal
 
@@ -10,7 +9,6 @@ import msgspec
 from edgeserve.serve.settings.setting import Group, Setting, Unit, table
 
 # A model's name is part of URLs, of metrics and of paths below the repository folder.
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSIONS: Final = r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*"
 SECONDS: Final = Unit.SECONDS
 

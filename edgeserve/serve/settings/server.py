@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
+from edgeserve.bundle import NAME
 from edgeserve.errors import UsageError
 from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
-from edgeserve.serve.settings.model import NAME, SECONDS, ModelSettings, PerLevel, PerModel
+from edgeserve.serve.settings.model import SECONDS, ModelSettings, PerLevel, PerModel
 from edgeserve.serve.settings.setting import Group, Setting, Unit, check, said, taken
 
 if TYPE_CHECKING:

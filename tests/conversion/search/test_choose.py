@@ -10,7 +10,7 @@ from edgeserve.conversion.bounds import Bounds, quality_problem
 from edgeserve.conversion.search.choose import (
     BESIDE_SOURCE,
     Elsewhere,
-    Trial,
+    VariantTrial,
     choose,
 )
 
@@ -45,12 +45,12 @@ def measured(
 
 def trial(
     name: str, precision: Precision, found: Measured | None, entry: int = 0, high: float = 9.0
-) -> Trial:
-    return Trial(entry, name, precision, 1000, found, high if found else None)
+) -> VariantTrial:
+    return VariantTrial(entry, name, precision, 1000, found, high if found else None)
 
 
 def chosen(
-    trials: list[Trial], bounds: Bounds | None = None, *, asked: Precision | None = None
+    trials: list[VariantTrial], bounds: Bounds | None = None, *, asked: Precision | None = None
 ) -> list[str]:
     verdicts = choose(trials, bounds or Bounds(), asked=asked)
     return [v.trial.variant for v in verdicts if v.chosen]
@@ -174,7 +174,7 @@ def test_an_asked_for_precision_wins_over_a_faster_one() -> None:
 
 
 def test_what_could_not_be_verified_here_is_chosen_and_says_so() -> None:
-    unverified = Trial(0, "npu-int8", "int8", unverified="no NPU")
+    unverified = VariantTrial(0, "npu-int8", "int8", unverified="no NPU")
     (verdict,) = choose([unverified], Bounds())
     assert verdict.chosen
     assert verdict.reason == (
@@ -185,8 +185,12 @@ def test_what_could_not_be_verified_here_is_chosen_and_says_so() -> None:
 def test_a_file_that_was_loaded_elsewhere_is_judged_by_what_it_gave_there() -> None:
     good, bad = measured(1.0).fidelity, measured(1.0, sqnr=5.0).fidelity
     trials = [
-        Trial(0, "good", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", good)),
-        Trial(1, "bad", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", bad)),
+        VariantTrial(
+            0, "good", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", good)
+        ),
+        VariantTrial(
+            1, "bad", "fp16", unverified="no GPU", elsewhere=Elsewhere("onnxruntime/cpu", bad)
+        ),
     ]
     first, second = choose(trials, Bounds())
     assert first.chosen
@@ -197,13 +201,13 @@ def test_a_file_that_was_loaded_elsewhere_is_judged_by_what_it_gave_there() -> N
 
 
 def test_what_could_not_be_built_is_not_a_broken_promise() -> None:
-    (verdict,) = choose([Trial(0, "x", "int8", problem="boom")], Bounds())
+    (verdict,) = choose([VariantTrial(0, "x", "int8", problem="boom")], Bounds())
     assert (verdict.chosen, verdict.failed, verdict.reason) == (False, False, "boom")
 
 
 def test_a_file_that_is_poor_on_the_cpu_is_not_trusted_on_an_npu() -> None:
-    npu = Trial(0, "int8", "int8", unverified="no NPU")
-    fp16 = Trial(0, "fp16", "fp16", unverified="no NPU")
+    npu = VariantTrial(0, "int8", "int8", unverified="no NPU")
+    fp16 = VariantTrial(0, "fp16", "fp16", unverified="no NPU")
     cpu = trial("int8", "int8", measured(agreement=0.5), entry=1)
     fp32 = trial("fp32", "fp32", measured(), entry=1)
     verdicts = choose([npu, fp16, cpu, fp32], Bounds())
@@ -242,7 +246,7 @@ def test_an_optional_runtime_is_kept_only_where_it_is_clearly_faster(
 
 def test_an_optional_runtime_serves_where_nothing_else_can() -> None:
     trials = [
-        Trial(0, "needed", "int8", problem="unsupported operator"),
+        VariantTrial(0, "needed", "int8", problem="unsupported operator"),
         trial("optional", "int8", measured(), entry=1),
     ]
     assert [v.chosen for v in choose(trials, Bounds(), optional={1: (0,)})] == [False, True]

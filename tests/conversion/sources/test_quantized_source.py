@@ -13,7 +13,7 @@ import edgeserve
 from edgeserve.bundle import Bundle, Fidelity, Measured
 from edgeserve.checking import check
 from edgeserve.conversion.bounds import Bounds
-from edgeserve.conversion.search.choose import Trial, choose, without_worse_than_source
+from edgeserve.conversion.search.choose import VariantTrial, choose, without_worse_than_source
 from edgeserve.conversion.tools.registry import converter_called, runs_here
 from edgeserve.errors import CheckFailed, UsageError
 from edgeserve.formats.reading import read_model
@@ -99,10 +99,10 @@ def test_what_edgeserve_quantized_is_a_quantized_source(
     assert any(f"the source is {precision} already" in r for r in report.remarks)
 
 
-def trial(entry: int, size: int, speedup: float, sqnr_db: float = 60.0) -> Trial:
+def trial(entry: int, size: int, speedup: float, sqnr_db: float = 60.0) -> VariantTrial:
     fidelity = Fidelity(8, sqnr_db, 1.0, 0.0, 1.0)
     found = Measured("r", "1", "cpu", "m", fidelity, 1.0, speedup, "fp32", 0, 1)
-    return Trial(entry, f"v{entry}", "fp32", size, found)
+    return VariantTrial(entry, f"v{entry}", "fp32", size, found)
 
 
 @pytest.mark.parametrize(

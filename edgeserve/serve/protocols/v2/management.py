@@ -7,12 +7,12 @@ extension_logging.md.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from edgeserve.bundle import NAME
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
@@ -50,7 +50,6 @@ from edgeserve.wire.text import check_depth
 
 log = logging.getLogger(__name__)
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BODY: Final = 1 << 20
 _DEPTH: Final = 10
 _T = TypeVar("_T")
@@ -99,7 +98,7 @@ def _changing(change: Callable[[Served, str, _Parameters], Awaitable[None]]) -> 
     def handler(served: Served, asked: Asked) -> Answer:
         check_model_control(served.model_control)
         name = asked.values["model"]
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
 
         @later
