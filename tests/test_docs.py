@@ -219,11 +219,23 @@ def test_the_tables_of_settings_are_those_of_their_declarations() -> None:
         assert text == made["with_tables"](text), "make reference"
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)", page.read_text("utf-8")):
         if "://" not in link:
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+            file, _, anchor = link.partition("#")
+            there = page.parent / file if file else page
+            assert there.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in headings(there), f"{page.name}: {link}"
 
 
 def test_every_file_of_the_architecture_exists() -> None:

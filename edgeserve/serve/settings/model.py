@@ -179,7 +179,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     preferred_batches: Annotated[
         tuple[int, ...],
         _batching(
-            "A batch size to run when so many rows are queued; repeatable",
+            "A batch size to run when that many rows are queued; repeatable",
             ge=1,
             more="For [OpenVINO models with fixed shapes](#openvino-models-with-fixed-shapes)",
             flag="--preferred-batch",
