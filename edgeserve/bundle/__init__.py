@@ -13,7 +13,6 @@ from edgeserve.bundle.fidelity import (
 )
 from edgeserve.bundle.labels import Labels
 from edgeserve.bundle.manifest import (
-    NAME,
     Batching,
     Binding,
     Calibration,
@@ -34,7 +33,6 @@ from edgeserve.bundle.manifest import (
 from edgeserve.bundle.reading import Bundle, VariantFiles
 
 __all__ = [
-    "NAME",
     "Accuracy",
     "Batching",
     "Binding",

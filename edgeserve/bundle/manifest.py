@@ -6,7 +6,6 @@ The format is documented in docs/bundle-format.md; `SCHEMA_VERSION` is bumped th
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
@@ -18,8 +17,6 @@ from edgeserve.errors import BundleError
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 
 SCHEMA_VERSION: Final = "1.0"
-# What a model may be called: it becomes a part of URLs, file names and metrics.
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 MANIFEST_NAME: Final = "manifest.json"
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Option = str | int | float | bool

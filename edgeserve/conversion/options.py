@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeserve.bundle import NAME, Preprocess
+from edgeserve.bundle import Preprocess
 from edgeserve.errors import UsageError
+from edgeserve.names import NAME
 
 
 class SourceOptions(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve import api
 from edgeserve.bench.interleave import Timings
-from edgeserve.bundle import NAME, Bundle
+from edgeserve.bundle import Bundle
 from edgeserve.conversion.search.timing import is_clear
 from edgeserve.errors import (
     CheckFailed,
@@ -32,6 +32,7 @@ from edgeserve.errors import (
     UnsupportedModel,
     UsageError,
 )
+from edgeserve.names import NAME
 from tests.bundles import linear_model
 
 

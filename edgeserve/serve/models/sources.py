@@ -15,10 +15,11 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.bundle import NAME, Bundle, Labels
+from edgeserve.bundle import Bundle, Labels
 from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import BundleError, EdgeServeError, UsageError
+from edgeserve.names import NAME
 from edgeserve.serve.settings.model import ModelSettings
 from edgeserve.serve.settings.pbtxt import FILE_NAME, TritonConfig, read_config
 from edgeserve.serve.settings.server import Settings

@@ -8,7 +8,6 @@ import msgspec
 
 from edgeserve.serve.settings.setting import Group, Setting, Unit, table
 
-# A model's name is part of URLs, of metrics and of paths below the repository folder.
 _VERSIONS: Final = r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*"
 SECONDS: Final = Unit.SECONDS
 

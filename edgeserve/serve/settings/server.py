@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
-from edgeserve.bundle import NAME
 from edgeserve.errors import UsageError
+from edgeserve.names import NAME
 from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.model import SECONDS, ModelSettings, PerLevel, PerModel

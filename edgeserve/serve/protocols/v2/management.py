@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from edgeserve.bundle import NAME
 from edgeserve.errors import InvalidInput, ModelNotFound
+from edgeserve.names import NAME
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
