@@ -31,8 +31,10 @@ from edgeserve.bundle.manifest import (
     Variant,
 )
 from edgeserve.bundle.reading import Bundle, VariantFiles
+from edgeserve.names import NAME
 
 __all__ = [
+    "NAME",
     "Accuracy",
     "Batching",
     "Binding",

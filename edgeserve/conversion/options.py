@@ -10,7 +10,7 @@ import msgspec
 
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import UsageError
-from edgeserve.names import NAME
+from edgeserve.names import NAME, NAME_RULE
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
@@ -96,6 +96,6 @@ def check_options(options: Options) -> None:
     if options.name is not None and not NAME.fullmatch(options.name):
         raise UsageError(
             f"'{options.name}' cannot be a model's name",
-            cause="it becomes a part of URLs",
-            hint="use up to 128 of A-Z a-z 0-9 . _ and -, a letter or digit first",
+            cause="it becomes part of URLs and file names",
+            hint=NAME_RULE,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import importlib.metadata
 import shutil
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from edgeserve.conversion.search.choose import Decision
 from edgeserve.conversion.search.confirm import with_tolerances
 from edgeserve.conversion.search.search import Found
 from edgeserve.evaluate import class_scores
+from edgeserve.names import name_of
 from edgeserve.targets.schema import Target
 from edgeserve.tensors import storable
 from edgeserve.version import __version__
@@ -61,7 +61,7 @@ def write_bundle(
         labels = writer.entry("labels.txt")
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        name=job.options.name or _name(job.model.path),
+        name=job.options.name or name_of(job.model.path.stem),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         target=job.target.name,
         source=job.model.source,
@@ -127,13 +127,6 @@ def _rejected(decision: Decision, target: Target, built: dict[str, Variant]) -> 
         size_bytes=built[trial.variant].size_bytes if trial.variant in built else None,
         measured=trial.measured,
     )
-
-
-def _name(path: Path) -> str:
-    """A name that can be served, from the file's: accents go, other characters become `-`."""
-    plain = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in plain)
-    return kept.lstrip("._-")[:128] or "model"
 
 
 def _tools() -> dict[str, str]:

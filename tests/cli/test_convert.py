@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import urllib.request
 from pathlib import Path
 from subprocess import CompletedProcess
+from urllib.parse import quote
+
+import pytest
 
 from edgeserve.quantize import RECIPES
+from edgeserve.serve.background import Background
+from edgeserve.serve.settings.server import Settings
 from tests.commands import edgeserve
 
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
@@ -101,3 +108,24 @@ def test_help_names_every_recipe_there_is(tmp_path: Path) -> None:
     words = " ".join(convert("--help", cwd=tmp_path).stdout.replace("-\n", "-").split())
     listed = words.partition("Try only this recipe for int8 and int4: ")[2].partition(". May")[0]
     assert set(listed.replace("- ", "-").split(", ")) == RECIPES.keys() - {"plain", "cast"}
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "name"),
+    [
+        ("modèle.onnx", (), "modèle"),
+        ("模型 (v2).onnx", (), "模型-v2"),
+        ("model.onnx", ("--name", "größe"), "größe"),
+    ],
+)
+def test_whatever_a_file_is_called_the_bundle_can_be_served(
+    tmp_path: Path, file: str, flags: tuple[str, ...], name: str
+) -> None:
+    shutil.copy(DATA / "digits.onnx", tmp_path / file)
+    done = convert(file, "--precision", "fp32", "-o", "it.edge", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Background(Settings(bundle=str(tmp_path / "it.edge"), http_port=0)) as server:
+        with urllib.request.urlopen(f"{server.url}/v2/models/{quote(name)}") as answer:
+            assert json.load(answer)["name"] == name
+        with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+            assert f'model="{name}"' in answer.read().decode()

@@ -19,7 +19,7 @@ from edgeserve.bundle import Bundle, Labels
 from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import BundleError, EdgeServeError, UsageError
-from edgeserve.names import NAME
+from edgeserve.names import NAME, composed
 from edgeserve.serve.settings.model import ModelSettings
 from edgeserve.serve.settings.pbtxt import FILE_NAME, TritonConfig, read_config
 from edgeserve.serve.settings.server import Settings
@@ -107,10 +107,14 @@ def _bundle(path: Path, name: str | None, settings: Settings) -> ModelSource:
         try:
             name = Bundle.open(path).name
         except EdgeServeError:
-            name = path.name.removesuffix(_SUFFIX)
+            name = composed(path.name.removesuffix(_SUFFIX))
         if not NAME.fullmatch(name):
             return ModelSource(
-                _harmless(name), "1", str(path), settings, problem=f"'{name}' cannot name a model"
+                _harmless(name),
+                "1",
+                str(path),
+                settings,
+                problem=f"'{name}' cannot be a model's name",
             )
     return ModelSource(name, "1", str(path), settings, fingerprint=_fingerprint(path))
 
@@ -125,10 +129,10 @@ def _in_repository(folder: Path, settings: Settings) -> Iterator[ModelSource]:
         whole = child.name.endswith(_SUFFIX) or (child / MANIFEST_NAME).is_file()
         if not whole and not child.is_dir():
             continue  # a README, say
-        name = child.name.removesuffix(_SUFFIX) if whole else child.name
+        name = composed(child.name.removesuffix(_SUFFIX) if whole else child.name)
         own = settings.of(tables.get(name, ModelSettings()))
         if not NAME.fullmatch(name):
-            problem = f"'{_harmless(name)}' cannot name a model"
+            problem = f"'{_harmless(name)}' cannot be a model's name"
             models = [ModelSource(_harmless(name), "1", str(child), own, problem=problem)]
         elif not child.resolve().is_relative_to(root):
             problem = "it leads out of the repository"
@@ -228,4 +232,4 @@ def _fingerprint(path: Path) -> tuple[str, ...]:
 
 
 def _harmless(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:128] or "_"
+    return re.sub(r"[^\w.-]", "_", name)[:128] or "_"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgspec
 
 from edgeserve.errors import UsageError
-from edgeserve.names import NAME
+from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.model import SECONDS, ModelSettings, PerLevel, PerModel
@@ -264,8 +264,8 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in (self.name, *(m.name for m in self.model)):
             if name is not None and not NAME.fullmatch(name):
                 raise UsageError(
-                    f"'{name}' cannot name a model",
-                    hint="letters, digits, '.', '_' and '-', at most 128, the first a letter or digit",
+                    f"'{name}' cannot be a model's name",
+                    hint=NAME_RULE,
                 )
         if self.name is not None and not (self.bundle and len(self.given) == 1):
             raise UsageError("name is for one bundle", hint="name several in [[model]] tables")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,24 @@ def test_what_is_wrong_with_one_model_is_told_of_that_one(edge: Path, tmp_path: 
     (tmp_path / "other" / "config.pbtxt").write_text('name: "another"')
     problems = found(Settings(repository=str(tmp_path)))
     assert problems["good/1"] == ""
-    assert "cannot name a model" in problems["bad_name/1"]
+    assert "cannot be a model's name" in problems["bad_name/1"]
     assert problems["empty/1"] == "it has no version"
     assert problems["hollow/1"] == "version 1 holds no bundle"
     assert problems["twice/1"] == "version 1 holds 2 bundles"
     assert "max_batch_size: expected 0 or more, got -1" in problems["pbtxt/1"]
     assert problems["other/1"] == "config.pbtxt names 'another', its folder 'other'"
+
+
+def test_names_have_letters_of_any_alphabet(edge: Path, tmp_path: Path) -> None:
+    put(
+        edge, tmp_path / unicodedata.normalize("NFD", "modèle.edge")
+    )  # as some file systems store it
+    put(edge, tmp_path / "模型" / "1" / "a.edge")
+    table = {"bundle": str(edge), "name": "größe"}
+    settings = settings_from({"repository": str(tmp_path), "model": [table]})
+    assert found(settings) == dict.fromkeys(["größe/1", "modèle/1", "模型/1"], "")
+    named = settings_from({"bundle": str(edge), "name": "größe"})
+    assert found(named) == {"größe/1": ""}
 
 
 def test_links_lead_nowhere_outside(edge: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_bundle_is_enough() -> None:
         ({"versions": "newest"}, "versions 'newest' is not valid: expected latest"),
         ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is not a valid size"),
         ({"cache": -1}, "cache '-1' is not a valid size"),
-        ({"name": "../x"}, "cannot name a model"),
+        ({"name": "../x"}, "cannot be a model's name"),
         ({"name": "x", "bundles": ["b.edge"]}, "name is for one bundle"),
         (
             {"model": [{"bundle": "b.edge", "queue": 0}]},

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from edgeserve.errors import InvalidInput, ModelNotFound
-from edgeserve.names import NAME
+from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
@@ -99,7 +99,7 @@ def _changing(change: Callable[[Served, str, _Parameters], Awaitable[None]]) -> 
         check_model_control(served.model_control)
         name = asked.values["model"]
         if not NAME.fullmatch(name):
-            raise InvalidInput("model name: expected letters, digits, '.', '_' and '-'")
+            raise InvalidInput(f"model name: {NAME_RULE}")
 
         @later
         async def answer(served: Served, asked: Asked, request: Request) -> Response:
