@@ -29,8 +29,8 @@ from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.metrics.triton import TritonMetrics
 from edgeserve.serve.models.opening import Opener
+from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import find_sources
-from edgeserve.serve.models.stepping import SteppingRepository
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory
@@ -137,7 +137,7 @@ class Service:
         # Workers share what the server as a whole may have.
         kept = size_bytes(settings.cache, "cache") // settings.workers
         opener = Opener(recorder, loop, ResponseCache(kept) if kept else None, settings.workers)
-        repository = SteppingRepository(
+        repository = ModelRepository(
             opener,
             lambda: find_sources(self._following.settings),
             budget=size_bytes(settings.memory_budget, "memory_budget") // settings.workers,

@@ -13,10 +13,10 @@ from edgeserve.serve.metrics.counts import Counts, RequestCounts
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.metrics.statistics import ModelStatistics
-from edgeserve.serve.models.repository import Parameters
-from edgeserve.serve.models.stepping import SteppingRepository
+from edgeserve.serve.models.repository import ModelRepository, Parameters
+from edgeserve.serve.models.sources import Key
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.serve.status.status import Key, Observed, ServerStatus, server_status
+from edgeserve.serve.status.status import Observed, ServerStatus, server_status
 
 
 class Control(Observed, Protocol):
@@ -61,7 +61,7 @@ class Control(Observed, Protocol):
 class Parts:
     """What one process has of the server: what its listeners answer from, and its Control acts on."""
 
-    repository: SteppingRepository
+    repository: ModelRepository
     shm: SharedMemory
     recorder: Recorder
     metrics: ServerMetrics

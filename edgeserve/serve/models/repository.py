@@ -1,16 +1,18 @@
-"""The models of one server by name and version: what protocols ask for a model, what is loaded, and how
-that changes while requests run."""
+"""The models of one server by name and version: what protocols ask for a model, and how it changes while requests run.
+
+Every change is made in steps: plan which versions are to be loaded, then for each prepare (open) it and commit
+(serve) or abort it, then finish. Where several workers serve, the supervisor has all of them take each step together
+(supervisor/changes.py); one process takes them with itself, in `start`, `refresh` and `load`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from functools import partial
-from typing import Final, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal
 
 from edgeserve.errors import (
     EdgeServeError,
@@ -21,12 +23,10 @@ from edgeserve.errors import (
     quoted,
 )
 from edgeserve.serve.apart import apart, unless
-from edgeserve.serve.engine import Engine
-from edgeserve.serve.heap import collect
-from edgeserve.serve.models.entries import Entry, Opened, Opens, answers
-from edgeserve.serve.models.memory import Memory
+from edgeserve.serve.models.entries import Entry, Opens
 from edgeserve.serve.models.model import ServedModel
-from edgeserve.serve.models.sources import ModelSource
+from edgeserve.serve.models.sources import Key, ModelSource
+from edgeserve.serve.models.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +34,9 @@ log = logging.getLogger(__name__)
 Parameters = Mapping[str, "str | int | bool | bytes"]
 Scan = Callable[[], list[ModelSource]]
 
-# A request may hold a model for a moment before it runs: replaced ones answer that much longer.
-_GRACE_S: Final = 1.0
-# A model that fails to load is tried again after that, then after twice as long each time, up to the last.
-_RETRY_S: Final = 1.0
-_RETRY_LONGEST_S: Final = 60.0
-
 
 class ModelRepository:
-    """Lives on the event loop; owns its models, and the tasks that load and close them.
-
-    With a `budget` (bytes, 0: none) models come into memory when they are asked for, and those asked for
-    least recently leave it; a model that runs something is never closed before that is answered.
-    """
+    """Lives on the event loop; owns the versions that there are. `scan` says what is on disk."""
 
     def __init__(
         self,
@@ -57,24 +47,15 @@ class ModelRepository:
         readiness: Literal["all", "any"] = "all",
         resident: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._opener = opener
+        """`budget` is in bytes of memory (0: none), `resident` what the process takes of it now."""
         self._scan = scan
         self._readiness = readiness
-        self._entries: dict[str, dict[str, Entry]] = {}
-        self._memory = Memory(opener, budget, resident, self.entries, self._finish)
-        self._newest: dict[str, ServedModel] = {}
+        self._versions = Versions(opener, budget, resident)
         # One change of a model at a time; changes of different models do not wait for each other.
         self._changing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._following = asyncio.Lock()
         self._changes: Counter[str] = Counter()  # by clients
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._demanded: set[tuple[str, str]] = set()
         self._serving = False
-        self._leaving = asyncio.Event()  # no version is opened any more, but what requests wait for
-        self._ending = asyncio.Event()
-        # Models whose absence makes the server unready: those it started with, and those that have served.
-        self._expected: set[str] = set()
-        self._load_failures: dict[str, int] = {}
 
     # What protocols ask
 
@@ -84,12 +65,12 @@ class ModelRepository:
         Raises ModelNotFound, and ModelUnavailable for one that is known but does not serve.
         """
         if version is None:
-            model = self._newest.get(name)
+            model = self._versions.newest.get(name)
             if model is not None:
                 return model
-        versions = self._entries.get(name)
+        versions = self._versions.of(name)
         if not versions:
-            known = ", ".join(self._newest) or "none"
+            known = ", ".join(self._versions.newest) or "none"
             # Triton's own example clients look for this beginning.
             raise ModelNotFound(f"Request for unknown model {quoted(name)}; loaded: {known}")
         if version is None:
@@ -105,7 +86,7 @@ class ModelRepository:
 
     def versions(self, name: str) -> list[str]:
         """The loaded versions of a model, oldest first."""
-        entries = self._entries.get(name, {})
+        entries = self._versions.of(name)
         return sorted((v for v, e in entries.items() if e.model is not None), key=int)
 
     def loaded(self) -> list[ServedModel]:
@@ -114,9 +95,9 @@ class ModelRepository:
 
     def entries(self) -> list[Entry]:
         """Every version of every known model; to be read only."""
-        return [e for versions in self._entries.values() for e in versions.values()]
+        return self._versions.all()
 
-    def pending(self) -> dict[tuple[str, str], int]:
+    def pending(self) -> dict[Key, int]:
         """The requests of each loaded version that wait or run."""
         return {(m.name, m.version): m.pending() for m in self.loaded()}
 
@@ -133,23 +114,100 @@ class ModelRepository:
         A server that serves nothing is not ready. A model that came later and has never served here does not
         count until it does: nobody was sent here for it.
         """
-        if not self._serving:
-            return False
-        return answers(self._entries, self._expected, self._readiness)
+        return self._serving and self._versions.answer(self._readiness)
 
-    def load_states(self) -> dict[tuple[str, str], bool]:
+    def load_states(self) -> dict[Key, bool]:
         """Every known version, and whether its last load failed."""
         return {e.source.key: e.failed for e in self.entries()}
 
     def load_failures(self) -> dict[str, int]:
         """How often loading failed since the server started, by the models' names."""
-        return dict.fromkeys(self._entries, 0) | self._load_failures
+        return dict.fromkeys(self._versions.names(), 0) | self._versions.load_failures
 
-    # How it changes
+    def failures(self) -> list[EdgeServeError]:
+        """Why models that shall serve do not."""
+        return [e.error for e in self.entries() if e.error is not None and e.model is None]
+
+    # The steps of a change
+
+    def plan(self, sources: Sequence[ModelSource], *, demanded: bool) -> list[Key]:
+        """The versions among `sources` that are to be loaded: what is new, has changed, or failed a while
+        ago; if they are `demanded`, all."""
+        off = {e.source.name: e.off for e in self.entries() if e.off}
+        wanted = []
+        for source in sources:
+            entry = self._versions.get(source.key)
+            if demanded:
+                entry = entry or self._versions.enter(source)
+                entry.source, entry.off = source, None
+            elif entry is None:
+                entry = self._versions.enter(source)
+                entry.off = off.get(source.name)
+            elif entry.source.loads_as(source):
+                if entry.error is None:
+                    settled = entry.model is not None or entry.off is not None
+                else:
+                    settled = time.monotonic() < entry.retry_at
+                if settled:
+                    continue
+            else:
+                entry.source, entry.failures = source, 0
+            if entry.off is None:
+                wanted.append(source.key)
+        return wanted
+
+    async def prepare(self, key: Key, *, demanded: bool) -> None:
+        """Open a version. Raises what opening raises; ModelUnavailable for one that is not known."""
+        async with self._changing[key[0]]:
+            await self._prepare(key, demanded=demanded)
+
+    async def _prepare(self, key: Key, *, demanded: bool) -> None:
+        entry = self._versions.get(key)
+        if self._versions.leaving.is_set():
+            raise ModelUnavailable(f"model '{key[0]}' is not loaded", cause="the server ends")
+        if entry is None:
+            raise ModelUnavailable(f"model '{key[0]}' is not known to this worker")
+        await self._versions.open(entry, demanded=demanded)
+
+    def commit(self, key: Key) -> None:
+        """Serve what was prepared. Raises ModelUnavailable where nothing was."""
+        entry = self._versions.get(key)
+        if entry is None:
+            raise ModelUnavailable(f"model '{key[0]}' was not opened here")
+        self._versions.put(entry)
+
+    async def abort(self, key: Key, error: EdgeServeError) -> None:
+        """Give up what was prepared, which could not be opened elsewhere."""
+        entry = self._versions.get(key)
+        if entry is not None:
+            self._versions.failed(entry, error)
+            await self._versions.give_up(entry, "it could not be loaded everywhere")
+
+    def finish(self, keys: Collection[Key], name: str | None) -> None:
+        """Drop what is not among `keys`: of the model that is named, or of all."""
+        entries = self.entries() if name is None else self._versions.of(name).values()
+        self._versions.drop_others(entries, set(keys))
+
+    async def _change(
+        self, sources: Sequence[ModelSource], name: str | None, *, demanded: bool = False
+    ) -> list[EdgeServeError]:
+        """All steps, of a process that is alone; what went wrong, which is also kept with each version."""
+        failures = []
+        for key in self.plan(sources, demanded=demanded):
+            try:
+                await self._prepare(key, demanded=demanded)
+            except EdgeServeError as error:
+                failures.append(error)
+            else:
+                self.commit(key)
+        self.finish([s.key for s in sources], name)
+        return failures
+
+    # What is changed
 
     async def start(
         self,
-        names: tuple[str, ...] | None = None,
+        names: Collection[str] | None = None,
         off: Mapping[str, str] | None = None,
         expected: Collection[str] | None = None,
         held: Collection[ModelSource] = (),
@@ -168,21 +226,15 @@ class ModelRepository:
             raise UsageError(f"load: there is no model '{absent[0]}'")
         async with self._following:
             for source in (*older, *sources):
-                entry = self._enter(source)
+                entry = self._versions.enter(source)
                 if names is not None and source.name not in names:
                     entry.off = "it was not asked for"
                 if off is not None and source.name in off:
                     entry.off = off[source.name]
                 if entry.off is None and (expected is None or source.name in expected):
-                    self._expected.add(source.name)
-            for entry in self.entries():
-                if entry.off is None:
-                    await self._try(entry)
-            self._drop_others(self.entries(), known)
-
-    def failures(self) -> list[EdgeServeError]:
-        """Why models that shall serve do not."""
-        return [e.error for e in self.entries() if e.error is not None and e.model is None]
+                    self._versions.expected.add(source.name)
+            await self._change([*older, *sources], None)
+            self.finish(known, None)
 
     async def refresh(self) -> None:
         """Follow the files: load what is new or has changed, drop what is gone, try again what failed.
@@ -194,242 +246,81 @@ class ModelRepository:
             try:
                 sources = await self._scanned()
             except EdgeServeError as error:
-                if not self._leaving.is_set():
+                if not self._versions.leaving.is_set():
                     log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
                 return
-            by_name: dict[str, list[ModelSource]] = {name: [] for name in self._entries}
+            by_name: dict[str, list[ModelSource]] = {name: [] for name in self._versions.names()}
             for source in sources:
                 by_name.setdefault(source.name, []).append(source)
-            for name, its in by_name.items():
+
+            async def follow(name: str) -> None:
                 async with self._changing[name]:
-                    if self._changes[name] != changed.get(name, 0):
-                        continue  # a client changed it after the scan
-                    entries = self._entries.get(name, {})
-                    off = next((e.off for e in entries.values() if e.off), None)
-                    for source in its:
-                        await self._follow(source, off)
-                    self._drop_others(list(entries.values()), {s.key for s in its})
+                    # A client may have changed it after the scan.
+                    if self._changes[name] == changed.get(name, 0):
+                        await self._change(by_name[name], name)
 
-    async def _scanned(self) -> list[ModelSource]:
-        """What is on disk. Raises what scanning raises, and ModelUnavailable when the server ends."""
-        return await unless(self._leaving, apart(self._scan))
-
-    def _drop_others(self, entries: list[Entry], known: set[tuple[str, str]]) -> None:
-        """Drop what is not among `known`; but a version that serves stays until one of those does."""
-        for entry in entries:
-            if entry.source.key in known:
-                continue
-            wanted = [e for e in self._entries[entry.source.name].values()
-                      if e.source.key in known and e.off is None]  # fmt: skip
-            if entry.model is None or not wanted or any(e.model is not None for e in wanted):
-                self._drop(entry, "it is not served any more")
-
-    async def _follow(self, source: ModelSource, off: str | None) -> None:
-        entry = self._entries.get(source.name, {}).get(source.version)
-        if entry is None:
-            entry = self._enter(source)
-            entry.off = off
-        elif entry.source.loads_as(source):
-            if entry.error is None or time.monotonic() < entry.retry_at:
-                return
-        else:
-            entry.source, entry.failures = source, 0
-        if entry.off is None:
-            await self._try(entry)
+            if (
+                self._versions.bounded
+            ):  # in turn, so that each finds the memory that the one before left
+                for name in by_name:
+                    await follow(name)
+            else:
+                await asyncio.gather(*map(follow, by_name))
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         """Load a model, or load it again: what served it is answered and then closed.
 
         Raises ModelNotFound, InvalidInput, and what opening its bundle raises.
         """
-        if parameters:
-            raise InvalidInput(
-                f"load parameter '{min(parameters)}' is not taken: models come from this server's disk"
-            )
+        check_parameters(parameters)
         async with self._changing[name]:
             sources = [s for s in await self._scanned() if s.name == name]
             if not sources:
-                if name not in self._entries:
+                if not self._versions.of(name):
                     self._changing.pop(name)  # a client's word is not kept
                 raise ModelNotFound(
                     f"failed to load: no model {quoted(name)} in this server's repository"
                 )
             self._changes[name] += 1
-            failed: EdgeServeError | None = None
-            for source in sources:
-                entry = self._entries.get(name, {}).get(source.version) or self._enter(source)
-                entry.source, entry.off = source, None
-                await self._try(entry, demanded=True)
-                failed = failed or entry.error
-            self._drop_others(list(self._entries[name].values()), {s.key for s in sources})
-        if failed is not None:
-            raise failed
+            failures = await self._change(sources, name, demanded=True)
+        if failures:
+            raise failures[0]
 
     async def unload(self, name: str) -> None:
         """Stop serving a model; what it has begun is answered first. Raises ModelNotFound."""
-        if name not in self._entries:
+        if not self._versions.of(name):
             raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
         async with self._changing[name]:
-            entries = self._entries.get(name)
+            entries = list(self._versions.of(name).values())
             if not entries:
                 raise ModelNotFound(f"no model {quoted(name)} in this server's repository")
             self._changes[name] += 1
-            closing = [self._retire(e, "it was unloaded", grace=False) for e in entries.values()]
-            for entry in entries.values():
+            closing = [self._versions.retire(e, "it was unloaded", grace=False) for e in entries]
+            for entry in entries:
                 entry.off, entry.error, entry.state = "it was unloaded", None, "UNLOADING"
         await asyncio.gather(*(task for task in closing if task is not None))
-        for entry in entries.values():
+        for entry in entries:
             if entry.state == "UNLOADING":
                 entry.state = "UNAVAILABLE"
 
-    def _enter(self, source: ModelSource) -> Entry:
-        entry = Entry(source)
-        self._entries.setdefault(source.name, {})[source.version] = entry
-        return entry
+    async def adopt(
+        self, sources: Sequence[ModelSource], off: Mapping[str, str], on: Collection[str]
+    ) -> None:
+        """Be as a process is that has been there all the time: with these sources, these models off, those
+        on. What cannot be loaded is kept with its reason."""
+        for name in off:
+            for entry in self._versions.of(name).values():
+                if entry.off is None:
+                    self._versions.retire(entry, off[name], grace=True)
+                    entry.off, entry.error = off[name], None
+        for name in {s.name for s in sources} - set(off):
+            for entry in self._versions.of(name).values():
+                entry.off = None if name in on else entry.off
+        await self._change(sources, None)
 
-    async def _try(self, entry: Entry, *, demanded: bool = False) -> None:
-        """Load an entry as its source says; a failure is kept in it. Where memory is short only one that
-        was demanded, or is in memory already, sends others away."""
-        if self._leaving.is_set():
-            return
-        before = entry.state
-        entry.state = "LOADING"
-        try:
-            opened = await self._opened(entry, demanded=demanded)
-        except EdgeServeError as error:
-            if self._leaving.is_set():
-                entry.error = error
-            else:
-                self._failed(entry, error)
-            entry.state = before if entry.model is not None else "UNAVAILABLE"
-            return
-        self._put(entry, opened)
-
-    async def _opened(self, entry: Entry, *, demanded: bool) -> Opened:
-        """What an entry's source gives, before it serves. Raises what opening raises."""
-        source = entry.source
-        model = await unless(self._leaving, apart(partial(self._opener.describe, source)))
-        into_memory = demanded or entry.in_memory or self._memory.fits(entry, model)
-        if not into_memory:
-            return Opened(source, model, None)
-        return Opened(source, model, await unless(self._leaving, self._memory.open(entry, model)))
-
-    def _put(self, entry: Entry, opened: Opened) -> None:
-        """Serve what was opened from now on; what served before answers what it has."""
-        model, source = opened.model, opened.source
-        if self._memory.bounded:
-            model.wanted = self._demand
-        if opened.engine is not None:
-            model.attach(opened.engine)
-        old, entry.model = entry.model, model
-        entry.state, entry.error, entry.failures = "READY", None, 0
-        if opened.engine is not None:
-            self._expected.add(source.name)
-        self._note_newest(source.name)
-        if old is not None:
-            log.info("model '%s' version %s was replaced", *source.key)
-            self._later(self._close(old, "it was replaced", grace=True))
-
-    async def _finish(self, engine: Engine) -> None:
-        """Close an engine once it has answered what it has, or the server ends."""
-        drained = asyncio.ensure_future(engine.drain(None))
-        ending = asyncio.ensure_future(self._ending.wait())
-        await asyncio.wait({drained, ending}, return_when=asyncio.FIRST_COMPLETED)
-        drained.cancel()
-        ending.cancel()
-        await asyncio.to_thread(engine.close)
-
-    def _demand(self, model: ServedModel) -> None:
-        """A request waits for a model that is not in memory."""
-        key = (model.name, model.version)
-        entry = self._entries.get(model.name, {}).get(model.version)
-        if self._ending.is_set() or entry is None or entry.model is not model:
-            model.fail(ModelUnavailable(f"model '{model.name}' was replaced", hint="ask again"))
-        elif entry.error is not None and time.monotonic() < entry.retry_at:
-            cause = entry.problem
-            model.fail(ModelUnavailable(f"model '{model.name}' is not ready", cause=cause))
-        elif key not in self._demanded:
-            self._demanded.add(key)
-            self._later(self._bring(key))
-
-    async def _bring(self, key: tuple[str, str]) -> None:
-        try:
-            entry = self._entries.get(key[0], {}).get(key[1])
-            model = entry.model if entry is not None else None
-            if entry is None or model is None or model.engine is not None:
-                return
-            try:
-                engine = await unless(self._ending, self._memory.open(entry, model))
-            except EdgeServeError as error:
-                if not self._ending.is_set():
-                    self._failed(entry, error)
-                cause = entry.problem
-                model.fail(ModelUnavailable(f"model '{key[0]}' is not ready", cause=cause))
-                return
-            entry.error, entry.failures = None, 0
-            if entry.model is not model or self._ending.is_set():  # replaced or dropped meanwhile
-                await asyncio.to_thread(engine.close)
-                model.fail(ModelUnavailable(f"model '{key[0]}' was replaced", hint="ask again"))
-                return
-            model.attach(engine)
-            self._expected.add(model.name)
-        finally:
-            self._demanded.discard(key)
-
-    def _failed(self, entry: Entry, error: EdgeServeError) -> None:
-        entry.error = error
-        entry.failures += 1
-        name = entry.source.name
-        self._load_failures[name] = self._load_failures.get(name, 0) + 1
-        pause = min(_RETRY_LONGEST_S, _RETRY_S * 2 ** min(10, entry.failures - 1))
-        entry.retry_at = time.monotonic() + pause
-        log.error(
-            "model '%s' version %s cannot be loaded (attempt %d): %s",
-            *entry.source.key, entry.failures, error,
-        )  # fmt: skip
-
-    def _drop(self, entry: Entry, reason: str) -> None:
-        """Forget an entry for good."""
-        name, version = entry.source.key
-        self._retire(entry, reason, grace=True)
-        del self._entries[name][version]
-        if not self._entries[name]:
-            del self._entries[name]
-            self._expected.discard(name)
-
-    def _retire(self, entry: Entry, reason: str, *, grace: bool) -> asyncio.Task[None] | None:
-        """Take an entry's model out of service, and close it once it has answered what it has."""
-        model, entry.model = entry.model, None
-        entry.state = "UNAVAILABLE"
-        self._note_newest(entry.source.name)
-        if model is None:
-            return None
-        self._opener.forget(model)
-        return self._later(self._close(model, reason, grace=grace))
-
-    async def _close(self, model: ServedModel, reason: str, *, grace: bool) -> None:
-        if grace:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), _GRACE_S)
-        model.close(reason)
-        engine = model.engine
-        if engine is not None:
-            await self._finish(engine)
-            model.detach(reason)
-            await asyncio.to_thread(collect)
-
-    def _note_newest(self, name: str) -> None:
-        there = {v: e.model for v, e in self._entries.get(name, {}).items() if e.model is not None}
-        if there:
-            self._newest[name] = there[max(there, key=int)]
-        else:
-            self._newest.pop(name, None)
-
-    def _later(self, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    async def _scanned(self) -> list[ModelSource]:
+        """What is on disk. Raises what scanning raises, and ModelUnavailable when the server ends."""
+        return await unless(self._versions.leaving, apart(self._scan))
 
     # Starting and ending
 
@@ -439,7 +330,7 @@ class ModelRepository:
     def stop_serving(self) -> None:
         """Not ready from now on. Versions that are being opened are given up; requests are answered."""
         self._serving = False
-        self._leaving.set()
+        self._versions.leaving.set()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight; False when time ran out."""
@@ -448,19 +339,16 @@ class ModelRepository:
 
     async def close(self) -> None:
         """Close every model; what still waits is not answered."""
-        self._leaving.set()
-        self._ending.set()
+        self._versions.end()
         for lock in (self._following, *list(self._changing.values())):
             async with lock:  # whoever has it was told to leave
                 pass
-        while self._tasks:
-            await asyncio.gather(*self._tasks)
-        for entry in self.entries():
-            model, entry.model = entry.model, None
-            if model is None:
-                continue
-            engine = model.detach("the server ends")
-            model.close("the server ends")
-            if engine is not None:
-                await asyncio.to_thread(engine.close)
-        self._newest.clear()
+        await self._versions.close()
+
+
+def check_parameters(parameters: Parameters | None) -> None:
+    """Raises InvalidInput for what `load` does not take."""
+    if parameters:
+        raise InvalidInput(
+            f"load parameter '{min(parameters)}' is not taken: models come from this server's disk"
+        )

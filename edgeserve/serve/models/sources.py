@@ -32,6 +32,9 @@ _VERSION: Final = re.compile(r"[1-9]\d{0,8}")
 _MAX_LABELS: Final = 16 << 20
 
 
+Key = tuple[str, str]  # a model's name and version
+
+
 class ModelSource(msgspec.Struct, frozen=True):
     """One version of one model on disk. `fingerprint` changes with the files; `labels` are those that
     config.pbtxt names, by output; `problem` says why it cannot be loaded."""
@@ -46,7 +49,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     problem: str | None = None
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         return self.name, self.version
 
     def loads_as(self, other: ModelSource) -> bool:

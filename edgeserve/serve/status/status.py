@@ -12,9 +12,8 @@ from edgeserve.serve.metrics.counts import Counts
 from edgeserve.serve.models.entries import Entry, State
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.models.sources import Key
 from edgeserve.version import __version__
-
-Key = tuple[str, str]
 
 
 class Step(msgspec.Struct, frozen=True):

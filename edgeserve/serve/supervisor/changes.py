@@ -15,12 +15,12 @@ from edgeserve.errors import (
     ModelNotFound,
     ModelUnavailable,
 )
-from edgeserve.serve.models.sources import ModelSource, find_sources
+from edgeserve.serve.models.sources import Key, ModelSource, find_sources
 from edgeserve.serve.settings.reading import SettingsSource, followed
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
 from edgeserve.serve.started import Started
-from edgeserve.serve.status.status import Key, ServerStatus
+from edgeserve.serve.status.status import ServerStatus
 from edgeserve.serve.supervisor.gate import Gate
 from edgeserve.serve.supervisor.members import Members
 from edgeserve.serve.supervisor.ports import with_ports
@@ -158,8 +158,7 @@ class Changes:
         self, name: str, sources: list[ModelSource], *, demanded: bool
     ) -> list[EdgeServeError]:
         """Have all workers load what is to be loaded of a model, a version at a time; what went wrong."""
-        plan = Plan(sources, name if demanded else None)
-        plans, failures = await self._members.ask(plan, list[Key], _STEP_S)
+        plans, failures = await self._members.ask(Plan(sources, demanded), list[Key], _STEP_S)
         problems = _problems(failures)
         wanted = dict.fromkeys(key for keys in plans.values() for key in keys)
         if wanted:

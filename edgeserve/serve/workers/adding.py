@@ -15,7 +15,8 @@ from edgeserve.serve.metrics.statistics import (
     MemoryUsage,
     ModelStatistics,
 )
-from edgeserve.serve.status.status import Key, ModelStatus, ServerStatus, WorkerStatus
+from edgeserve.serve.models.sources import Key
+from edgeserve.serve.status.status import ModelStatus, ServerStatus, WorkerStatus
 from edgeserve.serve.workers.messages import Report, Total
 
 # Of the states that a version has in several workers, which one it has in all: the first of these.

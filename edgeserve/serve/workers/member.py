@@ -8,17 +8,17 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.errors import EdgeServeError, EnvironmentProblem, InvalidInput
+from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.control import Parts
 from edgeserve.serve.following import Following
 from edgeserve.serve.metrics.counts import Counts, RequestCounts
 from edgeserve.serve.metrics.prometheus import rendered
 from edgeserve.serve.metrics.shared import Shown, families, requests_of
 from edgeserve.serve.metrics.statistics import ModelStatistics
-from edgeserve.serve.models.repository import Parameters
-from edgeserve.serve.models.sources import find_sources
+from edgeserve.serve.models.repository import Parameters, check_parameters
+from edgeserve.serve.models.sources import Key, find_sources
 from edgeserve.serve.shm import Region
-from edgeserve.serve.status.status import Key, ServerStatus, server_status
+from edgeserve.serve.status.status import ServerStatus, server_status
 from edgeserve.serve.workers.link import Link
 from edgeserve.serve.workers.messages import (
     Abort,
@@ -86,10 +86,7 @@ class Workers:
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         """Raises what loading raised in any of the workers; then all keep what they had."""
-        if parameters:
-            raise InvalidInput(
-                f"load parameter '{min(parameters)}' is not taken: models come from this server's disk"
-            )
+        check_parameters(parameters)
         await self._link.ask(Load(name), type(None), _CHANGED_S)
 
     async def unload(self, name: str) -> None:
@@ -157,8 +154,8 @@ class Workers:
                 return server_status(self._repository)
             case TellReport():
                 return self._report()
-            case Plan(sources, name):
-                return self._repository.plan(sources, name)
+            case Plan(sources, demanded):
+                return self._repository.plan(sources, demanded=demanded)
             case Prepare(key, demanded):
                 await self._repository.prepare(key, demanded=demanded)
             case Commit(key):

@@ -7,10 +7,9 @@ import msgspec
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.metrics.shared import Family
 from edgeserve.serve.metrics.statistics import ModelStatistics
-from edgeserve.serve.models.sources import ModelSource
+from edgeserve.serve.models.sources import Key, ModelSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
-from edgeserve.serve.status.status import Key
 from edgeserve.serve.workers.inherited import Listener
 
 
@@ -90,11 +89,10 @@ class TellReport(msgspec.Struct, frozen=True, tag=True):
 
 
 class Plan(msgspec.Struct, frozen=True, tag=True):
-    """Which of these sources are to be loaded? Of one model if that is named, then all. Answered with
-    their keys."""
+    """Which of these sources are to be loaded? All, if they are demanded. Answered with their keys."""
 
     sources: list[ModelSource]
-    name: str | None = None
+    demanded: bool = False
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):

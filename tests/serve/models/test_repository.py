@@ -314,7 +314,7 @@ def test_time_runs_out_while_a_model_is_loaded(tmp_path: Path) -> None:
             answers: list[Outcome | EdgeServeError] = []
             x = np.zeros((1, 4), np.float32)
             wanted = ("y",)
-            async with repository._memory._lock:
+            async with repository._versions._memory._lock:
                 late = InferRequest({"x": x}, 1, wanted, timeout_s=0.01)
                 model.infer(late, answers.append)
                 gone = model.infer(InferRequest({"x": x}, 1, wanted), answers.append)
@@ -340,7 +340,7 @@ def test_levels_are_counted_apart_while_a_model_is_loaded(tmp_path: Path) -> Non
             model = repository.find("m3")
             answers: list[Outcome | EdgeServeError] = []
             wanted = ("y",)
-            async with repository._memory._lock:
+            async with repository._versions._memory._lock:
                 for priority in (3, 1, 2, 3, 3):
                     x = np.zeros((1, 4), np.float32)
                     model.infer(
@@ -413,7 +413,9 @@ def test_a_link_that_is_switched_brings_the_other_version(tmp_path: Path) -> Non
             before = repository.find("a")
             (tmp_path / "next").symlink_to("release-2")
             (tmp_path / "next").rename(link)  # ln -sfn
-            again = repository._opener.open(repository._entries["a"]["1"].source, before)
+            again = repository._versions._opener.open(
+                repository._versions._entries["a"]["1"].source, before
+            )
             assert again.chain.bundle.root.parent.name == "release-1"
             again.close()
             assert await ask(before) == 1
@@ -439,7 +441,7 @@ def test_a_version_that_is_there_in_part_loads_once_it_is_whole(tmp_path: Path) 
                 assert repository.ready
                 assert await ask(repository.find("a")) == 1
                 copy.write_bytes(path.read_bytes())
-            for entry in repository._entries["a"].values():
+            for entry in repository._versions._entries["a"].values():
                 entry.retry_at = 0.0
             await repository.refresh()
             assert await ask(repository.find("a")) == 2
@@ -531,7 +533,7 @@ def test_reloads_leak_nothing(tmp_path: Path) -> None:
                 await repository.load("a")
                 assert await ask(repository.find("a"), seed=turn) == 1
                 if turn % 50 == 49:
-                    while repository._tasks:  # noqa: ASYNC110 - the old ones' grace
+                    while repository._versions._tasks:  # noqa: ASYNC110 - the old ones' grace
                         await asyncio.sleep(0.1)
                     # The event loop's own executor may still grow to its few threads.
                     own = [t for t in threading.enumerate() if not t.name.startswith("asyncio")]
