@@ -124,7 +124,7 @@ class GrpcClient:
         code, cause, url = error.code(), error.details() or "", self._url
         if code is grpc.StatusCode.UNAVAILABLE:
             if "refused" in cause:
-                return problems.nobody(url)
+                return problems.unreachable(url)
             if "onnect" in cause or "andshak" in cause or "address" in cause:
                 return problems.broken(url, cause)
             return problems.busy(url, cause)

@@ -291,18 +291,18 @@ class HttpClient:
         if isinstance(error, TimeoutError):
             return problems.silent(self._url, self._timeout_s)
         if isinstance(error, ConnectionRefusedError):
-            return problems.nobody(self._url)
+            return problems.unreachable(self._url)
         if isinstance(error, socket.gaierror):
-            return EnvironmentProblem(f"{self._url} has no address", cause=str(error.strerror))
+            return EnvironmentProblem(f"{self._url} cannot be resolved", cause=str(error.strerror))
         if isinstance(error, ssl.SSLCertVerificationError):
             return EnvironmentProblem(
-                f"the certificate of {self._url} cannot be trusted",
+                f"the certificate of {self._url} is not trusted",
                 cause=error.verify_message,
                 hint="--ca FILE names the authority that signed it",
             )
         if isinstance(error, ssl.SSLError):
             return EnvironmentProblem(
-                f"{self._url} does not speak TLS with us", cause=error.reason or str(error)
+                f"the TLS handshake with {self._url} failed", cause=error.reason or str(error)
             )
         return problems.broken(self._url, str(error) or type(error).__name__)
 

@@ -12,7 +12,7 @@ from edgeserve.errors import (
 )
 
 
-def nobody(url: str) -> EnvironmentProblem:
+def unreachable(url: str) -> EnvironmentProblem:
     return EnvironmentProblem(f"nothing listens at {url}", hint="start it: edgeserve run BUNDLE")
 
 
@@ -21,20 +21,20 @@ def silent(url: str, timeout_s: float) -> EnvironmentProblem:
 
 
 def broken(url: str, cause: str) -> EnvironmentProblem:
-    return EnvironmentProblem(f"{url} broke off", cause=cause)
+    return EnvironmentProblem(f"the connection to {url} failed", cause=cause)
 
 
 def wants_key(url: str, cause: str) -> UsageError:
     return UsageError(
-        f"{url} wants a key",
+        f"{url} requires a key",
         cause=cause,
-        hint="put it into EDGESERVE_API_KEY, or name its variable with --key-env",
+        hint="set EDGESERVE_API_KEY, or name another variable with --key-env",
     )
 
 
 def unknown(url: str, cause: str) -> ModelNotFound:
-    # As Triton words it; what follows is the cause.
-    return ModelNotFound(f"{url} does not have this", cause=cause.removeprefix("Request for "))
+    # Triton begins with these words; the rest is the cause.
+    return ModelNotFound(f"{url} cannot find it", cause=cause.removeprefix("Request for "))
 
 
 def refused(url: str, cause: str) -> InvalidInput:
@@ -42,9 +42,7 @@ def refused(url: str, cause: str) -> InvalidInput:
 
 
 def busy(url: str, cause: str) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{url} takes no request now", cause=cause, hint="try again in a second"
-    )
+    return EnvironmentProblem(f"{url} is too busy", cause=cause, hint="try again in a second")
 
 
 def late(url: str, cause: str) -> EnvironmentProblem:
@@ -56,4 +54,4 @@ def failed(url: str, code: str, cause: str) -> EdgeServeError:
 
 
 def unreadable(cause: str) -> InferenceFailed:
-    return InferenceFailed("the server's answer is not one of the protocol", cause=cause)
+    return InferenceFailed("the server's answer does not follow the protocol", cause=cause)

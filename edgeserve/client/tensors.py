@@ -39,7 +39,7 @@ def tensor_from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any
 
 
 def json_values(array: Array) -> list[Any]:
-    """The elements of a tensor, flat, as JSON has them; bytes that are no UTF-8 are escaped."""
+    """The elements of a tensor, flat, as JSON has them; bytes that are not UTF-8 are escaped."""
     if array.dtype == object or array.dtype.kind in "SU":
         return [
             v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else str(v)

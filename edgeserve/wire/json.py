@@ -182,14 +182,14 @@ class JsonPort:
 
 
 def _commas(text: memoryview) -> int:
-    """In a list of numbers, nested or not, one less than there are numbers."""
+    """How many commas a list has: one less than its numbers, nested or not."""
     starts = range(0, len(text), _PIECE)
     return sum([bytes(text[i : i + _PIECE]).count(b",") for i in starts])
 
 
 def _cut(text: memoryview) -> Iterator[bytes]:
     """The inside of a JSON list of numbers in pieces, without the commas between them. A list of anything
-    else may be cut where its pieces are no JSON."""
+    else may be cut where its pieces are not JSON."""
     start, end = 1, len(text) - 1
     at, look = start + _PIECE, _LOOK
     while at < end:

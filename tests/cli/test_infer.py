@@ -444,4 +444,4 @@ def test_several_models_want_a_choice(run: Run, folder: Path, triton: str) -> No
     """Only models that are ready count: here one, which the server then does not describe."""
     code, _, err = run("infer", triton, str(folder / "x.npz"))
     assert code == 2
-    assert f"error: {triton} does not have this" in err
+    assert f"error: {triton} cannot find it" in err

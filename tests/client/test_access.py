@@ -67,7 +67,7 @@ def test_without_the_key_it_is_told_so(
     urls: dict[str, str], scheme: str, authority: Authority, own: tuple[Path, Path], key: str | None
 ) -> None:
     access = Access(10, key, authority.certificate, *own)
-    with connect(urls[scheme], access) as client, pytest.raises(UsageError, match="wants a key"):
+    with connect(urls[scheme], access) as client, pytest.raises(UsageError, match="requires a key"):
         client.infer("linear", Question({"x": X}))
 
 
@@ -75,13 +75,13 @@ def test_an_authority_that_nobody_trusts(urls: dict[str, str], own: tuple[Path, 
     access = Access(10, KEY, None, *own)
     with (
         connect(urls["https"], access) as client,
-        pytest.raises(EnvironmentProblem, match="cannot be trusted") as caught,
+        pytest.raises(EnvironmentProblem, match="is not trusted") as caught,
     ):
         client.ready()
     assert "--ca" in str(caught.value.hint)
     with (
         connect(urls["grpcs"], access) as client,
-        pytest.raises(EnvironmentProblem, match="broke off"),
+        pytest.raises(EnvironmentProblem, match=r"the connection to .* failed"),
     ):
         client.ready()
 
@@ -92,7 +92,7 @@ def test_a_client_without_a_certificate(
 ) -> None:
     with (
         connect(urls[scheme], Access(10, KEY, authority.certificate)) as client,
-        pytest.raises(EnvironmentProblem, match=r"broke off|does not speak TLS with us"),
+        pytest.raises(EnvironmentProblem, match=r"the connection to .* failed|TLS handshake"),
     ):
         client.ready()
 
@@ -100,7 +100,7 @@ def test_a_client_without_a_certificate(
 def test_plain_http_to_a_tls_port(urls: dict[str, str]) -> None:
     with (
         connect(urls["https"].replace("https", "http"), Access(5, KEY)) as client,
-        pytest.raises(EnvironmentProblem, match="broke off"),
+        pytest.raises(EnvironmentProblem, match=r"the connection to .* failed"),
     ):
         client.ready()
 

@@ -1,4 +1,4 @@
-"""Messages that calls wait for on a thread: one that does not come ends its call."""
+"""Calls that wait for their message on a thread; if it does not come in time, the call ends."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Final
 
 import grpc
 
-# A message comes with its call's head, or right behind it.
+# A message comes with its call's head, or right after it.
 _WAITS_S: Final = 5.0
 
 
 class Arrivals:
-    """The calls whose message has not come. `sweep` is to be called now and then."""
+    """The calls whose message has not come. `sweep` has to be called every second or so."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[grpc.ServicerContext, float] = {}
 
     def with_message(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        """Of the behaviour of a call with one message, that of one with any number: it waits only so long
-        for the first."""
+        """A behaviour for any number of messages from one for a single message; it waits for the first for a
+        limited time."""
 
         def waits(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with self._lock:

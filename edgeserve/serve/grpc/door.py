@@ -1,4 +1,4 @@
-"""Who is let in: every call of every service passes here before a thread is spent on it, or its message read."""
+"""Admission: every call of every service passes here before it gets a thread, and before its message is read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
         self.seen = 0
 
     def close(self) -> None:
-        """From now on only what needs no leave is let in."""
+        """From now on admit only calls that need no role."""
         self._open = False
 
     def service(self, details: Any) -> Any:
@@ -69,7 +69,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
                 reason = reason_of(error) or "forbidden"
                 return self._refusal(path, status_of(error), reason, text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
-            text = f"{self._max_inferences} calls wait or run already: try again later"
+            text = f"{self._max_inferences} calls are queued or running: try again later"
             return self._refusal(path, grpc.StatusCode.RESOURCE_EXHAUSTED, "calls", text)
         return method.handler
 

@@ -1,4 +1,4 @@
-"""Which gRPC status an error is, and its text: the error's own, cut to what fits beside a status."""
+"""The gRPC status of an error, and its text, cut to what fits beside a status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Canceled(EdgeServeError):
 
 
 class NotSupported(EdgeServeError):
-    """The method is known, and this server cannot do it."""
+    """The method is known, but this server does not support it."""
 
 
 _CODES: Final[tuple[tuple[type[EdgeServeError], grpc.StatusCode], ...]] = (

@@ -33,7 +33,7 @@ from edgeserve.serve.grpc.service import (
 
 log = logging.getLogger(__name__)
 
-# Years: grpc says so where a client set no deadline.
+# Years: what grpc reports if a client set no deadline.
 _NO_DEADLINE_S: Final = 1e8
 
 
@@ -114,7 +114,7 @@ class Handlers:
             except EdgeServeError as error:
                 self._refusals.note_error(error, path, context, logged=call.asked)
                 return _abort(context, error)
-            except Exception as error:  # noqa: BLE001 - the client is told
+            except Exception as error:  # noqa: BLE001 - the client gets it
                 return _abort(context, _unforeseen(error))
 
         return infer
@@ -169,7 +169,7 @@ class Handlers:
             except EdgeServeError as error:
                 self._refusals.note_error(error, path, context)
                 return _abort(context, error)
-            except Exception as error:  # noqa: BLE001 - the client is told
+            except Exception as error:  # noqa: BLE001 - the client gets it
                 return _abort(context, _unforeseen(error))
 
         return ask

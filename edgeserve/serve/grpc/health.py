@@ -22,8 +22,8 @@ _STATUS: Final = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """The statuses, told by the event loop and read on the threads of calls. `renew` has them told anew
-    and waits for that, where it does not take too long."""
+    """The statuses, set on the event loop and read on the threads of calls. `renew` has them set again, and waits
+    for that for at most a second."""
 
     def __init__(self, renew: Callable[[], None], refusals: Refusals | None = None) -> None:
         self._renew = renew

@@ -1,4 +1,4 @@
-"""The threads that calls run on, and how many calls they have."""
+"""The threads that calls run on, and the number of calls on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import grpc
 
-# Streams that watch the health, which need no leave.
+# Streams that watch the health, which need no key.
 _WATCHES: Final = 32
 
 
@@ -34,9 +34,8 @@ class CallPool(ThreadPoolExecutor):
 
 
 class Pools:
-    """The threads of the server: calls that infer wait on theirs for the engine, so that health and
-    control need threads that they leave free. What anybody may ask has threads of its own, which strangers
-    can keep busy without harm to others. Owns them.
+    """The threads of the server; owns them. Calls that infer wait on theirs for the engine, so health and control
+    have others. Methods without a role have threads of their own: callers without a key cannot block the rest.
 
     grpc 1.12 and newer run a behaviour on the pool in its `experimental_thread_pool`; one that did not
     would run all on the first pool.
@@ -48,7 +47,7 @@ class Pools:
         max_streams: int,
         full: Callable[[grpc.ServicerContext], None] = lambda context: None,
     ) -> None:
-        """`full` is told of each stream that is one too many."""
+        """`full` is called with each stream above the limit."""
         self.full = full
         self.max_streams = max_streams
         self.infer = CallPool(infer_threads, "edgeserve-grpc")
@@ -56,7 +55,7 @@ class Pools:
         self.refusals = CallPool(2, "edgeserve-grpc-refusal")
         self.probes = CallPool(16, "edgeserve-grpc-probe")
         self.watches = CallPool(_WATCHES + 4, "edgeserve-grpc-watch")
-        # A few more than streams, which tell the others that they are too many.
+        # A few more than the limit, which refuse the streams above it.
         self.streams = CallPool(max_streams + 4, "edgeserve-grpc-stream")
 
     def on(self, pool: CallPool, behaviour: Any) -> Callable[..., Any]:
@@ -68,12 +67,12 @@ class Pools:
 
     def on_stream(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
         """`behaviour` on the threads of streams, unless `max_streams` are open."""
-        said = f"too many streams are open: at most {self.max_streams} (--grpc-streams)"
+        said = f"too many open streams: at most {self.max_streams} (--grpc-streams)"
         return self._limited(self.streams, self.max_streams, behaviour, said)
 
     def on_watch(self, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
         """`behaviour` on the threads of those who watch the health."""
-        said = f"too many streams watch the health: at most {_WATCHES}"
+        said = f"too many open health watches: at most {_WATCHES}"
         return self._limited(self.watches, _WATCHES, behaviour, said)
 
     def _limited(

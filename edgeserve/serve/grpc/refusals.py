@@ -15,7 +15,7 @@ from edgeserve.serve.metrics.recorder import Recorder
 
 
 class Refusals:
-    """Told by any thread."""
+    """Counts and logs them; on any thread."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -29,7 +29,7 @@ class Refusals:
         *,
         logged: bool = False,
     ) -> None:
-        """A call, or a request in a stream, is not served. `logged`: the access log has a line already."""
+        """Note a call, or a request in a stream, that is not served. `logged`: the access log has its line."""
         self._recorder.refuse_grpc(code.name, reason)
         if not logged and logs.ACCESS.isEnabledFor(logging.INFO):
             logs.log_refused("grpc", "POST", method, code.name, reason, peer_of(context))
@@ -42,7 +42,7 @@ class Refusals:
         *,
         logged: bool = False,
     ) -> None:
-        """As `note`, of an error; not of those that are the server's own or the client's leaving."""
+        """As `note`, for an error; not if the server failed or the client left."""
         reason = "unsupported" if isinstance(error, NotSupported) else reason_of(error)
         if reason is not None:
             self.note(status_of(error), reason, method, context, logged=logged)

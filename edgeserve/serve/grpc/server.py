@@ -46,7 +46,7 @@ class GrpcServer:
         recorder: Recorder,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`readiness` is what health probes are told; it is asked on the event loop, every second."""
+        """`readiness` is awaited on the event loop every second, for health probes."""
         self._loop = asyncio.get_running_loop()
         self._credentials = credentials
         self._admit = admit
@@ -74,7 +74,7 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((self._door,))
 
     def listen(self, host: str, port: int) -> int:
-        """Take an address, which is answered from `start` on; the port that it is. Raises
+        """Bind an address, on which calls are answered after `start`; returns the port. Raises
         EnvironmentProblem."""
         address = joined(host, port)
         try:
@@ -91,16 +91,16 @@ class GrpcServer:
         return int(bound)
 
     def start(self) -> None:
-        """Answer, wherever `listen` was called for."""
+        """Answer calls on every address that was bound."""
         self._server.start()
         self._watch_health()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Not serving, nothing new, what has begun is answered; False when time ran out."""
+        """Report not serving, refuse new calls, answer those that have begun; False if `timeout_s` was too short."""
         began = time.monotonic()
         self._health.drain()
         # grpc's own stop cancels calls that it has received and not handed over yet. So what is on its
-        # way is let in first, then new calls are told to go elsewhere, and stop comes last.
+        # way is admitted first, then new calls are refused, and stop comes last.
         await self._quiet(began + min(_ARRIVING_S, timeout_s))
         self._door.close()
         self._handlers.drain()
@@ -111,7 +111,7 @@ class GrpcServer:
         return not busy
 
     def check_streams(self) -> None:
-        """End streams that would not be let in any more."""
+        """End streams whose key is not valid any more."""
         self._handlers.check_streams(lambda key: self._admit(Role.INFER, key))
 
     async def _quiet(self, until: float) -> None:
@@ -136,7 +136,7 @@ class GrpcServer:
         return self._pools.infer.calls > 0 or self._handlers.open > 0
 
     def tell_health(self) -> None:
-        """Soon tell those who watch what is ready."""
+        """Soon set the health again, and tell those who watch it."""
         if self._telling is None or self._telling.done():
             self._telling = asyncio.ensure_future(self._tell_now())
 
@@ -144,7 +144,7 @@ class GrpcServer:
         self._health.tell(*await self._readiness())
 
     def _renew_health(self) -> None:
-        """On a call's thread: what was told a second ago may be true no more."""
+        """Set the health again, on a call's thread: the last state may be a second old."""
         telling = asyncio.run_coroutine_threadsafe(self._tell_now(), self._loop)
         with contextlib.suppress(TimeoutError, CancelledError):
             telling.result(_HEALTH_S)

@@ -17,7 +17,7 @@ Remaining = Callable[[], float | None]
 
 
 class OpenCall(Protocol):
-    """An inference that has begun. `asked`: the model was, which logs what becomes of it."""
+    """An inference that has begun. `asked`: it reached the model, which logs its outcome."""
 
     asked: bool
 
@@ -31,12 +31,12 @@ class OpenCall(Protocol):
         """The client is gone, or has its answer; any thread may say so."""
 
 
-# Is told of each request of a stream that got an error.
+# Called with each request of a stream that got an error.
 Refused = Callable[[EdgeServeError, OpenCall], None]
 
 
 class OpenStream(Protocol):
-    """A stream of requests and answers. `key` is what its caller was let in with, `ended_by` why it ended."""
+    """A stream of requests and answers. `key` is its caller's, `ended_by` the reason why it ended."""
 
     key: str | None
     ended_by: EdgeServeError | None

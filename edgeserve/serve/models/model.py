@@ -19,7 +19,7 @@ from edgeserve.chain import (
     Promotion,
     Replay,
 )
-from edgeserve.errors import EdgeServeError, InputFailed, InvalidInput, ModelUnavailable
+from edgeserve.errors import EdgeServeError, ModelUnavailable
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
@@ -34,6 +34,7 @@ from edgeserve.serve.engine import (
     ShuttingDown,
     set_clock,
 )
+from edgeserve.serve.metrics.reasons import reason_of
 from edgeserve.serve.metrics.recorder import ModelRecorder
 from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, statistics_of
 from edgeserve.serve.models.request import InferRequest
@@ -48,8 +49,8 @@ Done = Callable[[Outcome | EdgeServeError], None]
 class ServedModel:
     """A version of a model under its served name. Lives on the event loop; may be made on any thread.
 
-    Its engine comes and goes: where memory is short a model is without one until it is asked for, and
-    `wanted` is called; its requests wait meanwhile.
+    Its engine comes and goes. If memory is short, a model has none until a request comes: then `wanted` is called,
+    and the request waits.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ServedModel:
         self.version = version
         self.bundle = bundle
         self.interface = interface or bundle.manifest.interface
-        # What the repository's configuration names comes before what the bundle has.
+        # The repository's configuration overrides the bundle.
         self.labels = {**bundle.output_labels(), **(labels or {})}
         self.class_names = {output: own.names for output, own in self.labels.items()}
         self.policy = policy or VersionPolicy(latest=Latest())
@@ -79,7 +80,9 @@ class ServedModel:
         self.engine: Engine | None = None
         self.wanted: Callable[[ServedModel], None] | None = None
         self.last_used = time.perf_counter()
-        self.placements: dict[str, str] = {}  # what of it a candidate's device runs, by label
+        self.placements: dict[
+            str, str
+        ] = {}  # by candidate's label: the share of the model that its device runs
         self._loop = loop
         self._cache = cache
         self._scope = f"{name}/{version}/{id(self)}/{time.monotonic_ns()}"
@@ -94,7 +97,7 @@ class ServedModel:
     # The engine comes and goes
 
     def new_chain(self, chain: Chain) -> None:
-        """A chain was opened for this model; counted from here on."""
+        """Use a chain that was opened for this model, and count its steps from now on."""
         self._chain = chain
         self._fallbacks_seen = self._promotions_seen = 0
         self._replays_seen.clear()
@@ -102,7 +105,7 @@ class ServedModel:
         chain.listen(lambda: _call_soon(self._loop, self._note_steps))
 
     def attach(self, engine: Engine) -> None:
-        """Serve with this engine from now on; what waited for it runs."""
+        """Serve with this engine from now on; run the requests that waited for one."""
         self.engine = engine
         if self._chain is not engine.chain:
             self.new_chain(engine.chain)
@@ -118,7 +121,7 @@ class ServedModel:
                 request.settle(error)
 
     def detach(self, reason: str) -> Engine | None:
-        """Give up the engine, which goes on with what it has; new requests wait for another one."""
+        """Give up the engine, which finishes its requests; new requests wait for another one."""
         engine, self.engine = self.engine, None
         self._reason = reason
         return engine
@@ -130,15 +133,15 @@ class ServedModel:
         self._reason = reason
 
     def fail(self, error: EdgeServeError) -> None:
-        """Those that waited for an engine get none."""
+        """Fail the requests that wait for an engine."""
         self._reason = str(error)
         waiting, self._waiting = self._waiting, []
         for request, _ in waiting:
             request.settle(error)
 
     def read_placement(self) -> str | None:
-        """Ask the engine what of the model an accelerator runs; None on a CPU, and where the engine does not
-        tell. Blocking; called on threads."""
+        """Which share of the model an accelerator runs; None on a CPU, or if the runtime does not report it.
+        Blocks; called on threads."""
         chain = self._chain
         if chain is None or chain.options.inject:
             return None
@@ -154,11 +157,11 @@ class ServedModel:
         return found
 
     def ran(self, batch: BatchTimes) -> None:
-        """Told by the engine."""
+        """Called by the engine after each batch."""
         self.metrics.batch(batch)
 
     def unbatched(self, candidate: Candidate, reason: str) -> None:
-        """Told by the engine: its requests run one at a time from now on."""
+        """Called by the engine when its requests run one at a time from now on."""
         self.metrics.unbatched(candidate)
 
     # What it is
@@ -205,7 +208,7 @@ class ServedModel:
 
     @property
     def reason(self) -> str:
-        """Why it is not ready, or not in memory; empty when there is nothing to say."""
+        """Why it is not ready, or not in memory; empty if it is both."""
         if self.engine is None or self._closed:
             return self._reason
         if self.engine.closing:
@@ -215,7 +218,7 @@ class ServedModel:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether it has variables, which each request finds as they were at the start."""
+        """Whether it has variables; each request starts from their initial values."""
         return bool(self.bundle.manifest.state)
 
     def pending(self) -> int:
@@ -281,7 +284,7 @@ class ServedModel:
             return None
 
     def _wait(self, request: InferRequest, answer: Done, began: float) -> Pending:
-        """Until there is an engine. Raises ModelUnavailable, QueueFull."""
+        """Queue a request until there is an engine. Raises ModelUnavailable, QueueFull."""
         if self._closed or self.wanted is None:
             raise ModelUnavailable(f"model '{self.name}' is not ready", cause=self._reason)
         self._waiting = [w for w in self._waiting if not w[0].settled]
@@ -297,7 +300,7 @@ class ServedModel:
         return pending
 
     def _held(self, priority: int) -> tuple[int, int]:
-        """How many wait for the model to be loaded that are counted with this one, and how many may."""
+        """How many requests of this priority's queue wait for the model to be loaded, and how many may."""
         settings = self.settings
         levels = [settings.known(p) for _, p in self._waiting]
         apart = settings.apart
@@ -307,7 +310,7 @@ class ServedModel:
         return sum(level not in apart for level in levels), settings.queue
 
     def cancel(self, pending: Pending) -> None:
-        """The client is gone: what has not been started is not run."""
+        """Do not run a request that has not started: its client is gone."""
         if pending.cancel():
             self.metrics.failed("canceled")
 
@@ -362,12 +365,5 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
 
 
 def _reason(error: EdgeServeError) -> str:
-    kinds: dict[type[EdgeServeError], str] = {
-        InvalidInput: "invalid",  # what only the engine could find
-        InputFailed: "invalid",
-        QueueFull: "queue_full",
-        ShuttingDown: "draining",
-        DeadlineExceeded: "timeout",
-        ModelUnavailable: "unavailable",
-    }
-    return next((r for kind, r in kinds.items() if isinstance(error, kind)), "engine")
+    """As what a request's failure is counted."""
+    return "timeout" if isinstance(error, DeadlineExceeded) else reason_of(error) or "engine"

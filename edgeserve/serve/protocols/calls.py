@@ -27,7 +27,7 @@ from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 log = logging.getLogger(__name__)
 
 _CHECK_S: Final = 5.0
-# Bytes of a message: up to that it takes less time than it takes to change threads.
+# Bytes of a message; decoding a smaller one takes less time than a change of threads.
 _SMALL: Final = 16_384
 _INVALID: Final = (InvalidInput, UnknownRegion, SharedMemoryOff)
 
@@ -104,15 +104,15 @@ class Inferences:
             self._held -= size
 
     def close(self) -> None:
-        """When no call can come any more."""
+        """To be called when no call can come any more."""
         self._mailbox.close()
 
 
 class InferenceCall:
     """One call. `run` and `finish` happen on the loop, `wait` and `answer` on the caller's thread.
 
-    What is small is decoded and encoded on the loop, too: two threads that take turns with Python's lock
-    cost more than the work. What is large is left to the caller's thread.
+    Small messages are decoded and encoded on the loop, too: two threads that take turns with Python's lock
+    cost more than the work. Large ones are left to the caller's thread.
     """
 
     __slots__ = (
@@ -139,7 +139,7 @@ class InferenceCall:
         self.deadline: float | None = None
         self.held = 0  # bytes of its message that count
         self.id = ""
-        self.asked = False  # the model was, which logs what becomes of it
+        self.asked = False  # the model was asked: it logs the outcome
         self.result: Outcome | EdgeServeError | None = None
 
     def decode(self) -> None:
@@ -150,11 +150,11 @@ class InferenceCall:
             self._decoded = self._codec.decode(parsed)
         except EdgeServeError as error:
             self._refusal = error
-        except Exception as error:  # noqa: BLE001 - the client is told
+        except Exception as error:  # noqa: BLE001 - the client gets it
             self._refusal = _unforeseen(error)
 
     def refuse(self, error: EdgeServeError) -> None:
-        """Answer before anything is done about it."""
+        """Answer with an error before the message is read."""
         self._message = b""
         self.finish(error)
 
@@ -167,7 +167,7 @@ class InferenceCall:
                 with contextlib.suppress(EdgeServeError):
                     self._owner.repository.find(self._name).metrics.failed("invalid")
             self.finish(error)
-        except Exception as error:  # noqa: BLE001 - the client is told
+        except Exception as error:  # noqa: BLE001 - the client gets it
             self.finish(_unforeseen(error))
 
     def _run(self) -> None:
@@ -238,7 +238,7 @@ class InferenceCall:
                     self._answer = self._encode(result)
             except EdgeServeError as error:
                 result = error
-            except Exception as error:  # noqa: BLE001 - the client is told
+            except Exception as error:  # noqa: BLE001 - the client gets it
                 result = _unforeseen(error)
         self.finish(result)
 

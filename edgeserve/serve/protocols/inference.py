@@ -31,15 +31,15 @@ from edgeserve.tensors import Interface
 
 log = logging.getLogger(__name__)
 
-# More text than that is decoded on a thread, more of an array is written as text there, and larger answers
-# are compressed there, so that the loop does not wait for them: it takes a few hundred microseconds.
+# More text is decoded, and more of an array is written as text, on a thread, where larger answers are also
+# compressed: it takes a few hundred microseconds, for which the loop should not wait.
 _INLINE_BYTES: Final = 32_768
 # Compressed bodies may become hundreds of times as much.
 _INLINE_COMPRESSED: Final = 4_096
-# Text of such a size leaves tens of megabytes free in the heap of the thread that read it; one at a time
-# is read, for it takes several times its size meanwhile, and two that need Python's lock are no quicker.
+# Larger bodies are decoded one at a time: each takes several times its size meanwhile, two that need Python's
+# lock are not quicker, and tens of megabytes stay free in the heap of the thread.
 _LARGE_BYTES: Final = 1_048_576
-# Arrays of such a size take longer to write than other answers should wait for.
+# Larger arrays take longer to write than other answers should wait.
 _LONG_BYTES: Final = 8_388_608
 
 
@@ -178,8 +178,8 @@ class InferRoute:
         decoded: InferRequest | None = None,
         interface: Interface | None = None,
     ) -> None:
-        """Go on with what took a while on a thread, with the model that serves by now; one of another
-        `interface` than `decoded` was read for reads it again. The time it took is the request's own."""
+        """Go on after work on a thread, with the model that serves now. If its interface is not the one that
+        `decoded` was read for, it is decoded again. The time on the thread counts for the deadline."""
         try:
             model = self._repository.find(self._name, self._version)
         except EdgeServeError as error:
@@ -217,7 +217,7 @@ class InferRoute:
         decoded: InferRequest | None = None,
         began: float = 0.0,
     ) -> None:
-        """`began` is when work on the request began, unless that was just now."""
+        """`began` is when work on the request began; 0: now."""
         if decoded is None:
             size = codec.text_bytes(len(body), self._terms)
             if size > _INLINE_BYTES:
@@ -270,7 +270,7 @@ class InferRoute:
         except EdgeServeError as error:
             request.respond(failure(error))
             return
-        except Exception:  # nobody else would answer: the engine calls this, not the router
+        except Exception:  # the engine calls this, not the router: it has to answer here
             log.exception("an answer could not be encoded")
             request.respond(server_failed())
             return
@@ -310,7 +310,7 @@ class InferRoute:
 
 
 def _shortened(decoded: InferRequest, model: ServedModel, took_s: float) -> InferRequest:
-    """The request with what is left of its time."""
+    """The request with what is left of its time limit, in seconds."""
     limit = time_limit(model.settings, decoded.timeout_s, decoded.priority)
     if not limit:
         return decoded

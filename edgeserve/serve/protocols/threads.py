@@ -23,16 +23,16 @@ _T = TypeVar("_T")
 
 
 class Lane(enum.Enum):
-    """Where work is done that may take long: it waits for a thread, or the loop for it."""
+    """Where long work is done: on the event loop, or on one of the threads."""
 
     LOOP = enum.auto()
     THREAD = enum.auto()
-    WRITER = enum.auto()  # the one thread for answers: two would keep the loop from Python's lock
-    READER = enum.auto()  # the one thread for large bodies
+    WRITER = enum.auto()  # one thread for answers: two would keep Python's lock from the loop
+    READER = enum.auto()  # one thread for large bodies and answers
 
 
 class Turn:
-    """What a request waits for that is read on a thread."""
+    """The work that a request waits for while its body is read on a thread."""
 
     __slots__ = ("started",)
 
@@ -92,7 +92,7 @@ class Threads:
             except BodyTooLarge as error:
                 failed("invalid")
                 request.respond(Refusal(413, "body_too_large", str(error)))
-            except Exception:  # on a thread nobody else would answer
+            except Exception:  # the work was on a thread: it has to be answered here
                 log.exception("a request could not be handled")
                 request.respond(server_failed())
 

@@ -31,7 +31,7 @@ from edgeserve.wire.json import NO_JSON_FORM
 BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"\r\nInference-Header-Content-Length: %d"
 _KEPT_ENTRIES: Final = 256
-# Outputs that nobody need look at more closely.
+# Bytes of outputs that are encoded at once, whatever their kind.
 _SMALL: Final = 1_024
 # Bytes of an array that take some hundred microseconds to write as JSON; what a string takes besides its own.
 _PIECE: Final = 65_536
@@ -84,8 +84,8 @@ class Encoder:
         self._entries: dict[tuple[str, tuple[int, ...], str], bytes] = {}
 
     def written_bytes(self, request: V2Request, outputs: Tensors) -> int:
-        """How much of the requested outputs, at most, has to be written piece by piece: as JSON, as classes,
-        and strings; the rest is sent as it is. Raises InvalidInput for more than is sent."""
+        """How many bytes of the wanted outputs, at most, take work to encode: JSON, classes and strings. The rest
+        is sent as it is. Raises InvalidInput for more than the server sends."""
         size = 0
         for wanted in request.wanted:
             size += self._content(outputs[wanted.name])
@@ -102,12 +102,12 @@ class Encoder:
         )
 
     def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Response:
-        """Of outputs that `written_bytes` has let pass. Raises InvalidInput for what JSON cannot express, and
-        for more text than is sent."""
+        """The answer, after `written_bytes` accepted its size. Raises InvalidInput for what JSON cannot express, and
+        for more text than the server sends."""
         about = self._about
         if about is None or about.candidate is not candidate:
             about = self._about = _About(candidate)
-        # An empty one is none, as with Triton.
+        # An empty id counts as none, as with Triton.
         identity = b"" if not request.id else b',"id":' + msgspec.json.encode(request.id)
         text: list[Any] = [self._start, identity, about.start]
         blobs: list[Any] = []

@@ -17,7 +17,7 @@ from edgeserve.values import best_first
 def check_scores(spec: TensorSpec) -> None:
     """Raise InvalidInput for an output whose type has no order to classify by."""
     if DTYPES[spec.dtype].kind not in "iuf" or spec.dtype == "BF16":
-        raise InvalidInput(f"output '{spec.name}' holds no scores to classify by")
+        raise InvalidInput(f"output '{spec.name}' does not hold scores to classify by")
 
 
 class Classes:
@@ -28,15 +28,15 @@ class Classes:
     ) -> None:
         self._labels = labels or {}
         self._batched = interface.max_batch > 0
-        # Without a batch dimension a leading 1 is no list of rows, and nor is the only dimension.
+        # Without a batch dimension, neither a leading 1 nor the only dimension counts rows.
         self._rows = {
             s.name: self._batched or (len(s.shape) > 1 and s.shape[0] != 1)
             for s in interface.outputs
         }
 
     def best(self, name: str, scores: Array, count: int) -> Array:
-        """The `count` best classes, or all if there are fewer, as BYTES: [rows, classes], or [classes] of an
-        output that is not a list of rows, and [0] of one without any number."""
+        """The `count` best classes, or all if there are fewer, as BYTES: [rows, classes]; [classes] for an output
+        that is not a list of rows; [0] for an empty one."""
         if not scores.size and not self._batched:
             return np.empty(0, object)
         by_rows = self._rows[name]

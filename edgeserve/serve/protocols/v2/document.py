@@ -11,7 +11,7 @@ from edgeserve.wire.text import as_object, check_depth, kind_of, parse_json
 
 
 class InputEntry(msgspec.Struct):
-    """One entry of `inputs`. `data` is not yet parsed, or a general object, or UNSET."""
+    """One entry of `inputs`. `data` is JSON that is not parsed yet, a general object, or UNSET."""
 
     name: str
     shape: list[int]
@@ -59,7 +59,7 @@ class _Typed(msgspec.Struct, forbid_unknown_fields=True):
 _DECODER: Final = msgspec.json.Decoder(_Typed)
 _FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 # Of more than that nothing but typed structs is made: general objects may take fifty times the memory of
-# their text, and are made in one call, during which nobody else has Python's lock.
+# their text, and are made in one call, during which no other thread has Python's lock.
 GENERAL_BYTES: Final = 1 << 20
 
 

@@ -1,8 +1,8 @@
-"""The JSON in front of binary tensors, recognised when it comes again.
+"""The JSON before binary tensors, recognised when it comes again.
 
-A client that sends images says the same about each of them, byte for byte, so what it says is worked out
-once. Only what means the same at any later time is kept: no shared memory, no strings; and nothing with
-an id, which is another each time.
+A client that sends images sends the same JSON with each of them, byte for byte, so it is decoded once. JSON is kept
+only if it means the same at any later time: not with shared memory or strings, and not with an id, which differs
+each time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIZE: Final = "binary_data_size"
 
 
 class _Place(msgspec.Struct, frozen=True, gc=False):
-    """Where among the tensors one input lies."""
+    """Where one input lies in the binary data."""
 
     name: str
     dtype: np.dtype[np.generic]
@@ -42,13 +42,13 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class Repeated:
-    """What was said lately to one model."""
+    """The latest JSON for one model, and what it meant."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
 
     def find(self, text: bytes, blobs: memoryview) -> V2Request | None:
-        """The request that `text` makes of these tensors; None: it has to be read."""
+        """The request that `text` makes of these tensors; None: it has to be decoded."""
         known = self._known.get(text)
         if known is None or known.size != len(blobs):
             return None
@@ -60,7 +60,7 @@ class Repeated:
         )  # fmt: skip
 
     def keep(self, text: bytes, document: Document, request: V2Request) -> None:
-        """`text` was read as `document`, and made `request` of the tensors behind it."""
+        """Remember that `text` was read as `document`, and made `request` of the tensors after it."""
         if len(text) > _KEPT_BYTES or request.id is not None:
             return
         if any(wanted.region is not None for wanted in request.wanted):
@@ -68,7 +68,7 @@ class Repeated:
         places, start = [], 0
         for entry in document.inputs:
             array, size = request.inputs[entry.name], entry.parameters.get(_SIZE)
-            # Of other kinds and sizes more has to be checked than their number.
+            # Other types and empty tensors need more checks than the size.
             if not size or array.dtype.kind not in "iuf":
                 return
             places.append(_Place(entry.name, array.dtype, array.shape, start, array.size))

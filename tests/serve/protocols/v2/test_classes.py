@@ -78,7 +78,7 @@ def test_rows_are_those_of_the_model(
 
 @pytest.mark.parametrize("dtype", ["BOOL", "BYTES", "BF16"])
 def test_types_without_an_order_have_no_classes(dtype: str) -> None:
-    with pytest.raises(InvalidInput, match="holds no scores"):
+    with pytest.raises(InvalidInput, match="does not hold scores"):
         check_scores(TensorSpec("y", dtype, ("batch", 3)))
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 # Field 7, length-delimited: ModelInferRequest.raw_input_contents.
 _RAW_INPUT: Final = 7 << 3 | 2
-# What has more fields at its top is left to protobuf, which is quicker with many small ones.
+# Messages with more top-level fields are left to protobuf, which is quicker with many small ones.
 _MOST_FIELDS: Final = 256
 _VARINT_BYTES: Final = 10
 _FIXED: Final = {1: 8, 5: 4}  # bytes of a value by wire type
@@ -18,7 +18,7 @@ _FIXED: Final = {1: 8, 5: 4}  # bytes of a value by wire type
 def split(data: bytes) -> tuple[bytes, list[memoryview]] | None:
     """A serialized ModelInferRequest without its raw_input_contents, and those as views, in order.
 
-    None for bytes that protobuf shall look at as a whole: malformed ones, and those with many fields.
+    None for bytes that protobuf has to read as a whole: malformed ones, and those with many fields.
     """
     view, end = memoryview(data), len(data)
     kept: list[memoryview] = []

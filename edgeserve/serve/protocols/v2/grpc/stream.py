@@ -31,7 +31,7 @@ class Stream:
         key: str | None = None,
         refused: Callable[[EdgeServeError, InferenceCall], None] = lambda error, call: None,
     ) -> None:
-        """`key` is what the caller was let in with; `refused` is told of each request that got an error."""
+        """`key` is the caller's; `refused` is called with each request that got an error."""
         self._refused = refused
         self.key = key
         self._start = start
