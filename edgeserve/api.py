@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from edgeserve.bundle import Bundle, Candidate, Preprocess
 from edgeserve.chain import Chain, ChainOptions
+from edgeserve.chain.planning import planned
+from edgeserve.devices import usable_cores
 from edgeserve.errors import InvalidInput
 from edgeserve.tensors import Array, Interface, Tensors, as_bytes
 from edgeserve.values import Misfit, array_of
@@ -104,16 +106,22 @@ def convert(
 
 
 def load(
-    bundle: str | Path, *, device: str | None = None, fallback: bool = True, threads: int = 0
+    bundle: str | Path,
+    *,
+    device: str | None = None,
+    fallback: bool = True,
+    threads: int = 0,
+    instances: int = 0,
 ) -> Model:
     """Open a bundle on the first candidate of its chain that works here.
 
     `device` (`cpu`, `gpu`, `npu`) keeps only candidates on it; with `fallback=False` the first
-    candidate must open; `threads` bounds one call's threads (0: the engine's choice). Raises
-    BundleError, DeviceUnavailable.
+    candidate must open. `instances` is the maximum of concurrent calls, `threads` the threads of one
+    call; 0 chooses by cores and model, as `edgeserve run` does. Raises BundleError, DeviceUnavailable.
     """
-    options = ChainOptions(device=device, fallback=fallback, threads=threads)
-    return Model(Chain(Bundle.open(bundle), options))
+    opened = Bundle.open(bundle)
+    options = ChainOptions(device=device, fallback=fallback, threads=threads, instances=instances)
+    return Model(Chain(opened, planned(opened, options, usable_cores())))
 
 
 class Model:

@@ -16,6 +16,7 @@ from edgeserve.chain.failures import in_words, is_permanent, reason_of
 from edgeserve.chain.links import Link
 from edgeserve.chain.opening import Attempt, OpenedCandidate, open_proven, with_stand_ins
 from edgeserve.chain.options import ChainOptions
+from edgeserve.chain.planning import matching
 from edgeserve.errors import (
     BundleError,
     CheckFailed,
@@ -52,16 +53,11 @@ class Candidates:
 
     def _selected(self) -> list[Candidate]:
         known = with_stand_ins(self.bundle.manifest.chain, self.options.inject)
-        chosen = [
-            c
-            for c in known
-            if c.is_on(self.options.device) and self.options.variant in (None, c.variant)
-        ]
+        chosen = matching(known, self.options)
         if not chosen:
             labels = ", ".join(c.label for c in known)
             raise UsageError("no candidate of the chain matches", hint=f"the chain is {labels}")
-        # Whoever requires a device wants it to serve, wherever in the chain it stands.
-        return sorted(chosen, key=lambda c: not self.options.is_required(c))
+        return chosen
 
     def link_of(self, opened: OpenedCandidate) -> Link:
         return next(link for link in self.links if link.candidate is opened.candidate)

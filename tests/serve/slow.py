@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeserve.bundle import Candidate
 from edgeserve.tensors import Array, Interface, TensorSpec
 from tests.bundles import write_bundle
 
@@ -51,7 +52,7 @@ def slow_model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def slow_bundle(folder: Path) -> Path:
+def slow_bundle(folder: Path, chain: tuple[Candidate, ...] | None = None) -> Path:
     """A bundle of `slow_model` called slow.edge."""
     interface = Interface(
         (TensorSpec("x", "FP32", ("batch", 4)),),
@@ -59,7 +60,8 @@ def slow_bundle(folder: Path) -> Path:
         max_batch=MAX_BATCH,
     )
     inputs = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
-    return write_bundle(folder, "slow", slow_model(), interface, {"x": inputs}, {"y": slow(inputs)})
+    golden = {"x": inputs}, {"y": slow(inputs)}
+    return write_bundle(folder, "slow", slow_model(), interface, *golden, chain)
 
 
 _WIDE = 200_000

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 
 import msgspec
 
-from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.devices import Instances, plan_instances, usable_cores
+from edgeserve.chain.planning import first_candidate, matching, planned
+from edgeserve.devices import usable_cores
 from edgeserve.errors import ModelUnavailable, UsageError
 from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, ResponseCache, Turns
 from edgeserve.serve.metrics.recorder import Recorder
@@ -24,14 +24,12 @@ from edgeserve.tensors import Interface
 log = logging.getLogger(__name__)
 
 
-def chain_options(settings: Settings, instances: int, threads: int) -> ChainOptions:
-    """How the chain of a model is opened."""
+def chain_options(settings: Settings) -> ChainOptions:
+    """What settings say about the chain of a model; `instances` and `threads` may be left open (0)."""
     return taken(
         ChainOptions,
         settings,
         fallback=settings.fallback == "auto",
-        threads=threads,
-        instances=instances,
         batches=settings.preferred_batches if settings.batching else (),
     )
 
@@ -81,9 +79,7 @@ class Opener:
 
     def open(self, source: ModelSource, model: ServedModel) -> Engine:
         """An engine for the model: its chain open, golden-checked and warm. Raises what Chain raises."""
-        chosen = self._plan(model.bundle, source.settings)
-        options = chain_options(source.settings, chosen.count, chosen.threads)
-        chain = Chain(model.bundle, options)
+        chain = Chain(model.bundle, self._plan(model.bundle, source.settings))
         try:
             return Engine(
                 chain, model.settings, self._loop, model.ran, self._turns, model.unbatched
@@ -94,7 +90,7 @@ class Opener:
 
     def estimate(self, source: ModelSource, model: ServedModel) -> int:
         """Bytes the model takes at least: its files, and once more what the engine makes of them."""
-        first = first_candidate(model.bundle, source.settings)
+        first = first_candidate(model.bundle, chain_options(source.settings))
         return 2 * model.bundle.manifest.variant(first.variant).size_bytes
 
     def forget(self, model: ServedModel) -> None:
@@ -103,29 +99,22 @@ class Opener:
 
     def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
         levels = {own.level: _level(settings, own) for own in settings.priority}
-        count = self._plan(bundle, settings).count
-        return taken(EngineSettings, settings, instances=count, levels=levels)
+        instances = self._plan(bundle, settings).instances
+        return taken(EngineSettings, settings, instances=instances, levels=levels)
 
-    def _plan(self, bundle: Bundle, settings: Settings) -> Instances:
-        """By the candidate that is tried first."""
-        first = first_candidate(bundle, settings)
-        measured = [
-            m.latency_ms
-            for m in bundle.manifest.variant(first.variant).measured
-            if m.runtime == first.runtime and m.device == first.device
-        ]
-        latency = measured[0] if measured else None
-        asked = settings.instances, settings.threads
-        chosen = plan_instances(*asked, self._cores, latency, first.device)
-        if self._processes > 1 and not chosen.threads:
+    def _plan(self, bundle: Bundle, settings: Settings) -> ChainOptions:
+        """How the chain is opened, with what is left open chosen for this process's share of the cores."""
+        options = planned(bundle, chain_options(settings), self._cores)
+        if self._processes > 1 and not options.threads:
             # An engine's own choice is all cores, which are not this process's alone.
-            threads = max(1, self._cores // chosen.count)
-            return msgspec.structs.replace(chosen, threads=threads)
-        return chosen
+            threads = max(1, self._cores // options.instances)
+            return msgspec.structs.replace(options, threads=threads)
+        return options
 
     def _check_devices(self, source: ModelSource, bundle: Bundle) -> None:
         """Each process opens the models for itself: on an accelerator that is once too often."""
-        device = next((c.device for c in _matching(bundle, source.settings) if not _cpu(c)), None)
+        found = matching(bundle.manifest.chain, chain_options(source.settings))
+        device = next((c.device for c in found if c.kind != "cpu"), None)
         if device is not None:
             raise UsageError(
                 f"model '{source.name}' may be opened on {device}, "
@@ -140,26 +129,6 @@ def _level(settings: Settings, own: PrioritySettings) -> LevelSettings:
     del differs["level"]
     level = msgspec.structs.replace(settings, **differs)
     return taken(LevelSettings, level, queue=differs.get("queue"))
-
-
-def first_candidate(bundle: Bundle, settings: Settings) -> Candidate:
-    """The candidate that is tried first, or would be if any matched."""
-    matching = list(_matching(bundle, settings))
-    options = ChainOptions(require=settings.require)
-    return next(filter(options.is_required, matching), (*matching, *bundle.manifest.chain)[0])
-
-
-def _matching(bundle: Bundle, settings: Settings) -> Iterator[Candidate]:
-    """The candidates that settings allow, in order."""
-    return (
-        c
-        for c in bundle.manifest.chain
-        if c.is_on(settings.device) and settings.variant in (None, c.variant)
-    )
-
-
-def _cpu(candidate: Candidate) -> bool:
-    return candidate.kind == "cpu"
 
 
 def _interface(bundle: Bundle, settings: Settings) -> Interface:
