@@ -11,7 +11,7 @@ protocol/extension_{classification,parameters,shared_memory}.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols.codec import Decoded, Parsed
-from edgeserve.serve.protocols.v2.classes import Classes, check_scores
+from edgeserve.serve.protocols.v2.classes import check_scores
 from edgeserve.serve.protocols.v2.codec import check_reserved, is_in_sequence
 from edgeserve.serve.protocols.v2.grpc.large import split
 from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
@@ -169,10 +169,10 @@ def encode(
     request: V2Request,
     outputs: Tensors,
     interface: Interface,
-    classes: Classes,
+    best: Callable[[str, Array, int], Array],
 ) -> bytes:
-    """A serialized ModelInferResponse that begins with `head`. Outputs that went to shared memory are
-    described only."""
+    """A serialized ModelInferResponse that begins with `head`; `best` makes classes of scores.
+    Outputs that went to shared memory are described only."""
     parts: list[bytes | memoryview] = [head]
     if request.id:
         _append(parts, _ID, request.id.encode())
@@ -181,7 +181,7 @@ def encode(
         array = outputs[wanted.name]
         datatype = interface.output(wanted.name).dtype
         if wanted.classes:
-            array = classes.best(wanted.name, array, wanted.classes)
+            array = best(wanted.name, array, wanted.classes)
             datatype = "BYTES"
         elif array.dtype != DTYPES[datatype]:
             datatype = dtype_name(array.dtype)

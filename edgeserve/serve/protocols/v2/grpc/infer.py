@@ -13,7 +13,7 @@ from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.tensors import Tensors
+from edgeserve.tensors import Array, Tensors
 from edgeserve.wire import binary
 
 
@@ -54,14 +54,14 @@ class InferMessages:
         head = codec.response_head(
             model.name, model.version, result.candidate, final=self._streamed
         )
-        classes = self._classes_of(model)
-        return codec.encode(head, request, result.outputs, model.interface, classes)
 
-    def _classes_of(self, model: ServedModel) -> Classes:
-        classes = self._classes.get(model)
-        if classes is None:
-            classes = self._classes[model] = Classes(model.interface, model.class_names)
-        return classes
+        def best(name: str, scores: Array, count: int) -> Array:
+            classes = self._classes.get(model)
+            if classes is None:
+                classes = self._classes[model] = Classes(model.interface, model.class_names)
+            return classes.best(name, scores, count)
+
+        return codec.encode(head, request, result.outputs, model.interface, best)
 
     def _from_regions(self, decoded: codec.V2Decoded) -> Tensors:
         """The inputs that lie in shared memory; outputs that go there must find room."""

@@ -178,7 +178,9 @@ def encoded(outputs: Tensors, request_id: str = "") -> messages.ModelInferRespon
         {}, 1, tuple(outputs), request_id, wanted=tuple(RequestedOutput(n, True) for n in outputs)
     )
     head = codec.response_head("m", "3", candidate, final=False)
-    data = codec.encode(head, asked, outputs, Interface((), specs), Classes(Interface((), specs)))
+    data = codec.encode(
+        head, asked, outputs, Interface((), specs), Classes(Interface((), specs)).best
+    )
     response = messages.ModelInferResponse.FromString(data)
     # Written by hand, yet what protobuf itself writes.
     assert len(response.SerializeToString()) == len(data)
