@@ -15,7 +15,6 @@ ROOT: Final = Path(edgeserve.__file__).parent
 # Classes that share a name, and why; anything else needs a name of its own.
 SAME_NAME: Final = {
     "InsteadOf": "the server's, and as its client reads it",
-    "Link": "temporary",
     "ModelStatus": "the server's, and as its client reads it",
     "ServerStatus": "the server's, and as its client reads it",
     "Service": "temporary",

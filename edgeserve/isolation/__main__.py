@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any, Final
 
-from edgeserve.errors import EdgeServeError
+from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.isolation.messages import (
     AskPlacement,
     Close,
@@ -27,12 +27,11 @@ from edgeserve.isolation.messages import (
     OutputSegment,
     Ping,
     PlacementFound,
-    Raised,
     Ready,
     TooLarge,
     decode,
     encode,
-    failure,
+    raised,
     receive,
     unpack_model,
 )
@@ -62,7 +61,7 @@ def main(arguments: list[str]) -> None:
     try:
         session = open_session(wanted)
     except Exception as error:  # noqa: BLE001 - sent to the owner
-        channel.send(encode(failure(error)))
+        channel.send(encode(raised(error)))
         os._exit(1)
     control_channel.session = session
     channels = [socket.socket(fileno=int(slot)) for slot in slots.split(",")]
@@ -146,14 +145,14 @@ class _Slot:
             try:
                 answer = self._answer(decode(data), descriptors)
             except Exception as error:  # noqa: BLE001 - sent to the owner
-                answer = failure(error)
+                answer = raised(error)
             self._channel.send(encode(answer))
 
     def _answer(self, message: Message, descriptors: list[int]) -> Message:
         if isinstance(message, AskPlacement):
             return PlacementFound(self._session.placement())
         if not isinstance(message, Inputs):
-            return Raised("InferenceFailed", f"unexpected {type(message).__name__}", None, None)
+            return raised(InferenceFailed(f"unexpected {type(message).__name__}"))
         for number in message.dropped:
             self._segments.pop(number, None)
         for (number, size), descriptor in zip(message.created, descriptors, strict=True):

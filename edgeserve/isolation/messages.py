@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve import errors
 from edgeserve.bundle import VariantFiles
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.runtimes import LoadOptions, Placement
 from edgeserve.tensors import TensorSpec
+from edgeserve.wire.failures import Failure
 
 MESSAGE_BYTES: Final = 1 << 16
 _TEXT: Final = 4000
@@ -89,12 +89,9 @@ class OutputSegment(_Message, frozen=True):
 
 
 class Raised(_Message, frozen=True):
-    """An error, by the name of its class, to be raised again by the owner."""
+    """An error, to be raised again by the owner."""
 
-    kind: str
-    message: str
-    cause: str | None
-    hint: str | None
+    failure: Failure
 
 
 class AskPlacement(_Message, frozen=True):
@@ -139,27 +136,13 @@ def unpack_model(data: msgspec.Raw) -> VariantFiles:
     return msgspec.structs.replace(model, path=Path(model.path))
 
 
-def failure(error: Exception) -> Raised:
-    """An exception as a message; one that is not an EdgeServeError becomes InferenceFailed."""
-    if isinstance(error, EdgeServeError):
-        kind, message, cause = type(error).__name__, error.message, error.cause
-        return Raised(kind, _short(message), _short(cause) if cause else None, error.hint)
-    cause = " ".join(f"{type(error).__name__}: {error}".split())
-    return Raised(InferenceFailed.__name__, "the engine failed", _short(cause), None)
-
-
-def _short(text: str) -> str:
-    """The text, cut so that the whole message fits into MESSAGE_BYTES."""
-    return text if len(text) <= _TEXT else text[:_TEXT] + "…"
-
-
-def error_of(failed: Raised) -> EdgeServeError:
-    """The exception of a message. Classes whose constructor differs from EdgeServeError's become their base."""
-    found = getattr(errors, failed.kind, InferenceFailed)
-    if found is errors.DependencyMissing:
-        found = errors.EnvironmentProblem
-    error: EdgeServeError = found(failed.message, cause=failed.cause, hint=failed.hint)
-    return error
+def raised(error: Exception) -> Raised:
+    """An exception as a message; one that is not an EdgeServeError becomes InferenceFailed. Cut so that the message
+    fits into MESSAGE_BYTES."""
+    if not isinstance(error, EdgeServeError):
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        error = InferenceFailed("the engine failed", cause=cause)
+    return Raised(Failure.of(error, _TEXT))
 
 
 def receive(channel: socket.socket, size: int = MESSAGE_BYTES) -> tuple[bytes, list[int]]:

@@ -26,7 +26,6 @@ from edgeserve.isolation.messages import (
     TooLarge,
     decode,
     encode,
-    error_of,
     pack_model,
 )
 from edgeserve.isolation.process import IsolatedProcess, ProcessLimits
@@ -94,7 +93,7 @@ def _opened(process: IsolatedProcess) -> Ready:
             if isinstance(message, Ready):
                 return message
             if isinstance(message, Raised):
-                raise error_of(message)
+                raise message.failure.error(InferenceFailed)
         lost = process.end("crash", "")
     raise DeviceUnavailable(lost.message, cause=lost.cause, hint=lost.hint)
 
@@ -315,7 +314,7 @@ class _Slot:
             raise self._process.end("crash", "")
         answer = decode(data)
         if isinstance(answer, Raised):
-            raise error_of(answer)
+            raise answer.failure.error(InferenceFailed)
         return answer
 
     def _send(self, message: Message) -> None:

@@ -23,10 +23,11 @@ from edgeserve.serve.app import Service, end_soon, event_loop, settle, start_unl
 from edgeserve.serve.ending import Stop, on_hangup
 from edgeserve.serve.heap import few_arenas
 from edgeserve.serve.log_writer import write_on_a_thread
-from edgeserve.serve.workers import Link, Workers
+from edgeserve.serve.workers import WorkerLink, Workers
 from edgeserve.serve.workers.inherited import Inherited
 from edgeserve.serve.workers.link import receive_order
-from edgeserve.serve.workers.messages import Failed, Failure, Order, Request, Serving
+from edgeserve.serve.workers.messages import Failed, Order, Request, Serving
+from edgeserve.wire.failures import Failure
 
 
 def main() -> int:
@@ -48,7 +49,7 @@ def main() -> int:
 async def _serve(order: Order, end: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     stop = Stop()
-    link = await Link.over(end, _nothing_yet)
+    link = await WorkerLink.over(end, _nothing_yet)
     link.reading.add_done_callback(lambda _: stop.ask())
     try:
         settings = order.journal.settings

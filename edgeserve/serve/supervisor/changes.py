@@ -29,7 +29,6 @@ from edgeserve.serve.workers.link import NoAnswer
 from edgeserve.serve.workers.messages import (
     Abort,
     Commit,
-    Failure,
     Finish,
     Journal,
     Plan,
@@ -40,6 +39,7 @@ from edgeserve.serve.workers.messages import (
     Unload,
     Unregister,
 )
+from edgeserve.wire.failures import Failure
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.status import ServerStatus
 from edgeserve.serve.supervisor.changes import Changes
 from edgeserve.serve.supervisor.members import Member, Members
-from edgeserve.serve.workers import Link
+from edgeserve.serve.workers import WorkerLink
 from edgeserve.serve.workers.adding import Departed, status_of_all, total
 from edgeserve.serve.workers.messages import (
     AskCounts,
@@ -67,7 +67,7 @@ class Hub:
 
     # Workers come and go
 
-    def add(self, member: Member, link: Link) -> None:
+    def add(self, member: Member, link: WorkerLink) -> None:
         """A worker process was started; its link asks here from now on."""
         member.link = link
         self.members[member.number] = member

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.workers import Link
+from edgeserve.serve.workers import WorkerLink
 from edgeserve.serve.workers.messages import Report, Request
 
 _T = TypeVar("_T")
@@ -18,7 +18,7 @@ class Member:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.link: Link | None = None
+        self.link: WorkerLink | None = None
         self.serves = False
         self.listens = False
         self.silent = False  # when it was last asked how it is

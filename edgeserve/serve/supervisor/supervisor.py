@@ -27,7 +27,7 @@ from edgeserve.serve.supervisor.hub import Hub
 from edgeserve.serve.supervisor.members import Member
 from edgeserve.serve.supervisor.ports import ReservedPorts
 from edgeserve.serve.supervisor.standin import Standin
-from edgeserve.serve.workers.link import Link, send_order
+from edgeserve.serve.workers.link import WorkerLink, send_order
 from edgeserve.serve.workers.messages import Order
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Supervisor:
             order = Order(number, self._hub.changes.journal, level, listeners, pool)
             await asyncio.to_thread(send_order, ours, order)
         member = Member(number)
-        link = await Link.over(ours, lambda request: self._hub.answer(member, request))
+        link = await WorkerLink.over(ours, lambda request: self._hub.answer(member, request))
         self._hub.add(member, link)
         return member
 

@@ -14,7 +14,8 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
-from edgeserve.serve.workers.messages import Call, Failure, Order, Request, Return
+from edgeserve.serve.workers.messages import Call, Order, Request, Return
+from edgeserve.wire.failures import Failure
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class NoAnswer(EnvironmentProblem):
         super().__init__(f"the process that was asked did not answer within {limit_s:g} s")
 
 
-class Link:
+class WorkerLink:
     """One end, on an event loop; owns its socket and the tasks that answer requests.
 
     `handle` answers what the other end asks: it returns what msgspec can encode, or raises EdgeServeError.

@@ -19,7 +19,7 @@ from edgeserve.serve.models.repository import Parameters, check_parameters
 from edgeserve.serve.models.sources import Key, find_sources
 from edgeserve.serve.shm import Region
 from edgeserve.serve.status.status import ServerStatus, server_status
-from edgeserve.serve.workers.link import Link
+from edgeserve.serve.workers.link import WorkerLink
 from edgeserve.serve.workers.messages import (
     Abort,
     AskCounts,
@@ -59,7 +59,9 @@ class Workers:
     """What a worker knows of all the workers, and does with them: the Control of a server that is several processes.
     Lives on the event loop. `journal` says what became of them before this one came."""
 
-    def __init__(self, link: Link, journal: Journal, parts: Parts, following: Following) -> None:
+    def __init__(
+        self, link: WorkerLink, journal: Journal, parts: Parts, following: Following
+    ) -> None:
         self._link = link
         self._journal = journal
         self._following = following

@@ -4,44 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.metrics.shared import Family
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.sources import Key, ModelSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
 from edgeserve.serve.workers.inherited import Listener
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """An error on its way to another process. `kind` is the name of its class."""
-
-    kind: str
-    message: str
-    cause: str | None = None
-    hint: str | None = None
-
-    @classmethod
-    def of(cls, error: EdgeServeError) -> Failure:
-        return cls(type(error).__name__, error.message, error.cause, error.hint)
-
-    def error(self) -> EdgeServeError:
-        """The error again, as far as its text and its kind go."""
-        kind = _kinds().get(self.kind, EnvironmentProblem)
-        error = kind.__new__(kind)
-        EdgeServeError.__init__(error, self.message, cause=self.cause, hint=self.hint)
-        return error
-
-
-def _kinds() -> dict[str, type[EdgeServeError]]:
-    found: dict[str, type[EdgeServeError]] = {}
-    waiting: list[type[EdgeServeError]] = [EdgeServeError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.__name__] = kind
-        waiting += kind.__subclasses__()
-    return found
-
+from edgeserve.wire.failures import Failure
 
 # What workers are and have
 
