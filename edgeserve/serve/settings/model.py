@@ -134,6 +134,10 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
             gt=0,
         ),
     ] = 1.0
+    reopen_longest: Annotated[
+        float,
+        _devices("Longest pause in seconds before a failed device is tried again", SECONDS, gt=0),
+    ] = 300.0
     inject: Annotated[
         tuple[str, ...],
         _devices(

@@ -10,8 +10,9 @@ import pytest
 from edgeserve.errors import UsageError
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models import opening
-from edgeserve.serve.models.opening import Opener
+from edgeserve.serve.models.opening import Opener, chain_options
 from edgeserve.serve.models.sources import ModelSource
+from edgeserve.serve.settings.reading import settings_from
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 from tests.cli.test_run import NPU_THEN_CPU
@@ -60,6 +61,15 @@ def test_processes_share_the_cores(
 ) -> None:
     monkeypatch.setattr(opening, "usable_cores", lambda: 8)
     assert opened(bundle, processes, **settings) == expected
+
+
+def test_the_longest_pause_of_a_failed_device_can_be_set() -> None:
+    settings = settings_from(
+        {"bundle": "a.edge", "reopen": 2, "model": [{"name": "m", "reopen_longest": 30}]}
+    )
+    assert chain_options(settings).reopen_longest_s == 300
+    own = chain_options(settings.of(settings.model[0]))
+    assert (own.reopen_s, own.reopen_longest_s) == (2, 30)
 
 
 def test_an_accelerator_is_for_one_process(tmp_path: Path) -> None:
