@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from edgeserve.serve.fronts.http import ROUTE_LISTS
-from edgeserve.serve.http.routing import shown
+from edgeserve.serve.http.route import shown
 from edgeserve.serve.protocols.openapi import document
 
 DOCS = Path(__file__).parent

@@ -7,7 +7,7 @@ from typing import Any, Final
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Headers, PlainError, Response, plain_error
-from edgeserve.serve.http.routing import Asked, Content, Route, RouteList, json_of, later, now
+from edgeserve.serve.http.route import Asked, Content, Route, RouteList, json_of, later, now
 from edgeserve.serve.metrics.counts import Counts
 from edgeserve.serve.protocols.served import Served
 

@@ -20,7 +20,7 @@ from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding,
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
 from edgeserve.serve.http.response import RETRY, Refusal, Response, form, server_failed
-from edgeserve.serve.http.routing import NoRoute
+from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.http.routing import Content, Parameter, Route, RouteList, names_of
+from edgeserve.serve.http.route import Content, Parameter, Route, RouteList, names_of
 from edgeserve.version import __version__
 
 Json = dict[str, Any]

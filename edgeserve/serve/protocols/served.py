@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from edgeserve.serve.control import Control
-from edgeserve.serve.http.routing import RouteList
+from edgeserve.serve.http.route import RouteList
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.protocols.inference import Inference
 from edgeserve.serve.settings.limits import Limits

@@ -14,18 +14,18 @@ from edgeserve.serve.access.keys import Authoriser, Keys, Role, read_keys
 from edgeserve.serve.http.head import Head, parse_head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import ErrorResponse, PlainError, Refusal, Response, plain_error
-from edgeserve.serve.http.routing import (
+from edgeserve.serve.http.route import (
     Answer,
     Asked,
     NoRoute,
     Route,
     RouteList,
-    Router,
     expanded,
     later,
     now,
     shown,
 )
+from edgeserve.serve.http.routing import Router
 from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits

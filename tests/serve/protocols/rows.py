@@ -10,7 +10,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.response import JSON, ErrorResponse, Refusal, Response
-from edgeserve.serve.http.routing import Answer, Asked, NoRoute, Route, RouteList
+from edgeserve.serve.http.route import Answer, Asked, NoRoute, Route, RouteList
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import answer_form

@@ -17,7 +17,7 @@ from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
-from edgeserve.serve.http.routing import (
+from edgeserve.serve.http.route import (
     Answer,
     Asked,
     Handler,

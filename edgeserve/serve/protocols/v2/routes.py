@@ -9,7 +9,7 @@ from msgspec import UNSET
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, RETRY, PlainError, Refusal, Response, plain_error
-from edgeserve.serve.http.routing import (
+from edgeserve.serve.http.route import (
     Answer,
     Asked,
     Content,
