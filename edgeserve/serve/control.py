@@ -24,6 +24,12 @@ class Control(Observed, Protocol):
 
     # Asked by protocols, beside `status` and `counts`
 
+    async def ready(self) -> bool:
+        """Whether the server is ready, as in `status`. Never raises."""
+
+    async def answers(self, key: Key) -> bool:
+        """Whether a version answers requests now. Never raises."""
+
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
         """As ModelRepository.load, in all processes or in none."""
 
@@ -79,6 +85,12 @@ class OneProcess:
 
     async def status(self) -> ServerStatus:
         return server_status(self._repository)
+
+    async def ready(self) -> bool:
+        return self._repository.ready
+
+    async def answers(self, key: Key) -> bool:
+        return self._repository.answers(key)
 
     async def counts(self) -> Counts:
         return _OwnCounts(self._parts)

@@ -62,7 +62,9 @@ class Entry:
     @property
     def problem(self) -> str:
         """Why it could not be loaded, without the server's own paths."""
-        text, name = str(self.error or ""), self.source.path.rpartition("/")[2]
+        if self.error is None:
+            return ""
+        text, name = str(self.error), self.source.path.rpartition("/")[2]
         for path in (self.source.path, os.path.realpath(self.source.path)):
             text = text.replace(path, name)
         return text

@@ -116,6 +116,11 @@ class ModelRepository:
         """
         return self._serving and self._versions.answer(self._readiness)
 
+    def answers(self, key: Key) -> bool:
+        """Whether a version answers requests now."""
+        entry = self._versions.get(key)
+        return self._serving and entry is not None and entry.model is not None and entry.model.ready
+
     def load_states(self) -> dict[Key, bool]:
         """Every known version, and whether its last load failed."""
         return {e.source.key: e.failed for e in self.entries()}

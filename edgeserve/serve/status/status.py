@@ -120,10 +120,6 @@ class ServerStatus(msgspec.Struct, frozen=True):
     up_s: float = 0.0
     degraded: bool = False
 
-    def answers(self, name: str, version: str) -> bool:
-        """Whether this version answers requests now."""
-        return self.serving and (name, version) in self.serves
-
 
 class Observed(Protocol):
     """A server that can be asked how it is, and what it has counted."""

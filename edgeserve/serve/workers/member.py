@@ -83,6 +83,13 @@ class Workers:
             own = server_status(self._repository)
             return msgspec.structs.replace(own, ready=False, serves=())
 
+    async def ready(self) -> bool:
+        return (await self.status()).ready
+
+    async def answers(self, key: Key) -> bool:
+        status = await self.status()
+        return status.serving and key in status.serves
+
     async def counts(self) -> Counts:
         return CountsOfAll(await self._link.ask(AskCounts(), Total, _TOLD_S))
 

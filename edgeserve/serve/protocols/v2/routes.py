@@ -95,7 +95,7 @@ def _config(served: Served, asked: Asked) -> Response:
 @later
 async def _model_ready(served: Served, asked: Asked, request: Request) -> Response:
     model = served.repository.find(*_named(asked))
-    ready = (await served.control.status()).answers(model.name, model.version)
+    ready = await served.control.answers((model.name, model.version))
     return Response.struct(ModelReadyMessage(model.name, ready), 200 if ready else 503)
 
 

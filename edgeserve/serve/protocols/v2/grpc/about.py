@@ -52,7 +52,7 @@ class About:
         return messages.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: m.ServerReadyRequest) -> m.ServerReadyResponse:
-        return messages.ServerReadyResponse(ready=(await self._control.status()).ready)
+        return messages.ServerReadyResponse(ready=await self._control.ready())
 
     async def ModelReady(self, request: m.ModelReadyRequest) -> m.ModelReadyResponse:
         version = codec.version_of(request.version)
@@ -60,8 +60,8 @@ class About:
             model = self._repository.find(request.name, version)
         except (ModelNotFound, ModelUnavailable):
             return messages.ModelReadyResponse(ready=False)
-        status = await self._control.status()
-        return messages.ModelReadyResponse(ready=status.answers(model.name, model.version))
+        ready = await self._control.answers((model.name, model.version))
+        return messages.ModelReadyResponse(ready=ready)
 
     async def ServerMetadata(self, request: m.ServerMetadataRequest) -> m.ServerMetadataResponse:
         return messages.ServerMetadataResponse(
