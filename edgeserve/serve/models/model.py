@@ -24,7 +24,6 @@ from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
-    DeadlineExceeded,
     Engine,
     EngineSettings,
     Outcome,
@@ -34,7 +33,7 @@ from edgeserve.serve.engine import (
     ShuttingDown,
     set_clock,
 )
-from edgeserve.serve.metrics.reasons import reason_of
+from edgeserve.serve.metrics.reasons import failure_of
 from edgeserve.serve.metrics.recorder import ModelRecorder
 from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, statistics_of
 from edgeserve.serve.models.request import InferRequest
@@ -59,7 +58,7 @@ class ServedModel:
         version: str,
         bundle: Bundle,
         settings: EngineSettings,
-        metrics: ModelRecorder,
+        recorder: ModelRecorder,
         loop: asyncio.AbstractEventLoop,
         *,
         interface: Interface | None = None,
@@ -75,7 +74,7 @@ class ServedModel:
         self.labels = {**bundle.output_labels(), **(labels or {})}
         self.class_names = {output: own.names for output, own in self.labels.items()}
         self.policy = policy or VersionPolicy(latest=Latest())
-        self.metrics = metrics
+        self.recorder = recorder
         self.settings = settings
         self.engine: Engine | None = None
         self.wanted: Callable[[ServedModel], None] | None = None
@@ -109,8 +108,8 @@ class ServedModel:
         self.engine = engine
         if self._chain is not engine.chain:
             self.new_chain(engine.chain)
-        self.metrics.watch_pending(self.pending)
-        self.metrics.serving(engine.chain.candidate)
+        self.recorder.watch_pending(self.pending)
+        self.recorder.serving(engine.chain.candidate)
         waiting, self._waiting = self._waiting, []
         for request, priority in waiting:
             if request.settled:
@@ -158,11 +157,11 @@ class ServedModel:
 
     def ran(self, batch: BatchTimes) -> None:
         """Called by the engine after each batch."""
-        self.metrics.batch(batch)
+        self.recorder.batch(batch)
 
     def unbatched(self, candidate: Candidate, reason: str) -> None:
         """Called by the engine when its requests run one at a time from now on."""
-        self.metrics.unbatched(candidate)
+        self.recorder.unbatched(candidate)
 
     # What it is
 
@@ -231,7 +230,7 @@ class ServedModel:
             size = self.bundle.manifest.variant(self.candidate.variant).size_bytes
             kind = "CPU" if self.candidate.device == "cpu" else "GPU"
             memory = (MemoryUsage(kind, 0, size),)
-        return statistics_of(self.metrics, memory)
+        return statistics_of(self.recorder, memory)
 
     # Requests
 
@@ -257,11 +256,11 @@ class ServedModel:
         kept = cache.get(key)
         took = time.perf_counter() - began
         if kept is not None:
-            self.metrics.cache_hit(took)
+            self.recorder.cache_hit(took)
             self._answered(request, kept, began)
             done(kept)
             return None
-        self.metrics.cache_miss(took)
+        self.recorder.cache_miss(took)
 
         def answer(result: Outcome | EdgeServeError) -> None:
             if isinstance(result, Outcome):
@@ -312,15 +311,15 @@ class ServedModel:
     def cancel(self, pending: Pending) -> None:
         """Do not run a request that has not started: its client is gone."""
         if pending.cancel():
-            self.metrics.failed("canceled")
+            self.recorder.failed("canceled")
 
     def _answered(
         self, request: InferRequest, result: Outcome | EdgeServeError, began: float
     ) -> None:
         if isinstance(result, Outcome):
-            self.metrics.answered += 1
+            self.recorder.answered += 1
         else:
-            self.metrics.failed(_reason(result), time.perf_counter() - began)
+            self.recorder.failed(failure_of(result), time.perf_counter() - began)
         if self._access:
             self._log(request, result, time.perf_counter() - began)
 
@@ -333,7 +332,7 @@ class ServedModel:
                 "batch": result.batch,
                 "device": result.candidate.device,
             }
-        what = "ok" if isinstance(result, Outcome) else _reason(result)
+        what = "ok" if isinstance(result, Outcome) else failure_of(result)
         logs.log_request(request.id, self.name, self.version, what, **fields)
 
     def _note_steps(self) -> None:
@@ -343,27 +342,22 @@ class ServedModel:
             return
         new = chain.fallbacks[self._fallbacks_seen :]
         for fallback in new:
-            self.metrics.fell_back(fallback.source, fallback.destination, fallback.reason)
+            self.recorder.fell_back(fallback.source, fallback.destination, fallback.reason)
             self.placements.pop(fallback.source.label, None)
         self._fallbacks_seen += len(new)
         back = chain.promotions[self._promotions_seen :]
         for promotion in back:
-            self.metrics.recovered(promotion.source, promotion.destination)
+            self.recorder.recovered(promotion.source, promotion.destination)
         self._promotions_seen += len(back)
         replays = chain.replays()
         for replay, count in (replays - self._replays_seen).items():
-            self.metrics.replayed(replay, count)
+            self.recorder.replayed(replay, count)
         self._replays_seen = replays
         if back:
             self._loop.run_in_executor(None, self.read_placement)
-        self.metrics.serving(chain.candidate)
+        self.recorder.serving(chain.candidate)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the server has just ended
         loop.call_soon_threadsafe(call)
-
-
-def _reason(error: EdgeServeError) -> str:
-    """As what a request's failure is counted."""
-    return "timeout" if isinstance(error, DeadlineExceeded) else reason_of(error) or "engine"

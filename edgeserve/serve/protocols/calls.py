@@ -165,7 +165,7 @@ class InferenceCall:
         except EdgeServeError as error:
             if isinstance(error, _INVALID):
                 with contextlib.suppress(EdgeServeError):
-                    self._owner.repository.find(self._name).metrics.failed("invalid")
+                    self._owner.repository.find(self._name).recorder.failed("invalid")
             self.finish(error)
         except Exception as error:  # noqa: BLE001 - the client gets it
             self.finish(_unforeseen(error))
@@ -187,7 +187,7 @@ class InferenceCall:
         self._model = model = self._owner.repository.find(decoded.model, decoded.version)
         flight = self._owner.flight
         if flight.count >= flight.limit:
-            model.metrics.failed("in_flight")
+            model.recorder.failed("in_flight")
             raise flight.refusal()
         self._request = request = self._codec.bind(decoded, model, remaining_s)
         self.asked = True

@@ -121,7 +121,7 @@ class InferRoute:
             request.respond(failure(error))
             return
         if self._flight.count >= self._flight.limit:
-            model.metrics.failed("in_flight")
+            model.recorder.failed("in_flight")
             request.respond(failure(self._flight.refusal()))
             return
         codec = self._codec
@@ -136,7 +136,7 @@ class InferRoute:
         """What is wrong with a body of `length` bytes, before it is received. Raises EdgeServeError."""
         model = self._repository.find(self._name, self._version)
         if self._flight.count >= self._flight.limit:
-            model.metrics.failed("in_flight")
+            model.recorder.failed("in_flight")
             raise self._flight.refusal()
         if self._plain:
             try:
@@ -158,7 +158,7 @@ class InferRoute:
             if request.hold(len(body)):
                 self._resume(request, body, began)
             else:
-                model.metrics.failed("in_flight")
+                model.recorder.failed("in_flight")
                 request.respond(Refusal(503, "bodies", TOO_MANY_BODIES, RETRY))
 
         request.work = turn = Turn()
@@ -167,7 +167,7 @@ class InferRoute:
             turn.taking(lambda: inflate(self._coding, request.body, self._limits)),
             go_on,
             request,
-            model.metrics.failed,
+            model.recorder.failed,
         )
 
     def _resume(
@@ -205,7 +205,7 @@ class InferRoute:
             turn.taking(lambda: codec.decode(body, self._terms)),
             go_on,
             request,
-            model.metrics.failed,
+            model.recorder.failed,
         )
 
     def _run(
@@ -226,7 +226,7 @@ class InferRoute:
             try:
                 decoded = codec.decode(body, self._terms)
             except EdgeServeError as error:
-                model.metrics.failed("invalid")
+                model.recorder.failed("invalid")
                 request.respond(failure(error))
                 return
         if began:
