@@ -175,7 +175,7 @@ def _state_remarks(model: SourceModel) -> list[str]:
 def fp16_remarks(builder: Builder, chain: Sequence[Candidate]) -> list[str]:
     """What is to be known of FP16 in the chain, where values of the source exceed it."""
     by_id = {c.variant: c for c in chain if c.variant in ("onnx-fp16", "openvino-fp16")}
-    wide = builder.beyond_fp16 if by_id else {}
+    wide = builder.onnx.beyond_fp16 if by_id else {}
     if not wide:
         return []
     name = max(wide, key=lambda n: wide[n])

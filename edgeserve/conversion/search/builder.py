@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Collection
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -17,35 +15,21 @@ from edgeserve.conversion.batching import of_variant
 from edgeserve.conversion.job import Job
 from edgeserve.conversion.memory import give_back
 from edgeserve.conversion.search.made import made_layers, read_made
+from edgeserve.conversion.search.onnx_recipes import OnnxRecipes
 from edgeserve.conversion.search.tolerance import TOLERANCE
 from edgeserve.conversion.search.workshop import FIXED_BATCH, Workshop
-from edgeserve.conversion.tools.protocol import ConverterOptions
 from edgeserve.conversion.tools.registry import (
     shortest_path,
 )
-from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
+from edgeserve.errors import EdgeServeError, UsageError
 from edgeserve.formats.layers import precision_held
 from edgeserve.formats.reading import read_model
 from edgeserve.progress import Say
 from edgeserve.quantize import (
-    CalibrationMethod,
     StaticQuantizer,
-    Tail,
     VariantPlan,
-    beyond_fp16,
     calibration_record,
-    quantize_onnx_dynamic,
-    quantize_onnx_weights,
 )
-from edgeserve.targets.schema import Quantization
-
-_METHODS: dict[str, CalibrationMethod] = {
-    "static": "minmax",
-    "static-percentile": "percentile",
-    "static-entropy": "entropy",
-}
-
-log = logging.getLogger(__name__)
 
 
 class Builder:
@@ -58,45 +42,8 @@ class Builder:
         self._root = root
         self._say = say
         self._shop = Workshop(job, work, say)
-        self._made: dict[str, tuple[Path, Recipe]] = {}
-
-    @property
-    def fp32_onnx(self) -> Path:
-        """The source as one checked ONNX file (and its external data, if any).
-
-        Raises UnsupportedModel for sources that have no ONNX behind them.
-        """
-        if self._source.file is None:
-            raise UnsupportedModel(
-                f"this is made from ONNX, and the source is {self._source.format}",
-                hint="convert the model that it was made from, if you have it",
-            )
-        return self._source.file
-
-    @cached_property
-    def static(self) -> StaticQuantizer:
-        """The static quantizer, its ranges computed once. Raises UsageError without calibration data."""
-        return self._static(self._scheme, "static")
-
-    @property
-    def tails(self) -> tuple[Tail, ...]:
-        """What static quantization left in fp32 by itself, if it was tried."""
-        static = self.__dict__.get("static")
-        return static.tails if isinstance(static, StaticQuantizer) else ()
-
-    @cached_property
-    def beyond_fp16(self) -> dict[str, float]:
-        """Values of the source, by name, that FP16 may not hold, with their largest magnitude."""
-        if self._source.proto is None or self._source.precision != "fp32":
-            return {}
-        self._say("looking for values beyond fp16", None)
-        try:
-            return beyond_fp16(self.fp32_onnx, self._job.data.proof, self._shop.fresh("reach"))
-        except EdgeServeError:
-            raise
-        except Exception as error:  # noqa: BLE001 - an engine's or onnx's own: the search goes on without
-            log.warning("values beyond fp16 could not be looked for: %s", error)
-            return {}
+        self._bases: dict[str, Path] = {}
+        self.onnx = OnnxRecipes(job, self._shop, say)
 
     def build(self, plan: VariantPlan) -> Variant:
         """Make one variant. Raises what its converter or quantizer raises."""
@@ -151,21 +98,12 @@ class Builder:
 
         What is returned is the file that such a plan makes, ready to be opened.
         """
-        self._say(f"quantizing with {len(keep)} nodes left in fp32", None)
-        folder = self._shop.fresh("restored")
-        file = folder / "model.onnx"
-        recipe = quantizer.quantize(file, keep=keep)
-        self._made["int8/static-restored"] = file, recipe
+        file = self.onnx.restore(quantizer, keep)
         if format_name != "onnx":
             file = self._convert_onnx(
                 file, format_name, "int8", self._shop.fresh("restored-converted")
             )
         return VariantFiles("restored", file, format_name, "int8", self._job.interface)
-
-    @property
-    def restored_onnx(self) -> Path:
-        """The file that `restore` quantized last."""
-        return self._made["int8/static-restored"][0]
 
     def files(self, variant: Variant) -> VariantFiles:
         """The variant as a runtime opens it, before there is a bundle."""
@@ -206,46 +144,13 @@ class Builder:
     def _onnx(self, plan: VariantPlan) -> tuple[Path, Recipe]:
         """The ONNX file that a plan is built on. An IR in fp16 or bf16 is made from the fp32 one."""
         if plan.recipe == "plain" and self._source.precision != "fp32":
-            return self.fp32_onnx, Recipe("as it is", "edgeserve")
+            return self.onnx.fp32, Recipe("as it is", "edgeserve")
         if plan.precision in ("fp32", "bf16") or (
             plan.precision == "fp16" and plan.format != "onnx"
         ):
             method = "conversion" if plan.precision == "fp32" else f"cast to {plan.precision}"
-            return self.fp32_onnx, Recipe(method, "edgeserve")
-        key = f"{plan.precision}/{plan.recipe}"
-        if key not in self._made:
-            self._made[key] = self._quantize_onnx(plan)
-        return self._made[key]
-
-    def _quantize_onnx(self, plan: VariantPlan) -> tuple[Path, Recipe]:
-        folder = self._shop.fresh(f"{plan.precision}-{plan.recipe}")
-        destination = folder / "model.onnx"
-        if plan.recipe in _METHODS:
-            return destination, self.static.quantize(destination, _METHODS[plan.recipe])
-        if plan.recipe == "static-equalized":
-            if self.static.equalized is None:
-                raise UnsupportedModel("skipped: its channel ranges are already balanced")
-            recipe = self.static.equalized.quantize(destination)
-            return destination, msgspec.structs.replace(recipe, method="static int8, equalized")
-        if plan.recipe == "static-16x8":
-            wide = msgspec.structs.replace(self._scheme, activation_type="uint16")
-            return destination, self._static(wide, "static-16x8").quantize(destination)
-        if plan.recipe == "dynamic":
-            return destination, quantize_onnx_dynamic(self.fp32_onnx, destination, folder)
-        if plan.recipe == "weights":
-            bits = 4 if plan.precision == "int4" else 8
-            return destination, quantize_onnx_weights(self.fp32_onnx, destination, bits)
-        if plan.recipe == "nncf-onnx":
-            self._shop.convert("nncf-onnx", self.static.prepared, folder, self._nncf_options())
-            return destination, self._nncf_recipe("static int8")
-        if plan.recipe == "cast":
-            options: ConverterOptions = {
-                "precision": "fp16",
-                "fp32_values": sorted(self.beyond_fp16),
-            }
-            self._shop.convert("onnx-to-onnx", self.fp32_onnx, folder, options)
-            return destination, Recipe("cast to fp16", "onnx-to-onnx")
-        raise UsageError(f"ONNX variants by the recipe {plan.recipe} are not made")
+            return self.onnx.fp32, Recipe(method, "edgeserve")
+        return self.onnx.make(plan)
 
     def _quantize_ir(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
         base = self._base("openvino-ir")
@@ -254,8 +159,8 @@ class Builder:
             options["weights_only"] = True
             recipe = Recipe(f"weights {plan.precision}", "nncf")
         else:
-            options |= self._nncf_options()
-            recipe = self._nncf_recipe("static int8")
+            options |= self.onnx.nncf_options()
+            recipe = self.onnx.nncf_recipe()
         return self._shop.convert("nncf-openvino", base, out, options), recipe
 
     def _as_it_is(self, plan: VariantPlan, out: Path) -> tuple[Path, Recipe]:
@@ -304,48 +209,20 @@ class Builder:
 
     # tools
 
-    def _static(self, scheme: Quantization, folder: str) -> StaticQuantizer:
-        calibration = self._shop.calibration()
-
-        def progress(done: int, total: int) -> None:
-            self._say(f"calibrating on {total} samples", done / total)
-
-        return StaticQuantizer(
-            self.fp32_onnx, calibration, scheme, self._shop.fresh(f"ranges-{folder}"), progress
-        )
-
     def _base(self, format_name: str) -> Path:
         """The fp32 file of a format, made once."""
         if format_name == self._source.format:
             return self._source.path
-        if format_name not in self._made:
+        if format_name not in self._bases:
             folder = self._shop.fresh(f"base-{format_name}")
             native = self._source.proto is None
-            origin = self._source.path if native else self.fp32_onnx
+            origin = self._source.path if native else self.onnx.fp32
             path = shortest_path(self._source.format, format_name)
-            file = self._shop.walk(path, origin, "fp32", folder)
-            self._made[format_name] = file, Recipe("conversion", "edgeserve")
-        return self._made[format_name][0]
+            self._bases[format_name] = self._shop.walk(path, origin, "fp32", folder)
+        return self._bases[format_name]
 
     def _convert_onnx(self, onnx_file: Path, format_name: str, precision: str, out: Path) -> Path:
         return self._shop.walk(shortest_path("onnx", format_name), onnx_file, precision, out)
-
-    def _nncf_options(self) -> dict[str, object]:
-        return {
-            "calibration": str(self._shop.calibration_file),
-            "transformer": self._source.facts.attends,
-            "reduce_range": self._scheme.reduce_range,
-        }
-
-    def _nncf_recipe(self, method: str) -> Recipe:
-        return Recipe(
-            method=method,
-            tool="nncf",
-            scheme="mixed preset" + (", transformer" if self._source.facts.attends else ""),
-            per_channel=True,
-            calibration_method="minmax",
-            calibration=calibration_record(self._shop.calibration()),
-        )
 
 
 def _copy_beside(file: Path, out: Path) -> Path:

@@ -51,9 +51,9 @@ def explain(builder: Builder, data: Data, work: Path) -> tuple[LayerError, ...]:
     """
     work.mkdir(exist_ok=True)
     quantized = work / "static.onnx"
-    builder.static.quantize(quantized)
+    builder.onnx.static.quantize(quantized)
     samples = data.proof.take(RANKING_SAMPLES)
-    return tuple(rank_layers(builder.static.prepared, quantized, samples, work))
+    return tuple(rank_layers(builder.onnx.static.prepared, quantized, samples, work))
 
 
 def restore(
@@ -90,7 +90,7 @@ def restore(
             return Restoration(entry.label, (), (), True, "")
         say("looking for the layers that lose precision", None)
         ranking = rank_layers(
-            quantizer.prepared, builder.restored_onnx, proof.take(RANKING_SAMPLES), work
+            quantizer.prepared, builder.onnx.restored, proof.take(RANKING_SAMPLES), work
         )
         units = [e.unit for e in ranking]
         counts = range(1, len(units) + 1)

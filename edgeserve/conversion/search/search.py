@@ -98,7 +98,7 @@ class Search:
             proof,
             tuple(restorations),
             frozenset(self._recipes),
-            self._builder.tails,
+            self._builder.onnx.tails,
         )
 
     # what to try
@@ -297,7 +297,7 @@ class Search:
         if done.met and done.nodes:
             plan = VariantPlan(format_for(self._target.chain[index]), "int8", "static-restored")
             self._prove(self._contenders({index: [plan]}))
-        if base is not self._builder.static:
+        if base is not self._builder.onnx.static:
             done = msgspec.structs.replace(done, base="equalized int8")
         return done
 
@@ -309,7 +309,7 @@ class Search:
             for t in self._trials.values()
             if t.measured is not None
         }
-        static = self._builder.static
+        static = self._builder.onnx.static
         equalized = found.get("int8-static-equalized")
         better = equalized is not None and equalized + _ALIKE_DB > found.get("int8", -200.0)
         return static.equalized if better and static.equalized is not None else static
