@@ -56,7 +56,7 @@ def _refuse_code(source: Path) -> None:
         archive = zipfile.ZipFile(source)
     except zipfile.BadZipFile:
         raise RuntimeError(
-            "this is no ExportedProgram, or it is truncated: write it with torch.export.save"
+            "this is not an ExportedProgram, or it is truncated: write it with torch.export.save"
         ) from None
     with archive:
         names = archive.namelist()
@@ -71,7 +71,7 @@ def _refuse_code(source: Path) -> None:
             "models/" in n or n.endswith("serialized_exported_program.json") for n in programs
         ):
             raise RuntimeError(
-                "this is no ExportedProgram: .pt2 files are written with torch.export.save "
+                "this is not an ExportedProgram: .pt2 files are written with torch.export.save "
                 "(a state_dict has the suffix .pt)"
             )
         for name in programs:

@@ -51,7 +51,7 @@ def _why_not_loaded(text: str) -> str:
             f"it holds pickled Python objects{what}, and unpickling them would execute code: save the weights "
             "alone with torch.save(model.state_dict(), …), or export the model as .pt2 with torch.export.save"
         )
-    return f"it is no whole PyTorch file: {text}"
+    return f"it is not a complete PyTorch file: {text}"
 
 
 def made_model(options: Mapping[str, object]) -> Any:
@@ -85,7 +85,7 @@ def made_model(options: Mapping[str, object]) -> Any:
     except AttributeError as error:
         raise RuntimeError(f"{named} cannot be made: {error}") from error
     except TypeError as error:
-        raise RuntimeError(f"{named} wants other arguments (--model-arg): {error}") from error
+        raise RuntimeError(f"{named} needs other arguments (--model-arg): {error}") from error
     finally:
         sys.path[:] = before
     if not isinstance(model, torch.nn.Module):

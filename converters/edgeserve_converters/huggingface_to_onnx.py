@@ -100,7 +100,7 @@ def _settings(source: Path) -> dict[str, Any]:
     except (ValueError, FileNotFoundError) as error:
         raise RuntimeError(f"config.json cannot be read: {error}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise RuntimeError("config.json has no model_type, so it is no transformers model's")  # noqa: TRY004 - the file is wrong, not a type
+        raise RuntimeError("config.json has no model_type: it is not a transformers model")  # noqa: TRY004 - the file is wrong, not a type
     if settings.get("is_encoder_decoder"):
         raise RuntimeError(
             f"{settings['model_type']} is an encoder with a decoder, which answers in several passes; "
@@ -236,7 +236,7 @@ def _model(source: Path, settings: Mapping[str, Any], task: str, *, pickled: boo
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise RuntimeError(
-            f"the weights lack {missing[0]}{more}, so this is no model for {task}: "
+            f"the weights lack {missing[0]}{more}, so this model does not fit the task {task}: "
             f"config.json names {', '.join(settings.get('architectures') or ['no class'])}"
         )
     return model.eval()

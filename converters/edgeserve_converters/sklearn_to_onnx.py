@@ -76,7 +76,7 @@ class SkopsToOnnx(_SklearnToOnnx):
             asked = set(skops.io.get_untrusted_types(file=source))
         except Exception as error:
             raise RuntimeError(
-                f"it is no whole skops file ({error}): write it with skops.io.dump(model, …)"
+                f"it is not a complete skops file ({error}): write it with skops.io.dump(model, …)"
             ) from error
         if untrusted := sorted(asked - _TRUSTED):
             raise RuntimeError(

@@ -134,7 +134,7 @@ def _keras_model(source: Path) -> Any:
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(f"Keras runs on {keras.backend.backend()} here, not on TensorFlow")
     if source.suffix == ".keras" and not zipfile.is_zipfile(source):
-        raise RuntimeError("it is no whole .keras archive: copy or save it again")
+        raise RuntimeError("it is not a complete .keras archive: copy or save it again")
 
     def load() -> Any:
         return keras.saving.load_model(str(source), compile=False, safe_mode=True)

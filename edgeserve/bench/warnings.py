@@ -90,7 +90,7 @@ def baseline_warnings(
     if baseline is None and measured:
         yield BenchWarning(
             "no_baseline",
-            "nothing computed in fp32, so there are no speed-ups",
+            "nothing was measured in fp32, so no speed-ups are reported",
             "--against MODEL.onnx measures the source beside the candidates",
         )
 
@@ -138,7 +138,7 @@ def _timing_warnings(found: Measurement, environment: Environment) -> Iterator[B
     if environment.timer_overhead_ms > TIMER_SHARE * summary.p50:
         yield BenchWarning(
             "timer",
-            f"taking the time costs {_percent(environment.timer_overhead_ms / summary.p50)} of a call",
+            f"reading the clock costs {_percent(environment.timer_overhead_ms / summary.p50)} of a call",
             "compare ratios and throughput instead",
             label,
         )
@@ -155,7 +155,7 @@ def _engagement_warnings(found: Measurement) -> Iterator[BenchWarning]:
         yield BenchWarning(
             "not_on_device",
             f"{_percent(share)} of its operations run on {device}{', ' * bool(rest)}{rest}",
-            "copies between devices cost time: a model of operations the device has runs whole on it",
+            "copies between devices cost time: a model made only of operations the device supports runs entirely on it",
             label,
         )
     if requested.precision == "int8" and engaged.int8_compute_ops == 0:
@@ -173,7 +173,7 @@ def _engagement_warnings(found: Measurement) -> Iterator[BenchWarning]:
         )
         yield BenchWarning(
             "batches_not_used",
-            f"takes one sample a call: {cause}",
+            f"runs one sample per call: {cause}",
             "small models gain most from batches, large ones on a CPU hardly any",
             label,
         )

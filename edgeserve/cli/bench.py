@@ -39,11 +39,11 @@ def bench(
         float, typer.Option(min=0.1, metavar="SECONDS", help="Single-stream time per candidate.")
     ] = 5.0,
     samples: Annotated[
-        int, typer.Option(min=1, help="At least so many calls per candidate (662 for a p99).")
+        int, typer.Option(min=1, help="Minimum calls per candidate (662 for a p99).")
     ] = 64,
     inject: Annotated[
         list[str] | None,
-        typer.Option(metavar="FAULT", help="For tests: have a device fail, like gpu:crash@100."),
+        typer.Option(metavar="FAULT", help="For tests: make a device fail, like gpu:crash@100."),
     ] = None,
     output: Annotated[
         str | None,

@@ -58,7 +58,7 @@ def command(
         ),
     ] = None,
     precision: Annotated[
-        PrecisionChoice, typer.Option(help="auto measures what the target lists.")
+        PrecisionChoice, typer.Option(help="Precision to make; auto tries what the target lists.")
     ] = PrecisionChoice.auto,
     recipe: Annotated[
         list[str] | None,
@@ -78,7 +78,7 @@ def command(
         ),
     ] = None,
     calibration_samples: Annotated[
-        int, typer.Option(min=1, help="How many of them to calibrate on.")
+        int, typer.Option(min=1, help="Number of samples to calibrate on.")
     ] = 128,
     evaluate: Annotated[
         str | None,
@@ -86,7 +86,7 @@ def command(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Class names, one a line; kept in the bundle."),
+        typer.Option(metavar="FILE", help="Class names, one per line; stored in the bundle."),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(help="Accuracy a variant may lose, in percentage points (with --eval).")
@@ -96,15 +96,14 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Least share of answers equal to the source's (top-1, ids) [0.95], or cosine [0.99].",
+            help="Minimum share of answers equal to the source's (top-1, ids) [0.95], or cosine [0.99].",
         ),
     ] = None,
     min_sqnr: Annotated[
         list[str] | None,
         typer.Option(
             metavar="DB|OUTPUT=DB",
-            help="Least SQNR of each output, in dB beside its spread [10; class scores 3]. "
-            "May be repeated.",
+            help="Minimum SQNR of each output, in dB [10; class scores 3]. May be repeated.",
         ),
     ] = None,
     output_kind: Annotated[
@@ -115,16 +114,21 @@ def command(
         ),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Largest variant: 5 MB, 800 kB, bytes.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Maximum size of a variant: 5 MB, 800 kB, or bytes."),
     ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Slowest call: 5 ms (on this machine).")
+        str | None,
+        typer.Option(metavar="TIME", help="Maximum time of one call on this machine: 5 ms."),
     ] = None,
     max_time: Annotated[
-        float, typer.Option(min=0, help="Seconds to spend on repairing what misses the bounds.")
+        float,
+        typer.Option(
+            min=0, help="Maximum time in seconds to repair variants that miss the bounds."
+        ),
     ] = 600.0,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Rank layers by the noise of int8 in them.")
+        bool, typer.Option("--explain", help="Rank layers by the noise that int8 adds.")
     ] = False,
     plot: Annotated[
         Path | None,
@@ -154,8 +158,10 @@ def command(
     scale: Annotated[
         float | None, typer.Option(help="Images: (pixel * scale - mean) / std.")
     ] = None,
-    mean: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
-    std: Annotated[str | None, typer.Option(help="Images: one number, or one a channel.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Images: one number, or one per channel.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Images: one number, or one per channel.")] = None,
     model_class: Annotated[
         str | None,
         typer.Option(metavar="MODULE:CLASS", help="The class of a PyTorch checkpoint (.pt)."),
@@ -171,28 +177,30 @@ def command(
     input_type: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="INPUT=TYPE", help="Type of its input, where not float32. May be repeated."
+            metavar="INPUT=TYPE", help="Type of an input other than float32. May be repeated."
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="What a Hugging Face model does [what its config says].")
+        str | None, typer.Option(help="Task of a Hugging Face model [from its config].")
     ] = None,
     signature: Annotated[
-        str | None, typer.Option(help="Of a SavedModel [serving_default].")
+        str | None, typer.Option(help="Signature of a SavedModel [serving_default].")
     ] = None,
     trust_source: Annotated[
-        bool, typer.Option("--trust-source", help="Open pickles, which can execute anything.")
+        bool, typer.Option("--trust-source", help="Open pickles, which can run any code.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The model's name when served.")] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Exit 1 when no quantized variant is fast and right enough."),
+        typer.Option(
+            "--strict", help="Exit 1 when no quantized variant is fast and accurate enough."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     tool_env: Annotated[
         bool,
         typer.Option(
-            "--tool-env/--no-tool-env", help="Let heavy converters have environments of their own."
+            "--tool-env/--no-tool-env", help="Run heavy converters in environments of their own."
         ),
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,

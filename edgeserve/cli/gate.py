@@ -26,44 +26,47 @@ def gate(
         typer.Option(metavar="TOML", help="Limits [edgeserve.toml, or pyproject.toml, here]."),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help='Files of the variant: "5 MB", bytes.')
+        str | None, typer.Option(metavar="SIZE", help='Size of the variant: "5 MB", or bytes.')
     ] = None,
     max_bundle_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="The whole bundle.")
+        str | None, typer.Option(metavar="SIZE", help="Size of the whole bundle.")
     ] = None,
     max_latency_p50: Annotated[
         str | None, typer.Option(metavar="TIME", help='Single stream: "3 ms", "250 us".')
     ] = None,
     max_latency_p99: Annotated[
-        str | None, typer.Option(metavar="TIME", help="The same, one call in a hundred.")
+        str | None,
+        typer.Option(metavar="TIME", help="Single stream, the slowest call in a hundred."),
     ] = None,
     min_speedup: Annotated[
-        str | None, typer.Option(metavar="TIMES", help="Over fp32: 2.5.")
+        str | None, typer.Option(metavar="TIMES", help="Speed-up over fp32: 2.5.")
     ] = None,
     max_peak_rss: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory of a process that runs it.")
+        str | None, typer.Option(metavar="SIZE", help="Peak memory of a process that runs it.")
     ] = None,
     max_accuracy_drop: Annotated[
-        str | None, typer.Option(metavar="POINTS", help="Lost against the source.")
+        str | None, typer.Option(metavar="POINTS", help="Accuracy lost against the source.")
     ] = None,
     min_accuracy: Annotated[
-        str | None, typer.Option(metavar="SHARE", help='Top-1: 0.9, "90 %".')
+        str | None, typer.Option(metavar="SHARE", help='Top-1 accuracy: 0.9, "90 %".')
     ] = None,
     min_fidelity: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Top-1 agreement with the source.")
     ] = None,
     min_sqnr_db: Annotated[
-        str | None, typer.Option(metavar="DB", help="Signal to noise of the outputs.")
+        str | None, typer.Option(metavar="DB", help="Signal-to-noise ratio of the outputs, in dB.")
     ] = None,
     min_cosine: Annotated[
-        str | None, typer.Option(metavar="COSINE", help="Of the outputs to the source's.")
+        str | None, typer.Option(metavar="COSINE", help="Cosine of the outputs to the source's.")
     ] = None,
     min_on_device: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Of the MACs, that the accelerator really runs."),
+        typer.Option(
+            metavar="SHARE", help="Share of the multiply-accumulates that the accelerator runs."
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where the limits hold: cpu, gpu, npu [first that opens].")
+        str | None, typer.Option(help="Device to judge: cpu, gpu, npu [first that opens].")
     ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="MODEL.onnx", help="The source, for --min-speedup.")
@@ -72,10 +75,15 @@ def gate(
         int, typer.Option(min=0, help="Threads of one call; 0 leaves it to the engine.")
     ] = 0,
     duration: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Timing, at least.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Minimum timing in seconds.")
     ] = 5.0,
     patience: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Timing, at most, until p99 is sure.")
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="Maximum timing in seconds when a p99 needs more samples.",
+        ),
     ] = 60.0,
     format: Annotated[
         str, typer.Option(metavar="NAME", help="How to print the report: table or json [table].")

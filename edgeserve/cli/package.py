@@ -39,25 +39,31 @@ def command(
         list[str] | None, typer.Option(help="Take only this variant. May be repeated.")
     ] = None,
     keep_all: Annotated[
-        bool, typer.Option("--keep-all", help="Keep variants in the bundle that nothing runs.")
+        bool, typer.Option("--keep-all", help="Keep variants that no candidate uses.")
     ] = False,
     wheelhouse: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Take wheels from here instead of a package index."),
     ] = None,
-    host: Annotated[str, typer.Option(help="For serve.toml.")] = "localhost",
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="For serve.toml.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on, for serve.toml.")
+    ] = "localhost",
+    http_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The HTTP port, for serve.toml.")
+    ] = 8000,
     grpc_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Serve gRPC, too, and take what that needs along."),
+        typer.Option(
+            min=0, max=65535, help="Also serve gRPC on this port; its packages are included."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let serve.toml open the server to the network.")
+        bool, typer.Option("--insecure", help="Allow serve.toml to open the server to the network.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing package.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write the least that must travel: the bundle, wheels, an installer, a systemd unit.
+    """Write everything the device needs, nothing more: bundle, wheels, installer, systemd unit.
 
     The folder installs and serves where no package index can be reached.
     """

@@ -39,7 +39,7 @@ def by_graph(model: SourceModel) -> tuple[Interface, Batching]:
         )
     for spec in (*interface.inputs, *interface.outputs):
         if not spec.shape or isinstance(spec.shape[0], int):
-            where = f"'{spec.name}' has no axis of any number of rows"
+            where = f"'{spec.name}' has no dynamic first dimension"
             return interface, Batching(1, f"rows are not known to be independent ({where})")
     found = rows_of_graph(model.proto)
     if not found.known:

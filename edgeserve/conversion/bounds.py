@@ -90,8 +90,8 @@ def _broken(output: OutputFidelity, precision: Precision) -> str | None:
     if floor is None or output.signal_db is None or output.signal_db >= floor:
         return None
     return (
-        f"its numbers are not the source's: output '{output.name}' keeps {output.signal_db:.1f} dB of its "
-        f"signal, {precision} keeps {floor:.0f}"
+        f"its numbers differ too much from the source's: output '{output.name}' keeps {output.signal_db:.1f} dB of its "
+        f"signal, {precision} must keep {floor:.0f}"
     )
 
 
@@ -119,8 +119,8 @@ def _answers(output: OutputFidelity, bounds: Bounds) -> str | None:
         least = min(MIN_OVERLAP, wanted)
         if output.overlap is not None and output.overlap < least:
             return (
-                f"output '{output.name}': of the answers that are not the most common one, "
-                f"{100 * output.overlap:.1f} % are the source's, at least {100 * least:g} % must be"
+                f"output '{output.name}': of the answers other than the most common one, "
+                f"{100 * output.overlap:.1f} % match the source; at least {100 * least:g} % must"
             )
         return None
     wanted = DEFAULT_MIN_COSINE if asked is None and output.kind == "embedding" else asked or 0.0

@@ -150,6 +150,6 @@ def _classes(interface: Interface, options: Options, kinds: Kinds) -> list[str] 
     if spec is not None and spec.shape[1] not in (1, len(names)):
         raise DataError(
             f"{path} names {len(names)} classes, output '{spec.name}' has {spec.shape[1]}",
-            hint="one class a line, in the order of the model's scores",
+            hint="one class per line, in the order of the model's scores",
         )
     return names

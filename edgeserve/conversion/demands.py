@@ -18,7 +18,7 @@ from edgeserve.runtimes import runtime
 from edgeserve.targets.schema import Target
 
 _WITHOUT_DATA = "--calibrate FOLDER|FILE.npz, or --calibrate random to try without real data"
-_WITHOUT_STRICT = "leave out --strict to get a bundle with what does serve"
+_WITHOUT_STRICT = "leave out --strict to write the bundle with the variants that serve"
 
 
 def check_source(options: Options, model: SourceModel) -> None:
@@ -55,7 +55,7 @@ def unmet_wishes(job: Job, decisions: Sequence[Decision], recipes: Collection[st
             (v.reason for v in decisions if v.trial.precision == asked),
             f"the source {model.described_precision()}"
             if model.is_quantized
-            else "its runtimes make none of this model",
+            else "its runtimes cannot make one of this model",
         )
         found.append(f"no {asked} variant serves {target.name}: {why}")
     for recipe in options.recipes:
@@ -83,7 +83,7 @@ def left_out(decisions: Sequence[Decision], target: Target) -> dict[int, str]:
             continue
         # What was not worth trying explains less than what failed.
         reasons = sorted((v.reason for v in mine), key=lambda r: r.startswith("skipped"))
-        nothing = f"of {' '.join(entry.precisions)}, nothing can be made of this source and data"
+        nothing = f"none of {' '.join(entry.precisions)} can be made from this source and data"
         found[index] = reasons[0] if reasons else nothing
     return found
 
@@ -172,7 +172,7 @@ def _blame_limits(job: Job, decisions: Sequence[Decision]) -> None:
 
 def _way_out(failed: Sequence[str]) -> str:
     """What helps where --strict found nothing good enough: the bounds that these reasons name."""
-    ways = ["leave out --strict to get the bundle without it"]
+    ways = ["leave out --strict to write the bundle without it"]
     for change, flag in (
         ("raise", "--max-drop"),
         ("lower", "--min-sqnr"),

@@ -92,7 +92,7 @@ def check_options(options: Options) -> None:
             wanted = "0 or more" if most == math.inf else f"0 to {most:g}"
             raise UsageError(f"{flag} is {value:g}, which is not {wanted}")
     if options.calibration_samples < 1:
-        raise UsageError("--calibration-samples is 1 at least")
+        raise UsageError("--calibration-samples must be at least 1")
     if options.name is not None and not NAME.fullmatch(options.name):
         raise UsageError(
             f"'{options.name}' cannot be a model's name",

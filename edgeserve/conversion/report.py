@@ -35,8 +35,8 @@ _SATURATING: Final = ("onnxruntime", "openvino")
 # So many names of nodes fit a remark.
 _LISTED: Final = 6
 _SATURATES: Final = (
-    "int8 was proven on this CPU, which has no VNNI: its sums may saturate, those of a CPU with VNNI do "
-    "not (--target cpu-x86-avx2 leaves them room)"
+    "int8 was proven on this CPU, which has no VNNI: sums may saturate here that do not on a CPU with VNNI "
+    "(--target cpu-x86-avx2 leaves headroom)"
 )
 
 
@@ -159,7 +159,7 @@ def source_remarks(model: SourceModel) -> list[str]:
     remarks = []
     if model.is_quantized:
         remarks.append(
-            f"the source {model.described_precision()}: it is taken as it is, and no recipe was tried"
+            f"the source {model.described_precision()}: it is used as it is, and no recipe was tried"
         )
     elif quantized_in(model.layers):
         remarks.append(f"the source is quantized in part: {told_layers(model.layers)}")
@@ -179,13 +179,13 @@ def fp16_remarks(builder: Builder, chain: Sequence[Candidate]) -> list[str]:
     if not wide:
         return []
     name = max(wide, key=lambda n: wide[n])
-    many = f"{len(wide)} values reach" if len(wide) > 1 else "1 value reaches"
-    found = [f"{many} the end of FP16 (65504) or beyond, '{name}' up to {wide[name]:.3g}"]
+    many = f"{len(wide)} values reach or exceed" if len(wide) > 1 else "1 value reaches or exceeds"
+    found = [f"{many} the largest FP16 number (65504), '{name}' up to {wide[name]:.3g}"]
     if "onnx-fp16" in by_id:
         found.append("onnx-fp16 computes them in FP32")
     if "openvino-fp16" in by_id and by_id["openvino-fp16"].device != "cpu":
         found.append(
-            f"openvino/{by_id['openvino-fp16'].device}, which computes in FP16, may answer infinity: "
+            f"openvino/{by_id['openvino-fp16'].device}, which computes in FP16, may return infinity: "
             "its golden samples are checked before it serves"
         )
     return ["; ".join(found)]
@@ -210,8 +210,8 @@ def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
     ]
     if equalized:
         remarks.append(
-            f"plain int8 missed the bounds on {', '.join(equalized)}: giving the channels of neighbouring "
-            "layers like ranges repaired it (cross-layer equalization)"
+            f"plain int8 missed the bounds on {', '.join(equalized)}: balancing the channel ranges of "
+            "neighbouring layers repaired it (cross-layer equalization)"
         )
     for done in found.restorations:
         if not done.met:
@@ -247,7 +247,7 @@ def _few_threads(rows: Sequence[VariantRow]) -> list[str]:
     if not threads:
         return []
     many = "1 thread" if threads == 1 else f"{threads} threads"
-    return [f"timed with {many} a call, as `edgeserve run` serves a model this quick"]
+    return [f"timed with {many} per call, as `edgeserve run` serves a model this fast"]
 
 
 def _saturation(target: Target, rows: Sequence[VariantRow]) -> list[str]:

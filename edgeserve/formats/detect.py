@@ -32,18 +32,18 @@ _ADVICE: Final = {
     ".safetensors": "give the folder with config.json beside it (Hugging Face)",
     ".pb": "give the folder of the SavedModel; a frozen graph must be saved as one again",
     ".ckpt": "PyTorch: save the state_dict as .pt, or torch.export.save(…) as .pt2",
-    ".mlmodel": "Core ML is no source: convert the model that it was made from",
-    ".mlpackage": "Core ML is no source: convert the model that it was made from",
-    ".engine": "a TensorRT engine is no source: convert the ONNX file that it was made from",
-    ".plan": "a TensorRT engine is no source: convert the ONNX file that it was made from",
+    ".mlmodel": "Core ML models are not supported: convert the model that it was made from",
+    ".mlpackage": "Core ML models are not supported: convert the model that it was made from",
+    ".engine": "TensorRT engines are not supported: convert the ONNX file that it was made from",
+    ".plan": "TensorRT engines are not supported: convert the ONNX file that it was made from",
     ".gguf": "GGUF models are not converted",
-    ".edge": "that is a bundle already: edgeserve inspect shows it",
+    ".edge": "this is a bundle already: edgeserve inspect shows it",
 }
 # What the first bytes of some formats must be: offset, bytes, what the file is not otherwise.
 _MAGIC: Final = {
     "torch-export": (0, (b"PK\x03\x04",), "a zip archive, which .pt2 files are"),
     "sklearn-skops": (0, (b"PK\x03\x04",), "a zip archive, which .skops files are"),
-    "tflite": (4, (b"TFL3",), "a TFLite file: its identifier TFL3 is not there"),
+    "tflite": (4, (b"TFL3",), "a TFLite file: its identifier TFL3 is missing"),
     "keras": (0, (b"PK\x03\x04", b"\x89HDF"), "a Keras file: neither a zip archive nor HDF5"),
 }
 
@@ -132,11 +132,11 @@ def _not_a_model(head: bytes) -> str | None:
 def _other(path: Path, head: bytes) -> str:
     """What the first bytes say the file is instead."""
     if head[4:8] == b"TFL3":
-        return f"it is a TFLite file: call it {path.stem}.tflite"
+        return f"it is a TFLite file: rename it to {path.stem}.tflite"
     if head.startswith(b"\x89HDF"):
-        return f"it is an HDF5 file: call it {path.stem}.h5 if Keras wrote it"
+        return f"it is an HDF5 file: rename it to {path.stem}.h5 if Keras wrote it"
     if head.startswith(b"PK") and _zip_has(path, "schema.json"):
-        return f"it is a skops file: call it {path.stem}.skops"
+        return f"it is a skops file: rename it to {path.stem}.skops"
     return "it may be truncated or another format: copy or export it again"
 
 
@@ -144,7 +144,7 @@ def _unknown(path: Path, suffix: str) -> SourceError:
     what = f"'{suffix}'" if suffix else "a file without a suffix"
     guess = nearest(suffix, _SUFFIXES) if suffix else None
     hint = _ADVICE.get(suffix) or (f"did you mean {path.stem}{guess}?" if guess else _known())
-    return SourceError(f"{path} is no source edgeserve reads", cause=what, hint=hint)
+    return SourceError(f"{path} is not a source that edgeserve reads", cause=what, hint=hint)
 
 
 def _known() -> str:

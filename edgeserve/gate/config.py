@@ -95,7 +95,7 @@ def load_config(
     if not limits and "device" not in found:
         cause = f"no {' or '.join(FILES)} here has a gate table"
         raise UsageError(
-            "there is no limit to check",
+            "no limits are set",
             cause=f"{written.path} sets none" if written else cause,
             hint=EXAMPLE,
         )

@@ -70,12 +70,12 @@ def _device(required: str, where: str | None, facts: Facts) -> BudgetCheck:
         measured=float(met),
         measured_text=facts.subject.candidate.device if met else f"{facts.instead}",
         verdict="pass" if met else "fail",
-        source="what of the chain would serve here",
+        source="the candidate that would serve here",
         where=where,
-        note=None if met else f"it opens here and stands before {facts.subject.label} in the chain",
+        note=None if met else f"it opens here and comes before {facts.subject.label} in the chain",
         remedy=None
         if met
-        else f"edgeserve run --require {kind} has it go first; or convert for a target that begins with it",
+        else f"edgeserve run --require {kind} prefers it; or convert for a target whose chain starts with it",
     )
 
 
@@ -115,7 +115,7 @@ def _speedup(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
         yield _exact(limit, facts.recorded.speedup, _recorded(facts))
     else:
         yield _unmeasured(
-            limit, "there is nothing in fp32 to compare with", "--against MODEL.onnx, the source"
+            limit, "there is no fp32 candidate to compare with", "--against MODEL.onnx, the source"
         )
 
 
@@ -182,7 +182,7 @@ def _on_device(limit: Limit, facts: Facts) -> Iterator[BudgetCheck]:
     placement = facts.placement
     shares = (placement.mac_shares or placement.shares) if placement else {}
     if placement is None or not shares:
-        yield _unmeasured(limit, "the engine does not tell what runs where")
+        yield _unmeasured(limit, "the engine does not report what runs where")
         return
     kind = facts.subject.candidate.kind
     share = sum(s for device, s in shares.items() if device_kind(device) == kind)

@@ -37,8 +37,10 @@ class Budget(msgspec.Struct, frozen=True):
 
 _SMALLER: Final = "convert with --precision int8, or train a smaller model"
 _FASTER: Final = "convert with --precision int8, for a faster device, or train a smaller model"
-_RIGHTER: Final = "calibrate on more and more typical samples, or convert with --precision fp16"
-_PLACED: Final = "edgeserve check names the operators; another precision or runtime may take them"
+_RIGHTER: Final = "calibrate on more, or more typical, samples; or convert with --precision fp16"
+_PLACED: Final = (
+    "edgeserve check names the operators; another precision or runtime may support them"
+)
 
 BUDGETS: Final[dict[str, Budget]] = {
     b.key: b
@@ -89,7 +91,7 @@ def parse_limit(budget: Budget, value: Value, where: str) -> float:
     within = budget.unit not in ("share", "cosine") or (number is not None and number <= 1)
     if number is None or not within:
         raise UsageError(
-            f"{where}: {value!r} is no limit for {budget.key}", hint=_EXAMPLES[budget.unit]
+            f"{where}: {value!r} is not a valid limit for {budget.key}", hint=_EXAMPLES[budget.unit]
         )
     return number
 

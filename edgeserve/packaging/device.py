@@ -68,9 +68,7 @@ def device(arch: str | None = None, python: str | None = None) -> Device:
         return Device(name, sys.version_info[:2])
     match = re.fullmatch(r"3\.(\d+)", python)
     if match is None or int(match[1]) < 11:
-        raise UsageError(
-            f"--python {python} is no Python that edgeserve runs on", hint="--python 3.11 or newer"
-        )
+        raise UsageError(f"--python {python} is not supported", hint="--python 3.11 or newer")
     return Device(name, (3, int(match[1])))
 
 

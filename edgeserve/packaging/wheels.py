@@ -51,7 +51,7 @@ def fill(
         if not missing:
             break
     else:
-        raise EnvironmentProblem("the wheelhouse does not get complete", cause=", ".join(missing))
+        raise EnvironmentProblem("the wheelhouse is incomplete", cause=", ".join(missing))
     for name, wheel in _by_name(wheels).items():
         if name not in reached:
             wheel.unlink()

@@ -84,10 +84,10 @@ OF_MEASUREMENTS = {
     ),
     "not_settled": (latency(settled=False), "still getting faster after 10 warm-up calls"),
     "drift": (latency(drift=0.2), "became 20 % slower while it was measured"),
-    "timer": (summary(p50=0.002), "taking the time costs 5 % of a call"),
+    "timer": (summary(p50=0.002), "reading the clock costs 5 % of a call"),
     "batches_not_used": (
         engaged(max_batch=0),
-        "takes one sample a call: the model has no batch dimension, or a fixed one",
+        "runs one sample per call: the model has no batch dimension, or a fixed one",
     ),
     "not_on_device": (
         msgspec.structs.replace(

@@ -133,7 +133,7 @@ def test_a_regressor_whose_numbers_are_lost_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match="was good enough") as refused:
         converted(regressor(), tmp_path, "static", strict=True)
     assert refused.value.hint == (
-        "leave out --strict to get the bundle without it, or lower --min-sqnr"
+        "leave out --strict to write the bundle without it, or lower --min-sqnr"
     )
 
 

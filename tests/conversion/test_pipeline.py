@@ -430,7 +430,7 @@ def test_a_runtime_for_which_nothing_is_planned_is_named(digits: Path, tmp_path:
         '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp16"]\n'
     )
     report = api.convert(digits, tmp_path / "x.edge", target=str(target))
-    said = "litert/cpu got no variant: of fp16, nothing can be made of this source and data"
+    said = "litert/cpu got no variant: none of fp16 can be made from this source and data"
     assert said in report.remarks
 
 
@@ -579,7 +579,7 @@ def test_a_file_s_name_with_accents_becomes_one_that_can_be_served(
         ({"max_drop": float("nan")}, "--max-drop is nan"),
         ({"max_drop": -1.0}, "--max-drop is -1, which is not 0 or more"),
         ({"min_fidelity": 98.0}, "--min-fidelity is 98, which is not 0 to 1"),
-        ({"calibration_samples": 0}, "--calibration-samples is 1 at least"),
+        ({"calibration_samples": 0}, "--calibration-samples must be at least 1"),
         ({"name": "a/b"}, "cannot be a model's name"),
         ({"name": "un modèle"}, "cannot be a model's name"),
         ({"name": ""}, "cannot be a model's name"),

@@ -142,7 +142,7 @@ def test_an_untrusted_pickle_executes_nothing(tmp_path: Path) -> None:
         ("text.skops", ["TfidfVectorizer", "something else than a table"]),
         ("dictionary.skops", ["it holds a dict"]),
         ("columns.skops", ["picks columns by name", "by position"]),
-        ("truncated.skops", ["no whole skops file"]),
+        ("truncated.skops", ["not a complete skops file"]),
     ],
 )
 def test_skops_files_that_cannot_be_converted_say_why(

@@ -181,7 +181,7 @@ def test_only_what_follows_the_batch_is_called_batch(made: Path, tmp_path: Path)
         ("code.h5", ["Lambda layer", "SavedModel"]),
         ("late.keras", ["does not know its inputs", "keras.Input"]),
         ("cnn.weights.h5", ["weights alone", "model.save"]),
-        ("truncated.keras", ["no whole .keras archive"]),
+        ("truncated.keras", ["not a complete .keras archive"]),
         ("truncated.h5", ["cannot load it", "truncated"]),
         ("unsigned", ["no signature", "signatures="]),
         ("several", ["no signature 'serving_default'", "fixed, loose"]),

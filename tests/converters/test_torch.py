@@ -206,7 +206,7 @@ SHAPE = {"image": (1, 3, 16, 16)}
         ("state.pt", "missing:Net", {}, SHAPE, ["No module named 'missing'", "--python-path"]),
         ("state.pt", "net:NotAModule", {}, SHAPE, ["is a dict, not a torch.nn.Module"]),
         ("state.pt", NET_CLASS, {}, {"image": (1, 5, 8, 8)}, ["cannot trace it", "channels"]),
-        ("truncated.pt", NET_CLASS, {}, SHAPE, ["no whole PyTorch file"]),
+        ("truncated.pt", NET_CLASS, {}, SHAPE, ["not a complete PyTorch file"]),
     ],
 )
 def test_checkpoints_that_cannot_be_read_say_why(
@@ -289,4 +289,4 @@ def test_pt2_files_that_are_none(made: Path, tmp_path: Path, content: str) -> No
     assert "model.pt2" in raised.value.message
     assert raised.value.exit_code == 2
     if content != "text":
-        assert "no ExportedProgram" in str(raised.value.cause)
+        assert "not an ExportedProgram" in str(raised.value.cause)

@@ -70,10 +70,10 @@ def test_folders_are_known_by_a_file_in_them(tmp_path: Path, inside: str, wanted
 @pytest.mark.parametrize(
     ("name", "content", "message", "hint"),
     [
-        ("m.onx", b"x", "is no source edgeserve reads: '.onx'", "did you mean m.onnx?"),
-        ("m.tflit", b"x", "is no source", "did you mean m.tflite?"),
-        ("m.safetensors", b"x", "is no source", "folder with config.json"),
-        ("m.engine", b"x", "is no source", "TensorRT"),
+        ("m.onx", b"x", "is not a source that edgeserve reads: '.onx'", "did you mean m.onnx?"),
+        ("m.tflit", b"x", "is not a source", "did you mean m.tflite?"),
+        ("m.safetensors", b"x", "is not a source", "folder with config.json"),
+        ("m.engine", b"x", "is not a source", "TensorRT"),
         ("model", b"x", "a file without a suffix", ".onnx .pt2 .pt"),
         ("m.pt", b"", "is empty", "again"),
         ("m.pt2", b"\x80\x02}", "is not a zip archive", "truncated or another format"),

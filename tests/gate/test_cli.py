@@ -83,7 +83,7 @@ def test_no_limits_exit_2_with_an_example(capsys: pytest.CaptureFixture[str]) ->
     code, out, err = run(capsys, "linear.edge")
     assert (code, out) == (2, "")
     assert err == (
-        "error: there is no limit to check\n"
+        "error: no limits are set\n"
         "cause: no edgeserve.toml or pyproject.toml here has a gate table\n"
         'hint: edgeserve.toml: [gate] max_size = "5 MB", max_latency_p50 = "3 ms"; or --max-size 5MB\n'
     )
@@ -102,7 +102,7 @@ def test_json_is_printed_whatever_the_verdict(capsys: pytest.CaptureFixture[str]
 def test_every_budget_has_a_flag(capsys: pytest.CaptureFixture[str], key: str) -> None:
     code, out, err = run(capsys, "linear.edge", BUDGETS[key].flag, "much")
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: {BUDGETS[key].flag}: 'much' is no limit for {key}\n")
+    assert err.startswith(f"error: {BUDGETS[key].flag}: 'much' is not a valid limit for {key}\n")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_wrong_limit_names_its_key_and_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_config("digits", folder=tmp_path)
     assert caught.value.message == (
-        "edgeserve.toml [gate] max_size: '5 apples' is no limit for max_size"
+        "edgeserve.toml [gate] max_size: '5 apples' is not a valid limit for max_size"
     )
 
 
@@ -125,7 +125,7 @@ def test_no_limit_at_all_is_an_error_with_an_example(tmp_path: Path) -> None:
     assert caught.value.cause == "no edgeserve.toml or pyproject.toml here has a gate table"
     assert "[gate] max_size" in (caught.value.hint or "")
     (tmp_path / "edgeserve.toml").write_text('[gate]\nagainst = "digits.onnx"\n')
-    with pytest.raises(UsageError, match=r"there is no limit to check: .*edgeserve.toml sets none"):
+    with pytest.raises(UsageError, match=r"no limits are set: .*edgeserve.toml sets none"):
         load_config("digits", folder=tmp_path)
 
 

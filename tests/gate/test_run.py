@@ -122,7 +122,7 @@ def test_a_required_device_that_would_not_serve_fails(
     assert (report.verdict, report.exit_code) == ("fail", 1)
     row = report.rows[1]
     assert (row.budget, row.limit_text, row.measured_text) == ("device", "npu", CPU.label)
-    assert row.note == f"it opens here and stands before {npu.label} in the chain"
+    assert row.note == f"it opens here and comes before {npu.label} in the chain"
     assert "run --require npu" in (row.remedy or "")
     assert row.where == "--device"
 

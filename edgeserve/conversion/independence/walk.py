@@ -144,7 +144,7 @@ def _inputs(values: list[Any]) -> dict[str, State]:
         tensor = value.type.tensor_type
         dims = list(tensor.shape.dim)
         if not dims or _is_fixed(dims[0]):
-            raise NotKnown(f"input '{value.name}' has no axis of any number of rows")
+            raise NotKnown(f"input '{value.name}' has no dynamic first dimension")
         if _is_named(dims[0]):
             names[dims[0].dim_param] = value.name
         states[value.name] = Rows(

@@ -124,7 +124,7 @@ def _chosen(trial: VariantTrial) -> str:
     told = (
         f"its file runs on {other.where} with an SQNR of {other.fidelity.sqnr_db:.1f} dB"
         if other is not None
-        else "nothing here loads its file: it comes last in the chain"
+        else "no runtime here loads its file, so it comes last in the chain"
     )
     return f"not verified here: {trial.unverified}; {told}"
 
@@ -204,7 +204,7 @@ def _rejection(trial: VariantTrial, bounds: Bounds) -> tuple[str | None, bool]:
     if trial.problem is not None:
         return trial.problem, False
     if bounds.max_size is not None and (trial.size_bytes or 0) > bounds.max_size:
-        return f"{trial.size_bytes} bytes are more than --max-size {bounds.max_size}", False
+        return f"its {trial.size_bytes} bytes exceed --max-size {bounds.max_size}", False
     measured = trial.measured
     if measured is None:
         other = trial.elsewhere
@@ -219,7 +219,7 @@ def _rejection(trial: VariantTrial, bounds: Bounds) -> tuple[str | None, bool]:
         return None, False
     slower = trial.speedup_high is not None and trial.speedup_high < 1.0
     if slower and trial.precision not in ("fp32", bounds.source):
-        return f"slower than {trial.beside} (at most {trial.speedup_high:.2f}x)", True
+        return f"slower than {trial.beside} ({trial.speedup_high:.2f}x at best)", True
     if bounds.max_latency is not None and measured.latency_ms > bounds.max_latency:
         return f"takes {measured.latency_ms:.3f} ms, --max-latency is {bounds.max_latency:g}", False
     return None, False

@@ -174,7 +174,7 @@ def _remarks(
         text = f"input '{spec.name}' {spec.dtype}: {used[spec.name].describe()}"
         if cap is not None and spans[spec.name].kind == "wide":
             text += ", since the model fails on larger ones"
-        yield f"{text}; give --calibrate to prove it on real ones"
+        yield f"{text}; pass --calibrate to prove it on real ones"
 
 
 def _runs(reference: Session, samples: Samples) -> bool:

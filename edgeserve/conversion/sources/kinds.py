@@ -120,7 +120,7 @@ def unmoved(outputs: Sequence[Tensors]) -> list[str]:
         return []
     first, *others = outputs
     return [
-        f"output '{name}' is the same in all {len(outputs)} samples: they prove nothing of how it changes"
+        f"output '{name}' is the same in all {len(outputs)} samples: they do not show how it changes with the input"
         for name, value in first.items()
         if all(_same(value, other[name]) for other in others)
     ]

@@ -44,6 +44,6 @@ class SourceModel(msgspec.Struct, frozen=True):
         return self.precision in ("int8", "int4")
 
     def described_precision(self) -> str:
-        """`is int8 already (int8: 3 of 3 layers)`, of a source that is not FP32."""
+        """`is already int8 (int8: 3 of 3 layers)`, of a source that is not FP32."""
         layers = told_layers(self.layers)
-        return f"is {self.precision} already" + (f" ({layers})" if layers else "")
+        return f"is already {self.precision}" + (f" ({layers})" if layers else "")

@@ -197,11 +197,11 @@ def _run_in(
         result_file = job.with_suffix(".result")
         if code != 0 or not result_file.exists():
             raise ToolEnvironmentError(
-                f"{converter.name} died in its tool environment ({_ending(code)})",
+                f"{converter.name} crashed in its tool environment ({_ending(code)})",
                 cause=_tail(printed),
                 hint="free some memory, then try again"
                 if code == -signal.SIGKILL
-                else f"make the environment anew: edgeserve env remove {tool_environment(converter).name}",
+                else f"remove the environment, which is made again when needed: edgeserve env remove {tool_environment(converter).name}",
             )
         result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
     if "files" in result:
@@ -210,7 +210,7 @@ def _run_in(
         raise ToolEnvironmentError(
             f"the tool environment {converter.name} lacks a module",
             cause=result["error"],
-            hint=f"make it anew: edgeserve env remove {tool_environment(converter).name}",
+            hint=f"remove it, it is made again when needed: edgeserve env remove {tool_environment(converter).name}",
         )
     if result["os_error"] is not None:
         raise OSError(*result["os_error"])

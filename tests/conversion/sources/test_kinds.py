@@ -148,7 +148,7 @@ def test_the_report_says_how_outputs_are_judged(tmp_path: Path) -> None:
 def test_an_output_that_never_moved_is_named() -> None:
     still = {"alarm": np.zeros((1, 3), np.float32), "bad": np.full((1,), np.nan, np.float32)}
     samples = [{**still, "y": np.full((1, 2), i, np.float32)} for i in range(3)]
-    said = "is the same in all 3 samples: they prove nothing of how it changes"
+    said = "is the same in all 3 samples: they do not show how it changes with the input"
     assert unmoved(samples) == [f"output 'alarm' {said}", f"output 'bad' {said}"]
     assert unmoved(samples[:1]) == []
     texts = [{"t": np.array([b"a"], object)}, {"t": np.array([b"a", b"b"], object)}]

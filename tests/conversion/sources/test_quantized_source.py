@@ -59,7 +59,7 @@ def test_a_dynamic_source_is_taken_as_it_is(tmp_path: Path, dynamic: Path) -> No
     assert "onnx-int8" in {c.variant for c in report.chain}
     (said,) = [r for r in report.remarks if "already" in r]
     assert said == (
-        "the source is int8 already (int8: 2 of 2 layers): it is taken as it is, and no recipe was tried"
+        "the source is already int8 (int8: 2 of 2 layers): it is used as it is, and no recipe was tried"
     )
     bundle = Bundle.open(tmp_path / "m.edge")
     for variant in bundle.manifest.variants:
@@ -70,7 +70,7 @@ def test_a_dynamic_source_is_taken_as_it_is(tmp_path: Path, dynamic: Path) -> No
 
 def test_recipes_are_not_tried_on_it(tmp_path: Path, dynamic: Path) -> None:
     options = {"target": target(tmp_path), "recipes": ["weights"], "precision": "int8"}
-    with pytest.raises(CheckFailed, match="the source is int8 already"):
+    with pytest.raises(CheckFailed, match="the source is already int8"):
         edgeserve.convert(dynamic, tmp_path / "m.edge", strict=True, **options)
     with pytest.raises(UsageError, match="--explain ranks layers of FP32 models"):
         edgeserve.convert(
