@@ -96,7 +96,7 @@ def test_what_edgeserve_quantized_is_a_quantized_source(
         bundle.root / variant.main, tmp_path / "second.edge", target=target(tmp_path)
     )
     assert [c.variant for c in report.chain] == [f"onnx-{precision}"]
-    assert any(f"the source is {precision} already" in r for r in report.remarks)
+    assert any(f"the source is already {precision}" in r for r in report.remarks)
 
 
 def trial(entry: int, size: int, speedup: float, sqnr_db: float = 60.0) -> VariantTrial:
