@@ -55,6 +55,11 @@ def test_every_path_is_a_route_with_these_verbs(server: Background, path: str) -
             assert b"no such route" not in body
 
 
+def test_operations_have_names_of_their_own() -> None:
+    names = [o["operationId"] for path in WHOLE["paths"].values() for o in path.values()]
+    assert len(set(names)) == len(names)
+
+
 def test_references_lead_somewhere() -> None:
     for name in re.findall(r'#/components/schemas/(\w+)"', json.dumps(WHOLE)):
         assert name in WHOLE["components"]["schemas"]

@@ -28,13 +28,8 @@ INCOMING_BYTES: Final = 16_384
 _LOGGED_BYTES: Final = 300
 
 
-class Owner(Protocol):
-    """What a connection needs of its server. All connections receive heads into the same `incoming`: the event
-    loop hands over what it has read before it reads for another connection."""
-
-    limits: Limits
-    incoming: bytearray
-    bodies: BodyBuffers
+class Handler(Protocol):
+    """What heads and requests are handed to: the Router (edgeserve.serve.http.routing). Its methods never raise."""
 
     def admit(self, head: Head, address: str) -> Refusal | None:
         """Route a head before any of its body is read; the answer if it is refused."""
@@ -44,7 +39,18 @@ class Owner(Protocol):
         """The answer to a routed head whose body cannot be right, before the body is read."""
         ...
 
-    def handle(self, request: Request) -> None: ...
+    def handle(self, request: Request) -> None:
+        """Answer a request, now or later."""
+        ...
+
+
+class Owner(Handler, Protocol):
+    """What a connection needs of its server. All connections receive heads into the same `incoming`: the event
+    loop hands over what it has read before it reads for another connection."""
+
+    limits: Limits
+    incoming: bytearray
+    bodies: BodyBuffers
 
     def refused(self, refusal: Refusal, asked: tuple[str, bytes], address: str) -> None: ...
 

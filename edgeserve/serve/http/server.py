@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve import logs
@@ -19,9 +19,7 @@ from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.http.accepting import Acceptor, bound
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.connection import Connection
-from edgeserve.serve.http.head import Head
-from edgeserve.serve.http.reading import INCOMING_BYTES
-from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.reading import INCOMING_BYTES, Handler
 from edgeserve.serve.http.response import Refusal
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
@@ -35,22 +33,6 @@ _SHRINK_S: Final = 30.0
 _TURNS: Final = 10
 # Connections that are closed at one time if there are too many: finding the oldest takes a while.
 _MAKES_ROOM: Final = 8
-
-
-class Handler(Protocol):
-    """What a server hands heads and requests to: the Router (edgeserve.serve.http.routing)."""
-
-    def admit(self, head: Head, address: str) -> Refusal | None:
-        """Route a head before any of its body is read; the answer if it is refused."""
-        ...
-
-    def announced(self, head: Head) -> Refusal | None:
-        """The answer to a routed head whose body cannot be right."""
-        ...
-
-    def handle(self, request: Request) -> None:
-        """Answer a request, now or later; never raises."""
-        ...
 
 
 class HttpServer:
