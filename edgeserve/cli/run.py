@@ -89,7 +89,7 @@ def render(started: Started) -> None:
     for model in started.models:
         lead = (f"{model.name} {model.version}",) if several else ()
         if not model.attempts:
-            add_row(table, *lead, "", "", "in memory when asked for", "", "")
+            add_row(table, *lead, "", "", "loaded on demand", "", "")
         serving = True
         for attempt in model.attempts:
             status = attempt.error or (
@@ -100,7 +100,7 @@ def render(started: Started) -> None:
                 table,
                 *lead,
                 attempt.candidate.label,
-                attempt.candidate.device + (" (own process)" if attempt.isolated else ""),
+                attempt.candidate.device + (" (isolated)" if attempt.isolated else ""),
                 status,
                 f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
                 f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",

@@ -123,7 +123,7 @@ def test_injected_faults_are_said_at_start_and_survived(folder: Path) -> None:
     with serving("linear.edge", "--http-port", "0", *faults, cwd=folder) as process:
         printed = " ".join(process.printed.split())
         assert "warning: faults are injected, this is a test: gpu:stand-in, gpu:kill@40" in printed
-        assert "gpu (own process)" in printed
+        assert "gpu (isolated)" in printed
         devices = []
         with RawClient(process.url) as client:
             for _ in range(40):
@@ -284,7 +284,7 @@ def test_a_port_in_use_is_named(folder: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["absent.edge"], 2, "error: absent.edge does not exist"),
-        ([], 2, "error: no bundle is named"),
+        ([], 2, "error: no bundle to serve"),
         (["--config", "absent.toml"], 2, "error: absent.toml is not a readable TOML file"),
         (["linear.edge", "--http-port", "65536"], 2, "error: http_port 65536 is not a valid port"),
         (["linear.edge", "--host", "0.0.0.0"], 2, "error: 0.0.0.0 is open to the network"),

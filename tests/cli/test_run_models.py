@@ -152,7 +152,7 @@ def test_a_memory_budget_serves_more_than_fits(tmp_path: Path) -> None:
         shifted_bundle(tmp_path / "models", f"m{number}", number, pad_kb=400)
     arguments = ("models", "--memory-budget", "2MB", "--http-port", "0")
     with serving(*arguments, cwd=tmp_path) as process:
-        assert "in memory when asked for" in process.printed
+        assert "loaded on demand" in process.printed
         assert get(process.url, "/v2/health/ready")[0] == 200
         for _ in range(3):
             assert [ask(process.url, f"m{n}") for n in (1, 2, 3)] == [1, 2, 3]

@@ -14,8 +14,8 @@ from edgeserve.serve.engine.request import DeadlineExceeded, Pending
 
 
 class LevelSettings(msgspec.Struct, frozen=True):
-    """How the requests of one priority wait: as in EngineSettings. Those of a level with a `queue` of its own
-    are not among those that the model's bounds."""
+    """How the requests of one priority wait, as in EngineSettings. If `queue` is set, they are counted apart from
+    the model's other requests."""
 
     queue: int | None
     timeout_s: float
@@ -26,14 +26,13 @@ class LevelSettings(msgspec.Struct, frozen=True):
 class EngineSettings(msgspec.Struct, frozen=True):
     """How one model's requests wait and run.
 
-    `queue` bounds requests that wait or run; `queue_policy` displace gives a more important newcomer the place
-    of the least important that waits. `timeout_s` is the deadline of a request that names none (0: none);
-    without `own_timeouts` a request may only shorten it. `timeout_action` delay has a request whose time is over
-    before it has started wait behind those of its priority whose time is not, instead of refusing it.
-    `instances` is how many calls run at a time. `batching` False runs every request alone, `max_batch` (0: the
-    model's), `preferred_batches` and `batch_delay_s` are those of BatchPolicy. There are `priority_levels` levels, of which a
-    request that names none has `default_priority`; `levels` says for which of them other rules hold.
-    `weight` is the model's share of the cores where several models are busy.
+    `queue` is the maximum of queued and running requests. If it is full, `queue_policy` displace drops the least
+    important queued request for a more important one. `timeout_s` is the deadline of a request that sets none
+    (0: none); without `own_timeouts` a request can only shorten it. With `timeout_action` delay, a request whose
+    deadline has passed moves behind the others of its priority instead of failing. `instances` is the maximum of
+    concurrent calls. `max_batch` (0: the model's), `preferred_batches` and `batch_delay_s` are those of
+    BatchPolicy. `levels` has the rules of priorities that differ from the model's; 1 is the highest of
+    `priority_levels`.
     """
 
     queue: int
@@ -52,29 +51,29 @@ class EngineSettings(msgspec.Struct, frozen=True):
     weight: float
 
     def known(self, priority: int) -> int:
-        """The priority of a request that asks for this one."""
+        """The priority of a request that asks for this one: the default for unknown ones."""
         return priority if 0 < priority <= self.priority_levels else self.default_priority
 
     def of(self, priority: int) -> EngineSettings | LevelSettings:
-        """What holds for a request that asks for this priority."""
+        """The rules of a request that asks for this priority."""
         if not self.levels:
             return self
         return self.levels.get(self.known(priority), self)
 
     @property
     def apart(self) -> dict[int, int]:
-        """How many requests may wait or run of the priorities that have a queue of their own."""
+        """The queue of each priority that has one of its own."""
         return {p: own.queue for p, own in self.levels.items() if own.queue is not None}
 
     @property
     def delays(self) -> bool:
-        """Whether a request's time may be over without an end to its waiting."""
+        """Whether a request may stay queued after its deadline."""
         rules: list[EngineSettings | LevelSettings] = [self, *self.levels.values()]
         return any(rule.timeout_action == "delay" for rule in rules)
 
 
 def time_limit(settings: EngineSettings, timeout_s: float | None, priority: int = 0) -> float:
-    """Seconds a request may take: 0 is any time, negative none at all."""
+    """Seconds a request may take. 0: no deadline; negative: its deadline has passed."""
     rules = settings.of(priority)
     if timeout_s is None:
         return rules.timeout_s
@@ -90,7 +89,7 @@ def set_clock(
     priority: int,
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    """Have a request wait as long as it may. One whose time is over already is settled, or overdue."""
+    """Start a request's deadline. If it has passed already, the request fails or is overdue."""
     limit = time_limit(settings, timeout_s, priority)
     if settings.of(priority).timeout_action == "delay":
         if limit < 0:
@@ -98,6 +97,6 @@ def set_clock(
         elif limit > 0:
             request.delay_after(limit, loop)
     elif limit < 0:
-        request.settle(DeadlineExceeded("the request's time was over before it came"))
+        request.settle(DeadlineExceeded("the request's deadline had already passed"))
     elif limit > 0:
         request.expire_in(limit, loop)

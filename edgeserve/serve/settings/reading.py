@@ -95,7 +95,7 @@ def _tables(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _beside(file: Path, value: Any) -> Any:
-    """Paths relative to the folder of a file; what is no path is left for the check of types."""
+    """A path, or list of paths, relative to the folder of the file. Other types are returned as they are."""
     if isinstance(value, list):
         return [_beside(file, each) for each in value]
     return str(file.parent / value) if isinstance(value, str) else value

@@ -236,7 +236,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         from edgeserve.serve.access.keys import CONTROL_HINT, is_loopback
 
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise UsageError("tls_cert and tls_key go together")
+            raise UsageError("tls_cert and tls_key must be set together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise UsageError("tls_client_ca needs tls_cert and tls_key")
         if self.control_host is not None and self.control_port is None:
@@ -259,7 +259,8 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Raise UsageError for what no model can be served with."""
         if not (self.bundle or self.bundles or self.repository or self.model):
             raise UsageError(
-                "no bundle is named", hint="edgeserve run NAME.edge, or bundle = … in the file"
+                "no bundle to serve",
+                hint="edgeserve run NAME.edge, or bundle = 'NAME.edge' in the file",
             )
         for name in (self.name, *(m.name for m in self.model)):
             if name is not None and not NAME.fullmatch(name):
@@ -268,7 +269,10 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     hint=NAME_RULE,
                 )
         if self.name is not None and not (self.bundle and len(self.given) == 1):
-            raise UsageError("name is for one bundle", hint="name several in [[model]] tables")
+            raise UsageError(
+                "name can be set for one bundle only",
+                hint="name several bundles in [[model]] tables",
+            )
         self.check_model()
         for model in self.model:
             self.of(model).check_model()

@@ -191,7 +191,7 @@ def test_any_host_and_origin_decide(host: str, origin: str) -> None:
         ({"host": "0.0.0.0", "insecure": True, "shared_memory": "edge-"}, "needs a key"),
         ({"control_port": 0, "control_host": "0.0.0.0"}, "needs a key"),
         ({"control_host": "127.0.0.1"}, "control_host needs control_port"),
-        ({"tls_cert": "a"}, "go together"),
+        ({"tls_cert": "a"}, "must be set together"),
         ({"tls_client_ca": "a"}, "needs tls_cert"),
         ({"keys": "/nowhere"}, "cannot be read"),
         ({"limits": {"headers": 0}}, "limits.headers 0 is not a valid number"),

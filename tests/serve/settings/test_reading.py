@@ -102,7 +102,7 @@ def test_a_file_may_leave_the_bundle_to_the_flags(tmp_path: Path) -> None:
     file = tmp_path / "serve.toml"
     file.write_text("http_port = 0\n")
     assert read_settings(file, {"bundle": "m.edge"}).bundle == "m.edge"
-    with pytest.raises(UsageError, match="no bundle is named"):
+    with pytest.raises(UsageError, match="no bundle to serve"):
         read_settings(file, {"bundle": None})
 
 

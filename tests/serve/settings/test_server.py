@@ -40,7 +40,7 @@ from edgeserve.serve.settings.reading import settings_from
         ({"memory_budget": "2 gigs"}, "memory_budget '2 gigs' is not a valid size"),
         ({"cache": -1}, "cache '-1' is not a valid size"),
         ({"name": "../x"}, "cannot be a model's name"),
-        ({"name": "x", "bundles": ["b.edge"]}, "name is for one bundle"),
+        ({"name": "x", "bundles": ["b.edge"]}, "name can be set for one bundle only"),
         (
             {"model": [{"bundle": "b.edge", "queue": 0}]},
             "queue 0 is not a valid number: expected 1 or more",
@@ -84,7 +84,7 @@ def test_the_bounds_themselves_are_taken(values: dict[str, Any]) -> None:
 
 
 def test_no_bundle_says_both_ways_to_name_one() -> None:
-    with pytest.raises(UsageError, match="no bundle is named") as caught:
+    with pytest.raises(UsageError, match="no bundle to serve") as caught:
         settings_from({"http_port": 0})
     assert "edgeserve run NAME.edge" in (caught.value.hint or "")
 
