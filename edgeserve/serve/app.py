@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from edgeserve.devices import usable_cores
 from edgeserve.errors import DependencyMissing
-from edgeserve.serve import logs
 from edgeserve.serve.access.keys import Keys
-from edgeserve.serve.apart import apart, is_busy
 from edgeserve.serve.control import Control, OneProcess, Parts
-from edgeserve.serve.ending import Stop, leave, leave_later, on_hangup
 from edgeserve.serve.engine import ResponseCache
 from edgeserve.serve.engine.flight import InFlight
 from edgeserve.serve.following import Following
 from edgeserve.serve.fronts.http import HttpFront
-from edgeserve.serve.heap import few_arenas
-from edgeserve.serve.log_writer import write_on_a_thread
 from edgeserve.serve.metrics.loads import LoadMetrics
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
@@ -31,6 +26,11 @@ from edgeserve.serve.metrics.triton import TritonMetrics
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import find_sources
+from edgeserve.serve.process import logs
+from edgeserve.serve.process.apart import apart, is_busy
+from edgeserve.serve.process.ending import Stop, leave, leave_later, on_hangup
+from edgeserve.serve.process.heap import few_arenas
+from edgeserve.serve.process.log_writer import write_on_a_thread
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory

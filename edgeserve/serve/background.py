@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Self
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
-from edgeserve.serve import logs
 from edgeserve.serve.app import Service, event_loop
+from edgeserve.serve.process import logs
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.started import Started
 

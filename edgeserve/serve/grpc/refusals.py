@@ -8,10 +8,10 @@ from urllib.parse import unquote
 import grpc
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve import logs
 from edgeserve.serve.grpc.errors import NotSupported, status_of
 from edgeserve.serve.metrics.reasons import reason_of
 from edgeserve.serve.metrics.recorder import Recorder
+from edgeserve.serve.process import logs
 
 
 class Refusals:

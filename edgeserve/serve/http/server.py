@@ -13,7 +13,6 @@ from collections import Counter
 from typing import Any, Final
 
 from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve import logs
 from edgeserve.serve.access.addresses import joined
 from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.http.accepting import Acceptor, bound
@@ -22,6 +21,7 @@ from edgeserve.serve.http.connection import Connection
 from edgeserve.serve.http.reading import INCOMING_BYTES, Handler
 from edgeserve.serve.http.response import Refusal
 from edgeserve.serve.metrics.recorder import Recorder
+from edgeserve.serve.process import logs
 from edgeserve.serve.settings.limits import Limits
 
 log = logging.getLogger(__name__)

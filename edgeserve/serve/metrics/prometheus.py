@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from edgeserve.serve.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.metrics.recorder import Histogram, ModelRecorder, Recorder
+from edgeserve.serve.process.log_writer import DROPPED, dropped_lines
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _MODEL: Final = ("model", "version")

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Final
 
 from edgeserve.errors import ModelUnavailable
-from edgeserve.serve.apart import apart
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.models.entries import Entry, Opens
 from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.process.apart import apart
 
 log = logging.getLogger(__name__)
 

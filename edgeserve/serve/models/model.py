@@ -21,7 +21,6 @@ from edgeserve.chain import (
 )
 from edgeserve.errors import EdgeServeError, ModelUnavailable
 from edgeserve.runtimes.guarded import asked_placement
-from edgeserve.serve import logs
 from edgeserve.serve.engine import (
     BatchTimes,
     Engine,
@@ -37,6 +36,7 @@ from edgeserve.serve.metrics.reasons import failure_of
 from edgeserve.serve.metrics.recorder import ModelRecorder
 from edgeserve.serve.metrics.statistics import MemoryUsage, ModelStatistics, statistics_of
 from edgeserve.serve.models.request import InferRequest
+from edgeserve.serve.process import logs
 from edgeserve.serve.settings.versions import Latest, VersionPolicy
 from edgeserve.tensors import Interface
 

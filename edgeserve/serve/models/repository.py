@@ -22,11 +22,11 @@ from edgeserve.errors import (
     UsageError,
     quoted,
 )
-from edgeserve.serve.apart import apart, unless
 from edgeserve.serve.models.entries import Entry, Opens
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import Key, ModelSource
 from edgeserve.serve.models.versions import Versions
+from edgeserve.serve.process.apart import apart, unless
 
 log = logging.getLogger(__name__)
 

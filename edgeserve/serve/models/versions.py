@@ -12,13 +12,13 @@ from functools import partial
 from typing import Final, Literal
 
 from edgeserve.errors import EdgeServeError, ModelUnavailable
-from edgeserve.serve.apart import apart, unless
 from edgeserve.serve.engine import Engine
-from edgeserve.serve.heap import collect
 from edgeserve.serve.models.entries import Entry, Opened, Opens, answers
 from edgeserve.serve.models.memory import Memory
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import Key, ModelSource
+from edgeserve.serve.process.apart import apart, unless
+from edgeserve.serve.process.heap import collect
 
 log = logging.getLogger(__name__)
 

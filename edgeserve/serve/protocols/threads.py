@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.engine.flight import InFlight
-from edgeserve.serve.heap import Trimmer
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, server_failed
+from edgeserve.serve.process.heap import Trimmer
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from edgeserve.errors import (
     EdgeServeError,
     EnvironmentProblem,
 )
-from edgeserve.serve.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.metrics.shared import Family, Sample
+from edgeserve.serve.process.log_writer import DROPPED, dropped_lines
 from edgeserve.serve.settings.reading import SettingsSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.status import ServerStatus

@@ -16,10 +16,10 @@ from typing import Final
 import msgspec
 
 from edgeserve import startup
-from edgeserve.serve import logs
 from edgeserve.serve.app import shown
-from edgeserve.serve.ending import Stop, leave, on_hangup
-from edgeserve.serve.log_writer import write_on_a_thread
+from edgeserve.serve.process import logs
+from edgeserve.serve.process.ending import Stop, leave, on_hangup
+from edgeserve.serve.process.log_writer import write_on_a_thread
 from edgeserve.serve.settings.reading import SettingsSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.started import Started

@@ -21,7 +21,7 @@ from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.process import Served
+from tests.serve.running import Served
 from tests.waiting import wait_for
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"

@@ -14,7 +14,7 @@ from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 from tests.serve.conftest import RawClient, infer_body, post
-from tests.serve.process import Served
+from tests.serve.running import Served
 from tests.waiting import wait_for
 
 Counts = dict[tuple[str, tuple[tuple[str, str], ...]], float]

@@ -12,7 +12,7 @@ import weakref
 import psutil
 import pytest
 
-from edgeserve.serve.heap import collect, trim
+from edgeserve.serve.process.heap import collect, trim
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's"
@@ -20,7 +20,7 @@ glibc = pytest.mark.skipif(
 # Prints whether the number of arenas was set, and how many 16 threads then use.
 ARENAS = """
 import ctypes, sys, threading
-from edgeserve.serve.heap import few_arenas
+from edgeserve.serve.process.heap import few_arenas
 print(few_arenas(2))
 libc = ctypes.CDLL(None)
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p

@@ -7,7 +7,7 @@ import os
 import re
 import time
 
-from edgeserve.serve.log_writer import LogWriter
+from edgeserve.serve.process.log_writer import LogWriter
 from tests.waiting import wait_for
 
 

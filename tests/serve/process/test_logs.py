@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from edgeserve.serve import logs
+from edgeserve.serve.process import logs
 
 
 @pytest.mark.parametrize(
