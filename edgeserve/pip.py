@@ -40,10 +40,10 @@ class Finished(msgspec.Struct, frozen=True):
             return "the index or wheelhouse lacks a wheel for this Python version and platform"
         if "No space left" in text:
             return "free some space"
-        return "the same pip command by hand shows more"
+        return "run the same pip command by hand for details"
 
 
-# Lines of pip that are no reason for a failure.
+# Lines of pip that do not explain a failure.
 _CHATTER: Final = ("WARNING: Location", "Looking in", "Collecting", "Using cached", "Downloading",
                    "Obtaining", "Processing", "[notice]", "WARNING: Retrying", "Requirement already",
                    "Installing", "Saved", "Preparing", "Getting", "Building")  # fmt: skip

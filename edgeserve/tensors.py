@@ -151,7 +151,7 @@ class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return 1
         sizes = {name: array.shape[0] for name, array in tensors.items()}
         if len(set(sizes.values())) > 1:
-            raise InvalidInput(f"inputs disagree about the batch size: {sizes}")
+            raise InvalidInput(f"inputs have different batch sizes: {sizes}")
         size: int = next(iter(sizes.values()))
         if not 1 <= size <= self.max_batch:
             raise InvalidInput(
@@ -218,13 +218,3 @@ def unpadded(inputs: Tensors, output: Array) -> Array:
             tokens = mask.astype(bool)
             return output[tokens] if tokens.any() else output
     return output
-
-
-def symbolic_dims(specs: tuple[TensorSpec, ...]) -> set[str]:
-    """The names of all dynamic dimensions."""
-    return {d for spec in specs for d in spec.shape if isinstance(d, str)}
-
-
-def with_static_batch(spec: TensorSpec, batch: int) -> TensorSpec:
-    """`spec` with its first dimension fixed."""
-    return msgspec.structs.replace(spec, shape=(batch, *spec.shape[1:]))

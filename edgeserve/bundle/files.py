@@ -34,7 +34,7 @@ def inside(root: Path, entry: FileEntry) -> Path:
     """The path of a file below `root`. Raises BundleError for one that leads elsewhere."""
     path = root / entry.path
     if not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{path} leads out of the bundle", cause="it is, or is below, a link")
+        raise BundleError(f"{path} leads out of the bundle", cause="it is a link, or below one")
     return path
 
 

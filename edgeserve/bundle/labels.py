@@ -32,7 +32,7 @@ def labelled(
     """The outputs that `classes` names are for: the only one, or those with as many classes whose kind is
     known to be scores, or the only one with as many.
 
-    Empty where there is no such output: then nothing says whose names they are.
+    Empty if there is no such output: then it is unknown which output the names belong to.
     """
     outputs = [s for s in interface.outputs if DTYPES[s.dtype].kind in "iuf"]
     if len(interface.outputs) == 1:

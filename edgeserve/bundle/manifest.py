@@ -293,7 +293,7 @@ def _check(manifest: Manifest, where: str) -> None:
         if not is_contained(path):
             raise BundleError(
                 f"{where} names a file outside the bundle: {path!r}",
-                hint="do not use this bundle: it was made or changed by something else than edgeserve",
+                hint="do not use this bundle: something other than edgeserve made or changed it",
             )
     for spec in (*manifest.interface.inputs, *manifest.interface.outputs):
         if spec.dtype not in DTYPES:

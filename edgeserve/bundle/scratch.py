@@ -17,7 +17,7 @@ if os.name == "posix":
 
 _PREFIX: Final = "edgeserve-bundle-"
 _LOCK: Final = ".lock"
-_HINT: Final = "set TMPDIR to a folder with room, or unpack the archive and name the folder"
+_HINT: Final = "set TMPDIR to a folder with free space, or unzip the archive and use the folder"
 
 
 def scratch_folder() -> tuple[Path, Callable[[], None]]:
@@ -38,7 +38,7 @@ def scratch_folder() -> tuple[Path, Callable[[], None]]:
     except OSError as error:
         where = error.filename or os.environ.get("TMPDIR") or tempfile.gettempdir()
         raise WriteFailed(
-            f"nothing can be unpacked in TMPDIR ({where})", cause=str(error), hint=_HINT
+            f"cannot unpack anything in TMPDIR ({where})", cause=str(error), hint=_HINT
         ) from None
 
     def remove() -> None:

@@ -121,7 +121,7 @@ class Candidates:
             return self.open(link)
         except BundleError as error:
             if at_start:
-                raise  # damage is no reason to serve something else
+                raise  # a damaged bundle must not start on another candidate
             log.warning("%s cannot take over: %s", link.candidate.label, error)
         except EdgeServeError as error:
             self.note_failure(link, error, at_start=at_start)

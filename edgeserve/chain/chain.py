@@ -218,7 +218,7 @@ class Chain(Steps):
                 if lost is not None:
                     replayer.count(lost[0], serving.candidate, lost[1], len(parts))
                 return outputs, serving.candidate
-        raise lost[1] if lost is not None else InferenceFailed("no candidate stays")
+        raise lost[1] if lost is not None else InferenceFailed("no candidate kept serving")
 
     def _answered(self, serving: OpenedCandidate, parts: Sequence[Tensors]) -> None:
         serving.trial.answered = True

@@ -39,8 +39,8 @@ class NonFinite(WrongNumbers):
 
     def __init__(self, outputs: Tensors, device: str) -> None:
         super().__init__(
-            f"{device} answered with NaN or infinity",
-            hint="its driver or its precision is at fault: a variant of more precision helps",
+            f"{device} returned NaN or infinity",
+            hint="its driver or its precision is at fault: try a variant with a higher precision",
         )
         self.outputs = outputs
 

@@ -111,7 +111,7 @@ def _check(
         raise CheckFailed(
             f"'{variant_id}' does not reproduce the golden samples{how}",
             cause=found.cause,
-            hint="the device computes wrong numbers, or other precisions than were proven",
+            hint="the device computes wrong numbers, or in a precision that was not verified",
         )
     return found.error
 

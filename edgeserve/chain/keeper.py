@@ -229,7 +229,7 @@ class Keeper:
             self._chain.candidates.open(link)
         except EdgeServeError as error:
             if not self._chain.candidates.closed:
-                log.warning("%s cannot stand by: %s", link.candidate.label, error)
+                log.warning("%s cannot be the standby: %s", link.candidate.label, error)
 
 
 def _available_bytes() -> int:

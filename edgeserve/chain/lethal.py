@@ -10,7 +10,7 @@ from typing import Final
 
 from edgeserve.tensors import Tensors, digest_of
 
-# Once a process may have been ended by anything; twice by the same inputs is no accident.
+# One end of a process may have any cause; two with the same inputs are not a coincidence.
 _STRIKES: Final = 2
 # Drivers are repaired, and inputs may have been unlucky twice.
 _FORGET_S: Final = 3600.0

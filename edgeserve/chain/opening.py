@@ -174,7 +174,7 @@ def with_stand_ins(candidates: Sequence[Candidate], inject: Sequence[str]) -> tu
         played = next((c for c in candidates if c.device == "cpu"), None)
         if played is None or "/" in fault.where:
             raise UsageError(
-                f"'{fault.text}': there is no CPU candidate to play '{fault.where}'",
+                f"'{fault.text}': no CPU candidate can stand in for '{fault.where}'",
                 hint=f"the chain is {', '.join(c.label for c in candidates)}",
             )
         front.append(msgspec.structs.replace(played, device=fault.where))

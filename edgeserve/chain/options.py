@@ -67,8 +67,8 @@ class ChainOptions(msgspec.Struct, frozen=True):
             parse_fault(text)
         if sys.platform != "linux" and (self.inject or self.isolate == "always"):
             raise UsageError(
-                f"{'injected faults need' if self.inject else '--isolate always needs'} processes of their own",
-                cause=f"they are for Linux, this is {sys.platform}",
+                f"{'injected faults need' if self.inject else '--isolate always needs'} isolated processes",
+                cause=f"isolated processes need Linux, this is {sys.platform}",
                 hint="leave it out: everything runs in the server's own process here",
             )
         if self.inject and self.isolate == "never":

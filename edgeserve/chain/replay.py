@@ -66,7 +66,7 @@ class Replayer:
         self._replays: Counter[Replay] = Counter()
 
     # A call failed. Each returns an answer from elsewhere, or None where there is something else to run
-    # on now; and raises what the request is told where there is neither.
+    # on now. Otherwise it raises the error that the request gets.
 
     def of_one(
         self,
@@ -128,7 +128,7 @@ class Replayer:
             return None
         if isinstance(error, NonFinite):
             return error.outputs, failed.candidate
-        try:  # once more: what comes once is no fault of the request
+        try:  # once more: a single failure is not the request's fault
             answer = self._runner.answer(failed, inputs), failed.candidate
         except NonFinite as also:
             return also.outputs, failed.candidate
@@ -170,8 +170,8 @@ class Replayer:
         if not any(self.lethal.are(link.index, inputs) for inputs in parts):
             return None
         error = DeviceLost(
-            f"they ended the process of {link.candidate.label} more than once",
-            hint="the server's log has what its driver said",
+            f"these inputs ended the process of {link.candidate.label} more than once",
+            hint="the server's log has the driver's last output",
         )
         if len(parts) > 1:
             raise error
@@ -259,7 +259,7 @@ class Replayer:
 
 
 def _at_fault(error: InferenceFailed) -> InferenceFailed:
-    """What a request is told that fails on a device which is right."""
+    """The error of a request that fails on a device which reproduces its golden samples."""
     if isinstance(error, WrongNumbers) or is_out_of_memory(error):
         return error
     return InputFailed(

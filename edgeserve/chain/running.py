@@ -112,9 +112,9 @@ class Runner:
         found = deviation(variant, manifest.interface, [sample], [expected], [got], _SAMPLE_SLACK)
         if not found.is_fine:
             raise WrongNumbers(
-                f"{opened.candidate.label} does not reproduce a golden sample any more",
+                f"{opened.candidate.label} no longer reproduces a golden sample",
                 cause=found.cause,
-                hint="the device computes wrong numbers: update its driver, or look at its memory",
+                hint="the device computes wrong numbers: update its driver, or check its memory",
             )
         return outputs
 

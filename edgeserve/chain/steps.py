@@ -91,10 +91,11 @@ class Steps:
         failures = [link.attempt for link in self.links if self.options.is_required(link.candidate)]
         cause = "; ".join(f"{a.candidate.label}: {a.error}" for a in failures if a.error)
         raise DeviceUnavailable(
-            f"'{self.options.require}' is required, and {self.candidate.label} would serve",
+            f"'{self.options.require}' is required, but {self.candidate.label} would serve",
             cause=cause or f"the chain has no candidate on '{self.options.require}'",
             hint=next(
-                (a.hint for a in failures if a.hint), "edgeserve doctor shows what opens here"
+                (a.hint for a in failures if a.hint),
+                "edgeserve doctor shows which devices open here",
             ),
         )
 

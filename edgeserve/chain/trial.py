@@ -76,7 +76,7 @@ class Trial:
             return None
 
     def _readable(self) -> bool:
-        """Samples that cannot be read any more are no evidence against the device."""
+        """Samples that can no longer be read are not evidence against the device."""
         try:
             self._bundle.golden()
         except Exception:

@@ -143,7 +143,7 @@ def _interface(model: OnnxModel) -> Iterator[Finding]:
                 f"{name} is a {(kind or 'value without a type').removesuffix('_type')}, not a tensor",
                 hint="scikit-learn classifiers export plain tensors with options={'zipmap': False}"
                 if kind in ("sequence_type", "map_type")
-                else "export the model with plain tensors at its border",
+                else "export the model with plain tensors as inputs and outputs",
             )
         elif not value.type.tensor_type.HasField("shape"):
             yield Finding(
@@ -152,7 +152,10 @@ def _interface(model: OnnxModel) -> Iterator[Finding]:
             )  # fmt: skip
         elif model.values[value.name].dtype == "BFLOAT16":
             yield Finding(
-                "interface", "error", f"{name} is BF16", hint="export it with FP32 borders"
+                "interface",
+                "error",
+                f"{name} is BF16",
+                hint="export it with FP32 inputs and outputs",
             )
     fixed = [v for v in model.inputs if _dims(v) and isinstance(_dims(v)[0], int)]
     if fixed and len(fixed) == len(model.inputs):
@@ -203,7 +206,7 @@ def _structure(model: OnnxModel) -> Iterator[Finding]:
     if model.shape_problem and all(is_standard(n.domain) for n in model.nodes):
         yield Finding(
             "shape-inference", "warning",
-            f"onnx's shape inference complains: {model.shape_problem}",
+            f"onnx's shape inference fails: {model.shape_problem}",
             hint="engines may refuse the model, or size buffers wrongly: export it again",
         )  # fmt: skip
 
@@ -250,7 +253,7 @@ def _int8(model: OnnxModel) -> Iterator[Finding]:
     if total and products > convolutions and any(n.op in _ATTENTION for n in model.nodes):
         yield Finding(
             "int8-static-risk", "note",
-            f"{products} matrix products and {convolutions} convolutions: a transformer by its looks, "
+            f"{products} matrix products and {convolutions} convolutions: probably a transformer, "
             "where static int8 costs more accuracy than dynamic or weight-only quantization",
             hint="measure it with --eval; keep fp32 or fp16 in the chain",
         )  # fmt: skip

@@ -20,15 +20,21 @@ KeyEnv = Annotated[
     typer.Option("--key-env", metavar="NAME", help=f"Variable with the API key [{KEY_VARIABLE}]."),
 ]
 Ca = Annotated[
-    Path | None, typer.Option("--ca", metavar="PEM", help="Authorities to trust, for https.")
+    Path | None,
+    typer.Option("--ca", metavar="PEM", help="Certificates of the authorities to trust."),
 ]
 Certificate = Annotated[
     Path | None, typer.Option("--cert", metavar="PEM", help="This client's certificate and key.")
 ]
 CertificateKey = Annotated[
-    Path | None, typer.Option("--cert-key", metavar="PEM", help="The key, where it is apart.")
+    Path | None,
+    typer.Option(
+        "--cert-key", metavar="PEM", help="The certificate's key, if it is a separate file."
+    ),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds an answer may take.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.001, help="Time limit of a request in seconds.")
+]
 
 
 def access_from(

@@ -12,7 +12,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "archive",
         short_help="Write a bundle as one file.",
-        help="Write a bundle as one file, which every command takes in its place.\n\n"
+        help="Write a bundle as one file. Every command accepts it in place of the folder.\n\n"
         "Example: edgeserve archive model.edge -o release/model.edge",
     )(command)
 
@@ -29,6 +29,6 @@ def command(
 
     opened = Bundle.open(bundle)
     if opened.path.is_file():
-        raise UsageError(f"{bundle} is one file already")
+        raise UsageError(f"{bundle} is already one file")
     pack(opened, output, force=force)
     print(f"wrote {output} ({size_text(output.stat().st_size)})")

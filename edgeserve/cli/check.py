@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "check",
-        short_help="Say what each target supports of a model.",
+        short_help="Check which targets support a model.",
         epilog="Example: edgeserve check model.onnx --target intel-npu",
     )(check)
 
@@ -49,7 +49,7 @@ def check(
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0; - is stdout."),
     ] = None,
 ) -> None:
-    """Say what each target supports of a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
+    """Check which targets support a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
     from edgeserve.checking import check as run_check
     from edgeserve.checking import to_sarif
     from edgeserve.cli.output import stderr_console, write_output
@@ -57,9 +57,9 @@ def check(
     from edgeserve.exporting import to_json
 
     if json and sarif == "-":
-        raise UsageError("--json and --sarif - both want stdout", hint="--sarif FILE")
+        raise UsageError("--json and --sarif - both write to stdout", hint="--sarif FILE")
     shapes = parse_shapes(shape or [])
-    with stderr_console().status("asking the runtimes"):
+    with stderr_console().status("checking with the runtimes"):
         report = run_check(path, _targets(target or ["auto"]), shapes)
     if sarif is not None:
         write_output(to_json(to_sarif(report)), sarif)
@@ -127,7 +127,7 @@ def _verdict(entry: EntryReport, nodes: int) -> str:
         count = entry.unsupported_nodes
         return f"{count} of {nodes} nodes unsupported" if count else "refused"
     if entry.state == "no-path":
-        return "no conversion leads there"
+        return "no conversion available"
     return "not verified here" if entry.ok else "not verified here, and not as the target wants it"
 
 

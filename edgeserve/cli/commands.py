@@ -68,7 +68,7 @@ def _options(
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")
+        bool, typer.Option("-q", "--quiet", help="Print only results and errors.")
     ] = False,
 ) -> None:
     context.obj = {"debug": debug}
@@ -100,7 +100,7 @@ def command_line(names: Iterable[str] = COMMANDS) -> typer.Typer:
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code. Raises what the command raises."""
     called = next((word for word in arguments if not word.startswith("-")), None)
-    # No option that may stand before a command takes a value. What is no command is told beside all that are.
+    # No option that may stand before a command takes a value. An unknown command is reported together with the known ones.
     app = command_line([called] if called in COMMANDS else COMMANDS)
     result: Any = typer.main.get_command(app)(
         args=list(arguments), prog_name="edgeserve", standalone_mode=False
@@ -109,7 +109,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def as_ours(error: Any) -> UsageError:
-    """Wrong flags told as every other error is."""
+    """Wrong flags reported like every other error."""
     what = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "edgeserve"

@@ -24,7 +24,7 @@ _STOP_S = 15.0
 def register(app: typer.Typer) -> None:
     app.command(
         "demo",
-        short_help="Take an embedded digit classifier along the whole path.",
+        short_help="Convert, bench, gate and serve an embedded digit classifier.",
         help="Convert, prove, bench, gate, serve and query an embedded digit classifier.\n\n"
         "Example: edgeserve demo --keep digits-demo",
     )(command)
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def command(
     keep: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Leave the bundle in this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Keep the bundle in this folder.")
     ] = None,
     serve: Annotated[
         bool, typer.Option("--serve/--no-serve", help="End before serving with --no-serve.")
@@ -52,7 +52,7 @@ def command(
         )  # fmt: skip
         _step(f"2/{steps}", "measure every candidate on this machine")
         _run("bench", str(bundle), "--against", str(demo.model), "--duration", "2")
-        _step(f"3/{steps}", "hold it to budgets, as CI would")
+        _step(f"3/{steps}", "check it against budgets, as CI would")
         _run("gate", str(bundle), "--max-size", "300 kB", "--max-accuracy-drop", "1.0")
         if serve:
             _step(f"4/{steps}", "serve it")
@@ -99,7 +99,7 @@ def _run(*arguments: str) -> None:
     if code:
         raise CheckFailed(
             f"edgeserve {arguments[0]} ended with exit code {code}",
-            hint="what it printed above says why",
+            hint="see its output above",
         )
 
 
@@ -135,7 +135,7 @@ def _url(process: subprocess.Popen[str]) -> str:
         found = re.search(r"http://[\w.:\[\]-]+:\d+", line)
         if found:
             return found[0]
-    raise EnvironmentProblem("the server did not start", hint="what it printed above says why")
+    raise EnvironmentProblem("the server did not start", hint="see its output above")
 
 
 def _show(answers: Answers) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     app.command(
         "doctor",
-        short_help="Say what is installed here, and which devices open.",
+        short_help="Show what is installed and which devices open.",
         epilog="Example: edgeserve doctor --require gpu",
     )(doctor)
 
@@ -33,7 +33,7 @@ def doctor(
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="Seconds after which a device counts as hanging.")
+        float, typer.Option(help="Time limit in seconds for opening a device.")
     ] = 20.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
@@ -46,10 +46,10 @@ def doctor(
     required = tuple(require or ())
     for device in required:
         if device not in ("cpu", "gpu", "npu"):
-            raise UsageError(f"'{device}' is no kind of device", hint="cpu, gpu or npu")
+            raise UsageError(f"'{device}' is not a kind of device", hint="cpu, gpu or npu")
     if timeout <= 0:
-        raise UsageError(f"--timeout {timeout:g} leaves no time")
-    with stderr_console().status("opening every device there is"):
+        raise UsageError(f"--timeout {timeout:g} is not a valid time limit")
+    with stderr_console().status("opening every device"):
         found = diagnose(required, timeout)
     if json:
         print(to_json({"ok": found.ok, **_fields(found)}))
@@ -71,7 +71,7 @@ def render(found: Diagnosis) -> None:
     _say(console, f"machine       {found.machine.describe()}")
     _say(console, f"memory        {_memory(found)}")
     if found.cpu_quota is not None:
-        _say(console, f"container     {found.cpu_quota:g} cores at most")
+        _say(console, f"container     limited to {found.cpu_quota:g} cores")
     _say(console, f"accelerators  {_nodes(found.accelerators)}")
     _say(console, f"drivers       {_libraries(found)}\n")
     _render_probes(console, found.probes)
@@ -87,7 +87,7 @@ def render(found: Diagnosis) -> None:
         _say(console, "fine; next: edgeserve convert MODEL -o NAME.edge")
     else:
         errors = [f for f in found.findings if f.level == "error"]
-        mended = "; the commands above mend them" if any(f.command for f in errors) else ""
+        mended = "; the commands above fix them" if any(f.command for f in errors) else ""
         _say(console, f"not fine: {len(errors)} error{'s' * (len(errors) > 1)}{mended}")
 
 
@@ -100,11 +100,11 @@ def _memory(found: Diagnosis) -> str:
         parts.append(f"{size_text(memory.available)} of {size_text(memory.total)} free")
     if memory.limit is not None:
         parts.append(f"container limit {size_text(memory.limit)}")
-    return ", ".join(parts) or "not told by the system"
+    return ", ".join(parts) or "unknown"
 
 
 def _nodes(nodes: tuple[Accelerator, ...]) -> str:
-    return "; ".join(f"{n.kind} {n.node}: {n.describe()}" for n in nodes) or "the kernel shows none"
+    return "; ".join(f"{n.kind} {n.node}: {n.describe()}" for n in nodes) or "none found"
 
 
 def _libraries(found: Diagnosis) -> str:

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group.command("create", epilog="Example: edgeserve env create onnx-to-tflite")(create)
     group.command(
         "download",
-        short_help="Fetch the wheels of an environment, for a machine without a network.",
+        short_help="Download the wheels of an environment, for a machine without a network.",
         epilog="Example: edgeserve env download onnx-to-tflite -o wheels",
     )(download)
     group.command(
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: edgeserve env remove onnx-to-tflite",
     )(remove)
     app.add_typer(
-        group, name="env", short_help="List, make and remove converters' own environments."
+        group, name="env", short_help="List, create and remove the environments of converters."
     )
 
 
@@ -59,7 +59,9 @@ def list_command(
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
+    name: Annotated[
+        str, typer.Argument(help="A converter, or an environment that several share: scikit-learn.")
+    ],
 ) -> None:
     """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
     from edgeserve.cli.output import stderr_console
@@ -74,7 +76,9 @@ def create(
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="A converter, or what several share: scikit-learn.")],
+    name: Annotated[
+        str, typer.Argument(help="A converter, or an environment that several share: scikit-learn.")
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="The folder to put wheels into.")
     ] = Path("wheels"),
@@ -96,9 +100,7 @@ def download(
 
 
 def remove(
-    name: Annotated[
-        str, typer.Argument(help="The converter, or environment, whose environments go.")
-    ],
+    name: Annotated[str, typer.Argument(help="A converter, or an environment that several share.")],
 ) -> None:
     """Remove a converter's environments; `convert` makes one again when it needs it."""
     from edgeserve.conversion.tools.environment import remove_environments
@@ -147,7 +149,7 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
     console.print(table)
     missing = [c.name for c in found if not runs_here(c) and not tool_environment(c).complete]
     if missing:
-        print_line(console, f"\nmake one: edgeserve env create {missing[0]}")
+        print_line(console, f"\ncreate one: edgeserve env create {missing[0]}")
     elif records:
         name = Path(records[0].path).name.rpartition("-")[0]
         print_line(console, f"\nremove one: edgeserve env remove {name}")

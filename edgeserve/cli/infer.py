@@ -25,7 +25,7 @@ _TOP = 5
 def register(app: typer.Typer) -> None:
     app.command(
         "infer",
-        short_help="Ask a server, or a bundle on this device.",
+        short_help="Run a model on a server, or in a bundle on this device.",
         help="Run a model on a server or in a bundle, on .npz, .npy, JSON, images or stdin.\n\n"
         "Example: edgeserve infer http://localhost:8000 cat.jpg --top 3",
     )(command)
@@ -38,7 +38,7 @@ def command(
         typer.Argument(metavar="INPUT...", help=".npz, .npy, .json, images, or - for stdin."),
     ],
     model: Annotated[
-        str | None, typer.Option(help="The model, where the server has several.")
+        str | None, typer.Option(help="The model's name, if the server has several.")
     ] = None,
     version: Annotated[str | None, typer.Option(help="Its version [the newest].")] = None,
     wanted: Annotated[
@@ -49,11 +49,16 @@ def command(
     ] = None,
     preprocess: Annotated[
         Path | None,
-        typer.Option(metavar="TOML", help="How an image becomes the input, where not stored."),
+        typer.Option(
+            metavar="TOML", help="Preprocessing of images, if the model does not define it."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Of a bundle: only on this device.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With a bundle: run only on this device.")
+    ] = None,
     save: Annotated[
-        Path | None, typer.Option("-o", metavar="NPZ", help="Write the outputs; - is stdout.")
+        Path | None,
+        typer.Option("-o", metavar="NPZ", help="Write the outputs to this .npz; - is stdout."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     key_env: KeyEnv = None,

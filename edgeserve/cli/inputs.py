@@ -1,4 +1,4 @@
-"""From files and stdin to a model's input tensors: .npz, .npy, JSON and images, told apart by content."""
+"""From files and stdin to a model's input tensors: .npz, .npy, JSON and images, recognised by content."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _v2(source: str, document: dict[str, Any], interface: Interface) -> Question
         array = _typed(spec, given.data)
         if array.size != math.prod(given.shape):
             raise InvalidInput(
-                f"input '{spec.name}': {array.size} elements do not make shape {given.shape}"
+                f"input '{spec.name}': {array.size} elements do not fit shape {given.shape}"
             )
         inputs[given.name] = array.reshape(given.shape)
     outputs = tuple(o.name for o in request.outputs)
@@ -168,7 +168,7 @@ def _images(
         )
     if preprocess is None:
         raise UsageError(
-            "nothing says how an image becomes this model's input",
+            "the preprocessing of images for this model is not known",
             hint="--preprocess FILE.toml; `convert --image-size` stores it in the bundle",
         )
     (spec,) = interface.inputs

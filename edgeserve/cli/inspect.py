@@ -33,7 +33,8 @@ def register(app: typer.Typer) -> None:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, or a .onnx, .tflite or OpenVINO .xml.")],
     placement: Annotated[
-        bool, typer.Option("--placement", help="Open a bundle's candidates: what runs where here?")
+        bool,
+        typer.Option("--placement", help="Open a bundle's candidates and show what runs where."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -44,9 +45,9 @@ def inspect(
 
     if placement and not is_bundle(path):
         raise UsageError(
-            f"{path} is no bundle",
-            cause="only a bundle says on which devices it runs",
-            hint="--placement is for what edgeserve convert writes",
+            f"{path} is not a bundle",
+            cause="only a bundle lists the devices to run on",
+            hint="--placement needs a bundle, which edgeserve convert writes",
         )
     report = place_bundle(path) if placement else inspect_path(path)
     if json:
@@ -142,7 +143,7 @@ def _render_bundle(report: BundleReport) -> None:
         ("batch", _batch(manifest)),
         ("state", told_state(manifest.state)),
         ("golden", f"{manifest.golden.samples} samples"),
-        ("digests", f"all {report.verified_files} files are as they were written"),
+        ("digests", f"all {report.verified_files} files match their digests"),
         ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),
     ]
     facts += [("unlisted", f"{name} is not in the manifest") for name in report.unlisted]

@@ -74,7 +74,9 @@ def _called(arguments: list[str]) -> int:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without "…" is no reason to fail
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal that cannot print "…" must not cause a failure
     from edgeserve.cli.commands import run_command
 
     return run_command(arguments)
@@ -108,7 +110,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
         print_error(error)
         return error.exit_code
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    print("cause: this is a mistake in edgeserve, not in your input", file=sys.stderr)
+    print("cause: this is a bug in edgeserve, not a mistake in your input", file=sys.stderr)
     print("hint: run it again with --debug and report what it prints", file=sys.stderr)
     return 3
 

@@ -30,7 +30,7 @@ def is_quiet() -> bool:
     return os.environ.get("EDGESERVE_QUIET") == "1"
 
 
-# How often progress is told where nobody looks at a bar.
+# How often progress is logged if stderr is not a terminal.
 LINE_EVERY_S: Final = 30.0
 # In files and pipes, where nobody knows how wide a line may be.
 _WIDTH: Final = 140

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from edgeserve.client import Client, InsteadOf, ModelStatus, ServerStatus, WorkerStatus
 
 
-# What is said of models whose requests share no batch for the sake of their answers.
+# Shown for models whose requests run one at a time because their rows would affect each other.
 _ALONE = "one at a time: rows"
 
 
 def register(app: typer.Typer) -> None:
     app.command(
         "status",
-        short_help="Say whether a server is ready, and what it has done.",
+        short_help="Show whether a server is ready, and its counters.",
         help="Show a server's readiness, models and counters; exit 0 ready, 1 not, 3 unreachable.\n\n"
         "Example: edgeserve status http://localhost:8000",
     )(command)

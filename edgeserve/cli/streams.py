@@ -42,7 +42,7 @@ class StandardOutput(io.FileIO):
             raise self.failure from None
 
     def exit_code(self, code: int) -> int:
-        """`code`, unless not all of stdout could be written, which is told on stderr."""
+        """`code`, unless stdout could not be written completely, which is reported on stderr."""
         with contextlib.suppress(NotWritten):
             sys.stdout.flush()
         if self.failure is None:

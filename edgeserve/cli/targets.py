@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(
         group,
         name="targets",
-        short_help="List or explain targets, and what this machine satisfies.",
+        short_help="List or explain targets, and whether this machine satisfies them.",
     )
 
 
@@ -112,7 +112,7 @@ def targets(
 
     here = machine()
     chosen = [resolve_target(name)] if name not in (None, "auto") else None
-    with stderr_console().status("asking the runtimes what they can open here"):
+    with stderr_console().status("checking which devices the runtimes open here"):
         probes = probe_all()
         if name == "auto":
             chosen = [detect_target(here, probes)]
@@ -166,7 +166,7 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
         ("this machine", here.describe()),
         (verdict, check.reason),
         ("int8", _scheme_text(target.quantization)),
-        ("memory", f"{memory} MB at most" if memory else "no limit"),
+        ("memory", f"up to {memory} MB" if memory else "no limit"),
         ("notes", target.notes),
         ("unverified", target.unverified),
         ("more", target.url),

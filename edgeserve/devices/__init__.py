@@ -1,6 +1,6 @@
 """What this machine has: its CPU, cores, memory. Asked, never guessed: what is unknown is None.
 
-Which accelerators can be opened is not told here: only a runtime that opens one knows
+Whether an accelerator can be opened is not known here: only a runtime that opens it knows
 (`edgeserve.runtimes.detect`).
 """
 

@@ -88,7 +88,7 @@ def accelerator_findings(
         yield DoctorFinding(
             "warning",
             device,
-            f"there is a {device} ({', '.join(v or 'unknown vendor' for v in vendors)}), and nothing opens it",
+            f"there is a {device} ({', '.join(v or 'unknown vendor' for v in vendors)}), but no runtime opens it",
             _advice(device, vendors, libraries, vulkan),
         )
 
@@ -172,5 +172,5 @@ def _reading_findings(readings: Sequence[SensorReading]) -> Iterator[DoctorFindi
             yield DoctorFinding(
                 "warning",
                 "temperature",
-                f"{reading.name} is at {reading.text()}: it will be clocked down",
+                f"{reading.name} is at {reading.text()}: it will throttle",
             )

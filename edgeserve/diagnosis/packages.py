@@ -97,7 +97,7 @@ def _onnxruntime_clash(
         yield DoctorFinding(
             "error",
             "packages",
-            f"{' and '.join(builds)} are both the module onnxruntime and overwrite each other{says}",
+            f"{' and '.join(builds)} both install the module onnxruntime and overwrite each other{says}",
             f"pip uninstall -y {' '.join(builds)} && pip install {keep}",
         )
     plug_ins = [p for p in by_name.values() if p.name.startswith("onnxruntime-ep-")]

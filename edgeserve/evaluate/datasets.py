@@ -114,7 +114,7 @@ def load_labelled(
 
 
 _PREPROCESS_HINT: Final = (
-    "say how images become inputs: --image-size, --mean, --std … or --preprocess TOML"
+    "set how images become inputs: --image-size, --mean, --std … or --preprocess TOML"
 )
 
 
@@ -137,7 +137,7 @@ def _from_folder(path: Path, interface: Interface, preprocess: Preprocess | None
 def _image_preprocess(interface: Interface, preprocess: Preprocess) -> Preprocess:
     if len(interface.inputs) != 1:
         names = ", ".join(s.name for s in interface.inputs)
-        raise DataError("images fit models with one input", cause=f"this one has {names}")
+        raise DataError("images need a model with one input", cause=f"this one has {names}")
     return preprocess
 
 

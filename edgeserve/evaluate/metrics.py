@@ -1,6 +1,6 @@
 """Fidelity and accuracy as plain numbers from plain arrays: every output by its own kind.
 
-The kinds are told, not guessed from shapes: `kind_of_type` knows what element types alone say, and
+The kinds are given, not guessed from shapes: `kind_of_type` knows what element types alone say, and
 `conversion.kinds` what a graph, labels and the user add.
 """
 

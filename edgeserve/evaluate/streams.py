@@ -75,7 +75,7 @@ def named_callable(text: str) -> Source:
     finally:
         sys.path.pop(0)
     if not callable(found):
-        raise DataError(f"{text} is no function", cause=f"it is {type(found).__name__}")
+        raise DataError(f"{text} is not a function", cause=f"it is {type(found).__name__}")
     source: Source = found
     return source
 
@@ -113,7 +113,7 @@ def from_table(path: Path, interface: Interface) -> Samples:
     """Samples from a CSV of numbers, or of texts for an input that takes them: a header, one row a sample, as
     many columns as the one input has elements a sample; a column `label` is none of them. Raises DataError."""
     if len(interface.inputs) != 1:
-        raise DataError(f"{path} is a table: it fits models with one input")
+        raise DataError(f"{path} is a table, which needs a model with one input")
     (spec,) = interface.inputs
     try:
         text = path.read_text("utf-8")
@@ -133,7 +133,7 @@ def from_table(path: Path, interface: Interface) -> Samples:
                 labels.append(int(float(row[label])))
         except (ValueError, IndexError):
             raise DataError(
-                f"{path}, line {number}, is not all numbers", cause=",".join(row)
+                f"{path}, line {number}, has a value that is not a number", cause=",".join(row)
             ) from None
         values.append(cells)
     widths = sorted({len(cells) for cells in values})

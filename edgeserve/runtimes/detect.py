@@ -92,13 +92,13 @@ def cpu_problem(target: Target, here: Machine) -> str | None:
     """Why this machine's CPU is not the target's; None where it is, or where any would be."""
     if target.cpus and here.cpu not in target.cpus:
         wanted = " or ".join(target.cpus)
-        return f"the CPU is {here.cpu or 'not told by the system'}, not {wanted}"
+        return f"the CPU is {here.cpu or 'unknown'}, not {wanted}"
     if target.cpu_features and here.cpu_features is None:
-        return "the system does not tell what its CPU has"
+        return "the system does not report the CPU's features"
     has = set(here.cpu_features or ())
     missing = [f for f in target.cpu_features if has.isdisjoint(f.split("|"))]
     if missing:
-        return f"the CPU has no {', no '.join(f.replace('|', ' or ') for f in missing)}"
+        return f"the CPU lacks {', '.join(f.replace('|', ' or ') for f in missing)}"
     return None
 
 

@@ -30,7 +30,7 @@ from edgeserve.runtimes.base import LoadOptions, Placement, Runtime, Session
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
 STAND_IN: Final = "stand-in"
-# Fault -> what its number means and stands at when none is given; None: it takes no number.
+# Fault -> its number's meaning and default; None: the fault does not take a number.
 FAULTS: Final[dict[str, float | None]] = {
     STAND_IN: None,
     "open-failure": None,
@@ -72,7 +72,7 @@ def parse_fault(text: str) -> Fault:
     """Raises UsageError with the nearest fault's name, or an example."""
     match = _GRAMMAR.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"'{text}' is no fault", hint=_EXAMPLE)
+        raise UsageError(f"'{text}' is not a valid fault", hint=_EXAMPLE)
     kind = _ALIASES.get(match["kind"], match["kind"])
     if kind not in FAULTS:
         guess = nearest(kind, (*FAULTS, *_ALIASES))
@@ -80,18 +80,20 @@ def parse_fault(text: str) -> Fault:
         raise UsageError(f"'{text}': unknown fault '{kind}'", hint=hint)
     default = FAULTS[kind]
     if match["number"] is not None and default is None:
-        raise UsageError(f"'{text}': {kind} takes no number", hint=_EXAMPLE)
+        raise UsageError(f"'{text}': {kind} does not take a number", hint=_EXAMPLE)
     when = match["when"] or ("load" if kind in (*_AT_LOAD_ONLY, STAND_IN) else None)
     if when is None:
-        raise UsageError(f"'{text}' does not say when", hint=_EXAMPLE)
+        raise UsageError(f"'{text}' does not say when the fault occurs", hint=_EXAMPLE)
     if kind in _AT_LOAD_ONLY and when != "load":
-        raise UsageError(f"'{text}': {kind} is possible @load only", hint=_EXAMPLE)
+        raise UsageError(f"'{text}': {kind} is only possible @load", hint=_EXAMPLE)
     if kind in _LASTING and when == "load":
         when = "warm-up"  # there are no numbers before
     try:
         number = float(match["number"] or default or 0.0)
     except ValueError:
-        raise UsageError(f"'{text}': {match['number']} is no number", hint=_EXAMPLE) from None
+        raise UsageError(
+            f"'{text}': {match['number']} is not a valid number", hint=_EXAMPLE
+        ) from None
     call = {"load": 0, "warm-up": 1}.get(when) if not when.isdigit() else int(when)
     assert call is not None
     return Fault(text, match["where"], kind, number, call, match["repeats"] is not None)
@@ -154,7 +156,7 @@ class Faults:
 
 
 class FaultySession:
-    """A real session whose calls go wrong when they are told to."""
+    """A real session whose calls fail as the faults say."""
 
     def __init__(self, session: Session, device: str, faults: Faults) -> None:
         self._session = session

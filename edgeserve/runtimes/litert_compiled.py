@@ -176,7 +176,8 @@ def _compile(
         ) from None
     if unknown := sorted(set(options) - set(_OWN)):
         raise UnsupportedModel(
-            f"litert's accelerators take no option '{unknown[0]}'", hint=f"known: {', '.join(_OWN)}"
+            f"litert's accelerators do not have an option '{unknown[0]}'",
+            hint=f"known: {', '.join(_OWN)}",
         )
     if kind == "gpu":
         chosen = Options(
@@ -199,7 +200,7 @@ def _compile(
         raise DeviceUnavailable(
             f"litert cannot open '{device}'",
             cause=_said(log, device) or "no NPU accelerator was registered",
-            hint="it wants a vendor's dispatch library and driver",
+            hint="it needs a vendor's dispatch library and driver",
         )
     if not whole:
         raise UnsupportedModel(
@@ -221,9 +222,9 @@ def _refused(path: Path, device: str, failure: str, log: NativeLog) -> Exception
     return DeviceUnavailable(
         f"litert cannot open '{device}'",
         cause=f"{said}; {_plain(failure)}" if said and not gpu else said or _plain(failure),
-        hint="it wants a GPU with a Vulkan driver and libvulkan.so.1; edgeserve doctor says more"
+        hint="it needs a GPU with a Vulkan driver and libvulkan.so.1; edgeserve doctor shows more"
         if gpu
-        else "it wants a vendor's dispatch library and driver",
+        else "it needs a vendor's dispatch library and driver",
     )
 
 

@@ -25,6 +25,6 @@ def beyond(engine: str, name: str, dtype: np.dtype[Any]) -> BeyondEngine:
     return BeyondEngine(
         f"{engine} computes input '{name}' in {narrow}",
         cause=f"a value is outside {narrow}",
-        hint="onnxruntime computes every integer type as it is: have it in the chain (cpu), or send "
+        hint="onnxruntime computes every integer type exactly: add it to the chain (cpu), or send "
         "smaller values",
     )

@@ -131,7 +131,7 @@ def plug_in_devices(plug_in: PlugIn, device: str) -> list[Any]:
     if not hasattr(ort, "register_execution_provider_library"):
         raise DeviceUnavailable(
             f"onnxruntime cannot open {plug_in.provider}",
-            cause=f"onnxruntime {ort.__version__} takes no plug-ins",
+            cause=f"onnxruntime {ort.__version__} does not support plug-ins",
             hint="pip install 'onnxruntime>=1.24.4'",
         )
     library = _register(ort, plug_in)
@@ -194,7 +194,7 @@ def takes_plug_in(provider: str, available: list[str]) -> PlugIn | None:
     return plug_in_of(provider)
 
 
-# How a provider is told which of several devices to take.
+# The option with which a provider selects one of several devices.
 _INDEXED: Final = {
     "CUDAExecutionProvider": "device_id",
     "TensorrtExecutionProvider": "device_id",
@@ -210,7 +210,7 @@ _SESSION_ENTRIES: Final = ("session.", "ep.", "optimization.", "mlas.")
 
 
 def provider_options(provider: str, device: str, options: Mapping[str, Option]) -> dict[str, str]:
-    """The provider's own options, with the device among them where the provider is told it so.
+    """The provider's own options, with the device among them if the provider takes it as an option.
 
     Raises DeviceUnavailable for a second device of a provider that takes none.
     """
@@ -224,7 +224,8 @@ def provider_options(provider: str, device: str, options: Mapping[str, Option]) 
         chosen[_INDEXED[provider]] = index
     elif index not in ("", "0"):
         raise DeviceUnavailable(
-            f"onnxruntime cannot open '{device}'", cause=f"{provider} is not told which of several"
+            f"onnxruntime cannot open '{device}'",
+            cause=f"{provider} cannot select one of several devices",
         )
     return chosen | plug_in_options(options)
 
@@ -245,7 +246,7 @@ def refuse_elsewhere(provider: str, device: str, options: Mapping[str, Option]) 
     if any(value.lower().startswith(word.lower()) for word in words):
         raise DeviceUnavailable(
             f"onnxruntime cannot open '{device}' by {provider}",
-            cause=f"the option {name} = '{value}' asks for something else",
+            cause=f"the option {name} = '{value}' selects something else",
             hint=f"leave {name} out: '{device}' says where to run",
         )
 
@@ -292,14 +293,14 @@ def hardware_name(device: Any) -> str | None:
 def _missing_hint(plug_in: PlugIn) -> str:
     if plug_in.provider == "WebGpuExecutionProvider":
         return (
-            "it wants a GPU with a Vulkan driver and libvulkan.so.1 (apt-get install libvulkan1); "
+            "it needs a GPU with a Vulkan driver and libvulkan.so.1 (apt-get install libvulkan1); "
             f"{SOFTWARE_WEBGPU}=1 lets it use a software driver"
         )
     if plug_in.provider == "NvTensorRTRTXExecutionProvider":
-        return "it wants an NVIDIA GPU (Ampere or later) and its driver: nvidia-smi"
+        return "it needs an NVIDIA GPU (Ampere or later) and its driver: nvidia-smi"
     if plug_in.provider == "QNNExecutionProvider":
-        return "it wants a Qualcomm NPU (Snapdragon X, Dragonwing)"
-    return "it wants an Intel GPU or NPU and its driver"
+        return "it needs a Qualcomm NPU (Snapdragon X, Dragonwing)"
+    return "it needs an Intel GPU or NPU and its driver"
 
 
 def missing_provider(device: str, wanted: tuple[str, ...], available: list[str]) -> Exception:
@@ -310,9 +311,9 @@ def missing_provider(device: str, wanted: tuple[str, ...], available: list[str])
     elif first in PLUGINS:
         hint = f"pip install {PLUGINS[first][1]}"
     elif first in _BUILDS:
-        hint = f"install {_BUILDS[first]} in place of onnxruntime: two overwrite each other"
+        hint = f"install {_BUILDS[first]} instead of onnxruntime: the two overwrite each other"
     else:
-        hint = "edgeserve doctor shows what opens here"
+        hint = "edgeserve doctor shows which devices open here"
     return DeviceUnavailable(
         f"onnxruntime cannot open '{device}'",
         cause=f"this build offers {', '.join(available)}"

@@ -212,7 +212,7 @@ class OnnxRuntimeSession:
             self._read_profile({name: array.shape for name, array in inputs.items()})
         if self._takes_nothing:
             raise InferenceFailed(
-                f"onnxruntime opened {self._provider}, which ran nothing of the model",
+                f"onnxruntime opened {self._provider}, which ran no part of the model",
                 cause="every operation was left to the CPU",
             )
         return dict(zip(self._names, values, strict=True))
@@ -344,12 +344,12 @@ def _open(
         raise DeviceUnavailable(
             f"onnxruntime cannot open {provider}",
             cause=log.complaints() or f"it built a session on {session.get_providers()[0]} instead",
-            hint="its libraries or its driver are missing: edgeserve doctor says more",
+            hint="its libraries or its driver are missing: edgeserve doctor shows more",
         )
     if not taken:
         _drop(profile)
         raise DeviceUnavailable(
-            f"onnxruntime opens {provider}, which takes nothing of the model",
+            f"onnxruntime opens {provider}, which accepts no part of the model",
             cause=log.complaints() or "every operation was left to the CPU",
             hint="the device is missing, or the model has no operator that the provider knows",
         )
@@ -425,10 +425,10 @@ def _load_error(model: Path, provider: str, error: Exception) -> Exception:
         return UnsupportedModel(
             f"{provider} cannot run all of {model}",
             cause=text,
-            hint="leave allow_cpu out of the candidate's options: the rest then runs on the CPU",
+            hint="remove allow_cpu from the candidate's options to run the rest on the CPU",
         )
     return DeviceUnavailable(
-        f"onnxruntime cannot open {provider}", cause=text, hint="edgeserve doctor says more"
+        f"onnxruntime cannot open {provider}", cause=text, hint="edgeserve doctor shows more"
     )
 
 

@@ -112,7 +112,7 @@ def _warnings(
     for arch in target.arch:
         if arch.lower() not in {a.lower() for a in ARCHITECTURES}:
             hint = _guess(arch, ARCHITECTURES) or f"usual: {', '.join(ARCHITECTURES)}"
-            warn(f"platform.machine() is not known to say {arch}", hint)
+            warn(f"platform.machine() is not known to return {arch}", hint)
     if target.chain[-1].device != "cpu":
         warn(
             "the chain does not end on a CPU: nothing serves when the device is lost",
@@ -123,12 +123,12 @@ def _warnings(
     if installed is not None and not _same(installed, file):
         warn(
             f"a target called {target.name} is installed",
-            "as a file it works; in a package the name must not be given twice",
+            "it works as a file; a package cannot bring a second target of this name",
         )
     if not _cites_sources(data):
         warn(
             "no comment gives a source",
-            "say above each fact where it is from: # https://... (what it says)",
+            "put the source above each fact: # https://... (what it says)",
         )
     return found
 

@@ -131,7 +131,7 @@ def load_target(name_or_path: str | Path) -> Target:
     if target.name != text:
         raise TargetError(
             f"{files[text]}: name is '{target.name}'",
-            cause=f"a target's file is called by its name, and this one is {text}{_SUFFIX}",
+            cause=f"a target's file must have the target's name; this one is {text}{_SUFFIX}",
         )
     return target
 
@@ -233,14 +233,14 @@ def _misfit(value: Any, kind: Any, at: str) -> list[tuple[str, str | None]]:
 def mistakes(target: Target) -> Iterator[tuple[str, str | None]]:
     """What types alone cannot say, each with a hint, if there is one."""
     if target.name in RESERVED_NAMES:
-        yield f"'{target.name}' is a word of the command line", "rename the target"
+        yield f"'{target.name}' is reserved by the command line", "rename the target"
     if target.convert_only and target.unverified is None:
         yield (
-            "a convert_only target says in `unverified` what could not be verified",
+            "a convert_only target must state in `unverified` what could not be verified",
             'unverified = "Nothing was run on the device."',
         )
     if target.chain[0].optional:
-        yield "the first chain entry is what the target is about, not optional", None
+        yield "the first chain entry cannot be optional", None
     for entry in target.chain:
         if repeated := _repeated(entry.precisions):
             yield f"precisions of {entry.label} list {repeated} twice", None

@@ -116,5 +116,5 @@ def test_when_the_only_candidate_crashes_that_is_the_error(plain: Bundle) -> Non
     with pytest.raises(NotMeasured, match="can be measured") as caught:
         bench(plain, msgspec.structs.replace(QUICK, device="gpu", inject=inject))
     assert "SIGKILL" in (caught.value.cause or "")
-    with pytest.raises(UsageError, match="is no fault"):
+    with pytest.raises(UsageError, match="is not a valid fault"):
         bench(plain, msgspec.structs.replace(QUICK, inject=("gpu",)))

@@ -112,7 +112,7 @@ def test_a_folder_that_has_no_room_is_named(
     assert re.search(r"File too large: it needs \d+ bytes; \d+ bytes are free", str(caught.value))
     assert str(tmp_path) in str(caught.value)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
-    with pytest.raises(WriteFailed, match="nothing can be unpacked in TMPDIR") as caught:
+    with pytest.raises(WriteFailed, match="cannot unpack anything in TMPDIR") as caught:
         Bundle.open(archive).verify()
     assert "set TMPDIR" in str(caught.value.hint)
 

@@ -390,7 +390,7 @@ def test_without_isolation_everything_runs_in_this_process(bundle: Bundle, tmp_p
     [
         ("crash@6", "died of SIGSEGV: injected: gpu:crash@6 (hint: it will be restarted after a pause"),
         ("exception@6+", "the device failed: injected: gpu:exception@6+"),
-        ("nan@6", "answered with NaN or infinity (hint: its driver or its precision is at fault"),
+        ("nan@6", "returned NaN or infinity (hint: its driver or its precision is at fault"),
     ],
 )  # fmt: skip
 def test_one_log_line_has_the_device_s_words_and_a_hint(
@@ -427,10 +427,10 @@ def test_elsewhere_than_on_linux_what_cannot_be_isolated_is_said(
 ) -> None:
     plain = Bundle.open(linear_bundle(tmp_path))
     monkeypatch.setattr("sys.platform", "darwin")
-    with pytest.raises(UsageError, match="--isolate always needs processes of their own") as caught:
+    with pytest.raises(UsageError, match="--isolate always needs isolated processes") as caught:
         Chain(plain, ChainOptions(isolate="always"))
-    assert caught.value.cause == "they are for Linux, this is darwin"
-    with pytest.raises(UsageError, match="injected faults need processes of their own"):
+    assert caught.value.cause == "isolated processes need Linux, this is darwin"
+    with pytest.raises(UsageError, match="injected faults need isolated processes"):
         Chain(plain, options("gpu:kill@6"))
     acme.install(tmp_path / "site", monkeypatch)
     behind = Bundle.open(linear_bundle(tmp_path, "behind", chain=(acme.candidate(), CPU)))
@@ -441,7 +441,7 @@ def test_elsewhere_than_on_linux_what_cannot_be_isolated_is_said(
 
 def test_a_stand_in_needs_a_cpu_candidate(tmp_path: Path) -> None:
     path = linear_bundle(tmp_path, chain=(GPU,))
-    with pytest.raises(UsageError, match="no CPU candidate to play 'npu'"):
+    with pytest.raises(UsageError, match="no CPU candidate can stand in for 'npu'"):
         Chain(Bundle.open(path), ChainOptions(inject=("npu:stand-in",)))
 
 

@@ -215,7 +215,7 @@ def test_a_device_that_is_not_here_is_not_said_to_be_fine(tmp_path: Path) -> Non
     assert states(report)[0] == ("openvino/npu", "unverified")
     (found,) = only(report, "not-verified")
     assert found.level == "note"
-    assert "no NPU opens here to ask" in found.message
+    assert "no NPU opens here to check" in found.message
 
 
 @pytest.mark.parametrize(("memory_mb", "ok", "level"), [(1, False, "error"), (20, True, None)])

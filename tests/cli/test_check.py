@@ -106,7 +106,7 @@ def test_sarif_to_a_file_and_to_stdout(capsys: pytest.CaptureFixture[str], tmp_p
     assert json.loads(out) == written
     code, _, err = run(capsys, file, "--sarif", "-", "--json")
     assert code == 2
-    assert "both want stdout" in err
+    assert "both write to stdout" in err
 
 
 def test_sarif_that_cannot_be_written_exits_3(

@@ -243,7 +243,7 @@ def test_top_shows_indices_where_nothing_names_classes(run: Run, folder: Path, u
         (b"{", 2, "cannot be read"),
         (b"PK\x03\x04", 2, "cannot be read"),
         (b"\x93NUMPY", 2, "cannot be read"),
-        (b"\x89PNG", 2, "nothing says how an image becomes this model's input"),
+        (b"\x89PNG", 2, "the preprocessing of images for this model is not known"),
         (b"", 2, "cannot be read"),
     ],
 )

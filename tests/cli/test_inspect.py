@@ -66,7 +66,7 @@ task        classification
 preprocess  RGB image 8x8, NCHW
 batch       requests may share one, up to 64 rows
 golden      4 samples
-digests     all 3 files are as they were written
+digests     all 3 files match their digests
 made with   edgeserve test
 
 tensor   name   type
@@ -219,7 +219,7 @@ def test_a_model_file_has_no_placement(capsys: pytest.CaptureFixture[str], tmp_p
     onnx.save(linear_model(), file)
     code, _, err = run(capsys, "inspect", str(file), "--placement")
     assert code == 2
-    assert f"error: {file} is no bundle" in err
+    assert f"error: {file} is not a bundle" in err
 
 
 def _wide_console() -> object:

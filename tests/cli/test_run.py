@@ -143,7 +143,7 @@ def test_injected_faults_are_said_at_start_and_survived(folder: Path) -> None:
 def test_a_required_device_that_does_not_serve_exits_3(folder: Path) -> None:
     done = run("npu.edge", "--http-port", "0", "--require", "npu", cwd=folder)
     assert done.returncode == 3
-    assert "error: 'npu' is required, and onnxruntime/cpu/onnx-fp32 would serve" in done.stderr
+    assert "error: 'npu' is required, but onnxruntime/cpu/onnx-fp32 would serve" in done.stderr
     assert "onnxruntime cannot open 'npu'" in done.stderr
 
 

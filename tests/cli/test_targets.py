@@ -43,7 +43,7 @@ architecture  {arch}
 this machine  {machine}
 not satisfied no runtime adapter is called acme
 int8          weights int8 per tensor, activations int8 symmetric
-memory        256 MB at most
+memory        up to 256 MB
 notes         Needs the [ACME] driver.
 more          https://acme.example/board
 
@@ -239,7 +239,7 @@ def test_check_tells_everything_at_once(
         ),
         (
             "warning",
-            "platform.machine() is not known to say x86-64",
+            "platform.machine() is not known to return x86-64",
             "did you mean 'x86_64'?",
         ),
         (
@@ -250,7 +250,7 @@ def test_check_tells_everything_at_once(
         (
             "warning",
             "no comment gives a source",
-            "say above each fact where it is from: # https://... (what it says)",
+            "put the source above each fact: # https://... (what it says)",
         ),
     ]
 
@@ -260,7 +260,7 @@ def test_check_tells_everything_at_once(
     [
         ("good", "name = ", "Invalid value (at end of document)"),
         ("good", GOOD + GOOD[GOOD.index("[[chain]]") :], "the chain lists onnxruntime/cpu twice"),
-        ("check", GOOD.replace('"good"', '"check"'), "'check' is a word of the command line"),
+        ("check", GOOD.replace('"good"', '"check"'), "'check' is reserved by the command line"),
         ("good", GOOD.replace('"int8"', '"int3"'), "Invalid enum value 'int3'"),
     ],
 )
@@ -317,7 +317,7 @@ def test_check_tells_of_every_mistake_in_what_fits(
     assert code == 1
     texts = [f["text"] for f in json.loads(out)["files"][0]["findings"] if f["level"] == "error"]
     assert texts == [
-        "'list' is a word of the command line",
+        "'list' is reserved by the command line",
         "the chain lists onnxruntime/cpu twice",
     ]
 

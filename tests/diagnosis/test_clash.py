@@ -49,7 +49,7 @@ def test_the_command_that_doctor_names_mends_a_clash(environment: Path) -> None:
     assert code == 1
     (error,) = errors
     assert error["text"] == (
-        "onnxruntime and onnxruntime-webgpu are both the module onnxruntime and overwrite each other "
+        "onnxruntime and onnxruntime-webgpu both install the module onnxruntime and overwrite each other "
         "(the files there are onnxruntime-webgpu's)"
     )
     command = error["command"]

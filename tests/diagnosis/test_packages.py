@@ -36,7 +36,7 @@ def test_two_onnxruntimes_overwrite_each_other(tmp_path: Path) -> None:
     ((level, text, command),) = texts(tmp_path, on_disk="onnxruntime")
     assert level == "error"
     assert text == (
-        "onnxruntime and onnxruntime-gpu are both the module onnxruntime and overwrite each other "
+        "onnxruntime and onnxruntime-gpu both install the module onnxruntime and overwrite each other "
         "(the files there are onnxruntime's)"
     )
     assert command == (

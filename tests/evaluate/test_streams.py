@@ -128,7 +128,7 @@ def test_a_table_of_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a,b,c,d\n1,2,3,x\n", "line 2, is not all numbers"),
+        ("a,b,c,d\n1,2,3,x\n", "line 2, has a value that is not a number"),
         ("a,b,c,d\n1,2,3,4\n1,2\n", "rows of different lengths"),
         ("a,b,c,d\n", "holds no samples"),
         ("a,b\n1,2\n", "wrong shape"),

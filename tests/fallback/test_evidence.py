@@ -198,7 +198,7 @@ def test_a_device_that_must_serve_and_is_wrong_is_not_ready_until_it_is_right(
         meanwhile = infer(server, "linear", "x", x)
         if "fallback" in how:
             assert meanwhile[0] == 503
-            assert "answered with NaN or infinity" in meanwhile[2]
+            assert "returned NaN or infinity" in meanwhile[2]
         else:
             assert meanwhile[:2] == (200, "cpu")
             np.testing.assert_allclose(meanwhile[2], wanted, rtol=1e-5)

@@ -32,17 +32,17 @@ def test_faults_are_read(text: str, fault: Fault) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("gpu", "is no fault"),
-        ("gpu:", "is no fault"),
-        (":crash@1", "is no fault"),
-        ("gpu:crash@0", "is no fault"),
-        ("gpu:crash@soon", "is no fault"),
-        ("gpu:crash@-1", "is no fault"),
+        ("gpu", "is not a valid fault"),
+        ("gpu:", "is not a valid fault"),
+        (":crash@1", "is not a valid fault"),
+        ("gpu:crash@0", "is not a valid fault"),
+        ("gpu:crash@soon", "is not a valid fault"),
+        ("gpu:crash@-1", "is not a valid fault"),
         ("gpu:crash", "does not say when"),
         ("gpu:crsh@1", "unknown fault 'crsh'"),
-        ("gpu:kill=3@1", "kill takes no number"),
-        ("gpu:hang=1.2.3@1", r"1\.2\.3 is no number"),
-        ("gpu:open-failure@9", "possible @load only"),
+        ("gpu:kill=3@1", "kill does not take a number"),
+        ("gpu:hang=1.2.3@1", r"1\.2\.3 is not a valid number"),
+        ("gpu:open-failure@9", "only possible @load"),
     ],
 )
 def test_what_is_no_fault_is_refused_with_a_hint(text: str, problem: str) -> None:

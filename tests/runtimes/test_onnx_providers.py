@@ -102,7 +102,7 @@ def test_a_missing_provider_names_its_package() -> None:
     available = ["CPUExecutionProvider"]
     for wanted, hint in (
         ("WebGpuExecutionProvider", "pip install onnxruntime-ep-webgpu"),
-        ("CUDAExecutionProvider", "install onnxruntime-gpu in place of onnxruntime"),
+        ("CUDAExecutionProvider", "install onnxruntime-gpu instead of onnxruntime"),
     ):
         error = missing_provider("gpu", (wanted,), available)
         assert isinstance(error, DeviceUnavailable)

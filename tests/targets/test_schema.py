@@ -233,12 +233,17 @@ def test_unreadable_paths(tmp_path: Path, path: str, message: str) -> None:
         (
             'runtime = "onnxruntime"',
             'runtime = "onnxruntime"\noptional = true',
-            "the first chain entry is what the target is about",
+            "the first chain entry cannot be optional",
             None,
         ),
-        ('name = "mine"', 'name = "check"', "is a word of the command line", "rename"),
-        ('name = "mine"', 'name = "auto"', "is a word of the command line", "rename"),
-        ("[[chain]]", "convert_only = true\n[[chain]]", "says in `unverified`", "unverified ="),
+        ('name = "mine"', 'name = "check"', "is reserved by the command line", "rename"),
+        ('name = "mine"', 'name = "auto"', "is reserved by the command line", "rename"),
+        (
+            "[[chain]]",
+            "convert_only = true\n[[chain]]",
+            "must state in `unverified`",
+            "unverified =",
+        ),
         ("[[chain]]", 'unverified = ""\n[[chain]]', "length >= 1 - at `$.unverified`", None),
         (
             "[[chain]]",

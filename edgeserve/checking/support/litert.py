@@ -28,7 +28,7 @@ def judge_onnx(model: OnnxModel, device: str) -> Verdict:
             for op, nodes in sorted(custom.items())
         )
         return Verdict(_NAME, device, "unsupported", "operators of custom domains", issues)
-    why = "onnx2tf's operators are not listed anywhere: shows when it is converted"
+    why = "onnx2tf does not list its operators: converting the model shows"
     return Verdict(_NAME, device, "unverified", why)
 
 
@@ -36,7 +36,7 @@ def judge_tflite(path: Path, device: str, operators: dict[str, int]) -> Verdict:
     """The interpreter's verdict on a whole file (`inspect_model` must have read it before: the
     interpreter may crash on damaged ones)."""
     if device != "cpu":
-        return Verdict(_NAME, device, "unverified", "its delegate is asked when it is opened")
+        return Verdict(_NAME, device, "unverified", "its delegate decides when it is opened")
     try:
         from ai_edge_litert import schema_py_generated as schema
         from ai_edge_litert.interpreter import Interpreter

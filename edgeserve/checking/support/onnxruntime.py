@@ -73,7 +73,7 @@ def _judge_cpu(model: OnnxModel, version: str) -> Verdict:
     issues = tuple(_issues(model, tables, CPU)) if tables else ()
     if model.size_bytes > _MAX_SESSION_BYTES:
         if tables is None:
-            why = f"{engine} tells nothing without loading, and the model is too large for that"
+            why = f"{engine} can only tell by loading the model, which is too large for that"
             return Verdict("onnxruntime", "cpu", "unverified", why)
         state: State = "unsupported" if issues else "runs"
         why = f"by the kernel tables of {engine}; too large to open for a check"
@@ -97,7 +97,9 @@ def _judge_accelerator(model: OnnxModel, device: str, wanted: tuple[str, ...], o
     provider = available[0]
     tables = _tables()
     if tables is None or not tables.has(provider):
-        why = f"{provider} lists no kernels: what it takes shows when the model is opened on it"
+        why = (
+            f"{provider} does not list its kernels: opening the model on it shows what it supports"
+        )
         return Verdict("onnxruntime", device, "unverified", why)
     issues = tuple(_issues(model, tables, provider))
     state: State = "partly" if issues else "runs"

@@ -56,7 +56,7 @@ def _ask_device(openvino: Any, network: Any, device: str, reader: str) -> Verdic
     name = kind.upper() + (f".{index}" if index else "")
     core = _core()
     if not any(d == name or d == f"{name}.0" for d in core.available_devices):
-        why = f"{reader} reads all of it; no {name} opens here to ask"
+        why = f"{reader} reads all of it, but no {name} opens here to check"
         return Verdict(_NAME, device, "unverified", why)
     try:
         supported = core.query_model(network, name)
