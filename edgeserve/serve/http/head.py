@@ -46,8 +46,9 @@ class Refused(Exception):
 
 
 class Head:
-    """One parsed head. `length` is None for a chunked body, 0 for none; `aligned_at` is the byte of the
-    body that tensors begin at; `asks_to_keep`: a client of HTTP/1.0 that asked to keep the connection.
+    """One parsed head. `length` is None for a chunked body, 0 for none; `asks_to_keep`: a client of HTTP/1.0 that
+    asked to keep the connection. `aligned_at` may be set by the handler of a route: the byte of the body that
+    tensors begin at.
 
     `route`, `most`, `trusted` and `write_error` are set by the router: what answers, the largest body that it
     reads in bytes, whether the caller needed a role and has it, and what writes the bodies of errors (an
@@ -77,8 +78,7 @@ class Head:
         self.keep_alive = keep_alive
         self.asks_to_keep = old and keep_alive
         self.expects_continue = not old and headers.get(b"expect", b"").lower() == b"100-continue"
-        at = headers.get(b"inference-header-content-length", b"")
-        self.aligned_at = int(at) if at.isdigit() and len(at) < 10 else 0
+        self.aligned_at = 0
         self.route: Any = None
         self.most = 0
         self.trusted = False

@@ -84,7 +84,7 @@ class Inference:
 
 
 class InferRoute:
-    """Inference by one model in one protocol, in one form. Heads that repeat share it."""
+    """Inference by one model in one protocol, in one form. Heads that repeat share it. `terms` are the protocol's."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class InferRoute:
         self._protocol = protocol
         self._name = name
         self._version = version
-        self._terms = protocol.terms(headers)
+        self.terms = protocol.terms(headers)
         self._coding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
         self._plain = self._coding in ("identity", "")
         if not self._plain and self._coding not in CODINGS:
@@ -140,7 +140,7 @@ class InferRoute:
             raise self._flight.refusal()
         if self._plain:
             try:
-                self._codec_of(model).check_size(length, self._terms)
+                self._codec_of(model).check_size(length, self.terms)
             except BodyTooLarge as error:
                 return Refusal(413, "body_too_large", str(error))
         return None
@@ -202,7 +202,7 @@ class InferRoute:
         request.work = turn = Turn()
         self._threads.do(
             Lane.THREAD if size <= _LARGE_BYTES else Lane.READER,
-            turn.taking(lambda: codec.decode(body, self._terms)),
+            turn.taking(lambda: codec.decode(body, self.terms)),
             go_on,
             request,
             model.recorder.failed,
@@ -219,12 +219,12 @@ class InferRoute:
     ) -> None:
         """`began` is when work on the request began; 0: now."""
         if decoded is None:
-            size = codec.text_bytes(len(body), self._terms)
+            size = codec.text_bytes(len(body), self.terms)
             if size > _INLINE_BYTES:
                 self._decode(model, codec, request, body, size, began or time.perf_counter())
                 return
             try:
-                decoded = codec.decode(body, self._terms)
+                decoded = codec.decode(body, self.terms)
             except EdgeServeError as error:
                 model.recorder.failed("invalid")
                 request.respond(failure(error))

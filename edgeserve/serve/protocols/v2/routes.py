@@ -117,7 +117,9 @@ async def _model_statistics(served: Served, asked: Asked, request: Request) -> R
 
 
 def _infer(served: Served, asked: Asked) -> Answer:
-    return served.inference.route(served.kept(_v2), *_named(asked), asked.head.headers)
+    route = served.inference.route(served.kept(_v2), *_named(asked), asked.head.headers)
+    asked.head.aligned_at = route.terms or 0  # behind the JSON
+    return route
 
 
 def _v2(served: Served) -> V2:
