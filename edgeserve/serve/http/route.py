@@ -177,8 +177,8 @@ class Route(Generic[P]):
 class RouteList(Generic[P]):
     """All routes of one protocol, and how it writes errors.
 
-    `error` is the Python type of an error's body, `parameters` describes the named parts of paths, `tags` groups
-    the routes for their description, and `schemas` names types there otherwise than their classes.
+    The rest is for documentation. `error` is the Python type of an error's body, `parameters` describes the named
+    parts of paths, `tags` groups routes, `schemas` names types otherwise than their classes.
     """
 
     name: str
@@ -188,6 +188,7 @@ class RouteList(Generic[P]):
     tags: Mapping[str, str] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     schemas: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""
 
 
 def shown(pattern: str) -> str:

@@ -51,7 +51,7 @@ def document(lists: tuple[RouteList[Any], ...]) -> Json:
         "info": {
             "title": "edgeserve",
             "version": __version__,
-            "summary": "Open Inference Protocol v2 with Triton's extensions",
+            "summary": ", ".join(listed.title for listed in lists if listed.title),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "tags": [

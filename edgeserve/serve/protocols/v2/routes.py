@@ -254,4 +254,5 @@ V2_ROUTES: Final[RouteList[Served]] = RouteList(
         "InferResponse": InferredMessage,
         "InferOutput": OutputMessage,
     },
+    title="Open Inference Protocol v2 with Triton's extensions",
 )
