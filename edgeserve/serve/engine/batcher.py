@@ -1,7 +1,7 @@
-"""The engine of one model: worker threads that run what has queued while they were busy as one batch.
+"""The engine of one model: a thread for each instance, which runs what queued while it was busy as one batch.
 
-Unless a delay is asked for, no timer holds anybody up: a request that finds a free worker runs at once and
-alone. Models measured to take less than a thread hop costs are run on the event loop itself.
+Unless a delay is set, no timer holds a request back: one that finds a free instance runs at once and alone.
+Models measured to take less time than a hop to another thread run on the event loop itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from edgeserve.bundle import Candidate
-from edgeserve.chain import Chain, Detour, Detoured, golden_batches
+from edgeserve.chain import Chain, Detour, Detoured
 from edgeserve.errors import EdgeServeError, InferenceFailed
 from edgeserve.serve.engine.aside import Aside
 from edgeserve.serve.engine.mailbox import Mailbox
@@ -31,17 +31,12 @@ from edgeserve.serve.engine.request import (
 )
 from edgeserve.serve.engine.settings import EngineSettings, set_clock
 from edgeserve.serve.engine.turns import Turns
+from edgeserve.serve.engine.warm_up import warm_up
 from edgeserve.tensors import Tensors, join_batches, split_batches
 
 log = logging.getLogger(__name__)
 
-# A hop to a worker thread and back costs about that (docs/run.md): quicker models run on the loop.
-INLINE_S: Final = 50e-6
-_WARM_UP_RUNS: Final = 10
-# A batch that takes more than this share of what its requests take one by one is not worth waiting for.
-_WORTH: Final = 0.95
-
-# What a request is that was answered before `submit` returned.
+# Returned by `submit` for a request that is already answered.
 ANSWERED: Final = Pending({}, 0, lambda result: None, 0.0)
 ANSWERED.settled = True
 _NOT_QUEUED: Final = [0.0]
@@ -52,7 +47,7 @@ class Inseparable(Exception):
 
 
 class Engine:
-    """Owns its chain, its worker threads, and those for requests that another device has to answer; lives on
+    """Owns its chain, its instances' threads, and those for requests that another device has to answer; lives on
     one event loop. May be made on any thread.
 
     Requests share batches only where the chain knows that its candidate keeps them apart. `on_batch` is told
@@ -80,7 +75,9 @@ class Engine:
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._warm_up()
+        warmed = warm_up(chain, settings)
+        self.inline, self.single_s = warmed.inline, warmed.single_s
+        self._worth, self._small = warmed.max_batch, warmed.small
         self._queue = RequestQueue(self._policy(), settings.priority_levels, delays=settings.delays)
         chain.listen(self._stepped)
         # Requests of the levels whose number is bounded apart.
@@ -88,7 +85,7 @@ class Engine:
         self._mailbox = None if self.inline else Mailbox(loop)
         self._aside = Aside()
         self._threads = [
-            threading.Thread(target=self._work, name=f"edgeserve-worker-{i}", daemon=True)
+            threading.Thread(target=self._work, name=f"edgeserve-instance-{i}", daemon=True)
             for i in range(0 if self.inline else settings.instances)
         ]
         for thread in self._threads:
@@ -98,32 +95,6 @@ class Engine:
     def closing(self) -> bool:
         """Whether it refuses new requests."""
         return self._closing
-
-    def _warm_up(self) -> None:
-        """Run golden samples until times settle; decide about running inline and about batching."""
-        interface = self.chain.interface
-        requests = golden_batches(interface, self.chain.bundle.golden()[0])
-        single = self._fastest(lambda: requests[0])
-        # Another process, now or after a step up the chain, may keep the loop waiting.
-        self.inline = single < INLINE_S and not self.chain.may_wait
-        self._small = 0
-        largest = min(self.settings.max_batch or interface.max_batch, interface.max_batch)
-        # The most rows that are worth it, whichever candidate serves: 1 where batches do not pay.
-        self._worth = largest if self.settings.batching and not self.inline else 1
-        if min(self._worth, self.chain.batching.max_batch) > 1:
-            sizes = [n for n in self.settings.preferred_batches if 1 < n <= largest]
-            few = min(sizes, default=min(4, largest))
-
-            def pays(rows: int) -> bool:
-                """Where a batch costs what its requests cost one by one, it only adds waiting."""
-                together = self._fastest(lambda: join_batches([requests[0]] * rows))
-                return together < _WORTH * rows * single
-
-            if not pays(few):
-                self._worth = 1
-            elif sizes and few > 2 and not pays(2):
-                self._small = 1
-        self.single_s = single
 
     @property
     def max_batch(self) -> int:
@@ -158,14 +129,6 @@ class Engine:
     def _stepped(self) -> None:
         """Told by the chain, on any thread: another candidate may share other batches."""
         self._queue.policy = self._policy()
-
-    def _fastest(self, make: Callable[[], Tensors]) -> float:
-        times = []
-        for _ in range(_WARM_UP_RUNS):
-            began = time.perf_counter()
-            self.chain.run(make())
-            times.append(time.perf_counter() - began)
-        return min(times[_WARM_UP_RUNS // 2 :])  # a busy machine only makes a call longer
 
     def submit(
         self, inputs: Tensors, rows: int, timeout_s: float | None, done: Done, priority: int = 0
@@ -235,7 +198,7 @@ class Engine:
 
     def _full(self, held: int) -> QueueFull:
         error = QueueFull(
-            f"{held} requests wait or run already",
+            f"queue full: {held} requests queued or running",
             hint="try again later, or raise --queue",
         )
         error.retry_s = held * self.single_s / self.settings.instances
@@ -263,7 +226,7 @@ class Engine:
         return self._idle.is_set()
 
     def close(self) -> None:
-        """End the workers and close the chain; requests still queued are not answered."""
+        """End the threads and close the chain; requests still queued are not answered."""
         self._closing = self._closed = True
         self._queue.close(len(self._threads))
         for thread in self._threads:
@@ -293,7 +256,7 @@ class Engine:
         self._on_batch(BatchTimes(rows, _NOT_QUEUED, 0.0, elapsed, 0.0))
         done(Outcome(outputs, candidate, rows, 0.0, elapsed))
 
-    # Everything below runs on worker threads, except _finish.
+    # Everything below runs on the instances' threads, except _finish.
 
     def _work(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""How worker threads hand results to the event loop, at less than `call_soon_threadsafe` costs."""
+"""How instances' threads hand results to the event loop, at less than `call_soon_threadsafe` costs."""
 
 from __future__ import annotations
 

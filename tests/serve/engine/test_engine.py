@@ -238,7 +238,7 @@ def test_the_queue_has_a_limit_and_takes_more_once_it_is_shorter(slow_edge: Path
     async def story() -> None:
         async with engine_of(slow_edge, engine_settings(queue=3)) as (engine, batches):
             calls = [Call(engine, some_rows(MAX_BATCH, seed)) for seed in range(3)]
-            with pytest.raises(QueueFull, match="3 requests wait or run already") as caught:
+            with pytest.raises(QueueFull, match="3 requests queued or running") as caught:
                 Call(engine, some_rows(1))
             assert "--queue" in (caught.value.hint or "")
             for call in calls:
@@ -319,7 +319,7 @@ def test_closing_does_not_run_what_still_waits(slow_edge: Path, instances: int) 
 
     calls = asyncio.run(story())
     assert sum(len(call.results) for call in calls) < len(calls)
-    assert not [t for t in threading.enumerate() if t.name.startswith("edgeserve-worker")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("edgeserve-instance")]
 
 
 def test_an_idle_engine_drains_at_once(slow_edge: Path, bundle: Path) -> None:
@@ -412,11 +412,11 @@ def test_draining_in_no_time_is_possible_when_idle(slow_edge: Path) -> None:
 def test_two_instances_are_two_workers_that_end_with_the_engine(slow_edge: Path) -> None:
     def workers() -> list[str]:
         names = [t.name for t in threading.enumerate()]
-        return sorted(name for name in names if name.startswith("edgeserve-worker"))
+        return sorted(name for name in names if name.startswith("edgeserve-instance"))
 
     async def story() -> None:
         async with engine_of(slow_edge, engine_settings(instances=2)) as (engine, batches):
-            assert workers() == ["edgeserve-worker-0", "edgeserve-worker-1"]
+            assert workers() == ["edgeserve-instance-0", "edgeserve-instance-1"]
             calls = keep_busy(engine)
             for call in calls:
                 assert_own_numbers(call, await call.outcome())

@@ -266,10 +266,10 @@ def test_levels_with_a_queue_of_their_own_are_counted_apart(slow_edge: Path) -> 
             first = Prior(engine, "first", 2, order)
             await started(first)
             low = Prior(engine, "low", 3, order)
-            with pytest.raises(QueueFull, match="1 requests wait or run already"):
+            with pytest.raises(QueueFull, match="1 requests queued or running"):
                 Prior(engine, "another low", 3, order)
             middle = Prior(engine, "middle", 2, order)
-            with pytest.raises(QueueFull, match="2 requests wait or run already"):
+            with pytest.raises(QueueFull, match="2 requests queued or running"):
                 Prior(engine, "another middle", 2, order)
             high = Prior(engine, "high", 1, order)
             assert isinstance(middle.results[0], QueueFull), "not the one that is counted apart"
