@@ -8,10 +8,9 @@ from typing import Final
 
 import msgspec
 
-from edgeserve.bundle import Batching
+from edgeserve.bundle import Batching, Variant
 from edgeserve.chain import try_neighbours
 from edgeserve.conversion.independence import rows_of_graph
-from edgeserve.conversion.search.timing import Contender
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.evaluate import Samples
 from edgeserve.formats.onnx import OnnxFile
@@ -68,13 +67,13 @@ def of_variant(made: ModelReader | None, interface: Interface) -> Batching | Non
 
 
 def on_engine(
-    contender: Contender, session: Session, interface: Interface, samples: Samples
+    variant: Variant, session: Session, interface: Interface, samples: Samples
 ) -> Batching | None:
     """What a variant does beside hostile neighbours; None where requests share no batches. Raises DeviceLost."""
     if interface.max_batch <= 1:
         return None
-    known = contender.variant.batching
+    known = variant.batching
     if known is not None and known.max_batch <= 1:
         return known
     seen = [samples[i] for i in range(min(_SAMPLES, len(samples)))]
-    return try_neighbours(session, interface, seen, contender.variant.precision)
+    return try_neighbours(session, interface, seen, variant.precision)

@@ -252,18 +252,19 @@ class OnnxRuntimeSession:
 
         profile = profile_file()
         opening = _open(ort, self._model, CPU, self.device, self._options, profile)
-        example = self._example or example_of(opening.session, {})
+        ran = False
         try:
+            example = self._example or example_of(opening.session, {})
             if self._bf16:
                 run_bf16(opening.session, example, self._bf16, self._files_names)
             else:
                 opening.session.run(None, example)
-        except Exception:  # made-up inputs need not fit the model
-            kernels = []
-            if profile is not None:
-                profile.finish(opening.session)
-        else:
-            kernels = profile.finish(opening.session) if profile else []
+            ran = True
+        except Exception:  # noqa: S110 - made-up inputs need not fit the model
+            pass
+        finally:  # the session ends with this call, its profile with it
+            profiled = profile.finish(opening.session) if profile else []
+        kernels = profiled if ran else []
         ops = Counter(kernel.op for kernel in kernels)
         int8 = sum(ops[op] for op in INT8_OPS)
         compute = int8 + sum(ops[op] for op in FLOAT_OPS)

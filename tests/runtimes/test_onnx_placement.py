@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeserve.runtimes import Placement
+from edgeserve.bundle import VariantFiles
+from edgeserve.runtimes import LoadOptions, Placement, runtime
 from edgeserve.runtimes.onnx_placement import (
     Kernel,
     float_precision,
@@ -21,6 +23,7 @@ from edgeserve.runtimes.onnx_placement import (
     reference_kernels,
 )
 from edgeserve.runtimes.onnx_providers import CPU
+from tests.networks import SMALL_CNN as SMALL_CNN_PORTS
 from tests.networks import attention, perceptron, small_cnn
 
 GPU = "WebGpuExecutionProvider"
@@ -248,3 +251,19 @@ def test_what_providers_compute_floats_in(
     provider: str, device: str, options: dict[str, str | bool], variant: str, precision: str
 ) -> None:
     assert float_precision(provider, device, options, variant) == precision
+
+
+def test_an_interrupted_look_at_the_placement_leaves_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(session: object, shapes: object) -> None:
+        raise KeyboardInterrupt
+
+    files = VariantFiles("cnn", saved(small_cnn(), tmp_path), "onnx", "fp32", SMALL_CNN_PORTS)
+    session = runtime("onnxruntime").load(files, "cpu", LoadOptions())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("edgeserve.runtimes.onnxruntime.example_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.placement()
+    assert not list(tmp_path.glob("edgeserve-profile-*"))
+    session.close()

@@ -37,7 +37,7 @@ def shape_of(op: Op) -> Sequence[State]:
         assert isinstance(state, Fixed)
         return [Fixed(None, None, state.counts)]
     start, end = op.attribute("start", 0), op.attribute("end")
-    return [Fixed.of(_objects(state.shape[start:end]))]
+    return [Fixed.of(objects(state.shape[start:end]))]
 
 
 def size_of(op: Op) -> Sequence[State]:
@@ -45,7 +45,7 @@ def size_of(op: Op) -> Sequence[State]:
     if state.shape is None:
         assert isinstance(state, Fixed)
         return [Fixed((), None, state.counts)]
-    return [Fixed.of(_objects(product(state.shape)))]
+    return [Fixed.of(objects(product(state.shape)))]
 
 
 def constant(op: Op) -> Sequence[State]:
@@ -140,17 +140,17 @@ def range_(op: Op) -> Sequence[State]:
     (first,), (last,), (step,) = (n for n in numbers if n is not None)
     if (first, step) == (0, 1):
         if not isinstance(last, Dim) and last <= MOST_VALUES:
-            return [Fixed.of(_objects(list(range(int(last)))))]
+            return [Fixed.of(objects(list(range(int(last)))))]
         return [Fixed((last,), None, counts)]
     if not (isinstance(first, Dim) or isinstance(last, Dim) or isinstance(step, Dim)):
-        return [Fixed.of(_objects(np.arange(first, last, step).tolist()))]
+        return [Fixed.of(objects(np.arange(first, last, step).tolist()))]
     return [Fixed((opaque("range", first, last, step),), None, counts)]
 
 
 # arithmetic of small tensors
 
 
-def _objects(value: Any) -> Any:
+def objects(value: Any) -> Any:
     """An array of objects, of the shape that nested lists have. Dim is no sequence, so it is an element."""
     if isinstance(value, list | tuple):
         array = np.empty(len(value), object)
@@ -192,9 +192,9 @@ def _each(function: Callable[[Any], Any]) -> Rule:
 
 def _checked(result: Any, op: Op) -> Fixed:
     """`result` unless an element of it is None, which is not known."""
-    array = result if isinstance(result, np.ndarray) else _objects(result)
+    array = result if isinstance(result, np.ndarray) else objects(result)
     if any(v is None for v in array.reshape(-1)):
-        return Fixed(tuple(array.shape), None, _counts(op))
+        return Fixed(tuple(array.shape), None, counts_any(op))
     return Fixed.of(array)
 
 
@@ -202,7 +202,7 @@ def _shaped(op: Op) -> Fixed:
     """What broadcasting makes of operands whose values are not known."""
     shapes = [s.shape for s in op.inputs if s is not None]
     known = [shape for shape in shapes if shape is not None]
-    counts = _counts(op)
+    counts = counts_any(op)
     if len(known) < len(shapes):
         return op.made_fixed(counts=counts)
     rank = max(map(len, known))
@@ -213,7 +213,7 @@ def _shaped(op: Op) -> Fixed:
     return Fixed(tuple(result), None, counts)
 
 
-def _counts(op: Op) -> bool:
+def counts_any(op: Op) -> bool:
     """Whether the number of rows went into an input."""
     return any(
         s.counts or any(map(counts_rows, s.shape or ())) for s in op.inputs if isinstance(s, Fixed)
@@ -241,9 +241,9 @@ def equals(op: Op) -> Sequence[State]:
     if any(a is None for a in arrays):
         return [_shaped(op)]
     result = np.frompyfunc(equal, 2, 1)(*arrays)
-    array = result if isinstance(result, np.ndarray) else _objects(result)
+    array = result if isinstance(result, np.ndarray) else objects(result)
     unknown = any(v is None for v in array.reshape(-1))
-    return [Fixed(tuple(array.shape), array, _counts(op)) if unknown else Fixed.of(array)]
+    return [Fixed(tuple(array.shape), array, counts_any(op)) if unknown else Fixed.of(array)]
 
 
 def cast(op: Op) -> Sequence[State]:
@@ -260,161 +260,37 @@ def cast(op: Op) -> Sequence[State]:
     return [_checked(np.frompyfunc(one, 1, 1)(state.values), op)]
 
 
-def _with_numpy(function: Callable[[Op, Any], Any]) -> Rule:
-    """What moves elements is done to the elements, and to the shape where those are not known."""
-
-    def rule(op: Op) -> Sequence[State]:
-        state = op.state(0)
-        assert isinstance(state, Fixed)
-        others = [s for s in op.inputs[1:] if s is not None]
-        if state.values is not None and not any(s.counts for s in others if isinstance(s, Fixed)):
-            return [Fixed.of(function(op, state.values))]
-        return [op.made_fixed(counts=_counts(op))]
-
-    return rule
-
-
-def _axes(op: Op, rank: int) -> list[int]:
-    return op.axes("axes", 1, rank) or []
-
-
-def _unsqueezed(op: Op, array: Any) -> Any:
-    found = op.integers("axes", 1) or []
-    return np.expand_dims(array, tuple(a % (array.ndim + len(found)) for a in found))
-
-
-def _squeezed(op: Op, array: Any) -> Any:
-    axes = _axes(op, array.ndim)
-    return np.squeeze(array, tuple(axes) if axes else None)
-
-
-def _gathered(op: Op, array: Any) -> Any:
-    indices = op.state(1)
-    assert isinstance(indices, Fixed)
-    if indices.values is None:
-        op.unknown("its indices are computed")
-    where_ = indices.values.astype(np.int64)
-    result = np.take(array, where_, axis=op.attribute("axis", 0))
-    return result if isinstance(result, np.ndarray) else _objects(result)
-
-
-def _sliced(op: Op, array: Any) -> Any:
-    starts, ends = op.integers("starts", 1) or [], op.integers("ends", 2) or []
-    axes = op.axes("axes", 3, array.ndim) or list(range(len(starts)))
-    steps = op.integers("steps", 4) or [1] * len(axes)
-    cuts = [slice(None)] * array.ndim
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        cuts[axis] = slice(start, end if end > -(2**31) else None, step)
-    return array[tuple(cuts)]
-
-
-def _reshaped(op: Op, array: Any) -> Any:
-    wanted = op.integers("shape", 1) or []
-    if not op.attribute("allowzero", 0):
-        wanted = [array.shape[i] if w == 0 else w for i, w in enumerate(wanted)]
-    return array.reshape(wanted)
-
-
-def _transposed(op: Op, array: Any) -> Any:
-    return np.transpose(array, op.attribute("perm"))
-
-
-def slice_of_table(op: Op) -> Sequence[State]:
-    """A table cut to a size that is computed: whatever it is, no more is known than that."""
-    state = op.state(0)
-    assert isinstance(state, Fixed)
-    bounds = [op.inputs[i] for i in range(1, len(op.inputs)) if op.inputs[i] is not None]
-    numeric = all(
-        isinstance(s, Fixed) and s.elements is not None
-        and not any(isinstance(v, Dim) for v in s.elements)
-        for s in bounds
-    )  # fmt: skip
-    if state.values is not None and numeric:
-        return [Fixed.of(_sliced(op, state.values))]
-    if state.shape is None:
-        return [op.made_fixed(counts=_counts(op))]
-    axes = op.axes("axes", 3, len(state.shape))
-    axes = list(range(len(op.integers_or_sizes("starts", 1)))) if axes is None else axes
-    shape = list(state.shape)
-    for axis in axes:
-        shape[axis] = op.fresh(0, axis)
-    return [Fixed(tuple(shape), None, _counts(op))]
-
-
-def concat(op: Op) -> Sequence[State]:
-    states = [s for s in op.inputs if isinstance(s, Fixed)]
-    if any(s.values is None for s in states):
-        return [op.made_fixed(counts=_counts(op))]
-    arrays = [s.values for s in states]
-    return [Fixed.of(np.concatenate(arrays, axis=op.attribute("axis", 0)))]
-
-
 def product_of(op: Op) -> Sequence[State]:
     state = op.state(0)
     assert isinstance(state, Fixed)
     if state.values is None or state.values.ndim != 1:
-        return [op.made_fixed(counts=_counts(op))]
+        return [op.made_fixed(counts=counts_any(op))]
     total = product(state.elements or [])
-    return [Fixed.of(_objects([total] if op.attribute("keepdims", 1) else total))]
-
-
-def gather_of_table(op: Op) -> Sequence[State]:
-    """Of elements; of a table the shape is known."""
-    data, indices = op.state(0), op.state(1)
-    assert isinstance(data, Fixed)
-    assert isinstance(indices, Fixed)
-    if data.values is not None and indices.values is not None:
-        return [Fixed.of(_gathered(op, data.values))]
-    if data.shape is None or indices.shape is None:
-        return [op.made_fixed(counts=_counts(op))]
-    axis = op.attribute("axis", 0) % len(data.shape)
-    shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
-    return [Fixed(shape, None, _counts(op))]
-
-
-def unsqueeze_of_table(op: Op) -> Sequence[State]:
-    state = op.state(0)
-    assert isinstance(state, Fixed)
-    if state.shape is None:
-        return [op.made_fixed(counts=_counts(op))]
-    found = op.integers("axes", 1) or []
-    rank = len(state.shape) + len(found)
-    axes = [a % rank for a in found]
-    sizes = iter(state.shape)
-    shape = tuple(1 if place in axes else next(sizes) for place in range(rank))
-    values = None if state.values is None else _unsqueezed(op, state.values)
-    return [Fixed(shape, values, state.counts)]
+    return [Fixed.of(objects([total] if op.attribute("keepdims", 1) else total))]
 
 
 def anything(op: Op) -> Sequence[State]:
     """What else is made of constants is one."""
-    counts = _counts(op)
+    counts = counts_any(op)
     return [op.made_fixed(i, counts=counts) for i in range(len(op.node.output))]
 
 
 RULES: Final[dict[str, Rule]] = {
     "Add": _arithmetic(plus),
     "Cast": cast,
-    "Concat": concat,
     "Constant": constant,
     "ConstantOfShape": constant_of_shape,
     "Div": _arithmetic(quotient),
     "Equal": equals,
     "Expand": expand,
-    "Gather": gather_of_table,
     "Identity": _each(lambda v: v),
     "Mul": _arithmetic(times),
     "Neg": _each(lambda v: times(v, -1)),
     "Range": range_,
     "ReduceProd": product_of,
-    "Reshape": _with_numpy(_reshaped),
     "Shape": shape_of,
     "Size": size_of,
-    "Slice": slice_of_table,
-    "Squeeze": _with_numpy(_squeezed),
     "Sub": _arithmetic(minus),
     "Tile": expand,
-    "Transpose": _with_numpy(_transposed),
-    "Unsqueeze": unsqueeze_of_table,
     "Where": where,
 }

@@ -7,7 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.conversion.independence import constants, layers, layout, pointwise, products
+from edgeserve.conversion.independence import (
+    constants,
+    layers,
+    layout,
+    pointwise,
+    products,
+    rearranging,
+)
 from edgeserve.conversion.independence.dims import ROWS, Dim, Element, symbol
 from edgeserve.conversion.independence.states import (
     MOST_VALUES,
@@ -26,6 +33,8 @@ _RULES: Final[dict[str, dict[str, Rule]]] = {
     "ai.onnx.ml": layers.CLASSIC,
     "com.microsoft": pointwise.MICROSOFT | products.MICROSOFT | layers.MICROSOFT,
 }
+# Of inputs that no request's data goes into.
+_CONSTANTS: Final = constants.RULES | rearranging.RULES
 # Why these let rows interact, whatever their inputs.
 _MIXING: Final = {
     "Compress": "how many rows come out depends on the data",
@@ -125,9 +134,9 @@ class _Walk:
         if not domain and kind in constants.RANDOM:
             op.interact("its answers are random")
         if not domain and kind in ("Shape", "Size"):
-            return constants.RULES[kind]
+            return _CONSTANTS[kind]
         if not rows:
-            return constants.anything if domain else constants.RULES.get(kind, constants.anything)
+            return constants.anything if domain else _CONSTANTS.get(kind, constants.anything)
         if kind in _MIXING:
             op.interact(_MIXING[kind])
         rule = _RULES.get(domain, {}).get(kind)

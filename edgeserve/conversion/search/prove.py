@@ -275,7 +275,7 @@ def _measured(
 def _with_batching(trial: VariantTrial, item: OpenContender, job: Job) -> VariantTrial:
     if trial.measured is None:
         return trial
-    batching = on_engine(item.contender, item.session, job.interface, job.data.proof)
+    batching = on_engine(item.contender.variant, item.session, job.interface, job.data.proof)
     measured = msgspec.structs.replace(trial.measured, batching=batching)
     return msgspec.structs.replace(trial, measured=measured)
 
