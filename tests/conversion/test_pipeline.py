@@ -113,7 +113,7 @@ def test_a_quick_model_is_timed_with_the_threads_it_is_served_with(
     monkeypatch.setattr("edgeserve.conversion.search.timing.usable_cores", lambda: 4)
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target)
     assert {r.measured.threads for r in report.rows if r.measured} == {1}
-    assert any("1 thread a call" in note for note in report.remarks)
+    assert any("1 thread per call" in note for note in report.remarks)
     monkeypatch.setattr("edgeserve.devices.instances._QUICK_MS", 0.0)
     report = api.convert(digits, tmp_path / "d.edge", target=onnxruntime_target, force=True)
     assert {r.measured.threads for r in report.rows if r.measured} == {0}
