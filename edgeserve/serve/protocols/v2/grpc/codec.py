@@ -63,8 +63,6 @@ _STREAM_RESPONSE: Final = b"\x12"
 # Messages of this many bytes are worth looking into before protobuf does.
 _LARGE: Final = 65_536
 
-Parameters = Mapping[str, "bool | int | float | str"]
-
 
 class Input(msgspec.Struct, frozen=True):
     """One tensor as the message has it; `values` is None where it lies in `region`."""
