@@ -16,7 +16,7 @@ from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, Respon
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import ModelSource
-from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import said, taken
 from edgeserve.tensors import Interface
@@ -123,7 +123,7 @@ class Opener:
             )
 
 
-def _level(settings: Settings, own: PrioritySettings) -> LevelSettings:
+def _level(settings: Settings, own: PriorityTable) -> LevelSettings:
     """What holds for one priority. Its queue is the model's unless it has one of its own."""
     differs = said(own)
     del differs["level"]

@@ -20,7 +20,7 @@ from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import BundleError, EdgeServeError, UsageError
 from edgeserve.names import NAME, composed
-from edgeserve.serve.settings.model import ModelSettings
+from edgeserve.serve.settings.model import ModelTable
 from edgeserve.serve.settings.pbtxt import FILE_NAME, TritonConfig, read_config
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.versions import Latest, VersionPolicy
@@ -133,7 +133,7 @@ def _in_repository(folder: Path, settings: Settings) -> Iterator[ModelSource]:
         if not whole and not child.is_dir():
             continue  # a README, say
         name = composed(child.name.removesuffix(_SUFFIX) if whole else child.name)
-        own = settings.of(tables.get(name, ModelSettings()))
+        own = settings.of(tables.get(name, ModelTable()))
         if not NAME.fullmatch(name):
             problem = f"'{_harmless(name)}' cannot be a model's name"
             models = [ModelSource(_harmless(name), "1", str(child), own, problem=problem)]

@@ -60,7 +60,7 @@ class PerLevel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @table
-class PrioritySettings(PerLevel, frozen=True, kw_only=True):
+class PriorityTable(PerLevel, frozen=True, kw_only=True):
     """One `[[priority]]` table. What it leaves out is as for the model; with a `queue` of its own the level
     is not counted in the model's."""
 
@@ -226,7 +226,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
         ),
     ] = 1
     priority: Annotated[
-        tuple[PrioritySettings, ...],
+        tuple[PriorityTable, ...],
         _batching(
             "Settings of [one priority](#priorities)",
             flag=None,
@@ -240,7 +240,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
 
 
 @table
-class ModelSettings(PerModel, frozen=True, kw_only=True):
+class ModelTable(PerModel, frozen=True, kw_only=True):
     """One `[[model]]` table: a bundle, or what differs for a model of the repository folder. What it leaves
     out is as for the server."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.settings import textproto
-from edgeserve.serve.settings.model import PerLevel, PerModel, PrioritySettings
+from edgeserve.serve.settings.model import PerLevel, PerModel, PriorityTable
 from edgeserve.serve.settings.setting import Declared, Unit, declared
 from edgeserve.serve.settings.textproto import Message
 from edgeserve.serve.settings.versions import All, Latest, Specific, VersionPolicy
@@ -135,11 +135,11 @@ def _unread(policy: Message, name: str) -> list[str]:
     return [f"{name}.{n}" for n in policy.names() if n not in _QUEUE]
 
 
-def _priorities(batching: Message) -> tuple[tuple[PrioritySettings, ...], list[str]]:
+def _priorities(batching: Message) -> tuple[tuple[PriorityTable, ...], list[str]]:
     """The levels with a policy of their own, which holds instead of the default one altogether; and what has
     no effect, as policies of levels that there are not."""
     levels = batching.integer("priority_levels") or 0
-    found: dict[int, PrioritySettings] = {}
+    found: dict[int, PriorityTable] = {}
     ignored = []
     for entry in batching.all(_POLICIES):
         if not isinstance(entry, Message):
@@ -154,7 +154,7 @@ def _priorities(batching: Message) -> tuple[tuple[PrioritySettings, ...], list[s
         own = {f: v for f, v in _queue_policy(policy).items() if v is not None}
         # What protocol buffers leave out is zero: no timeout, no override, the first action.
         zero: dict[str, Any] = {"timeout": 0.0, "own_timeouts": False, "timeout_action": "reject"}
-        found[level] = PrioritySettings(level=level, **(zero | own))
+        found[level] = PriorityTable(level=level, **(zero | own))
     return tuple(found.values()), ignored
 
 

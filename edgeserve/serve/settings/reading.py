@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.errors import UsageError, nearest
-from edgeserve.serve.settings.model import ModelSettings, PerModel
+from edgeserve.serve.settings.model import ModelTable, PerModel
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import Unit, declared
 
@@ -57,7 +57,7 @@ def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
     """Typed and checked settings. Raises UsageError, naming an unknown key's nearest neighbour."""
     _refuse_unknown(values, Settings, where)
     for table in _tables(values):
-        _refuse_unknown(table, ModelSettings, where, " in [[model]]")
+        _refuse_unknown(table, ModelTable, where, " in [[model]]")
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:

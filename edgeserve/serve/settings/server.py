@@ -11,7 +11,7 @@ from edgeserve.errors import UsageError
 from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
-from edgeserve.serve.settings.model import SECONDS, ModelSettings, PerLevel, PerModel
+from edgeserve.serve.settings.model import SECONDS, ModelTable, PerLevel, PerModel
 from edgeserve.serve.settings.setting import Group, Setting, Unit, check, said, taken
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _what("[Repository folder](repository.md) to serve", Unit.PATH, flag=None, followed=True),
     ] = None
     model: Annotated[
-        tuple[ModelSettings, ...],
+        tuple[ModelTable, ...],
         _what(
             "A bundle with settings of its own, or settings for [one model]"
             "(repository.md#settings-for-one-model) of the repository",
@@ -284,7 +284,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         folder = () if self.repository is None else (self.repository,)
         return (*single, *self.bundles, *folder, *(m.bundle for m in self.model if m.bundle))
 
-    def of(self, model: ModelSettings) -> Self:
+    def of(self, model: ModelTable) -> Self:
         """The settings of one model, where its table has the last word."""
         own = said(model)
         del own["bundle"], own["name"]

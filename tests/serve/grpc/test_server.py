@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.grpc.stream import READER
-from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.grpc.conftest import (
@@ -93,7 +93,7 @@ def test_metadata_config_statistics_index_and_settings(
 
 
 def test_the_configuration_tells_how_requests_wait(slow_file: Path) -> None:
-    own = (PrioritySettings(1, timeout=0.25, timeout_action="delay"), PrioritySettings(3, queue=5))
+    own = (PriorityTable(1, timeout=0.25, timeout_action="delay"), PriorityTable(3, queue=5))
     said = settings(
         slow_file, queue=9, timeout=1.5, own_timeouts=False, priority_levels=3, default_priority=2,
         priority=own, preferred_batches=(2, 4), batch_delay=0.003,

@@ -25,7 +25,7 @@ from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.protocols.v2.config import config_of
-from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.status import ModelStatus, readiness, server_status
 from tests.serve.repositories import shifted_bundle, version
@@ -334,7 +334,7 @@ def test_levels_are_counted_apart_while_a_model_is_loaded(tmp_path: Path) -> Non
     async def story() -> None:
         for number in (1, 2, 3):
             shifted_bundle(tmp_path / "m", f"m{number}", number, pad_kb=400)
-        own = (PrioritySettings(3, queue=2),)
+        own = (PriorityTable(3, queue=2),)
         settings = folder_settings(tmp_path / "m", queue=1, priority_levels=3, priority=own)
         async with repository_of(settings, budget=2_000_000) as repository:
             model = repository.find("m3")

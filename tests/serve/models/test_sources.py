@@ -11,7 +11,7 @@ import pytest
 from edgeserve.bundle import Labels
 from edgeserve.errors import UsageError
 from edgeserve.serve.models.sources import find_sources
-from edgeserve.serve.settings.model import PrioritySettings
+from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.serve.settings.pbtxt import config_of
 from edgeserve.serve.settings.reading import settings_from
 from edgeserve.serve.settings.server import Settings
@@ -145,8 +145,8 @@ def test_triton_s_configuration_is_followed(edge: Path, tmp_path: Path) -> None:
     assert (own.timeout, own.own_timeouts, own.instances, own.batching) == (2.0, True, 3, True)
     assert own.timeout_action == "reject"
     assert own.priority == (
-        PrioritySettings(1, queue=8, timeout=0.0, own_timeouts=True, timeout_action="delay"),
-        PrioritySettings(3, timeout=0.001, own_timeouts=False, timeout_action="reject"),
+        PriorityTable(1, queue=8, timeout=0.0, own_timeouts=True, timeout_action="delay"),
+        PriorityTable(3, timeout=0.001, own_timeouts=False, timeout_action="reject"),
     )
 
 

@@ -14,7 +14,7 @@ from edgeserve.cli.commands import command_line
 from edgeserve.errors import UsageError
 from edgeserve.serve.engine import EngineSettings, LevelSettings
 from edgeserve.serve.settings.limits import Limits
-from edgeserve.serve.settings.model import ModelSettings, PerLevel, PerModel, PrioritySettings
+from edgeserve.serve.settings.model import ModelTable, PerLevel, PerModel, PriorityTable
 from edgeserve.serve.settings.reading import SERVER_FIELDS
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import (
@@ -50,7 +50,7 @@ def test_the_help_of_a_flag_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     ("table", "base", "own"),
-    [(ModelSettings, PerModel, {"bundle", "name"}), (PrioritySettings, PerLevel, {"level"})],
+    [(ModelTable, PerModel, {"bundle", "name"}), (PriorityTable, PerLevel, {"level"})],
 )
 def test_a_table_has_the_settings_of_its_scope_and_leaves_them_out(
     table: Any, base: type[msgspec.Struct], own: set[str]
