@@ -114,7 +114,7 @@ class OneProcess:
         await self._repository.start(self._following.settings.load)
 
     async def join(self) -> None:
-        """There are no others."""
+        """There are no other processes."""
 
     async def keep(self) -> None:
         await self._following.follow(self._repository)
@@ -123,10 +123,10 @@ class OneProcess:
         self._following.hang_up()
 
     def leave(self) -> None:
-        """Nobody has to know."""
+        """No other process has to know."""
 
     def end(self) -> None:
-        """Nobody has to know."""
+        """No other process has to know."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Memory:
         engine = entry.model.detach("it is in memory only when it is asked for")
         if engine is None:
             return
-        log.info("model '%s' version %s leaves the memory", *entry.source.key)
+        log.info("model '%s' version %s left the memory", *entry.source.key)
         await self._finish(engine)
 
 

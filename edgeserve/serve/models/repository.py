@@ -252,7 +252,7 @@ class ModelRepository:
                 sources = await self._scanned()
             except EdgeServeError as error:
                 if not self._versions.leaving.is_set():
-                    log.error("the models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
+                    log.error("the models are not reloaded: %s", error)  # noqa: TRY400 - the reason is in its words
                 return
             by_name: dict[str, list[ModelSource]] = {name: [] for name in self._versions.names()}
             for source in sources:

@@ -97,7 +97,7 @@ def _named(settings: Settings) -> Iterator[str]:
 def _folders(settings: Settings) -> Iterator[Path]:
     if settings.repository is not None:
         if not Path(settings.repository).is_dir():
-            raise UsageError(f"the repository {settings.repository} is no folder")
+            raise UsageError(f"the repository {settings.repository} is not a folder")
         yield Path(settings.repository)
     for path in ([] if settings.bundle is None else [settings.bundle]) + list(settings.bundles):
         if is_repository(Path(path)):
@@ -145,7 +145,7 @@ def _in_repository(folder: Path, settings: Settings) -> Iterator[ModelSource]:
         else:
             models = _versions(name, child, own)
         if name in found:
-            log.warning("%s: '%s' is there twice; this one is left out", child, name)
+            log.warning("%s: skipped, a model named '%s' exists already", child, name)
             continue
         found[name] = models
         yield from models

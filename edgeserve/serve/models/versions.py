@@ -191,7 +191,7 @@ class Versions:
             name, version = entry.source.key
             wanted = [e for e in self.of(name).values() if e.source.key in known and e.off is None]
             if entry.model is None or not wanted or any(e.model is not None for e in wanted):
-                self.retire(entry, "it is not served any more", grace=True)
+                self.retire(entry, "it is no longer served", grace=True)
                 del self._entries[name][version]
                 if not self._entries[name]:
                     del self._entries[name]

@@ -79,7 +79,7 @@ def leave_later(code: int) -> None:
     """End this process with `code` if it has not ended by itself soon: closing a device may hang."""
 
     def end() -> None:
-        log.warning("closing the models takes too long: the process ends without")
+        log.warning("closing the models takes too long: the process ends now")
         leave(code)
 
     timer = threading.Timer(_CLOSING_S, end)

@@ -120,13 +120,13 @@ class Changes:
             await asyncio.to_thread(self.journal.settings.read_keys)
             _, failures = await self._members.ask(ReadKeys(), type(None), _STEP_S)
             for number, error in failures.items():
-                log.error("worker %d may still have the keys of before: %s", number, error)
+                log.error("worker %d may still accept the old keys: %s", number, error)
             if asked:
                 log.warning("settings and models are read again")
             async with self._refreshing:
                 await self._refresh(asked=asked)
         except EdgeServeError as error:
-            log.error("settings and models stay as they are: %s", error)  # noqa: TRY400 - the reason is in its words
+            log.error("settings and models are not reloaded: %s", error)  # noqa: TRY400 - the reason is in its words
 
     async def _refresh(self, *, asked: bool) -> None:
         new = await asyncio.to_thread(self._source.read)

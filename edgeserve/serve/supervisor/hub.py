@@ -83,7 +83,7 @@ class Hub:
         self._changed()
         if not member.started.done():
             error = EnvironmentProblem(
-                "a worker ended while it started", hint="run it with --workers 1"
+                "a worker ended during its start", hint="run it with --workers 1"
             )
             member.started.set_exception(error)
             member.started.exception()  # not everybody waits for it
@@ -161,7 +161,7 @@ class Hub:
         silent = {n: error.message for n, error in failures.items()}
         for number in range(1, self.changes.journal.settings.workers + 1):
             if number not in answers and number not in silent:
-                silent[number] = "it is being started"
+                silent[number] = "it is starting"
         return status_of_all(answers, silent, self.changes.journal.settings.readiness)
 
     async def _ask_counts(self) -> Total:
@@ -173,7 +173,7 @@ class Hub:
             member.report = report
         living = [m.report for m in self.members.values() if m.report is not None]
         for number, error in failures.items():
-            log.warning("worker %d: what it counted is as of earlier: %s", number, error)
+            log.warning("worker %d did not answer, its last counts are used: %s", number, error)
         reports = [self._departed.beside(living), *living, Report(self._own(len(failures)), [])]
         return total(reports, failures)
 

@@ -57,7 +57,7 @@ def status_of_all(
 
 def _why(status: ServerStatus) -> str:
     if not status.serving:
-        return "it does not take requests"
+        return "it does not accept requests"
     reasons = [f"{m.name}: {m.reason}" for m in status.models if m.state != "READY" and m.reason]
     return "; ".join(reasons)
 

@@ -131,7 +131,7 @@ class Workers:
             try:
                 self._shm.register(region.name, region.key, region.offset, region.byte_size)
             except EdgeServeError as error:
-                log.warning("a region is not known to this worker: %s", error)
+                log.warning("shared memory region not registered in this worker: %s", error)
         self._following.settings = now.settings
 
     async def keep(self) -> None:

@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound, ModelUnavailable
-from edgeserve.serve.engine import DeadlineExceeded, Outcome, ResponseCache
+from edgeserve.serve.engine import DeadlineExceeded, Engine, Outcome, ResponseCache
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
-from edgeserve.serve.models.sources import find_sources
+from edgeserve.serve.models.sources import ModelSource, find_sources
 from edgeserve.serve.protocols.v2.config import config_of
 from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.serve.settings.server import Settings
@@ -517,6 +517,41 @@ def test_the_newest_version_that_loads_serves_while_newer_ones_fail(tmp_path: Pa
             await repository.refresh()
             assert await ask(repository.find("a")) == 4
             assert [(e.version, e.state) for e in versions(repository)] == [("4", "READY")]
+
+    asyncio.run(story())
+
+
+def test_a_model_that_opens_slowly_holds_back_no_other_at_a_refresh(tmp_path: Path) -> None:
+    class Slow(Opener):
+        """Model `a` opens once it may."""
+
+        may = threading.Event()
+
+        def open(self, source: ModelSource, model: ServedModel) -> Engine:
+            if source.name == "a":
+                assert self.may.wait(60)
+            return super().open(source, model)
+
+    async def story() -> None:
+        folder = tmp_path / "m"
+        folder.mkdir()
+        settings = folder_settings(folder)
+        opener = Slow(Recorder(), asyncio.get_running_loop())
+        repository = ModelRepository(opener, lambda: find_sources(settings))
+        await repository.start()
+        repository.serve()
+        for name, adds in (("a", 1), ("b", 2)):
+            shifted_bundle(folder, name, adds)
+        refreshing = asyncio.ensure_future(repository.refresh())
+        async with asyncio.timeout(60):
+            while not repository.versions("b"):  # noqa: ASYNC110 - loaded on a thread
+                await asyncio.sleep(0.01)
+            assert not repository.versions("a")
+            assert await ask(repository.find("b")) == 2
+            opener.may.set()
+            await refreshing
+        assert await ask(repository.find("a")) == 1
+        await repository.close()
 
     asyncio.run(story())
 
