@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from edgeserve.errors import InvalidInput
+from edgeserve.tensors import DTYPES
 from edgeserve.wire.text import as_object, check_depth, kind_of, parse_json
+
+# For /openapi.json alone: nothing of it is checked while a request is decoded.
+Datatype = Annotated[str, Meta(extra_json_schema={"enum": list(DTYPES)})]
+Size = Annotated[int, Meta(extra_json_schema={"minimum": 0})]
+_SCALAR: Final = {"type": ["string", "number", "boolean"]}
+Parameters = Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": _SCALAR})]
+_DATA: Final = {
+    "type": "array",
+    "description": "Nested or flat, row-major; absent for binary tensors",
+}
 
 
 class InputEntry(msgspec.Struct):
@@ -21,10 +33,10 @@ class InputEntry(msgspec.Struct):
 
 
 class OutputEntry(msgspec.Struct):
-    """One entry of `outputs`."""
+    """An output that is asked for, and in which form."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: Parameters = {}
 
 
 class Document(msgspec.Struct):
@@ -36,27 +48,30 @@ class Document(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-class _Input(msgspec.Struct):
-    """What is decoded first: msgspec leaves `data` as it is only where nothing else is allowed."""
+class InputBody(msgspec.Struct):
+    """One input tensor."""
 
     name: str
-    shape: list[int]
-    datatype: str
-    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment] # a union would parse it
-    parameters: dict[str, Any] = {}
+    shape: list[Size]
+    datatype: Datatype
+    # A union would parse it: msgspec leaves JSON as it is only if nothing else is allowed.
+    data: Annotated[msgspec.Raw, Meta(extra_json_schema=_DATA)] = msgspec.UNSET  # type: ignore[assignment]
+    parameters: Parameters = {}
 
 
-class _Typed(msgspec.Struct, forbid_unknown_fields=True):
-    inputs: list[_Input]
+class InferBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Inputs, and which outputs are wanted: all if none is named. The path names the model."""
+
+    inputs: list[InputBody]
     outputs: list[OutputEntry] | None = []
     id: str | None = None
-    parameters: dict[str, Any] = {}
-    # KServe's client repeats the model's name; the path decides.
+    parameters: Parameters = {}
+    # KServe's client repeats the model's name.
     model_name: str | None = None
     model_version: str | None = None
 
 
-_DECODER: Final = msgspec.json.Decoder(_Typed)
+_DECODER: Final = msgspec.json.Decoder(InferBody)
 _FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_version"}
 # Of more than that nothing but typed structs is made: general objects may take fifty times the memory of
 # their text, and are made in one call, during which no other thread has Python's lock.

@@ -1,6 +1,6 @@
 """The JSON messages of the Open Inference Protocol v2 and of Triton's extensions, as /openapi.json describes them.
 
-Infer requests are read, and their answers written, in `codec`: these structs describe them.
+Infer requests are in `document`; `answers` writes what OutputMessage and InferredMessage describe.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.entries import State
+from edgeserve.serve.protocols.v2.document import Datatype, Parameters
 from edgeserve.serve.status.status import ModelReadiness, WorkerStatus
-from edgeserve.tensors import DTYPES
-
-Datatype = Annotated[str, Meta(extra_json_schema={"enum": list(DTYPES)})]
-Size = Annotated[int, Meta(ge=0)]
-Parameters = dict[str, str | float | bool]
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=128)]
 ModelVersion = Annotated[str, Meta(pattern="^[0-9]{1,18}$")]
@@ -132,37 +128,7 @@ class RegionRequest(msgspec.Struct, frozen=True):
 
     key: str
     byte_size: Annotated[int, Meta(ge=1)]
-    offset: Size = 0
-
-
-class InputMessage(msgspec.Struct, frozen=True):
-    """One input tensor."""
-
-    name: str
-    shape: list[Size]
-    datatype: Datatype
-    parameters: Parameters = {}
-    data: Annotated[
-        list[Any], Meta(description="Nested or flat, row-major; absent for binary tensors")
-    ] = []
-
-
-class WantedOutput(msgspec.Struct, frozen=True):
-    """An output that is asked for, and in which form."""
-
-    name: str
-    parameters: Parameters = {}
-
-
-class InferMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Inputs, and which outputs are wanted: all if none is named. The path names the model."""
-
-    inputs: list[InputMessage]
-    outputs: list[WantedOutput] = []
-    id: str = ""
-    parameters: Parameters = {}
-    model_name: str = ""
-    model_version: str = ""
+    offset: Annotated[int, Meta(ge=0)] = 0
 
 
 class OutputMessage(msgspec.Struct, frozen=True):

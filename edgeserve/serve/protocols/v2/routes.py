@@ -25,12 +25,11 @@ from edgeserve.serve.protocols.common import silent_workers
 from edgeserve.serve.protocols.served import Served
 from edgeserve.serve.protocols.v2.codec import V2, metadata
 from edgeserve.serve.protocols.v2.config import ModelConfig, config_of, platform_of
+from edgeserve.serve.protocols.v2.document import InferBody, InputBody, Size
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
 from edgeserve.serve.protocols.v2.management import MEMORY, REPOSITORY, SETTINGS
 from edgeserve.serve.protocols.v2.messages import (
-    InferMessage,
     InferredMessage,
-    InputMessage,
     ListedModel,
     LiveMessage,
     MetadataMessage,
@@ -42,7 +41,6 @@ from edgeserve.serve.protocols.v2.messages import (
     ReadyMessage,
     RegionName,
     ServerMessage,
-    Size,
     StatisticsMessage,
 )
 from edgeserve.serve.status.status import readiness, where
@@ -194,7 +192,7 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
         "POST", f"{_OF_MODEL}/infer[/]", Role.INFER, _infer, "Run a model",
         ("infer", "inferVersion"), "inference",
         takes=Content(
-            "", {JSON: InferMessage, _BINARY: bytes}, required=True,
+            "", {JSON: InferBody, _BINARY: bytes}, required=True,
             example={
                 "inputs": [
                     {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
@@ -249,8 +247,8 @@ V2_ROUTES: Final[RouteList[Served]] = RouteList(
         "Metadata": MetadataMessage,
         "Config": ModelConfig,
         "Statistics": StatisticsMessage,
-        "InferRequest": InferMessage,
-        "InferInput": InputMessage,
+        "InferRequest": InferBody,
+        "InferInput": InputBody,
         "InferResponse": InferredMessage,
         "InferOutput": OutputMessage,
     },
