@@ -94,7 +94,7 @@ async def start_unless_stopped(service: Service, stop: Stop) -> Started:
 
 
 async def shown(on_start: Callable[[Started], None], started: Started) -> None:
-    """Have `on_start` print, on a thread: nobody may read it."""
+    """Have `on_start` print, on a thread: stderr may block."""
     try:
         async with asyncio.timeout(_SHOWN_S):
             await apart(partial(on_start, started), name="edgeserve-start")
@@ -103,14 +103,14 @@ async def shown(on_start: Callable[[Started], None], started: Started) -> None:
 
 
 def end_soon(code: int) -> None:
-    """Every request is answered or given up. Nobody waits for what still opens or hangs in a device."""
+    """End the process with `code`, without waiting for devices that still open or hang."""
     if is_busy():
         leave(code)
     leave_later(code)
 
 
 def settle() -> None:
-    """What start-up left behind is not worth a pause while serving."""
+    """Collect what start-up left, so that no collection pauses for it later."""
     gc.collect()
     gc.freeze()
 
@@ -203,7 +203,7 @@ class Service:
         )
 
     def hang_up(self) -> None:
-        """What SIGHUP does: have settings, keys and models followed now."""
+        """What SIGHUP does: reload settings, keys and models now."""
         self._control.hang_up()
 
     def _change_keys(self, keys: Keys) -> None:
@@ -241,7 +241,7 @@ def resident_bytes() -> int:
 
 
 def open_grpc(settings: Settings, parts: Parts, control: Control) -> GrpcFront | None:
-    """The gRPC side, where a port is asked for. Raises DependencyMissing, UsageError."""
+    """The gRPC side, if a port is set. Raises DependencyMissing, UsageError."""
     if settings.grpc_port is None:
         return None
     try:

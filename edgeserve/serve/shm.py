@@ -55,7 +55,7 @@ class SharedMemory:
     """
 
     def __init__(self, prefixes: Iterable[str], regions: int = 256) -> None:
-        """Raises UsageError for a prefix that would let clients at anybody's memory."""
+        """Raises UsageError for a prefix that would give clients access to other programs' memory."""
         prefixes = tuple(prefixes)
         for prefix in prefixes:
             if not _PREFIX.fullmatch(prefix):
@@ -98,7 +98,7 @@ class SharedMemory:
         self._regions[name] = (region, descriptor)
 
     def unregister(self, name: str) -> None:
-        """Forget a region; one that is not known is no error, as with Triton."""
+        """Forget a region. An unknown one is not an error, as with Triton."""
         if not self._prefixes:
             raise SharedMemoryOff
         with self._lock:
@@ -182,7 +182,7 @@ def _open(region: Region) -> int:
 
 
 def _check_size(region: Region, descriptor: int, offset: int, byte_size: int) -> None:
-    """Within what was registered, and within what the object is now: its owner may have cut it."""
+    """Check against the registered size and the object's present size: its owner may have cut it."""
     if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
         raise InvalidInput(
             f"shared memory region '{region.name}': expected at most {region.byte_size} bytes, "

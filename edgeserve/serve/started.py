@@ -1,4 +1,4 @@
-"""What a server says once it serves: for the start-up table, and for whoever started it."""
+"""What a server reports once it serves: for the start-up table and the process that started it."""
 
 from __future__ import annotations
 

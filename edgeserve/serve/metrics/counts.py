@@ -1,4 +1,4 @@
-"""What a server has counted, by one process or several: what protocols ask for, to be rendered."""
+"""The counts of a server of one process or several, as protocols ask for them."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Recorder:
         return known
 
     def models(self) -> list[ModelRecorder]:
-        """Of every version that was ever served."""
+        """The counts of every version that was ever served."""
         return list(self._models.values())
 
     def tallies(self) -> Iterator[Tally]:
@@ -110,7 +110,7 @@ class Recorder:
         return found
 
     def retire(self, name: str, version: str) -> None:
-        """A version is not served any more: what it has counted stays, what is true of it now goes."""
+        """A version is no longer served: its counts stay, its gauges go."""
         if (name, version) in self._models:
             self._models[name, version].retire()
 
@@ -119,7 +119,7 @@ class Recorder:
         self.http_refusals.add(str(status), reason)
 
     def refuse_grpc(self, code: str, reason: str) -> None:
-        """Likewise a call; from any thread."""
+        """A gRPC call was refused; from any thread."""
         self.grpc_refusals.add(code, reason)
 
 
@@ -235,7 +235,7 @@ class ModelRecorder:
     # Its device
 
     def watch_pending(self, pending: Callable[[], int]) -> None:
-        """It serves from now on."""
+        """The version serves from now on; `pending` gives its queued and running requests."""
         self._retired = False
         self.pending = pending
 
@@ -245,7 +245,7 @@ class ModelRecorder:
         self.candidates.clear()
 
     def serving(self, candidate: Candidate) -> None:
-        """Which candidate serves; those before do not any more."""
+        """Note which candidate serves from now on."""
         if not self._retired:
             now = (candidate.variant, candidate.runtime, candidate.device)
             self.candidates = {**dict.fromkeys(self.candidates, False), now: True}

@@ -1,4 +1,4 @@
-"""The metrics of several worker processes as one: each reads its own, somebody adds up, somebody renders."""
+"""The metrics of several workers as one: each worker reads its own, the supervisor adds them up, a worker renders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Family(msgspec.Struct, frozen=True):
 
 
 def families(content: Collector) -> list[Family]:
-    """What there is to render now."""
+    """The metrics as data."""
     return [
         Family(
             metric.name,

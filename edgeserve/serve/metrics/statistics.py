@@ -68,7 +68,7 @@ class ModelStatistics(msgspec.Struct, frozen=True):
 
 
 def statistics_of(recorder: ModelRecorder, memory: tuple[MemoryUsage, ...] = ()) -> ModelStatistics:
-    """What was recorded of one version of a model. Of the requests that ran, some had nobody to be answered to."""
+    """The statistics of one version of a model. Requests that ran may outnumber those answered: some clients left."""
     recorder.catch_up()
     sizes = sorted(recorder.sizes.items())
     requests = sum(s.requests for _, s in sizes)

@@ -78,14 +78,14 @@ class Entry:
 
     @property
     def shown_state(self) -> State:
-        """What clients are told of it."""
+        """The state that clients see."""
         if self.model is None or self.state == "LOADING":
             return self.state
         return "READY" if self.ready else "UNAVAILABLE"
 
     @property
     def reason(self) -> str:
-        """Why it is not READY, or not in memory; empty where there is nothing to say."""
+        """Why it is not READY, or not in memory; otherwise empty."""
         reason = self.off or self.problem
         if reason:
             return reason

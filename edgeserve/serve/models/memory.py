@@ -67,7 +67,7 @@ class Memory:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """The time in which nobody else opens, so that what it takes can be measured."""
+        """The time in which no other model opens, so that its memory can be measured."""
         taken = False
         with suppress(TimeoutError):
             async with asyncio.timeout(None if self.bounded else _PATIENCE_S):

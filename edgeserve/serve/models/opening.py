@@ -94,7 +94,7 @@ class Opener:
         return 2 * model.bundle.manifest.variant(first.variant).size_bytes
 
     def forget(self, model: ServedModel) -> None:
-        """The model is no longer served: what its metrics say of now goes."""
+        """The model is no longer served: its gauges go."""
         self._recorder.retire(model.name, model.version)
 
     def _settings(self, bundle: Bundle, settings: Settings) -> EngineSettings:
@@ -112,7 +112,7 @@ class Opener:
         return options
 
     def _check_devices(self, source: ModelSource, bundle: Bundle) -> None:
-        """Each process opens the models for itself: on an accelerator that is once too often."""
+        """Refuse accelerators for several processes: each would open the model there. Raises UsageError."""
         found = matching(bundle.manifest.chain, chain_options(source.settings))
         device = next((c.device for c in found if c.kind != "cpu"), None)
         if device is not None:

@@ -64,7 +64,7 @@ class ModelSource(msgspec.Struct, frozen=True):
 
 
 def find_sources(settings: Settings) -> list[ModelSource]:
-    """Every model that shall serve. What is wrong with one of them is in its `problem`.
+    """Every model to serve. What is wrong with one is in its `problem`.
 
     Raises UsageError when two have the same name and version, or the repository folder is none.
     """
@@ -105,7 +105,7 @@ def _folders(settings: Settings) -> Iterator[Path]:
 
 
 def _bundle(path: Path, name: str | None, settings: Settings) -> ModelSource:
-    """A bundle that was named itself: its problems are told by the one that opens it."""
+    """A bundle that settings name; its problems are raised when it is opened."""
     if name is None:
         try:
             name = Bundle.open(path).name

@@ -68,7 +68,7 @@ async def apart(
 
 
 def _drop(done: asyncio.Future[_T], discard: Callable[[_T], object]) -> None:
-    """Its result came between the cancellation and its being noticed."""
+    """For a result that came between the cancellation and its delivery."""
     if not done.cancelled() and done.exception() is None:
         threading.Thread(target=discard, args=(done.result(),), daemon=True).start()
 

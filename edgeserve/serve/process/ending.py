@@ -1,4 +1,4 @@
-"""How a server process ends: by signals, and at once where something cannot be waited for."""
+"""How a server process ends: on signals, and at once if something hangs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stop:
         await self._asked.wait()
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        """As a signal does."""
+        """What a signal does."""
         interrupted = number == signal.SIGINT
         if self._asked.is_set():
             if interrupted:

@@ -1,4 +1,4 @@
-"""Memory: the C library's heap has few arenas, and what models leave behind goes back to the system."""
+"""The C library's heap: few arenas, and memory freed by unloaded models is returned to the system."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def few_arenas(most: int) -> bool:
 
 
 class Trimmer:
-    """Trims the heap a while after what left holes in it, on a thread; lives on one event loop."""
+    """Trims the heap soon after memory was freed, on a thread; lives on one event loop."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None

@@ -21,7 +21,7 @@ DROPPED: Final = "Log lines dropped because stderr was not read"
 
 
 class LogWriter(logging.Handler):
-    """Owns a descriptor of its own for where stderr led, and a daemon thread that writes to it."""
+    """Owns a duplicate of stderr's descriptor and a daemon thread that writes to it."""
 
     def __init__(self, descriptor: int, room: int = _ROOM_BYTES) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class LogWriter(logging.Handler):
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Returns once everything is written, or nobody reads it."""
+        """Returns once everything is written, or the time limit has passed."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines and not self._busy, _LAST_S)
 
@@ -83,7 +83,7 @@ class LogWriter(logging.Handler):
         return lines
 
     def _write(self, data: bytes) -> bool:
-        """Blocks until somebody reads. False when nobody ever will."""
+        """Blocks until everything is read. False if the other end is closed."""
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
@@ -102,7 +102,7 @@ def _report(lost: int) -> logging.LogRecord:
 
 
 def write_on_a_thread() -> None:
-    """Have the root logger's lines for stderr written by a LogWriter from now on."""
+    """From now on a LogWriter writes the root logger's lines to stderr."""
     root = logging.getLogger()
     for handler in root.handlers:
         if type(handler) is not logging.StreamHandler or handler.stream is not sys.stderr:

@@ -1,4 +1,4 @@
-"""What the server logs: text or JSON, and a line for every request where that is asked for."""
+"""The server's log: text or JSON, and optionally one line a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN: Final = re.compile(r"[\w./:@%+,~*-]+", re.ASCII)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and what the record brings."""
+    """One JSON object a line: time (UTC), level, logger, message, and the record's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -58,7 +58,7 @@ def log_request(
 def log_refused(
     protocol: str, method: str, path: str, status: int | str, reason: str, peer: str
 ) -> None:
-    """One request was refused before a model was asked, or by it. What the client sent is cut."""
+    """Log one refused request. What the client sent is cut."""
     _log({
         "protocol": protocol, "method": method[:_MOST], "path": path[:_MOST], "status": status,
         "result": reason, "peer": peer,

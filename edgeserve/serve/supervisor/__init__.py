@@ -1,4 +1,4 @@
-"""Several server processes on the same ports, for models so small that one event loop is what limits them."""
+"""Several server processes on the same ports, for small models that one event loop limits."""
 
 from edgeserve.serve.supervisor.supervisor import serve_in_processes
 

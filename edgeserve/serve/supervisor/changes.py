@@ -1,4 +1,4 @@
-"""What is changed while workers serve: in all of them or in none, one change at a time."""
+"""Changes while workers serve: in all of them or in none, one change of a model at a time."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Changes:
     async def _follow(
         self, name: str, sources: list[ModelSource], *, demanded: bool
     ) -> list[EdgeServeError]:
-        """Have all workers load what is to be loaded of a model, a version at a time; what went wrong."""
+        """Have all workers load a model's new or changed versions, one at a time; returns what failed."""
         plans, failures = await self._members.ask(Plan(sources, demanded), list[Key], _STEP_S)
         problems = _problems(failures)
         wanted = dict.fromkeys(key for keys in plans.values() for key in keys)
@@ -173,7 +173,7 @@ class Changes:
         return problems + _problems(failures)
 
     def _let_go(self, name: str, keys: list[Key]) -> None:
-        """Of a model's versions those stay that are not among `keys`, unless one that is serves."""
+        """Drop held versions of a model that are not among `keys`, if one of those serves."""
         held = self.journal.held
         stay = bool(keys) and not any(s.key in keys for s in held)
         left = tuple(s for s in held if s.name != name or s.key in keys or stay)
@@ -237,7 +237,7 @@ class Changes:
             _raise_for(failures, "the region is not unregistered everywhere")
 
     def _limit_s(self) -> float:
-        """What opening a model may take at most, and answering what an old one has begun."""
+        """Time limit in seconds for opening a model and finishing the old one's requests."""
         settings = self.journal.settings
         return settings.open_timeout + settings.drain_timeout + 60.0
 
@@ -251,7 +251,7 @@ class Changes:
         expected: tuple[str, ...] | None = None,
         held: tuple[ModelSource, ...] | None = None,
     ) -> None:
-        """For workers that start later."""
+        """Update the journal for workers that start later."""
         before = self.journal
         self.journal = Journal(
             before.settings if settings is None else settings,

@@ -1,4 +1,4 @@
-"""Who may change what, when: changes of different models run side by side, a worker that joins waits for all."""
+"""When changes may run: those of different models side by side; a worker that joins waits for all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 
 class Gate:
-    """Lives on one event loop. While it is `closed` nobody passes; it is closed once nobody is inside."""
+    """Lives on one event loop. While it is closed, no change starts; it closes when no change is running."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -19,7 +19,7 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def passing(self, what: str) -> AsyncIterator[None]:
-        """One at a time for each `what`."""
+        """Run one change of `what` at a time."""
         lock = self._locks.setdefault(what, asyncio.Lock())
         self._waiting[what] = self._waiting.get(what, 0) + 1
         try:
@@ -38,7 +38,7 @@ class Gate:
                 del self._waiting[what], self._locks[what]
 
     async def close(self) -> None:
-        """Returns once nobody is inside, and nobody passes until `open`."""
+        """Returns when no change is running; none starts until `open`."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._closed and not self._inside)
             self._closed = True

@@ -1,4 +1,4 @@
-"""Where the workers' links meet: what they ask is answered, what they say is added up."""
+"""Where the workers' links meet: answers their requests, adds up their reports."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Hub:
             await self.changes.gate.open()
 
     async def hung(self, limit_s: float) -> list[Member]:
-        """Those that serve, and have not said how they are for so long. To be called now and then."""
+        """The serving workers that have not answered for `limit_s` seconds. To be called periodically."""
         answers, _ = await self.members.ask(TellStatus(), ServerStatus, _TELL_S)
         now = time.monotonic()
         for member in self.members.values():
@@ -151,7 +151,7 @@ class Hub:
         return [m for m in self.members.values() if m.serves and now - m.heard > limit_s]
 
     def accepting(self) -> set[int]:
-        """Who takes the connections that come to it, as far as is known."""
+        """The workers known to accept their connections."""
         return {m.number for m in self.members.values() if m.listens and not m.silent}
 
     # What they say, as one

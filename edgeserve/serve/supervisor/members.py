@@ -1,4 +1,4 @@
-"""The worker processes that are there, and how they are asked."""
+"""The current worker processes, and how to ask them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 class Member:
-    """One worker process that is there. `started` is what it says once it listens, or why it does not."""
+    """One worker process. `started` is its report once it listens, or its error."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -32,7 +32,7 @@ class Members(dict[int, Member]):
     """By their numbers, from 1."""
 
     def has(self, member: Member) -> bool:
-        """Whether it is there, and no other in its place."""
+        """Whether this process is still the worker of its number."""
         return self.get(member.number) is member
 
     async def ask(

@@ -32,7 +32,7 @@ _FIRST: Final = addresses_of(LOCALHOST)[0]
 
 
 def with_ports(settings: Settings, reserved: Settings) -> Settings:
-    """The settings, with the ports and addresses that were picked for them where they leave that open."""
+    """The settings, with the reserved ports and addresses where they leave them open."""
     picked = {f: getattr(reserved, f) for f in _FLAGS if getattr(settings, f) == 0}
     for field, open_ in _HOSTS.items():
         if getattr(settings, field) == open_ and getattr(reserved, field) == _FIRST:
@@ -42,7 +42,7 @@ def with_ports(settings: Settings, reserved: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Bound:
-    """What one worker is to listen on: it is bound, and no more."""
+    """A bound socket for one worker to listen on."""
 
     worker: int
     plane: Plane
@@ -54,7 +54,7 @@ class ReservedPorts:
     `settings` are the settings with the ports that were picked, `bound` the workers' own sockets."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises EnvironmentProblem for a port that somebody has."""
+        """Raises EnvironmentProblem for a port in use."""
         self._sockets: list[socket.socket] = []
         self.bound: list[Bound] = []
         self.settings = settings

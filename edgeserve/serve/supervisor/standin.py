@@ -1,4 +1,4 @@
-"""The supervisor's hold on the workers' listeners: what the kernel queued for a worker outlives it."""
+"""The supervisor's copies of the workers' listeners: connections queued for a worker outlive it."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Standin:
         return self._pool.fileno()
 
     def listeners_of(self, worker: int) -> tuple[Listener, ...]:
-        """What a worker inherits besides: whoever has this number gets the same sockets."""
+        """The listeners that a worker inherits: its successor gets the same."""
         return tuple(
             Listener(b.plane, b.socket.fileno()) for b in self._bound if b.worker == worker
         )
 
     def accept_for(self, absent: Container[int]) -> None:
-        """From now on for these workers, and for no others."""
+        """Accept for these workers from now on, and for no others."""
         self._absent = absent
         if self._again is None:
             self._watch()
@@ -80,7 +80,7 @@ class Standin:
         self._hand_over()
 
     def _hand_over(self) -> None:
-        """Or accept nothing more until it can be: the kernel's queue is longer, and outlives workers as well."""
+        """If that fails, accept nothing until it works: the kernel's queue is longer and outlives workers, too."""
         if self._late is None:
             return
         plane, connection = self._late
@@ -106,7 +106,7 @@ class Standin:
             self._watch()
 
     def close(self) -> None:
-        """Leave the listeners to the workers that there are; what is in the pool they still get."""
+        """Leave the listeners to the running workers; they still get what is in the pool."""
         loop = asyncio.get_running_loop()
         if self._again is not None:
             self._again.cancel()

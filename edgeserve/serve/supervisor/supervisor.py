@@ -94,7 +94,7 @@ class Supervisor:
         return self._clean
 
     async def _start_all(self) -> Started | None:
-        """The first worker alone, whose error is everybody's, then the others. None when it ends before."""
+        """Start the first worker alone, whose error is the server's, then the others. None if the server is stopped meanwhile."""
         started = None
         for numbers in ([1], range(2, self._settings.workers + 1)):
             members = [await self._start(n) for n in numbers]
@@ -146,7 +146,7 @@ class Supervisor:
         return task
 
     def _stand_in(self) -> None:
-        """Nobody's connections wait for a worker that is gone, leaves or hangs."""
+        """Accept connections in place of workers that are gone, leaving or hanging."""
         if not self._stop.asked:
             everybody = set(range(1, self._settings.workers + 1))
             self._standin.accept_for(everybody - self._hub.accepting())
@@ -175,7 +175,7 @@ class Supervisor:
         return member
 
     async def _keep(self, member: Member) -> None:
-        """Note when a worker ends, and start another in its place, until the server ends."""
+        """Replace a worker whenever it ends, until the server ends."""
         pause = _PAUSE_S / 2
         while True:
             began = time.monotonic()
@@ -205,7 +205,7 @@ class Supervisor:
             member = await self._start(member.number)
 
     async def _end(self) -> None:
-        """Have every worker drain; end those that take too long over it."""
+        """Have every worker drain; kill those that take too long."""
         self._stop.ask()
         self._standin.close()
         for task in self._tasks:

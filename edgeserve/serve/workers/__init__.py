@@ -1,4 +1,4 @@
-"""Worker processes that serve as one: what they tell each other, through the process that supervises them."""
+"""What one worker process knows of all of them, and how it talks to their supervisor."""
 
 from edgeserve.serve.workers.link import LinkLost, WorkerLink
 from edgeserve.serve.workers.workers import Workers

@@ -1,4 +1,4 @@
-"""What several workers say of themselves, as one. Plain values, no sockets."""
+"""The statuses and counts of several workers as one: plain values, no sockets."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _why(status: ServerStatus) -> str:
 
 
 def _models(statuses: Mapping[int, ServerStatus]) -> list[ModelStatus]:
-    """Every version, as the worker says that has the worst of it."""
+    """Every version, with the worst status that a worker reports."""
     found: dict[Key, list[tuple[int, ModelStatus]]] = {}
     for number, status in statuses.items():
         for model in status.models:
@@ -160,20 +160,20 @@ def _memory(
 
 
 class Departed:
-    """What workers that have ended had counted, so that no sum becomes smaller by an end."""
+    """The counts of workers that have ended, so that no sum decreases when one ends."""
 
     def __init__(self) -> None:
         self._report = Report([], [])
 
     def add(self, report: Report) -> None:
-        """Of one more. What it measured of itself goes with it."""
+        """Add the last report of a worker that has ended; its gauges are dropped."""
         families = [f for f in report.families if f.type != "gauge"]
         statistics = [msgspec.structs.replace(s, memory_usage=()) for s in report.statistics]
         both = total([self._report, Report(families, statistics)])
         self._report = Report(both.families, both.statistics)
 
     def beside(self, living: Iterable[Report]) -> Report:
-        """What is left of them; statistics only of the models that the living have, if any has said so."""
+        """Their counts; statistics only for models that a living worker has, if any worker has reported."""
         there = {(s.name, s.version) for report in living for s in report.statistics}
         if not there:
             return self._report

@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 
 
 class Plane(IntEnum):
-    """Whose a listener is; one byte where a connection is handed over."""
+    """Which plane a listener serves; one byte when a connection is handed over."""
 
     DATA = 0
     CONTROL = 1
 
 
 class Listener(msgspec.Struct, frozen=True):
-    """A bound socket, by the descriptor that the worker has of it."""
+    """A bound socket, by its descriptor in the worker."""
 
     plane: Plane
     descriptor: int
 
 
 def hand_over(pool: socket.socket, plane: Plane, connection: socket.socket) -> None:
-    """Leave a connection with whoever takes it. Raises OSError: BlockingIOError when the pool is full."""
+    """Put a connection into the pool, from which any worker takes it. Raises OSError: BlockingIOError when the pool is full."""
     socket.send_fds(pool, [bytes([plane])], [connection.fileno()])
 
 
@@ -43,7 +43,7 @@ class Inherited:
         self._listeners = [(one.plane, socket.socket(fileno=one.descriptor)) for one in listeners]
 
     def listeners(self, plane: Plane) -> list[socket.socket]:
-        """Bound, in the order of their addresses; whoever accepts from one closes it."""
+        """Bound sockets in the order of their addresses; who accepts from one closes it."""
         return [listener for its, listener in self._listeners if its == plane]
 
     def take(self) -> tuple[Plane, socket.socket] | None:

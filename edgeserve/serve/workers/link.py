@@ -79,7 +79,7 @@ class WorkerLink:
         return msgspec.msgpack.decode(body, type=kind)
 
     def tell(self, request: Request) -> None:
-        """Have the other end know, without an answer."""
+        """Send a request that needs no answer."""
         with contextlib.suppress(LinkLost):
             self._send(Call(0, request))
 
@@ -90,7 +90,7 @@ class WorkerLink:
         self._writer.write(_LENGTH.pack(len(data)) + data)
 
     async def _read(self) -> None:
-        """Until the other end is gone."""
+        """Read messages until the other end is gone."""
         try:
             while True:
                 (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
@@ -138,7 +138,7 @@ class WorkerLink:
                 self._send(Return(call.number, body, failure))
 
     async def close(self) -> None:
-        """Send what is left to send, and end; requests that are being answered are given up."""
+        """Send what is queued, then close; requests still being answered are dropped."""
         for task in self._tasks:
             task.cancel()
         self._writer.close()
@@ -149,13 +149,13 @@ class WorkerLink:
 
 
 def send_order(end: socket.socket, order: Order) -> None:
-    """The first thing on a socket; blocks."""
+    """Send the order, the first message on a socket. Blocks."""
     data = _ENCODER.encode(order)
     end.sendall(_LENGTH.pack(len(data)) + data)
 
 
 def receive_order(end: socket.socket) -> Order:
-    """Blocks. Raises LinkLost."""
+    """The first message on a socket. Blocks. Raises LinkLost."""
     (size,) = _LENGTH.unpack(_exactly(end, _LENGTH.size))
     return msgspec.msgpack.decode(_exactly(end, size), type=Order)
 

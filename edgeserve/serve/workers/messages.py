@@ -1,4 +1,4 @@
-"""What worker processes and their supervisor say to each other: requests, answers, and errors as data."""
+"""The messages between workers and their supervisor."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Open a model of the plan, and leave it at that."""
+    """Open a version of the plan; it does not serve yet."""
 
     key: Key
     demanded: bool = False
@@ -78,21 +78,21 @@ class Commit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Close what was opened: it failed elsewhere."""
+    """Close what was opened: it failed in another worker."""
 
     key: Key
     failure: Failure
 
 
 class Finish(msgspec.Struct, frozen=True, tag=True):
-    """The plan was carried out: drop what is not among `keys` (of one model if that is named)."""
+    """The plan is done: drop what is not among `keys` (of one model if `name` is set)."""
 
     keys: list[Key]
     name: str | None = None
 
 
 class ReadKeys(msgspec.Struct, frozen=True, tag=True):
-    """Read the keys again: those that are gone work no more."""
+    """Read the keys again; removed keys stop working."""
 
 
 # Workers ask the supervisor
@@ -107,7 +107,7 @@ class AskCounts(msgspec.Struct, frozen=True, tag=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
-    """Before a worker listens: no change is made from here on until it does. Answered with Journal."""
+    """Sent before a worker listens: no change is made until it does. Answered with Journal."""
 
 
 class Serving(msgspec.Struct, frozen=True, tag=True):
@@ -117,7 +117,7 @@ class Serving(msgspec.Struct, frozen=True, tag=True):
 
 
 class Leaving(msgspec.Struct, frozen=True, tag=True):
-    """The worker is about to accept no more."""
+    """The worker is about to stop accepting connections."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -127,7 +127,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Push(msgspec.Struct, frozen=True, tag=True):
-    """What the worker has counted, in case that it cannot be asked any more."""
+    """What the worker has counted, in case it ends."""
 
     report: Report
 
@@ -206,7 +206,7 @@ class Call(msgspec.Struct, frozen=True, tag=True):
 
 
 class Return(msgspec.Struct, frozen=True, tag=True):
-    """Its answer, or the error that it ended with."""
+    """Its answer, or its error."""
 
     number: int
     body: msgspec.Raw

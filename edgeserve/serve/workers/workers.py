@@ -1,4 +1,4 @@
-"""One worker's side of serving as one: it answers what the supervisor asks, and asks what all have to do."""
+"""The Control of one worker among several: it answers the supervisor, and asks it for what concerns all workers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _CHANGED_S: Final = 3600.0
 
 
 class Workers:
-    """What a worker knows of all the workers, and does with them: the Control of a server that is several processes.
+    """The Control of a server of several processes, in one of them.
     Lives on the event loop. `journal` says what became of them before this one came."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Workers:
         return CountsOfAll(await self._link.ask(AskCounts(), Total, _TOLD_S))
 
     async def load(self, name: str, parameters: Parameters | None = None) -> None:
-        """Raises what loading raised in any of the workers; then all keep what they had."""
+        """Raises what loading raised in any worker; then all keep what they had."""
         check_parameters(parameters)
         await self._link.ask(Load(name), type(None), _CHANGED_S)
 
@@ -111,7 +111,7 @@ class Workers:
     # Asked by this process
 
     async def open(self) -> None:
-        """As the settings say, or as it is with the other workers."""
+        """Load what the settings say, as changed by the other workers since the start."""
         journal = self._journal
         names = self._following.settings.load
         if names is not None:
@@ -119,7 +119,7 @@ class Workers:
         await self._repository.start(names, journal.off, journal.expected, journal.held)
 
     async def join(self) -> None:
-        """Be as the others are now, which wait with changes until this worker listens."""
+        """Take over the state of the others, which make no change until this worker listens."""
         now = await self._link.ask(Join(), Journal, _CHANGED_S)
         await self._following.read_keys()
         if now.number != self._journal.number:
@@ -135,7 +135,7 @@ class Workers:
         self._following.settings = now.settings
 
     async def keep(self) -> None:
-        """Leave what was counted with the supervisor, who follows settings and files."""
+        """Send counts to the supervisor now and then; it follows settings and files."""
         while True:
             await asyncio.sleep(_PUSH_S)
             self.end()
@@ -144,11 +144,11 @@ class Workers:
         self._link.tell(Refresh())
 
     def leave(self) -> None:
-        """Have others accept what comes from now on."""
+        """Tell the supervisor that others accept from now on."""
         self._link.tell(Leaving())
 
     def end(self) -> None:
-        """Leave what was counted with the supervisor, if it has changed."""
+        """Send counts to the supervisor if they have changed."""
         counted = self._recorder.counted()
         if counted != self._pushed:
             self._pushed = counted
