@@ -21,6 +21,7 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.http.response import JSON, Response
 from edgeserve.serve.protocols.codec import answer_form
 from edgeserve.serve.protocols.v2.classes import Classes
+from edgeserve.serve.protocols.v2.parameters import write_region
 from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
@@ -186,18 +187,12 @@ class Encoder:
         return start
 
     def _to_region(self, name: str, region: OutputRegion, array: Array) -> bytes:
-        data = binary.to_bytes(array)
-        if len(data) > region.byte_size:
-            raise InvalidInput(
-                f"output '{name}': expected {region.byte_size} bytes of shared memory to be enough, "
-                f"got {len(data)} bytes"
-            )
-        self._shm.write(region.region, region.offset, data)
+        size = write_region(self._shm, region, name, array)
         return b',"parameters":%s}' % orjson.dumps(
             {
                 "shared_memory_region": region.region,
                 "shared_memory_offset": region.offset,
-                "shared_memory_byte_size": len(data),
+                "shared_memory_byte_size": size,
                 # Triton's C++ client, and so perf_analyzer, wants that wherever there are parameters.
                 "binary_data_size": 0,
             }

@@ -25,17 +25,25 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.document import Document, InputEntry, parse
+from edgeserve.serve.protocols.v2.parameters import (
+    SHM,
+    check_reserved,
+    count,
+    flag,
+    is_in_sequence,
+    no_sequences,
+    read_region,
+    region_of,
+    timeout_of,
+)
 from edgeserve.serve.protocols.v2.repeated import Repeated
-from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
+from edgeserve.serve.protocols.v2.request import RequestedOutput, V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 from edgeserve.wire import binary
 from edgeserve.wire.json import JsonPort
 
-# https://github.com/triton-inference-server/server, docs/protocol/extension_parameters.md
-_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
-_SHM: Final = "shared_memory_region"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 
 
@@ -164,10 +172,10 @@ class V2Codec:
             check_reserved(parameters)
             if self._keeps_state and is_in_sequence(parameters):
                 raise no_sequences()
-            timeout = _timeout(parameters)
-            priority = _count(parameters, "priority", "a level")
-            as_binary = _flag(parameters, "binary_data_output", default=False)
-            allow_nan = _flag(parameters, "allow_nan", default=False)
+            timeout = timeout_of(parameters)
+            priority = count(parameters, "priority", "a level")
+            as_binary = flag(parameters, "binary_data_output", default=False)
+            allow_nan = flag(parameters, "allow_nan", default=False)
         inputs = self._inputs(document, blobs)
         outputs = document.outputs
         if outputs:
@@ -232,17 +240,14 @@ class V2Codec:
         self, entry: InputEntry, spec: TensorSpec, shape: tuple[int, ...]
     ) -> memoryview | None:
         """The bytes of an input that is in shared memory; None for one that is not."""
-        parameters, name = entry.parameters, f"input '{entry.name}'"
-        if _SHM not in parameters:
+        parameters = entry.parameters
+        if SHM not in parameters:
             return None
         if entry.data is not msgspec.UNSET or "binary_data_size" in parameters:
-            raise InvalidInput(f"{name} has data and {_SHM}")
-        region = _region(parameters, name)
-        binary.check_size(spec, shape, region.byte_size)
-        most = self._limits.body_bytes
-        if spec.dtype == "BYTES" and region.byte_size > most:
-            raise InvalidInput(f"{name}: expected at most {most} bytes, got {region.byte_size}")
-        return self._shm.read(region.region, region.offset, region.byte_size)
+            raise InvalidInput(f"input '{entry.name}' has data and {SHM}")
+        region = region_of(parameters, f"input '{entry.name}'")
+        assert region is not None
+        return read_region(self._shm, region, spec, shape, self._limits.body_bytes)
 
     def _outputs(self, entries: list[Any], default: bool) -> dict[str, RequestedOutput]:
         wanted: dict[str, RequestedOutput] = {}
@@ -254,15 +259,15 @@ class V2Codec:
             if not own:
                 wanted[name] = RequestedOutput(name, default)
                 continue
-            classes = _count(own, "classification", "a count", f"output '{name}' ")
+            classes = count(own, "classification", "a count", f"output '{name}' ")
             if classes:
                 check_scores(spec)
-            region = _region(own, f"output '{name}'") if _SHM in own else None
+            region = region_of(own, f"output '{name}'")
             if region is not None:
                 if classes:
                     raise InvalidInput(f"output '{name}': classes do not go to shared memory")
                 self._shm.check_room(region.region, region.offset, region.byte_size)
-            as_binary = _flag(own, "binary_data", default=default)
+            as_binary = flag(own, "binary_data", default=default)
             wanted[name] = RequestedOutput(name, as_binary, classes, region)
         return wanted
 
@@ -315,48 +320,6 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.dtype, "shape": spec.wire_shape}
 
 
-def check_reserved(parameters: dict[str, Any]) -> None:
-    """Raise InvalidInput for names that mean something to servers of this protocol, but not here."""
-    for name in parameters:
-        if name == "headers" or name.startswith("triton_"):
-            raise InvalidInput(f"parameter '{name:.60}' is reserved")
-
-
-def is_in_sequence(parameters: dict[str, Any]) -> bool:
-    """Whether a request names a sequence. A model without a state answers it as any other."""
-    return any(parameters.get(name) not in (None, 0, False, "") for name in _SEQUENCE)
-
-
-def no_sequences() -> InvalidInput:
-    """For requests in a sequence to a model that keeps a state."""
-    return InvalidInput(
-        "parameter 'sequence_id': this model starts each request from its initial state, so no request "
-        "goes on where another one ended"
-    )
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    """Triton's `timeout` parameter is in microseconds; 0 means none."""
-    if "timeout" not in parameters:
-        return None
-    return _count(parameters, "timeout", "microseconds") / 1e6
-
-
-def _count(parameters: dict[str, Any], name: str, what: str, whose: str = "parameter ") -> int:
-    value = parameters.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        shown = f"'{name}'" if whose == "parameter " else name
-        raise InvalidInput(f"{whose}{shown}: expected {what}, got {value!r:.40}")
-    return value
-
-
-def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidInput(f"parameter '{name}': expected true or false, got {value!r:.40}")
-    return value
-
-
 def _size(entry: InputEntry) -> int | None:
     """How many bytes behind the JSON are this input's; None for an input with JSON data."""
     size = entry.parameters.get("binary_data_size")
@@ -369,16 +332,3 @@ def _size(entry: InputEntry) -> int | None:
             f"input '{entry.name}' binary_data_size: expected a size, got {size!r:.40}"
         )
     return size
-
-
-def _region(parameters: dict[str, Any], whose: str) -> OutputRegion:
-    region = parameters[_SHM]
-    if not isinstance(region, str):
-        raise InvalidInput(f"{whose} {_SHM}: expected a name, got {region!r:.40}")
-    if "shared_memory_byte_size" not in parameters:
-        raise InvalidInput(f"{whose} shared_memory_byte_size: expected a size, got nothing")
-    return OutputRegion(
-        region,
-        _count(parameters, "shared_memory_offset", "an offset", f"{whose} "),
-        _count(parameters, "shared_memory_byte_size", "a size", f"{whose} "),
-    )

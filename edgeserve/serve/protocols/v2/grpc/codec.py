@@ -23,8 +23,14 @@ from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.protocols.codec import Decoded, Parsed
 from edgeserve.serve.protocols.v2.classes import check_scores
-from edgeserve.serve.protocols.v2.codec import check_reserved, is_in_sequence
 from edgeserve.serve.protocols.v2.grpc.large import split
+from edgeserve.serve.protocols.v2.parameters import (
+    check_reserved,
+    count,
+    is_in_sequence,
+    region_of,
+    timeout_of,
+)
 from edgeserve.serve.protocols.v2.request import OutputRegion, RequestedOutput, V2Request
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors, TensorSpec, dtype_name
 from edgeserve.wire import binary, messages
@@ -107,20 +113,24 @@ def decode(parsed: V2Parsed, max_elements: int) -> V2Decoded:
     """What a message and its raw tensors say, as arrays on their bytes; none may have more than
     `max_elements`. Raises InvalidInput."""
     message = parsed.message
-    parameters = read_parameters(message.parameters, "parameter") if message.parameters else {}
-    if parameters:
+    timeout: float | None = None
+    priority, in_sequence = 0, False
+    if message.parameters:
+        parameters = read_parameters(message.parameters, "parameter")
         parameters.pop(_EMPTY_FINAL, None)  # each request has one response, which is its last
         check_reserved(parameters)
-    timeout = _count(parameters, "timeout", "microseconds")
+        timeout = timeout_of(parameters)
+        priority = count(parameters, "priority", "a level")
+        in_sequence = is_in_sequence(parameters)
     return V2Decoded(
         parsed.model,
         parsed.id,
         version_of(message.model_version),
         _inputs(message, parsed.blobs, max_elements),
         _outputs(message),
-        None if timeout is None else timeout / 1e6,
-        _count(parameters, "priority", "a level") or 0,
-        bool(parameters) and is_in_sequence(parameters),
+        timeout,
+        priority,
+        in_sequence,
     )
 
 
@@ -257,7 +267,9 @@ def _inputs(
             )
         spec = TensorSpec(name, dtype, shape)
         region = (
-            _region(read_parameters(given.parameters, "parameter")) if given.parameters else None
+            region_of(read_parameters(given.parameters, "parameter"), f"input '{name}'")
+            if given.parameters
+            else None
         )
         if raw and given.HasField("contents"):
             raise InvalidInput(
@@ -317,32 +329,11 @@ def _wanted(output: ModelInferRequest.InferRequestedOutputTensor) -> RequestedOu
     if not output.parameters:
         return RequestedOutput(output.name, True)
     parameters = read_parameters(output.parameters, f"output '{output.name:.60}' parameter")
-    classes = _count(parameters, "classification", "a count") or 0
-    region = _region(parameters)
+    classes = count(parameters, "classification", "a count")
+    region = region_of(parameters, f"output '{output.name:.60}'")
     if classes and region is not None:
         raise InvalidInput(f"output '{output.name}': classes do not go to shared memory")
     return RequestedOutput(output.name, True, classes, region)
-
-
-def _region(parameters: Mapping[str, Any]) -> OutputRegion | None:
-    name = parameters.get("shared_memory_region")
-    if name is None:
-        return None
-    if not isinstance(name, str):
-        raise InvalidInput(f"parameter 'shared_memory_region': expected a name, got {name!r}")
-    size = _count(parameters, "shared_memory_byte_size", "a size")
-    if size is None:
-        raise InvalidInput("parameter 'shared_memory_byte_size' is missing")
-    return OutputRegion(name, _count(parameters, "shared_memory_offset", "an offset") or 0, size)
-
-
-def _count(parameters: Mapping[str, Any], name: str, what: str) -> int | None:
-    value = parameters.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidInput(f"parameter '{name}': expected {what}, got {value!r:.40}")
-    return value
 
 
 def _in_region(name: str, datatype: str, array: Array, region: OutputRegion) -> bytes:

@@ -8,8 +8,8 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.v2.classes import Classes
-from edgeserve.serve.protocols.v2.codec import no_sequences
 from edgeserve.serve.protocols.v2.grpc import codec
+from edgeserve.serve.protocols.v2.parameters import no_sequences, read_region, write_region
 from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
@@ -50,7 +50,10 @@ class InferMessages:
 
     def encode(self, request: V2Request, model: ServedModel, result: Outcome) -> bytes:
         """Raises InvalidInput for an output that does not fit its region; UnknownRegion."""
-        self._to_regions(request, result.outputs)
+        for wanted in request.wanted:
+            if wanted.region is not None:
+                name = wanted.name
+                write_region(self._shm, wanted.region, name, result.outputs[name])
         head = codec.response_head(
             model.name, model.version, result.candidate, final=self._streamed
         )
@@ -72,26 +75,8 @@ class InferMessages:
         tensors = {}
         for given in decoded.inputs:
             if given.region is not None:
-                region, most = given.region, self._limits.body_bytes
-                binary.check_size(given.spec, given.shape, region.byte_size)
-                if given.spec.dtype == "BYTES" and region.byte_size > most:
-                    raise InvalidInput(
-                        f"input '{given.spec.name}': expected at most {most} bytes, "
-                        f"got {region.byte_size}"
-                    )
-                data = self._shm.read(region.region, region.offset, region.byte_size)
+                data = read_region(
+                    self._shm, given.region, given.spec, given.shape, self._limits.body_bytes
+                )
                 tensors[given.spec.name] = binary.from_bytes(given.spec, given.shape, data)
         return tensors
-
-    def _to_regions(self, request: V2Request, outputs: Tensors) -> None:
-        for wanted in request.wanted:
-            region = wanted.region
-            if region is None:
-                continue
-            data = binary.to_bytes(outputs[wanted.name])
-            if len(data) > region.byte_size:
-                raise InvalidInput(
-                    f"output '{wanted.name}' has {len(data)} bytes, "
-                    f"its shared memory {region.byte_size}"
-                )
-            self._shm.write(region.region, region.offset, data)
