@@ -79,7 +79,7 @@ def _refuse_code(source: Path) -> None:
                 plain = _QUOTED.sub(r"\1", text)
                 odd = [w for w in _WORD.findall(plain) if not _WORDS.fullmatch(w)]
                 if odd or not _ARITHMETIC.fullmatch(_WORD.sub("", plain)):
-                    raise RuntimeError(f"a dimension in {name} is no arithmetic: {text[:80]!r}")
+                    raise RuntimeError(f"a dimension in {name} is not arithmetic: {text[:80]!r}")
 
 
 def _json(content: bytes, name: str) -> Any:

@@ -94,7 +94,7 @@ class HuggingfaceToOnnx:
 
 
 def _settings(source: Path) -> dict[str, Any]:
-    """config.json. Raises RuntimeError for one that is no transformers model's."""
+    """config.json. Raises RuntimeError for one that is not a transformers model's."""
     try:
         settings = json.loads((source / "config.json").read_text("utf-8"))
     except (ValueError, FileNotFoundError) as error:
@@ -138,7 +138,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _pickled(source: Path, *, trusted: bool) -> bool:
-    """Whether the weights are pickled ones, which are read only when told to. Raises RuntimeError."""
+    """Whether the weights are pickled ones, which are read only when that is allowed. Raises RuntimeError."""
     weights = [f for f in sorted(source.glob("*.safetensors")) if f.is_file()]
     for file in weights:
         with file.open("rb") as content:

@@ -1,6 +1,6 @@
 """Quantization by NNCF: ONNX -> ONNX and OpenVINO IR -> OpenVINO IR, both to be run by OpenVINO.
 
-NNCF places quantizers as OpenVINO wants them; its ONNX files are slow in onnxruntime.
+NNCF places quantizers as OpenVINO needs them; its ONNX files are slow in onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _REQUIRES = ("nncf==3.4.0", "openvino==2026.4.1", "onnx==1.23.2", "onnxruntime==
 
 
 class NncfOnnx:
-    """Static int8 of an ONNX file. It wants to be pre-processed: shapes inferred, constants folded."""
+    """Static int8 of an ONNX file. The file must be pre-processed: shapes inferred, constants folded."""
 
     name = "nncf-onnx"
     source_format = "onnx"

@@ -218,7 +218,7 @@ def _left_in_float(file: Path) -> list[tuple[str, str]]:
 def _samples(
     calibration: Path, inputs: Mapping[str, Any], called: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """The requests, called and laid out as the file wants them."""
+    """The requests, named and laid out as the file takes them."""
     import numpy as np
 
     for request in Requests(calibration):

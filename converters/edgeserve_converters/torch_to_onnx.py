@@ -237,7 +237,7 @@ def _samples(program: Any, tensors: Mapping[str, Any]) -> list[tuple[dict[str, A
         except Exception:
             if not sizes:
                 raise
-            continue  # the model wants other sizes
+            continue  # the model takes other sizes
         found.append((feeds, [o.detach().cpu().numpy() for o in outputs]))
     return found
 

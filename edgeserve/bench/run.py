@@ -49,7 +49,7 @@ def bench(
 ) -> BenchReport:
     """Measure every candidate of the chain that this machine opens, and say why the others do not.
 
-    `say(what, share)` is told what is going on. Raises BundleError (a digest does not match),
+    `say(what, share)` is called with what is being done. Raises BundleError (a digest does not match),
     UsageError (nothing matches the settings), NotMeasured (no candidate works here).
     """
     settings, say = settings or BenchSettings(), say or silent

@@ -70,7 +70,7 @@ def environment_warnings(environment: Environment) -> Iterator[BenchWarning]:
 
 
 def measurement_warnings(found: Measurement, environment: Environment) -> Iterator[BenchWarning]:
-    """What is to be said about one candidate."""
+    """Warnings about one candidate."""
     yield from _timing_warnings(found, environment)
     yield from _engagement_warnings(found)
     for failed in found.offline.failed:

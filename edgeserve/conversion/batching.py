@@ -18,9 +18,9 @@ from edgeserve.formats.reading import ModelReader
 from edgeserve.runtimes import Session
 from edgeserve.tensors import Interface, TensorSpec
 
-# Requests of one model that can share a batch share at most so many rows.
+# Maximum rows of a batch that requests of one model share.
 MAX_BATCH: Final = 32
-# As many samples are looked at for two of one shape, and for the integers that occur.
+# Samples in which to look for two of one shape, and for the integers that occur.
 _SAMPLES: Final = 8
 
 

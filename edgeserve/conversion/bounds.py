@@ -13,7 +13,7 @@ from edgeserve.bundle import (
 from edgeserve.bundle.fidelity import Kind
 from edgeserve.conversion.options import Demands
 
-# Precisions that promise the source's numbers must keep so much of their size, or the conversion is broken.
+# Minimum signal in dB of precisions that promise the source's numbers: with less the conversion is broken.
 MIN_SIGNAL_DB = {"fp32": 40.0, "fp16": 30.0, "bf16": 20.0}
 # A tenth of the variance may be error (an R2 of 0.9); of class scores, whose order counts, half.
 DEFAULT_MIN_SQNR_DB = 10.0

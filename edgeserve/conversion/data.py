@@ -39,7 +39,7 @@ class Data(msgspec.Struct, frozen=True):
 
     @property
     def random(self) -> tuple[Samples, ...]:
-        """What of the samples is made up."""
+        """Those of the samples that are made up."""
         return tuple(s for s in (self.proof, self.calibration) if s is not None and s.random)
 
     @classmethod
@@ -85,7 +85,7 @@ class Data(msgspec.Struct, frozen=True):
 
 
 def _check_labels(labelled: Samples, interface: Interface, kinds: Kinds) -> None:
-    """Raise DataError for labels that are no index of the class scores: no answer could be right, and none
+    """Raise DataError for labels that are not an index of the class scores: no answer could be right, and none
     of a worse variant less so."""
     scores = class_scores(interface, kinds)
     classes = next((s.shape[1] for s in interface.outputs if s.name == scores), None)

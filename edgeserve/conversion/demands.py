@@ -60,7 +60,7 @@ def unmet_wishes(job: Job, decisions: Sequence[Decision], recipes: Collection[st
         found.append(f"no {asked} variant serves {target.name}: {why}")
     for recipe in options.recipes:
         if recipe in recipes or (recipe == "static-restored" and "static" in recipes):
-            continue  # restoring needs something that wants it
+            continue  # nothing needed restoring
         why = (
             f"the source {model.described_precision()}"
             if model.is_quantized

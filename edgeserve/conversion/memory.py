@@ -14,7 +14,7 @@ APART_BYTES: Final = 200_000_000
 
 
 def give_back(size_bytes: int) -> None:
-    """After something so large was opened or closed: hand what the C library keeps for later allocations to the
+    """After `size_bytes` were opened or closed: return what the C library keeps for later allocations to the
     system. It may be as much again: of a file that is parsed, blocks below 32 MB are kept."""
     if size_bytes > APART_BYTES // 4:  # an int8 variant of a large model
         gc.collect()  # models of quantizers that refer to themselves

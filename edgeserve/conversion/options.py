@@ -14,7 +14,7 @@ from edgeserve.names import NAME, NAME_RULE
 
 
 class SourceOptions(msgspec.Struct, frozen=True):
-    """What a converter must be told about a source.
+    """What a converter must know about a source.
 
     PyTorch checkpoints: `model_class` ("module:Class"), its keyword arguments, the folders to import it from
     (the current one if none are given), dtypes of inputs that are not float32. `trust_source`: the file may

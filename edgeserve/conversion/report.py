@@ -32,7 +32,7 @@ from edgeserve.targets.schema import Target
 
 # Whose documentation says so; LiteRT adds in 32 bits.
 _SATURATING: Final = ("onnxruntime", "openvino")
-# So many names of nodes fit a remark.
+# Maximum names of nodes in a remark.
 _LISTED: Final = 6
 _SATURATES: Final = (
     "int8 was proven on this CPU, which has no VNNI: sums may saturate here that do not on a CPU with VNNI "
@@ -229,7 +229,7 @@ def _repairs(found: Found, chain: Sequence[Candidate]) -> tuple[str, ...]:
 
 
 def partly(variants: Iterable[Variant]) -> list[str]:
-    """What is said of quantized variants of which some layers kept more bits."""
+    """Remarks on quantized variants in which some layers kept more bits."""
     found = []
     for variant in variants:
         done, total = quantized_in(variant.layers), sum(variant.layers.values())
@@ -251,7 +251,7 @@ def _few_threads(rows: Sequence[VariantRow]) -> list[str]:
 
 
 def _saturation(target: Target, rows: Sequence[VariantRow]) -> list[str]:
-    """What of int8 was measured here may be worse than on a target whose sums do not saturate."""
+    """A remark where int8 measured here may be worse than on the target, whose sums do not saturate."""
     measured = any(
         r.precision == "int8" and r.measured is not None and r.runtime in _SATURATING for r in rows
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 from edgeserve.errors import SourceError, nearest
 
-# A file's suffix, and the format it stands for.
+# The format of a file, by its suffix.
 _SUFFIXES: Final = {
     ".onnx": "onnx",
     ".pt2": "torch-export",

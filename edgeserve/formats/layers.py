@@ -62,7 +62,7 @@ def told_layers(layers: Layers) -> str | None:
 
 
 def _named(dtype: str) -> str | None:
-    """The precision that an element type of weights stands for; None for indices and the like."""
+    """The precision of an element type of weights; None for indices and the like."""
     short = dtype.lower().removeprefix("element.").strip()
     for names, precision in (
         (("float", "float32", "f32", "double", "float64", "f64"), "fp32"),

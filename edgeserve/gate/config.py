@@ -176,7 +176,7 @@ def _written(folder: Path, file: Path | None) -> _Written | None:
 
 
 def _variables(environ: Mapping[str, str]) -> dict[str, _Setting]:
-    """What EDGESERVE_GATE_* set. Raises UsageError for one that is no key."""
+    """What EDGESERVE_GATE_* set. Raises UsageError for one that is not a key."""
     found = {}
     for name, value in environ.items():
         if name.startswith(ENVIRONMENT_PREFIX) and value:

@@ -24,7 +24,7 @@ def gate(
     """Hold the first candidate that opens here to the limits.
 
     Raises BundleError, UsageError (no candidate on the configured device), DeviceUnavailable (none
-    opens). A missed limit is no exception: it is in the report.
+    opens). A missed limit does not raise: it is in the report.
     """
     before = observe_before()
     facts, skipped = measure(

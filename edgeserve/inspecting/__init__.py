@@ -1,5 +1,5 @@
 """What is in a model file or a bundle: tensors, operators, size by part, digests. Runs nothing,
-unless it is asked what of a bundle runs where."""
+unless it is asked where a bundle's candidates run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class BundleReport(msgspec.Struct, frozen=True):
 
 
 def place_bundle(path: Path) -> BundleReport:
-    """As `inspect_bundle`, and with every candidate opened here: what of it runs where."""
+    """As `inspect_bundle`, and with every candidate opened here: where its operations run."""
     report = inspect_bundle(path)
     return msgspec.structs.replace(report, placements=placements_here(Bundle.open(path)))
 

@@ -27,7 +27,7 @@ from edgeserve.tensors import Tensors
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 
-# Histograms are made of so many bytes of activations at a time: onnxruntime's calibrator keeps every
+# Bytes of activations that histograms are made of at a time: onnxruntime's calibrator keeps every
 # activation of every sample it is given at once (onnxruntime#10503).
 _CHUNK_BYTES: Final = 256 << 20
 _PERCENTILE: Final = 99.999

@@ -59,7 +59,7 @@ class VariantPlan(msgspec.Struct, frozen=True):
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raise UsageError for a name that is no recipe."""
+    """Raise UsageError for a name that is not a recipe."""
     for name in names:
         if name not in RECIPES:
             guess = nearest(name, RECIPES)

@@ -148,7 +148,7 @@ def _power(helper: Any, source: str, destination: str) -> list[Any]:
 
 
 def _noise(file: Path, layers: list[str], samples: Iterable[Tensors]) -> dict[str, float]:
-    """SQNR in dB by layer. What a layer always adds is no signal: only its values' spread is."""
+    """SQNR in dB by layer. What a layer always adds is not signal: only the spread of its values is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -265,7 +265,7 @@ def test_pt2_files_cannot_run_code(made: Path, tmp_path: Path) -> None:
     old = re.findall(r'"expr_str": "[^"]+"', text)[0]
     evil = f"Integer(0*len([open('{proof}','w')]))"
     source = rewritten(made / "net.pt2", tmp_path / "evil.pt2", old, f'"expr_str": "{evil}"')
-    refused(source, tmp_path, ["is no arithmetic", "open"])
+    refused(source, tmp_path, ["is not arithmetic", "open"])
     assert not proof.exists()
     library = tmp_path / "library.pt2"
     library.write_bytes((made / "net.pt2").read_bytes())

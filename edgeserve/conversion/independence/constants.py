@@ -151,7 +151,7 @@ def range_(op: Op) -> Sequence[State]:
 
 
 def objects(value: Any) -> Any:
-    """An array of objects, of the shape that nested lists have. Dim is no sequence, so it is an element."""
+    """An array of objects, of the shape that nested lists have. Dim is not a sequence, so it is an element."""
     if isinstance(value, list | tuple):
         array = np.empty(len(value), object)
         for index, element in enumerate(value):

@@ -50,7 +50,7 @@ def times(a: Element, b: Element) -> Element:
 
 
 def divide(a: Element, b: Element) -> Element | None:
-    """The exact quotient; None where there is none, or none that is known."""
+    """The exact quotient; None where it does not exist or is not known."""
     if isinstance(a, float) or isinstance(b, float):
         return None
     (factor, symbols), (divisor, others) = _parts(a), _parts(b)
@@ -117,7 +117,7 @@ def counts_rows(element: object) -> bool:
 
 
 def rows_in(element: object) -> Element | None:
-    """`element` divided by the number of rows; None unless it is exactly so many times that."""
+    """`element` divided by the number of rows; None unless it is a multiple of that."""
     if not isinstance(element, Dim) or element.symbols.count(BATCH) != 1:
         return None
     rest = divide(element, ROWS)

@@ -82,7 +82,7 @@ class Builder:
     def carried(self, format_name: str) -> Precision:
         """The precision of a source that is not FP32, in a format: converters may store it in FP32.
 
-        That of the source where it cannot be told.
+        The precision of the source where that cannot be found out.
         """
         if format_name == self._source.format:
             return self._source.precision

@@ -121,12 +121,12 @@ def _chosen(trial: VariantTrial) -> str:
     if trial.unverified is None:
         return "chosen"
     other = trial.elsewhere
-    told = (
+    elsewhere = (
         f"its file runs on {other.where} with an SQNR of {other.fidelity.sqnr_db:.1f} dB"
         if other is not None
         else "no runtime here loads its file, so it comes last in the chain"
     )
-    return f"not verified here: {trial.unverified}; {told}"
+    return f"not verified here: {trial.unverified}; {elsewhere}"
 
 
 def without_worse_than_source(

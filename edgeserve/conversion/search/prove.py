@@ -40,10 +40,10 @@ from edgeserve.runtimes import Session, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.tensors import Tensors
 
-# Golden samples travel with the bundle: as many as these, within this size, at least one.
+# Golden samples stored in the bundle: this many, within this size, at least one.
 GOLDEN_SAMPLES: Final = 8
 GOLDEN_BYTES: Final = 2_000_000
-# A quantized variant that takes so many times as long as fp32 is not looked at any further.
+# A quantized variant that takes this many times as long as fp32 is dropped at once.
 _HOPELESS: Final = 3.0
 
 
@@ -94,7 +94,7 @@ def prove(
             settle(item.session)
         say("timing", None)
         times, problems = time_in_turns(alive, list(contenders), reference, samples[0], seconds)
-        reference.make_room()  # where an operation runs may take another session to tell
+        reference.make_room()  # finding out where operations run may take another session
         for index, problem in problems.items():
             trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         alive = [o for o in alive if list(contenders).index(o.contender) not in problems]
@@ -292,7 +292,7 @@ def _golden_errors(
 
 
 def _golden_picks(samples: Samples, wanted: list[Tensors]) -> list[int]:
-    """The first samples, as many as fit; of those only what can be stacked upon the first."""
+    """The indices of the first samples that fit in size and can be stacked on the first."""
     first = samples[0]
     size = sum(a.nbytes for a in first.values()) + sum(a.nbytes for a in wanted[0].values())
     count = max(1, min(GOLDEN_SAMPLES, len(samples), GOLDEN_BYTES // max(size, 1)))

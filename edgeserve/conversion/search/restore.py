@@ -68,7 +68,7 @@ def restore(
 ) -> Restoration:
     """Find nodes to leave in fp32; afterwards the builder makes `static-restored` plans with them.
 
-    Quality is that on the entry's own runtime. Gives up when most layers would be in fp32: that is no int8 model any more. `wanted` are the source's outputs on the proof samples; `deadline` is of `time.monotonic`.
+    Quality is that on the entry's own runtime. Gives up when most layers would be in fp32: that is not an int8 model any more. `wanted` are the source's outputs on the proof samples; `deadline` is of `time.monotonic`.
     """
     work = quantizer.prepared.parent / "ranking"
     work.mkdir(exist_ok=True)

@@ -329,5 +329,5 @@ class Search:
 
 
 def _at_level(measured: Measured, speedup: float) -> Pace:
-    """The pace that is so many times the source's, in the run that `measured` is of."""
+    """The pace of a variant `speedup` times as fast as the source, in the run that `measured` comes from."""
     return Pace(measured.latency_ms * measured.speedup / speedup, speedup)

@@ -93,7 +93,7 @@ def open_stand_in(
 
 
 def threads_for(entry: ChainEntry, threads: int) -> int:
-    """Those of a call: what is said of the CPU's holds for no other device."""
+    """The threads of a call; 0 on other devices than the CPU."""
     return threads if entry.device == "cpu" else 0
 
 

@@ -113,7 +113,7 @@ def _limit(
 
 
 def _answers(error: OutputTolerance, elements: int) -> OutputTolerance:
-    """Of ids and texts, so many more may differ; one of a few may always, but never half of them."""
+    """The share of ids and texts that may differ: more than was measured, at least one element, never half."""
     one = 1.0 / max(elements, 1)
     room = min(0.5, max(_MARGIN * error.differing, 1.0 - DEFAULT_MIN_AGREEMENT, one))
     return msgspec.structs.replace(error, differing=max(room, error.differing))

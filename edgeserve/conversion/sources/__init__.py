@@ -1,1 +1,1 @@
-"""The trained model as the user has it: telling the kinds apart, reading, and what each needs."""
+"""The trained model as the user has it: reading it, running it for the first time, what its outputs hold."""

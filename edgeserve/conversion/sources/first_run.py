@@ -37,7 +37,7 @@ _OPEN_SIZES: Final = (64, 512, 4096, 16, 1)
 _MOST_ELEMENTS: Final = 4_000_000
 # Upper ends for integers that nothing in the model limits.
 _CAPS: Final = (None, 2**31 - 1, 1000, 16, 1)
-# Random samples that the model must run on before they are taken, and how long that may take.
+# Random samples that the model must run on before they are used, and how long that may take.
 _FEW: Final = 8
 _FEW_S: Final = 5.0
 # Run-to-run differences below this share of the output are the order of sums.
@@ -141,7 +141,7 @@ def _fitting(model: SourceModel, options: Options, reference: Session) -> Data:
 
 
 def _trials(model: SourceModel) -> Iterator[tuple[int, Mapping[str, Span], tuple[str, ...]]]:
-    """Open sizes with spans to try, the most telling first, and what is to be said of them."""
+    """Open sizes with spans to try, the most telling first, and remarks on them."""
     interface = model.interface
     is_open = not all(s.is_static for s in interface.inputs)
     for size in _OPEN_SIZES if is_open else _OPEN_SIZES[:1]:

@@ -95,7 +95,7 @@ class Graph:
         return constant.shape if constant is not None else self._shapes.get(name)
 
     def sizes(self, name: str, open_size: int) -> tuple[int, ...] | None:
-        """The shape in samples whose open dimensions are so large; None where it is not known."""
+        """The shape in samples whose open dimensions have this size; None where it is not known."""
         dims = self.dims(name)
         known = {d for v in self._proto.graph.input for d in _dims(v) or ()}
         if dims is None or any(isinstance(d, str) and d not in known for d in dims):

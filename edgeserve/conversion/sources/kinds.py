@@ -1,4 +1,4 @@
-"""What each output of a source holds: asked for, said by labels, or read from the end of its graph.
+"""What each output of a source holds: asked for, given by labels, or read from the end of its graph.
 
 Never from a shape: [n, 3] may be three classes, or three numbers that somebody measured.
 """

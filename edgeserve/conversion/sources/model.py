@@ -16,7 +16,7 @@ from edgeserve.tensors import Interface, TensorSpec
 
 class SourceModel(msgspec.Struct, frozen=True):
     """A readable model: what is converted from. `format` is that of its data, which for sources of
-    most frameworks is ONNX by now; `source` tells of the file that the user gave.
+    most frameworks is ONNX by now; `source` describes the file that the user gave.
 
     `proto` is an onnx.ModelProto with its external data loaded, None for other formats; once the whole model is in
     `file`, it holds small constants only. `labels` is a

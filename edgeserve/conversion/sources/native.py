@@ -59,7 +59,7 @@ def read_native(path: Path, format_name: str) -> SourceModel:
 
 
 def open_native(model: SourceModel, threads: int = 0) -> Session:
-    """The source on its own runtime's CPU, computing in f32, with so many threads a call (0: the
+    """The source on its own runtime's CPU, computing in f32, with `threads` per call (0: the
     engine's choice). Raises what the runtime's `load` raises."""
     files = VariantFiles("source", model.path, model.format, model.precision, model.interface)
     return load_guarded(runtime(NATIVE[model.format]), files, "cpu", LoadOptions(threads=threads))

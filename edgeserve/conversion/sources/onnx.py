@@ -71,7 +71,7 @@ def open_reference(
     model: SourceModel, file: Path, threads: int = 0, options: Mapping[str, Option] | None = None
 ) -> Session:
     """The fp32 source itself on onnxruntime's CPU provider, which computes in f32 and nothing less, with
-    so many threads a call (0: the engine's choice).
+    `threads` per call (0: the engine's choice).
 
     Raises UnsupportedModel naming the node when onnxruntime lacks one of its operators.
     """

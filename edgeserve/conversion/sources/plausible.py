@@ -50,7 +50,7 @@ _BETWEEN: Final[dict[tuple[str, int], tuple[float, float]]] = {
 }  # fmt: skip
 _DEPTH: Final = 200
 _WIDEST_SCALE: Final = 1e12
-# Standard deviations that data have; what leads to others is no normalization.
+# Standard deviations that data have; what leads to others is not a normalization.
 _SCALES: Final = (1e-4, 1e6)
 _SPREAD: Final = 1e3
 

@@ -50,7 +50,7 @@ def read_source(path: Path, options: Options, work: Path, say: Say) -> SourceMod
 def open_source(
     model: SourceModel, threads: int = 0, options: Mapping[str, Option] | None = None
 ) -> Session:
-    """The source itself on a CPU, computing in f32, with so many threads a call (0: the engine's choice).
+    """The source itself on a CPU, computing in f32, with `threads` per call (0: the engine's choice).
 
     Raises what the runtime's `load` raises.
     """

@@ -12,13 +12,13 @@ from edgeserve.tensors import Tensors, TensorSpec
 
 
 class Reference:
-    """A session of a source of so many bytes, open in a `with` block. It may be closed while others need the
-    memory: the next call opens it again."""
+    """The source's session, open in a `with` block. It may be closed while others need the memory: the next
+    call opens it again. `size_bytes` is the size of the source."""
 
     def __init__(
         self, session: Session, size_bytes: int, open_again: Callable[[int], Session]
     ) -> None:
-        """`open_again(threads)` opens it with so many threads a call (0: the engine's choice)."""
+        """`open_again(threads)` opens it with that many threads per call (0: the engine's choice)."""
         self._session: Session | None = session
         self._size_bytes = size_bytes
         self._open_again = open_again
@@ -41,7 +41,7 @@ class Reference:
         self.close()
 
     def limit_threads(self, threads: int) -> None:
-        """From the next call on, run with so many threads (0: the engine's choice)."""
+        """From the next call on, use this many threads per call (0: the engine's choice)."""
         if threads != self._threads:
             self._threads = threads
             self.close()
