@@ -79,8 +79,8 @@ def made_model(options: Mapping[str, object]) -> Any:
     except ImportError as error:
         # Not an ImportError any longer: it is not the tool environment that is broken.
         raise RuntimeError(
-            f"{named} cannot be imported: {error}; besides torch only the folders of --python-path are "
-            "there: export the model as .pt2 where it was trained"
+            f"{named} cannot be imported: {error}; only torch and the folders of --python-path can be "
+            "imported: export the model as .pt2 where it was trained"
         ) from None
     except AttributeError as error:
         raise RuntimeError(f"{named} cannot be made: {error}") from error

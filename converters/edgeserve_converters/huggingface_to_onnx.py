@@ -124,7 +124,7 @@ def _task(source: Path, settings: Mapping[str, Any], wanted: object) -> str:
         return "feature-extraction"
     if wanted is None and trained is None:
         raise RuntimeError(
-            f"config.json names {named}, which tells no task that can be converted: choose with --task "
+            f"config.json names {named}, which does not name a task that can be converted: choose with --task "
             f"one of {_listed(_TASKS)}"
         )
     # Other tasks' heads may fit, since they have the same names, and compute something else.
@@ -278,7 +278,7 @@ def _recipe(model: Any, task: str) -> Any:
     recipe = make(model.config)
     if {"input_ids", "pixel_values"} <= set(recipe.inputs):
         raise RuntimeError(
-            f"'{kind}' takes text and images at once: models of one can be converted"
+            f"'{kind}' takes text and images: only models that take one of them can be converted"
         )
     strange = sorted(set(recipe.inputs) - {*_TEXT_INPUTS, "pixel_values"})
     if strange:

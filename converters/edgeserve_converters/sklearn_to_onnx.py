@@ -203,7 +203,9 @@ def _exported(model: Any, features: int) -> Any:
         ) from error
     for value in (*proto.graph.input, *proto.graph.output):
         if value.type.WhichOneof("value") != "tensor_type":
-            raise RuntimeError(f"skl2onnx made '{value.name}' of {type(model).__name__} no tensor")
+            raise RuntimeError(
+                f"skl2onnx made '{value.name}' of {type(model).__name__} something other than a tensor"
+            )
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].HasField("dim_value"):
             dims[0].dim_param = "batch"

@@ -199,13 +199,13 @@ def _checked(source: Path, signature: str) -> list[str]:
     except DecodeError as error:
         raise RuntimeError(f"saved_model.pb is damaged: {error}") from None
     if not model.meta_graphs:
-        raise RuntimeError("saved_model.pb holds no graph: it is truncated, or no SavedModel")
+        raise RuntimeError("saved_model.pb holds no graph: it is truncated, or not a SavedModel")
     serving = [m for m in model.meta_graphs if "serve" in m.meta_info_def.tags]
     graph = (serving or list(model.meta_graphs))[0]
     names = sorted(n for n in graph.signature_def if not n.startswith("__"))
     if not names:
         raise RuntimeError(
-            "it has no signature, so nothing says what goes in and comes out: write it with model.export(folder), "
+            "it has no signature, so its inputs and outputs are unknown: write it with model.export(folder), "
             "or tf.saved_model.save(module, folder, signatures=…)"
         )
     if signature not in names:
@@ -245,7 +245,7 @@ def _write(
     for spec in specs:
         if spec.shape.rank is None:
             raise RuntimeError(
-                f"input '{spec.name}' has any number of dimensions: fix it in the model"
+                f"input '{spec.name}' has an unknown number of dimensions: fix it in the model"
             )
         if not (spec.dtype.is_floating or spec.dtype.is_integer or spec.dtype.is_bool):
             raise RuntimeError(
