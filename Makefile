@@ -1,6 +1,6 @@
 # Two commands on a fresh machine with Python 3.11 and make: `make demo`, `make test`.
 PYTHON ?= python3
-PROCESSES ?= 2
+PROCESSES ?= 4
 VENV := .venv
 DEMO_VENV := .venvs/demo
 WEBGPU_VENV := .venvs/webgpu
@@ -32,12 +32,12 @@ types: $(VENV)/.installed
 layers: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-# Files of tests side by side: much of a test's time is spent waiting.
+# Tests side by side, more than there are cores: much of their time is spent waiting.
 unit: $(VENV)/.installed
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
+	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
 test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
-	$(BIN)/pytest -m slow -n $(PROCESSES) --dist loadfile
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 reference: $(VENV)/.installed  ## Write what docs/ has of the commands' help, of the HTTP routes and of the settings
 	$(BIN)/python docs/reference.py > docs/cli-reference.md

@@ -147,7 +147,7 @@ def test_a_delay_ends_when_the_batch_is_full_or_the_oldest_has_waited(
 
 
 def test_company_that_comes_while_waiting_is_taken_along() -> None:
-    queue = RequestQueue(BatchPolicy(4, (), delay_s=5.0))
+    queue = RequestQueue(BatchPolicy(4, (), delay_s=1.0))
     first = request(1)
     queue.put(first)
     taken: list[Pending] = []
