@@ -36,8 +36,10 @@ layers: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(BIN)/pytest -n $(PROCESSES) --dist worksteal
 
-test-slow: $(VENV)/.installed gpu-envs  ## Tool environments, device packages, the ImageNet example, soaks
-	$(BIN)/pytest -m slow -n 2 --dist loadfile
+# Whole files side by side: most share an environment that is made for them.
+test-slow: $(VENV)/.installed  ## Tool environments, device packages, the ImageNet example, soaks
+	@$(MAKE) --no-print-directory -j2 gpu-envs
+	$(BIN)/pytest -m slow -n 3 --dist loadfile
 
 reference: $(VENV)/.installed  ## Write what docs/ has of the commands' help, of the HTTP routes and of the settings
 	$(BIN)/python docs/reference.py > docs/cli-reference.md

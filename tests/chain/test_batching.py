@@ -211,8 +211,9 @@ def test_rows_of_one_request_are_run_apart_where_only_the_variant_mixes_them(
 def test_batches_of_large_rows_hold_as_many_as_were_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 MB a row, in and out: seven of them are just below 64 MB."""
-    monkeypatch.setitem(CONSTANTS, "many", np.int64([1, 500_000]))
+    """0.8 MB a row, in and out: seven of them are just below 6.4 MB."""
+    monkeypatch.setattr("edgeserve.chain.batching._BATCH_BYTES", 6_400_000)
+    monkeypatch.setitem(CONSTANTS, "many", np.int64([1, 50_000]))
     found = batching(bundle_of(tmp_path, [("Tile", "x many", "y", {})], samples=1))
     assert found.max_batch == 7
     assert "were not tried" in found.reason
