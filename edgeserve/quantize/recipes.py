@@ -1,7 +1,10 @@
 """The recipes: which ways there are to make a precision of a format, and which are worth trying.
 
-A recipe is a name; how it is carried out is the builder's business. Tier 1 is tried at once, tier 2 where
-tier 1 misses the quality bounds. What cannot win is planned with the reason, so that the report shows it.
+A recipe is a name; how it is carried out is in `conversion/search/` (`onnx_recipes.py` for ONNX, `builder.py`
+for other formats). Adding one: its line in RECIPES, and where it is worth trying, below.
+
+Tier 1 is tried at once, tier 2 where tier 1 misses the quality bounds. What cannot win is planned with the
+reason, so that the report shows it.
 """
 
 from __future__ import annotations
