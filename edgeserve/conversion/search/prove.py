@@ -67,7 +67,8 @@ def prove(
     """Open each contender, compare its outputs with the reference's on all samples, time all in turns.
 
     `seconds` limits the timing of each contender. Where speed counts, this CPU is the target's: one that is
-    far slower than fp32 at first sight is dropped before that. Sessions are closed again; `reference` is left open unless it is large.
+    far slower than fp32 at first sight is dropped before that. Sessions are closed again; `reference` is
+    left open unless it is large.
     """
     samples, threads, speed_counts = job.data.proof, job.threads, job.bounds.speed_counts
     opened: list[OpenContender] = []
@@ -77,27 +78,27 @@ def prove(
         for index, contender in enumerate(contenders):
             trial, session = open_contender(contender, threads)
             if session is not None:
-                opened.append(OpenContender(contender, session))
+                opened.append(OpenContender(index, contender, session))
             elif trial.unverified is not None and speed_counts and _is_here(contender):
                 # The target's own CPU: what does not open on it (bf16 without AVX512-BF16) never will.
                 trial = msgspec.structs.replace(trial, unverified=None, problem=trial.unverified)
             elif trial.unverified is not None:
                 trial, session = open_stand_in(trial, contender, threads)
                 if session is not None:
-                    stand_ins.append(OpenContender(contender, session))
+                    stand_ins.append(OpenContender(index, contender, session))
             trials[index] = trial
         if speed_counts:
-            opened = _first_look(opened, trials, list(contenders), samples[0])
-        wanted = _run_all([*opened, *stand_ins], trials, list(contenders), reference, samples, say)
+            opened = _first_look(opened, trials, samples[0])
+        wanted = _run_all([*opened, *stand_ins], trials, reference, samples, say)
         alive = [o for o in opened if len(o.outputs) == len(samples)]
         for item in alive:
             settle(item.session)
         say("timing", None)
-        times, problems = time_in_turns(alive, list(contenders), reference, samples[0], seconds)
+        times, problems = time_in_turns(alive, reference, samples[0], seconds)
         reference.make_room()  # finding out where operations run may take another session
         for index, problem in problems.items():
             trials[index] = msgspec.structs.replace(trials[index], problem=problem)
-        alive = [o for o in alive if list(contenders).index(o.contender) not in problems]
+        alive = [o for o in alive if o.index not in problems]
         scores = class_scores(job.interface, job.model.kinds)
         labels = samples.labels if scores is not None else None
         picked = _golden_picks(samples, wanted)
@@ -105,16 +106,16 @@ def prove(
             top1_accuracy([w[scores] for w in wanted], labels) if scores and labels else None
         )
         for item in alive:
-            index = list(contenders).index(item.contender)
+            index = item.index
             found, accuracy = quality(job, wanted, item.outputs)
-            trials[index] = _measured(item, found, accuracy, times, index, trials[index], threads)
+            trials[index] = _measured(item, found, accuracy, times, trials[index], threads)
             trials[index] = _with_batching(trials[index], item, job)
             trials[index] = msgspec.structs.replace(
                 trials[index], golden=_golden_errors(found, samples, wanted, item.outputs, picked)
             )
             same = [o for o in alive if _is_fp32_beside(o.contender, item.contender)]
             if same:
-                own = times[str(list(contenders).index(same[0].contender))]
+                own = times[str(same[0].index)]
                 trials[index] = msgspec.structs.replace(
                     trials[index],
                     speedup_high=speedup_interval(own, times[str(index)]).high,
@@ -122,7 +123,7 @@ def prove(
                 )
         for item in stand_ins:
             if len(item.outputs) == len(samples):
-                index = list(contenders).index(item.contender)
+                index = item.index
                 found, accuracy = quality(job, wanted, item.outputs)
                 where = f"{item.contender.chain_entry.runtime}/cpu"
                 trials[index] = msgspec.structs.replace(
@@ -170,7 +171,6 @@ def _is_here(contender: Contender) -> bool:
 def _first_look(
     opened: list[OpenContender],
     trials: dict[int, VariantTrial],
-    contenders: list[Contender],
     inputs: Tensors,
 ) -> list[OpenContender]:
     """Drop what takes several times as long as fp32 on the same runtime: it cannot win."""
@@ -189,7 +189,7 @@ def _first_look(
         if problem is None and ratio <= _HOPELESS:
             kept.append(item)
             continue
-        index = contenders.index(item.contender)
+        index = item.index
         problem = problem or f"skipped: {ratio:.1f}x the time of fp32 at first sight"
         trials[index] = msgspec.structs.replace(trials[index], problem=problem)
         item.session.close()
@@ -199,7 +199,6 @@ def _first_look(
 def _run_all(
     opened: list[OpenContender],
     trials: dict[int, VariantTrial],
-    contenders: list[Contender],
     reference: Session,
     samples: Samples,
     say: Say,
@@ -216,7 +215,7 @@ def _run_all(
                 f"the source model fails on sample {done} of {samples.source}", cause=error.cause
             ) from None
         for item in opened:
-            index = contenders.index(item.contender)
+            index = item.index
             if index in failed:
                 continue
             try:
@@ -241,12 +240,11 @@ def _measured(
     found: Fidelity,
     accuracy: Accuracy | None,
     times: Mapping[str, Timings],
-    index: int,
     trial: VariantTrial,
     threads: int,
 ) -> VariantTrial:
     entry = item.contender.chain_entry
-    mine = times[str(index)]
+    mine = times[str(item.index)]
     speedup = speedup_interval(times["reference"], mine)
     try:
         placed = asked_placement(item.session)

@@ -38,8 +38,9 @@ class Contender(msgspec.Struct, frozen=True):
 
 
 class OpenContender(msgspec.Struct):
-    """A contender with its session, and its outputs for the samples so far."""
+    """A contender with its session, its place among all, and its outputs for the samples so far."""
 
+    index: int
     contender: Contender
     session: Session
     outputs: list[Tensors] = []
@@ -111,7 +112,6 @@ def quickest(session: Session, inputs: Tensors) -> float:
 
 def time_in_turns(
     alive: list[OpenContender],
-    contenders: list[Contender],
     reference: Session,
     inputs: Tensors,
     seconds: float,
@@ -129,8 +129,7 @@ def time_in_turns(
 
     runs = {"reference": call(None, reference)}
     for item in alive:
-        index = contenders.index(item.contender)
-        runs[str(index)] = call(index, item.session)
+        runs[str(item.index)] = call(item.index, item.session)
     problems: dict[int, str] = {}
     while True:
         try:
@@ -176,13 +175,13 @@ def race(
     opened: list[OpenContender] = []
     times: dict[str, Timings] = {}
     try:
-        for contender in contenders:
+        for index, contender in enumerate(contenders):
             _, session = open_contender(contender, threads)
             if session is not None:
-                opened.append(OpenContender(contender, session))
+                opened.append(OpenContender(index, contender, session))
         for lap in range(_LAPS):
             say("timing what comes close" + (", once more" if lap else ""), None)
-            more, _ = time_in_turns(opened, list(contenders), reference, samples[0], seconds)
+            more, _ = time_in_turns(opened, reference, samples[0], seconds)
             times = {name: _joined(times.get(name), found) for name, found in more.items()}
             if is_clear({n: t for n, t in times.items() if n != "reference"}):
                 break
