@@ -23,20 +23,25 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `edgeserve convert` wrote.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle that `edgeserve convert` wrote.")
+    ],
     device: Annotated[
         str | None, typer.Option(help="Only candidates on this device: cpu, gpu, npu.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Only candidates with this variant.")] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="MODEL.onnx", help="Measure the source model beside them, in fp32."),
+        typer.Option(metavar="MODEL.onnx", help="Also measure the source model, in fp32."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads of one call; 0 leaves it to the engine.")
+        int, typer.Option(min=0, help="Threads of one call; 0: the engine decides.")
     ] = 0,
     duration: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Single-stream time per candidate.")
+        float,
+        typer.Option(
+            min=0.1, metavar="SECONDS", help="Single-stream timing per candidate, in seconds."
+        ),
     ] = 5.0,
     samples: Annotated[
         int, typer.Option(min=1, help="Minimum calls per candidate (662 for a p99).")
@@ -51,15 +56,15 @@ def bench(
             "-o",
             "--output",
             metavar="PATH",
-            help="Also write the report there, as JSON unless --format names another.",
+            help="Also write the report to this file, as JSON unless --format is given.",
         ),
     ] = None,
     format: Annotated[
-        str, typer.Option(metavar="NAME", help="How to print the report: table or json [table].")
+        str, typer.Option(metavar="NAME", help="Format of the report: table or json.")
     ] = "table",
-    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
-    """Measure every candidate of the chain that opens here, in turns; say why the others do not."""
+    """Measure every candidate that opens on this machine, in turns, and say why the others do not open."""
     from edgeserve.bench import BenchSettings
     from edgeserve.bench import bench as measure
     from edgeserve.cli.output import progress, stdout_console, write_output

@@ -49,7 +49,7 @@ def check(
         typer.Option(metavar="FILE", help="Write the findings as SARIF 2.1.0; - is stdout."),
     ] = None,
 ) -> None:
-    """Check which targets support a model. Exit code: 0 all fine, 1 a target is not, 2 wrong input."""
+    """Check which targets support a model. Exit code: 0 all do, 1 one does not, 2 wrong input."""
     from edgeserve.checking import check as run_check
     from edgeserve.checking import to_sarif
     from edgeserve.cli.output import stderr_console, write_output

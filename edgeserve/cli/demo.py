@@ -35,7 +35,7 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="Keep the bundle in this folder.")
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve/--no-serve", help="End before serving with --no-serve.")
+        bool, typer.Option("--serve/--no-serve", help="Serve the bundle at the end, and query it.")
     ] = True,
 ) -> None:
     from edgeserve.demo import ask, embedded

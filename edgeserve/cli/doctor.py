@@ -37,8 +37,8 @@ def doctor(
     ] = 20.0,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Say what is installed, what opens (each device runs a tiny model in a process of its own), what
-    clashes, and the command that mends it. Exit code: 0 fine, 1 something expected does not work."""
+    """Show what is installed, which devices open (each runs a tiny model in its own process), what
+    conflicts, and the command that fixes it. Exit code: 0 fine, 1 something expected does not work."""
     from edgeserve.cli.output import stderr_console
     from edgeserve.diagnosis import diagnose
     from edgeserve.exporting import to_json

@@ -16,8 +16,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Environments of converters that need packages of their own. `convert` makes them when "
-        "it needs them; here they are made beforehand, listed and removed.",
+        help="Manage the environments of converters that need packages of their own. `convert` creates "
+        "them when needed; these commands create them in advance, list and remove them.",
         epilog="Example: edgeserve env list",
     )
     group.command(
@@ -63,7 +63,7 @@ def create(
         str, typer.Argument(help="A converter, or an environment that several share: scikit-learn.")
     ],
 ) -> None:
-    """Make a converter's environment now. Offline: EDGESERVE_WHEELHOUSE names a folder of wheels."""
+    """Create a converter's environment now. Offline: set EDGESERVE_WHEELHOUSE to a folder of wheels."""
     from edgeserve.cli.output import stderr_console
 
     environment = _environment(name)

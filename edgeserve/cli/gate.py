@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def gate(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `edgeserve convert` wrote.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A bundle that `edgeserve convert` wrote.")
+    ],
     config: Annotated[
         Path | None,
         typer.Option(metavar="TOML", help="Limits [edgeserve.toml, or pyproject.toml, here]."),
@@ -72,7 +74,7 @@ def gate(
         Path | None, typer.Option(metavar="MODEL.onnx", help="The source, for --min-speedup.")
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=0, help="Threads of one call; 0 leaves it to the engine.")
+        int, typer.Option(min=0, help="Threads of one call; 0: the engine decides.")
     ] = 0,
     duration: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Minimum timing in seconds.")
@@ -86,9 +88,9 @@ def gate(
         ),
     ] = 60.0,
     format: Annotated[
-        str, typer.Option(metavar="NAME", help="How to print the report: table or json [table].")
+        str, typer.Option(metavar="NAME", help="Format of the report: table or json.")
     ] = "table",
-    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Check a bundle against limits. Exit code: 0 all met, 1 one missed, 2 wrong usage, 3 not measured."""
     from edgeserve.cli.output import progress, stdout_console

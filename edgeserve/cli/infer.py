@@ -40,9 +40,9 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="The model's name, if the server has several.")
     ] = None,
-    version: Annotated[str | None, typer.Option(help="Its version [the newest].")] = None,
+    version: Annotated[str | None, typer.Option(help="The model's version [newest].")] = None,
     wanted: Annotated[
-        list[str] | None, typer.Option("--output", metavar="NAME", help="Only this output.")
+        list[str] | None, typer.Option("--output", metavar="NAME", help="Print only this output.")
     ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, help=f"Best classes to show [{_TOP} of class scores].")

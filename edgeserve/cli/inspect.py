@@ -38,7 +38,7 @@ def inspect(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show inputs, outputs, operators, size by part, variants, digests (which are checked)."""
+    """Show inputs, outputs, operators, sizes and variants, and check the digests of a bundle's files."""
     from edgeserve.errors import UsageError
     from edgeserve.exporting import to_json
     from edgeserve.inspecting import BundleReport, inspect_path, is_bundle, place_bundle

@@ -35,8 +35,8 @@ def register(app: typer.Typer) -> None:
         cls=_NameOrCommand,
         rich_markup_mode=None,
         help="List the targets, or explain one, and say whether this machine satisfies it.\n\n"
-        "edgeserve targets [NAME] [--json], NAME being a target, 'auto' or a .toml file; without one, or "
-        "with 'list', all are listed.",
+        "edgeserve targets [NAME] [--json]: NAME is a target, 'auto' or a .toml file. Without NAME, or "
+        "with 'list', all targets are listed.",
         epilog="Example: edgeserve targets intel-npu",
     )
     group.command(_EXPLAIN, hidden=True, epilog="Example: edgeserve targets intel-npu")(targets)

@@ -137,7 +137,7 @@ class Authoriser:
         if self._keys:
             if self._role_of(caller) is not Role.CONTROL:
                 # Open to whoever is on this machine, it would be open to those who may not even infer.
-                closed = "" if self._keys.control else "; there is no control key: nobody may"
+                closed = "" if self._keys.control else "; no control key is configured"
                 raise Forbidden(f"this key may infer, not control{closed}", hint=CONTROL_HINT)
         elif not (self._loopback and is_loopback(caller.address)):
             raise Forbidden("the control plane needs a key when it is reached from elsewhere")

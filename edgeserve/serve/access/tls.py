@@ -57,7 +57,7 @@ class Tls:
             self.context.load_cert_chain(self._certificate, self._key, password=_no_password)
         except (OSError, ssl.SSLError) as error:
             raise UsageError(
-                f"{self._certificate} and {self._key} are no certificate with its key",
+                f"{self._certificate} and {self._key} are not a matching certificate and key",
                 cause=error.strerror or str(error),
             ) from None
 

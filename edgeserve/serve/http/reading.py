@@ -287,7 +287,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
         if head.length is not None and head.length > self._limits.body_bytes:
             raise Refused(
                 413,
-                f"the body is {head.length} bytes, at most {self._limits.body_bytes} are taken",
+                f"the body is {head.length} bytes; the limit is {self._limits.body_bytes}",
                 "body_too_large",
             )
         expects = head.headers.get(b"expect")

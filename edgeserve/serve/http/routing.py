@@ -151,7 +151,7 @@ class Router(Generic[P]):
                 log.exception("a request could not be routed")
             return refusal or Refusal(503, "unavailable", str(error))
         if head.length is not None and head.length > head.most:
-            message = f"the body is {head.length} bytes, at most {head.most} are taken here"
+            message = f"the body is {head.length} bytes; the limit is {head.most}"
             return Refusal(413, "body_too_large", message)
         head.route = route
         return None

@@ -95,7 +95,7 @@ class WorkerLink:
             while True:
                 (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
                 if size > _MOST:
-                    log.error("message refused: %d bytes, at most %d are accepted", size, _MOST)
+                    log.error("message refused: %d bytes; the limit is %d", size, _MOST)
                     return
                 self._take(_MESSAGE.decode(await self._reader.readexactly(size)))
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -276,5 +276,5 @@ def test_clients_must_show_a_certificate_of_the_authority(
 def test_broken_certificates_are_named(bundle: Path, tmp_path: Path) -> None:
     for name in ("cert", "key"):
         (tmp_path / name).write_text("none")
-    with pytest.raises(UsageError, match="no certificate"):
+    with pytest.raises(UsageError, match="not a matching certificate"):
         Background(settings(bundle, tls_cert=str(tmp_path / "cert"), tls_key=str(tmp_path / "key")))

@@ -92,7 +92,7 @@ class Encoder:
             size += self._content(outputs[wanted.name])
         if size > self._limits.output_bytes:
             raise InvalidInput(
-                f"the outputs are {size} bytes, at most {self._limits.output_bytes} are sent"
+                f"the outputs are {size} bytes; the limit is {self._limits.output_bytes}"
             )
         if size <= _SMALL:
             return size

@@ -113,7 +113,7 @@ def test_a_connection_that_used_a_model_uses_it_after_a_reload(managed: Backgrou
         ("GET", "/v2/repository/index", b"", 405, "use POST"),
         ("GET", "/v2/repository/models/linear/load", b"", 405, "use POST"),
         ("POST", "/v2/repository/index", b"[" * 50, 400, "nested deeper"),
-        ("POST", "/v2/repository/index", b"{" * (1 << 20) + b"x", 413, "at most"),
+        ("POST", "/v2/repository/index", b"{" * (1 << 20) + b"x", 413, "the limit is"),
         ("POST", "/v2/logging", b'{"log_file":"/etc/cron.d/x"}', 405, "read-only"),
         ("POST", "/v2/trace/setting", b'{"trace_file":"/tmp/x"}', 405, "read-only"),
         ("POST", "/v2/models/linear/trace/setting", b"{}", 405, "read-only"),

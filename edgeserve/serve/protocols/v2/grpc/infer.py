@@ -45,7 +45,7 @@ class InferMessages:
         size = sum([binary.content_bytes(outputs[name]) for name in request.outputs])
         limit = self._limits.output_bytes
         if size > limit:
-            raise InvalidInput(f"the outputs are {size} bytes, at most {limit} are sent")
+            raise InvalidInput(f"the outputs are {size} bytes; the limit is {limit}")
         return size
 
     def encode(self, request: V2Request, model: ServedModel, result: Outcome) -> bytes:
