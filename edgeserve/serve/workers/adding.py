@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from edgeserve.serve.workers.messages import Report, Total
 
 # Of the states that a version has in several workers, which one it has in all: the first of these.
 _WORST: Final = ("LOADING", "UNAVAILABLE", "UNLOADING", "READY")
+_Durations = TypeVar("_Durations", InferenceStatistics, BatchStatistics)
 
 
 def status_of_all(
@@ -118,35 +119,28 @@ def _both(one: ModelStatistics, other: ModelStatistics) -> ModelStatistics:
     sizes: dict[int, BatchStatistics] = {}
     for batch in (*one.batch_stats, *other.batch_stats):
         known = sizes.get(batch.batch_size)
-        sizes[batch.batch_size] = batch if known is None else _batches(known, batch)
+        sizes[batch.batch_size] = batch if known is None else _added(known, batch)
     return ModelStatistics(
         name=one.name,
         version=one.version,
         last_inference=max(one.last_inference, other.last_inference),
         inference_count=one.inference_count + other.inference_count,
         execution_count=one.execution_count + other.execution_count,
-        inference_stats=_inferences(one.inference_stats, other.inference_stats),
+        inference_stats=_added(one.inference_stats, other.inference_stats),
         batch_stats=tuple(sizes[size] for size in sorted(sizes)),
         memory_usage=_memory(one.memory_usage, other.memory_usage),
         response_stats=one.response_stats,
     )
 
 
-def _durations(one: Any, other: Any, names: Iterable[str]) -> dict[str, Duration]:
-    found = {}
-    for name in names:
-        a, b = getattr(one, name), getattr(other, name)
-        found[name] = Duration(a.count + b.count, a.ns + b.ns)
-    return found
-
-
-def _inferences(one: InferenceStatistics, other: InferenceStatistics) -> InferenceStatistics:
-    return InferenceStatistics(**_durations(one, other, InferenceStatistics.__struct_fields__))
-
-
-def _batches(one: BatchStatistics, other: BatchStatistics) -> BatchStatistics:
-    names = ("compute_input", "compute_infer", "compute_output")
-    return BatchStatistics(one.batch_size, **_durations(one, other, names))
+def _added(one: _Durations, other: _Durations) -> _Durations:
+    """With the durations of both."""
+    sums = {}
+    for name in one.__struct_fields__:
+        mine, its = getattr(one, name), getattr(other, name)
+        if isinstance(mine, Duration):
+            sums[name] = Duration(mine.count + its.count, mine.ns + its.ns)
+    return msgspec.structs.replace(one, **sums)
 
 
 def _memory(
