@@ -105,10 +105,7 @@ class OneProcess:
         self._shm.register(name, key, offset, byte_size)
 
     async def unregister(self, name: str | None) -> None:
-        if name is None:
-            self._shm.unregister_all()
-        else:
-            self._shm.unregister(name)
+        self._shm.unregister(name)
 
     async def open(self) -> None:
         await self._repository.start(self._following.settings.load)

@@ -97,20 +97,15 @@ class SharedMemory:
             raise
         self._regions[name] = (region, descriptor)
 
-    def unregister(self, name: str) -> None:
-        """Forget a region. An unknown one is not an error, as with Triton."""
+    def unregister(self, name: str | None) -> None:
+        """Forget a region, or all. An unknown one is not an error, as with Triton. Raises SharedMemoryOff."""
         if not self._prefixes:
             raise SharedMemoryOff
         with self._lock:
-            known = self._regions.pop(name, None)
-            if known is not None:
-                os.close(known[1])
-
-    def unregister_all(self) -> None:
-        if not self._prefixes:
-            raise SharedMemoryOff
-        for name in list(self._regions):
-            self.unregister(name)
+            for one in list(self._regions) if name is None else [name]:
+                known = self._regions.pop(one, None)
+                if known is not None:
+                    os.close(known[1])
 
     def status(self, name: str | None = None) -> list[Region]:
         """All regions, or the named one. Raises SharedMemoryOff, UnknownRegion."""

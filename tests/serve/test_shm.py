@@ -116,7 +116,7 @@ def test_names_are_counted_and_told_apart(memory: SharedMemory, segment: Segment
     memory.unregister("c")
     with pytest.raises(InvalidInput, match="registered already"):
         memory.register("a", segment.name, 0, 8)
-    memory.unregister_all()
+    memory.unregister(None)
     for name in ("", "a\nb", "x" * 201):
         with pytest.raises(InvalidInput, match="region name"):
             memory.register(name, segment.name, 0, 8)
@@ -139,7 +139,7 @@ def test_off_is_off() -> None:
     for call in (
         lambda: memory.register("r", "k", 0, 1),
         lambda: memory.unregister("r"),
-        memory.unregister_all,
+        lambda: memory.unregister(None),
         memory.status,
         lambda: memory.read("r", 0, 1),
         lambda: memory.write("r", 0, b""),

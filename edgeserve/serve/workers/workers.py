@@ -180,10 +180,7 @@ class Workers:
             case Register(region):
                 self._shm.register(region.name, region.key, region.offset, region.byte_size)
             case Unregister(name):
-                if name is None:
-                    self._shm.unregister_all()
-                else:
-                    self._shm.unregister(name)
+                self._shm.unregister(name)
             case _:
                 raise EdgeServeError(f"{type(request).__name__} is not for workers")
         return None
