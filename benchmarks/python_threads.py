@@ -2,7 +2,8 @@
 
     python benchmarks/python_threads.py [--callers 2] [--seconds 2] [--rounds 3]
 
-Both numbers of callers take turns; every answer is compared. Printed are calls a second, medians of the rounds.
+Engines, instances and numbers of callers take turns; every answer is compared. Printed are calls a second, medians
+of the rounds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +56,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(f"{'engine':12} {'instances':>9} {'1 caller':>9} {given.callers:>2} callers")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        models = {}
         for engine in ("openvino", "onnxruntime"):
             chain = (Candidate("onnx-fp32", engine, "cpu"),)
             bundle = slow_bundle(Path(folder) / engine, chain)
             for instances in (1, 0):
-                with edgeserve.load(bundle, threads=1, instances=instances) as model:
-                    rates = [
-                        (rate(model, 1, given.seconds), rate(model, given.callers, given.seconds))
-                        for _ in range(given.rounds)
-                    ]
-                one, several = (statistics.median(each) for each in zip(*rates, strict=True))
-                print(f"{engine:12} {instances or 'chosen':>9} {one:9.0f} {several:10.0f}")
+                model = edgeserve.load(bundle, threads=1, instances=instances)
+                models[engine, instances] = stack.enter_context(model)
+        rates: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in models}
+        for _ in range(given.rounds):
+            for key, model in models.items():
+                each = [rate(model, callers, given.seconds) for callers in (1, given.callers)]
+                rates[key].append((each[0], each[1]))
+    for (engine, instances), found in rates.items():
+        one, several = (statistics.median(each) for each in zip(*found, strict=True))
+        print(f"{engine:12} {instances or 'chosen':>9} {one:9.0f} {several:10.0f}")
 
 
 if __name__ == "__main__":
