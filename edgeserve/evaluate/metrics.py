@@ -1,7 +1,7 @@
 """Fidelity and accuracy as plain numbers from plain arrays: every output by its own kind.
 
 The kinds are given, not guessed from shapes: `kind_of_type` knows what element types alone say, and
-`conversion.kinds` what a graph, labels and the user add.
+`conversion.sources.kinds` what a graph, labels and the user add.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Device packages: the least that must travel to the device."""
+"""Device packages: everything a device needs to serve a bundle, nothing more."""
 
 from edgeserve.packaging.folder import DevicePackage, PackageOptions, PackagePart, package
 
