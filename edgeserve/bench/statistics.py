@@ -129,11 +129,6 @@ def _round_medians(timings: Timings) -> Milliseconds:
     )
 
 
-def ratio_interval(baseline: Milliseconds, values: Milliseconds) -> Interval:
-    """`speedup_interval` for series whose values are independent of each other."""
-    return speedup_interval(_independent(baseline), _independent(values))
-
-
 def share_interval(hits: int, samples: int) -> Interval:
     """A share of samples with Wilson's score interval (Wilson, 1927, J. Am. Stat. Assoc. 22)."""
     z = 1.959964  # the normal distribution's 97.5 % point
@@ -142,10 +137,6 @@ def share_interval(hits: int, samples: int) -> Interval:
     half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
     half /= 1 + z * z / samples
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
-
-
-def _independent(values: Milliseconds) -> Timings:
-    return Timings(values, np.zeros(len(values), np.int64), warm_up=0, settled=True)
 
 
 def _clustered(timings: Timings) -> tuple[Milliseconds, npt.NDArray[np.int64]]:

@@ -20,7 +20,6 @@ def test_a_cnn_with_a_linear_head_convolves() -> None:
     proto = small_cnn()
     facts = ModelFacts.of(proto)
     assert (facts.convolutions, facts.matmuls, facts.products, facts.softmaxes) == (5, 1, 0, 0)
-    assert facts.matmul_parameters == 10 * 32
     assert facts.parameters == sum(numpy_helper.to_array(t).size for t in proto.graph.initializer)
     assert facts.convolves
     assert not facts.attends
@@ -41,7 +40,6 @@ def test_weights_used_twice_count_once_and_integers_do_not() -> None:
     )
     facts = ModelFacts.of(proto)
     assert facts.matmuls == 3
-    assert facts.matmul_parameters == 16 * 16 + 16 * 10
     assert facts.parameters == 2 * 16 * 16 + 16 * 10
 
 
@@ -99,7 +97,7 @@ def test_what_cannot_win_is_planned_with_the_reason() -> None:
     skipped = {p.recipe: p.skip for p in plans("onnx", "int8", CONVOLVES) if p.skip}
     assert set(skipped) == {"dynamic", "weights"}
     assert "convolutions in fp32" in (skipped["dynamic"] or "")
-    (int4,) = plans("onnx", "int4", ModelFacts(3, 0, 0, 0, 100, 0))
+    (int4,) = plans("onnx", "int4", ModelFacts(3, 0, 0, 0, 100))
     assert "no constant matrices" in (int4.skip or "")
     (int4,) = plans("onnx", "int4", MULTIPLIES)
     assert int4.skip is None

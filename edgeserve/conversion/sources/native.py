@@ -89,7 +89,6 @@ def _facts(report: ModelReport) -> ModelFacts:
         products=1 if attends else 0,
         softmaxes=total(_SOFTMAXES),
         parameters=report.parameters,
-        matmul_parameters=report.parameters,
     )
 
 
