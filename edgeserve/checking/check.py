@@ -28,10 +28,10 @@ from edgeserve.checking.rules import about_nodes, dynamic_dims, issue_message, m
 from edgeserve.checking.support import Judge, versions
 from edgeserve.errors import SourceError, UsageError
 from edgeserve.formats.detect import detect_format
-from edgeserve.formats.layers import quantized_in, told_layers
+from edgeserve.formats.layers import layers_text, quantized_in
 from edgeserve.formats.onnx import OnnxFile
 from edgeserve.formats.reading import read_model
-from edgeserve.formats.report import ModelReport, told_passed, told_state
+from edgeserve.formats.report import ModelReport, passed_text, state_text
 from edgeserve.targets.schema import ChainEntry, Target
 
 _ORDER: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
@@ -96,14 +96,14 @@ def _report(
 
 
 def _facts(facts: ModelReport) -> list[Finding]:
-    kept, passed = told_state(facts.state), told_passed(facts.passed)
+    kept, passed = state_text(facts.state), passed_text(facts.passed)
     found = []
     if kept:
         hint = "edgeserve serves each request from the initial state, alone in its batch"
         found.append(Finding("state", "warning", kept, hint=hint))
     if facts.format != "onnx" and quantized_in(facts.layers):  # of ONNX, the rules say so
         found.append(
-            Finding("already-quantized", "note", f"{told_layers(facts.layers)} are quantized")
+            Finding("already-quantized", "note", f"{layers_text(facts.layers)} are quantized")
         )
     if passed:
         found.append(Finding("passed-state", "note", passed))

@@ -60,8 +60,8 @@ def inspect(
 
 def _render_model(report: ModelReport) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.formats.layers import told_layers
-    from edgeserve.formats.report import told_passed, told_state
+    from edgeserve.formats.layers import layers_text
+    from edgeserve.formats.report import passed_text, state_text
     from edgeserve.tables import size_text
 
     console = stdout_console()
@@ -71,8 +71,8 @@ def _render_model(report: ModelReport) -> None:
         ("producer", report.producer),
         ("parameters", f"{report.parameters:,}"),
         ("size", size_text(report.size_bytes)),
-        ("state", told_state(report.state) or told_passed(report.passed)),
-        ("weights", told_layers(report.layers)),
+        ("state", state_text(report.state) or passed_text(report.passed)),
+        ("weights", layers_text(report.layers)),
     ]
     facts += [
         ("file", f"{f.name}, {size_text(f.size_bytes)}, sha256 {f.sha256}") for f in report.files
@@ -129,7 +129,7 @@ def _render_model(report: ModelReport) -> None:
 
 def _render_bundle(report: BundleReport) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.formats.report import told_state
+    from edgeserve.formats.report import state_text
     from edgeserve.tables import size_text
 
     console, manifest = stdout_console(), report.manifest
@@ -141,7 +141,7 @@ def _render_bundle(report: BundleReport) -> None:
         ("task", manifest.task.kind),
         ("preprocess", _preprocess(manifest.task)),
         ("batch", _batch(manifest)),
-        ("state", told_state(manifest.state)),
+        ("state", state_text(manifest.state)),
         ("golden", f"{manifest.golden.samples} samples"),
         ("digests", f"all {report.verified_files} files match their digests"),
         ("made with", ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))),

@@ -25,8 +25,8 @@ from edgeserve.conversion.sources.kinds import remarks_on, unmoved
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.conversion.sources.native import NATIVE
 from edgeserve.devices import machine
-from edgeserve.formats.layers import quantized_in, told_layers
-from edgeserve.formats.report import told_passed, told_state
+from edgeserve.formats.layers import layers_text, quantized_in
+from edgeserve.formats.report import passed_text, state_text
 from edgeserve.quantize import LayerError
 from edgeserve.targets.schema import Target
 
@@ -162,12 +162,12 @@ def source_remarks(model: SourceModel) -> list[str]:
             f"the source {model.described_precision()}: it is used as it is, and no recipe was tried"
         )
     elif quantized_in(model.layers):
-        remarks.append(f"the source is quantized in part: {told_layers(model.layers)}")
+        remarks.append(f"the source is quantized in part: {layers_text(model.layers)}")
     return [*remarks, *_state_remarks(model)]
 
 
 def _state_remarks(model: SourceModel) -> list[str]:
-    kept, passed = told_state(model.state), told_passed(model.passed)
+    kept, passed = state_text(model.state), passed_text(model.passed)
     own = [f"{kept}; every request starts from the initial one, alone in its batch"] if kept else []
     return [*own, *([passed] if passed else [])]
 
@@ -234,7 +234,7 @@ def partly(variants: Iterable[Variant]) -> list[str]:
     for variant in variants:
         done, total = quantized_in(variant.layers), sum(variant.layers.values())
         if variant.precision in ("int8", "int4") and done < total:
-            found.append(f"{variant.id} is quantized in part: {told_layers(variant.layers)}")
+            found.append(f"{variant.id} is quantized in part: {layers_text(variant.layers)}")
     return found
 
 

@@ -54,7 +54,7 @@ def precision_held(layers: Layers) -> Precision:
     return "fp16" if layers.get("fp16", 0) and 2 * layers["fp16"] >= total else "fp32"
 
 
-def told_layers(layers: Layers) -> str | None:
+def layers_text(layers: Layers) -> str | None:
     """`int8: 3 of 7 layers`; None where no layer has fewer bits than 32."""
     total = sum(layers.values())
     parts = [f"{p}: {n} of {total} layers" for p, n in sorted(layers.items()) if p != "fp32"]

@@ -107,13 +107,13 @@ def model_report(
     )
 
 
-def told_state(state: Iterable[TensorSpec]) -> str | None:
+def state_text(state: Iterable[TensorSpec]) -> str | None:
     """The remark on a model with variables; None for one without."""
     kept = ", ".join(f"'{s.name}' {s.describe()}" for s in state)
     return f"the model keeps a state between calls: {kept}" if kept else None
 
 
-def told_passed(passed: Iterable[tuple[str, str]]) -> str | None:
+def passed_text(passed: Iterable[tuple[str, str]]) -> str | None:
     """The remark on a state that goes through inputs and outputs; None where none does."""
     pairs = ", ".join(
         f"output '{given}' is input '{taken}' of the next call" for taken, given in passed

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.bundle import OutputKind, Precision, Source
-from edgeserve.formats.layers import told_layers
+from edgeserve.formats.layers import layers_text
 from edgeserve.quantize import ModelFacts
 from edgeserve.tensors import Interface, TensorSpec
 
@@ -45,5 +45,5 @@ class SourceModel(msgspec.Struct, frozen=True):
 
     def described_precision(self) -> str:
         """`is already int8 (int8: 3 of 3 layers)`, of a source that is not FP32."""
-        layers = told_layers(self.layers)
+        layers = layers_text(self.layers)
         return f"is already {self.precision}" + (f" ({layers})" if layers else "")
