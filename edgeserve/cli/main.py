@@ -74,9 +74,8 @@ def _called(arguments: list[str]) -> int:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # a terminal that cannot print "…" must not cause a failure
+            # A terminal that cannot print "…" must not cause a failure.
+            stream.reconfigure(errors="replace")
     from edgeserve.cli.commands import run_command
 
     return run_command(arguments)

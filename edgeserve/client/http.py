@@ -9,7 +9,6 @@ import socket
 import ssl
 from collections.abc import Mapping
 from functools import cached_property
-from types import TracebackType
 from typing import Final, Self, TypeVar
 from urllib.parse import SplitResult, quote
 
@@ -326,12 +325,7 @@ class HttpClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 

@@ -12,7 +12,7 @@ from edgeserve.serve.access.keys import AccessDenied, Role, key_of
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.refusals import Refusals
-from edgeserve.serve.metrics.reasons import reason_of
+from edgeserve.serve.metrics.reasons import meaning_of
 
 # Raises AccessDenied for a key, or the lack of one, that does not give the role.
 Admit = Callable[[Role, str | None], None]
@@ -66,7 +66,7 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio is untyped
             try:
                 self._admit(method.role, key_in(details.invocation_metadata))
             except AccessDenied as error:
-                reason = reason_of(error) or "forbidden"
+                reason = meaning_of(error).reason or "forbidden"
                 return self._refusal(path, status_of(error), reason, text_of(error))
         if method.infers and self._pools.infer.calls >= self._max_inferences:
             text = f"{self._max_inferences} calls are queued or running: try again later"

@@ -9,7 +9,7 @@ import grpc
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc.errors import NotSupported, status_of
-from edgeserve.serve.metrics.reasons import reason_of
+from edgeserve.serve.metrics.reasons import meaning_of
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.process import logs
 
@@ -43,7 +43,7 @@ class Refusals:
         logged: bool = False,
     ) -> None:
         """As `note`, for an error; not if the server failed or the client left."""
-        reason = "unsupported" if isinstance(error, NotSupported) else reason_of(error)
+        reason = "unsupported" if isinstance(error, NotSupported) else meaning_of(error).reason
         if reason is not None:
             self.note(status_of(error), reason, method, context, logged=logged)
 

@@ -22,14 +22,19 @@ _REASONS: Final = {
     "BACKEND": ("engine",),
     "OTHER": ("invalid",),
 }
-_Read = Callable[[ModelStatistics], int]
+_Counter = tuple[str, str, Callable[[ModelStatistics], int]]
 
 
-def _us(which: Callable[[ModelStatistics], Duration]) -> _Read:
-    return lambda s: which(s).ns // 1000
+def _times(name: str, what: str, which: Callable[[ModelStatistics], Duration]) -> _Counter:
+    """A counter of how long something took in all."""
+    return (
+        f"nv_inference_{name}_duration_us",
+        f"Cumulative {what} duration in microseconds",
+        lambda s: which(s).ns // 1000,
+    )
 
 
-_COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
+_COUNTERS: Final[tuple[_Counter, ...]] = (
     (
         "nv_inference_request_success",
         "Number of successful inference requests",
@@ -37,31 +42,11 @@ _COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
     ),
     ("nv_inference_count", "Number of inferences performed", lambda s: s.inference_count),
     ("nv_inference_exec_count", "Number of model executions", lambda s: s.execution_count),
-    (
-        "nv_inference_request_duration_us",
-        "Cumulative inference request duration in microseconds",
-        _us(lambda s: s.inference_stats.success),
-    ),
-    (
-        "nv_inference_queue_duration_us",
-        "Cumulative inference queuing duration in microseconds",
-        _us(lambda s: s.inference_stats.queue),
-    ),
-    (
-        "nv_inference_compute_input_duration_us",
-        "Cumulative compute input duration in microseconds",
-        _us(lambda s: s.inference_stats.compute_input),
-    ),
-    (
-        "nv_inference_compute_infer_duration_us",
-        "Cumulative compute inference duration in microseconds",
-        _us(lambda s: s.inference_stats.compute_infer),
-    ),
-    (
-        "nv_inference_compute_output_duration_us",
-        "Cumulative compute output duration in microseconds",
-        _us(lambda s: s.inference_stats.compute_output),
-    ),
+    _times("request", "inference request", lambda s: s.inference_stats.success),
+    _times("queue", "inference queuing", lambda s: s.inference_stats.queue),
+    _times("compute_input", "compute input", lambda s: s.inference_stats.compute_input),
+    _times("compute_infer", "compute inference", lambda s: s.inference_stats.compute_infer),
+    _times("compute_output", "compute output", lambda s: s.inference_stats.compute_output),
     (
         "nv_cache_num_hits_per_model",
         "Number of cache hits per model",
@@ -75,7 +60,7 @@ _COUNTERS: Final[tuple[tuple[str, str, _Read], ...]] = (
     (
         "nv_cache_hit_duration_per_model",
         "Total cache hit duration per model, in microseconds",
-        _us(lambda s: s.inference_stats.cache_hit),
+        lambda s: s.inference_stats.cache_hit.ns // 1000,
     ),
 )
 

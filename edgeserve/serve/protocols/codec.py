@@ -6,7 +6,7 @@ to threads, bounds what is in flight, keeps deadlines, and drops what no client 
 of that: it knows no socket and no thread, and gets the body whole. Over gRPC, `protocols/calls.py` does the same
 with a MessageCodec.
 
-Errors are EdgeServeErrors. `http/errors.py` and `grpc/errors.py` know their statuses; over HTTP the protocol's route
+Errors are EdgeServeErrors. `metrics/reasons.py` has their statuses; over HTTP the protocol's route
 list writes their bodies, and may choose another status.
 """
 

@@ -6,7 +6,6 @@ import errno
 import logging
 import socket
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Self
 
 import msgspec
@@ -113,12 +112,7 @@ class ReservedPorts:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
 

@@ -229,9 +229,8 @@ def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> byt
         raise InvalidInput(f"output '{name}': {datatype} has no JSON form, ask for binary data")
     flat = np.ascontiguousarray(array).reshape(-1)
     text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    if (
-        flat.dtype.kind == "f" and b"n" in text
-    ):  # of null; no number has one, and one byte is found fast
+    # The n of null: no number has one, and one byte is found fast.
+    if flat.dtype.kind == "f" and b"n" in text:
         if not allow_nan:
             raise InvalidInput(
                 f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary "

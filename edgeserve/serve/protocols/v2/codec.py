@@ -24,7 +24,7 @@ from edgeserve.serve.http.response import Response
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
-from edgeserve.serve.protocols.v2.document import Document, InputEntry, parse
+from edgeserve.serve.protocols.v2.document import InferBody, InputBody, parse
 from edgeserve.serve.protocols.v2.parameters import (
     SHM,
     check_reserved,
@@ -164,7 +164,7 @@ class V2Codec:
         """
         return self._encoder.encode(request, outputs, candidate)
 
-    def _request(self, document: Document, blobs: memoryview) -> V2Request:
+    def _request(self, document: InferBody, blobs: memoryview) -> V2Request:
         parameters = document.parameters
         timeout: float | None = None
         priority, as_binary, allow_nan = 0, False, False
@@ -203,7 +203,7 @@ class V2Codec:
                     return rows
         return interface.check(inputs)
 
-    def _inputs(self, document: Document, blobs: memoryview) -> Tensors:
+    def _inputs(self, document: InferBody, blobs: memoryview) -> Tensors:
         tensors: Tensors = {}
         offset = 0
         for entry in document.inputs:
@@ -237,7 +237,7 @@ class V2Codec:
         return tensors
 
     def _from_region(
-        self, entry: InputEntry, spec: TensorSpec, shape: tuple[int, ...]
+        self, entry: InputBody, spec: TensorSpec, shape: tuple[int, ...]
     ) -> memoryview | None:
         """The bytes of an input that is in shared memory; None for one that is not."""
         parameters = entry.parameters
@@ -320,7 +320,7 @@ def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.dtype, "shape": spec.wire_shape}
 
 
-def _size(entry: InputEntry) -> int | None:
+def _size(entry: InputBody) -> int | None:
     """How many bytes behind the JSON are this input's; None for an input with JSON data."""
     size = entry.parameters.get("binary_data_size")
     if size is None:

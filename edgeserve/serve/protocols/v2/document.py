@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -20,16 +20,12 @@ _DATA: Final = {
     "type": "array",
     "description": "Nested or flat, row-major; absent for binary tensors",
 }
-
-
-class InputEntry(msgspec.Struct):
-    """One entry of `inputs`. `data` is JSON that is not parsed yet, a general object, or UNSET."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: Any = msgspec.UNSET
-    parameters: dict[str, Any] = {}
+# JSON that is not parsed yet, or UNSET; what `general` made. A union would parse it: msgspec leaves JSON as it is
+# only if nothing else is allowed.
+if TYPE_CHECKING:
+    Data = Any
+else:
+    Data = Annotated[msgspec.Raw, Meta(extra_json_schema=_DATA)]
 
 
 class OutputEntry(msgspec.Struct):
@@ -39,23 +35,13 @@ class OutputEntry(msgspec.Struct):
     parameters: Parameters = {}
 
 
-class Document(msgspec.Struct):
-    """An infer request."""
-
-    inputs: list[InputEntry]
-    outputs: list[OutputEntry] | None = []
-    id: str | None = None
-    parameters: dict[str, Any] = {}
-
-
 class InputBody(msgspec.Struct):
     """One input tensor."""
 
     name: str
     shape: list[Size]
     datatype: Datatype
-    # A union would parse it: msgspec leaves JSON as it is only if nothing else is allowed.
-    data: Annotated[msgspec.Raw, Meta(extra_json_schema=_DATA)] = msgspec.UNSET  # type: ignore[assignment]
+    data: Data = msgspec.UNSET
     parameters: Parameters = {}
 
 
@@ -78,17 +64,14 @@ _FIELDS: Final = {"id", "parameters", "inputs", "outputs", "model_name", "model_
 GENERAL_BYTES: Final = 1 << 20
 
 
-def parse(text: bytes | memoryview, depth: int) -> Document:
+def parse(text: bytes | memoryview, depth: int) -> InferBody:
     """The document of an infer request. Raises InvalidInput naming the field that is wrong."""
     data = bytes(text)
     check_depth(data, depth)
     try:
-        return _DECODER.decode(data)  # type: ignore[return-value] # the same fields
-    except (
-        msgspec.MsgspecError,
-        ValueError,
-        RecursionError,
-    ) as error:  # also of text that is not UTF-8
+        return _DECODER.decode(data)
+    # ValueError: of text that is not UTF-8.
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         if len(data) > GENERAL_BYTES:
             raise InvalidInput(
                 f"the body is not an infer request: {error} (NaN and Infinity are read in up to "
@@ -97,7 +80,7 @@ def parse(text: bytes | memoryview, depth: int) -> Document:
         return general(data)
 
 
-def general(data: bytes) -> Document:
+def general(data: bytes) -> InferBody:
     document = as_object(parse_json(data), "request")
     unknown = set(document) - _FIELDS
     if unknown:
@@ -112,7 +95,7 @@ def general(data: bytes) -> Document:
     outputs = document.get("outputs")
     if outputs is not None and not isinstance(outputs, list):
         raise InvalidInput(f"outputs: expected a list, got {kind_of(outputs)}")
-    return Document(
+    return InferBody(
         [_input(entry, i) for i, entry in enumerate(inputs)],
         [_output(entry, i) for i, entry in enumerate(outputs or [])],
         identity,
@@ -120,7 +103,7 @@ def general(data: bytes) -> Document:
     )
 
 
-def _input(value: Any, index: int) -> InputEntry:
+def _input(value: Any, index: int) -> InputBody:
     entry = as_object(value, f"inputs[{index}]")
     name = _name(entry, f"inputs[{index}]")
     shape, datatype = entry.get("shape"), entry.get("datatype")
@@ -131,7 +114,7 @@ def _input(value: Any, index: int) -> InputEntry:
     if not isinstance(datatype, str):
         raise InvalidInput(f"input '{name}' datatype: expected a string, got {kind_of(datatype)}")
     parameters = as_object(entry.get("parameters", {}), f"input '{name}' parameters")
-    return InputEntry(name, shape, datatype, entry.get("data", msgspec.UNSET), parameters)
+    return InputBody(name, shape, datatype, entry.get("data", msgspec.UNSET), parameters)
 
 
 def _output(value: Any, index: int) -> OutputEntry:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeserve.serve.protocols.v2.document import Document
+from edgeserve.serve.protocols.v2.document import InferBody
 from edgeserve.serve.protocols.v2.request import V2Request
 from edgeserve.tensors import Array, Tensors
 
@@ -59,7 +59,7 @@ class Repeated:
             like.allow_nan,
         )  # fmt: skip
 
-    def keep(self, text: bytes, document: Document, request: V2Request) -> None:
+    def keep(self, text: bytes, document: InferBody, request: V2Request) -> None:
         """Remember that `text` was read as `document`, and made `request` of the tensors after it."""
         if len(text) > _KEPT_BYTES or request.id is not None:
             return
