@@ -18,9 +18,9 @@ import edgeserve
 from edgeserve.bundle import Bundle
 from edgeserve.bundle.packing import pack
 from edgeserve.errors import BundleError, OutputExists, WriteFailed
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
+from tests.serve.background import Background
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import pytest
 
 from edgeserve.quantize import RECIPES
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.commands import edgeserve
+from tests.serve.background import Background
 
 DATA = Path(__file__).resolve().parents[2] / "edgeserve" / "demo" / "files"
 

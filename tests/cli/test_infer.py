@@ -25,10 +25,10 @@ from edgeserve.bundle.files import file_sha256
 from edgeserve.bundle.manifest import FileEntry, decode, encode
 from edgeserve.cli.main import main
 from edgeserve.preprocess import load_image
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle, write_bundle
 from tests.networks import SMALL_CNN, images, small_cnn
+from tests.serve.background import Background
 from tests.serve.found import found_bundle
 from tests.serve.protocols.v2.test_texts import texts_bundle
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
+from tests.serve.background import Background
 
 
 @pytest.fixture(scope="session")

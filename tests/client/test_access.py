@@ -12,10 +12,10 @@ import pytest
 from edgeserve.cli.main import main
 from edgeserve.client import Access, Question, connect
 from edgeserve.errors import EnvironmentProblem, UsageError
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
 from tests.serve.access.test_tls import Authority
+from tests.serve.background import Background
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")
 KEY = "0123456789abcdef0123456789abcdef"

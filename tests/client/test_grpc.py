@@ -11,9 +11,9 @@ import pytest
 
 from edgeserve.client import Access, Question, connect
 from edgeserve.errors import EnvironmentProblem, InvalidInput, ModelNotFound, UsageError
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
+from tests.serve.background import Background
 
 X = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
 

@@ -16,9 +16,9 @@ from edgeserve.errors import (
     ModelNotFound,
     UsageError,
 )
-from edgeserve.serve.background import Background
 from tests.bundles import linear
 from tests.client.conftest import Scripted
+from tests.serve.background import Background
 
 X = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.fronts.http import ROUTE_LISTS
 from edgeserve.serve.protocols.openapi import document
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 from tests.conformance.environments import environment
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient
 
 WHOLE = document(ROUTE_LISTS)

@@ -21,9 +21,9 @@ from edgeserve.checking import check
 from edgeserve.inspecting import inspect_model
 from edgeserve.runtimes import LoadOptions, runtime
 from edgeserve.runtimes.detect import resolve_target
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, Tensors, TensorSpec
+from tests.serve.background import Background
 from tests.stateful import iterated_sum_ir, running_sum_ir, running_sum_tflite, svdf_tflite
 
 ROWS = [np.full((1, 4), value, np.float32) for value in (1.0, 10.0, 100.0)]

@@ -19,10 +19,10 @@ from edgeserve.bundle import Bundle
 from edgeserve.client import Question, connect
 from edgeserve.errors import DataError
 from edgeserve.inspecting.placing import placements_here
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import as_bytes
 from tests.conversion.tiny import F, Shape, model, node, noise, saved, target, value
+from tests.serve.background import Background
 
 SHAPES: dict[str, Shape] = {"rank0": [], "rank1": ["batch"], "rank2": ["batch", 1]}
 COLOURS = ("red", "green", "blue")

@@ -19,10 +19,10 @@ import tritonclient.grpc as triton
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgeserve.chain import BOARD
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
 from tests.fallback.data import gather_bundle, loop_bundle, overflow_bundle
+from tests.serve.background import Background
 from tests.waiting import wait_for
 
 CLIENTS = 8

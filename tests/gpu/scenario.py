@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from edgeserve.isolation import IsolatedSession
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.gpu.conftest import Driver
 from tests.gpu.digits import images, logits
+from tests.serve.background import Background
 
 
 class Client:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
+from tests.serve.background import Background
 
 
 @pytest.fixture(scope="session")

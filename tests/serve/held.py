@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2 import codec as v2
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient
 
 HEALTH = b"GET /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n"

@@ -19,8 +19,8 @@ from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import addresses
 from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import INFER_VARIABLE
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 BOTH = addresses_of("localhost")

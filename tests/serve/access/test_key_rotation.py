@@ -11,9 +11,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 from tests.waiting import wait_for

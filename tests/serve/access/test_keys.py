@@ -23,9 +23,9 @@ from edgeserve.serve.access.keys import (
     key_of,
     read_keys,
 )
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.reading import settings_from
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"

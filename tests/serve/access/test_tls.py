@@ -17,7 +17,6 @@ import tritonclient.http as triton
 
 from edgeserve.errors import UsageError
 from edgeserve.serve.access.tls import Tls
-from edgeserve.serve.background import Background
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
@@ -26,6 +25,7 @@ from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys")

@@ -13,11 +13,11 @@ import grpc
 import pytest
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 from tests.waiting import wait_for

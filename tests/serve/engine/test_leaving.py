@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.held import Held, failures, in_flight
 from tests.serve.slow import slow_bundle

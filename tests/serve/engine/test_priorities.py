@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.background import Background
 from edgeserve.serve.engine import (
     DeadlineExceeded,
     Engine,
@@ -21,6 +20,7 @@ from edgeserve.serve.engine import (
 )
 from edgeserve.serve.settings.reading import settings_from
 from edgeserve.tensors import Tensors
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.engine.rules import engine_settings, level_settings
 from tests.serve.engine.test_engine import (

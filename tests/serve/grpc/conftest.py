@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.grpc.models import echo_bundle
 from tests.serve.slow import slow_bundle
 

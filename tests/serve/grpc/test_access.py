@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException, shared_memory
 
 from edgeserve.errors import UsageError
-from edgeserve.serve.background import Background
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.access.test_tls import Authority
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import (
     address,
     method,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import address, settings
 
 MIB = 1 << 20

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import address, settings
 from tests.serve.grpc.models import NUMERIC, echo_bundle
 

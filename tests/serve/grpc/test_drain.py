@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import (
     address,
     method,

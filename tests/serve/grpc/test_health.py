@@ -13,9 +13,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.grpc.health import Health
 from edgeserve.wire import SERVICE
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import address, settings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -14,10 +14,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.grpc import health
 from edgeserve.serve.process import logs
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import address, settings
 from tests.serve.http.test_refusals import KEY, counted
 from tests.waiting import wait_for

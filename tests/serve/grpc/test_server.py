@@ -21,11 +21,11 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from edgeserve.errors import DependencyMissing, EnvironmentProblem
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.grpc.stream import READER
 from edgeserve.serve.settings.model import PriorityTable
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import (
     MAX_BODY,
     address,

@@ -21,10 +21,10 @@ import numpy as np
 import psutil
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.wire import SERVICE, messages
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, post
 from tests.serve.slow import slow_bundle
 

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain
 from edgeserve.errors import EnvironmentProblem, UsageError
-from edgeserve.serve.background import Background
 from edgeserve.serve.http.connection import Connection
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear, linear_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.slow import slow_bundle
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.process import logs
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 KEY = "k" * 32

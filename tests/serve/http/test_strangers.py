@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.waiting import wait_for
 

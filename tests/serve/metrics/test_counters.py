@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.running import Served
 from tests.waiting import wait_for

@@ -19,11 +19,11 @@ from edgeserve.bundle import Batching, Bundle, Candidate
 from edgeserve.bundle.manifest import MANIFEST_NAME, encode
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.errors import DeviceLost
-from edgeserve.serve.background import Background
 from edgeserve.serve.engine import Engine, EngineSettings
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.engine.rules import engine_settings
 from tests.serve.engine.test_engine import Batches, Call, assert_own_numbers, keep_busy, some_rows

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.fronts import http as front
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.protocols.rows import ROWS_ROUTES, RowsCodec
 from tests.serve.slow import slow, slow_bundle
 

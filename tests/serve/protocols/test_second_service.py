@@ -15,10 +15,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.fronts import grpc as front
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import address, settings
 from tests.serve.protocols.rows_calls import rows_service
 

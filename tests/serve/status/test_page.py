@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.page import render, wants_json
 from edgeserve.serve.status.status import (
@@ -26,6 +25,7 @@ from edgeserve.serve.status.status import (
     WorkerStatus,
 )
 from tests.bundles import linear_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 GPU, CPU = "onnxruntime/gpu/onnx-fp32", "onnxruntime/cpu/onnx-fp32"

@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2 import codec
 from edgeserve.tensors import Array, TensorSpec
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient
 
 

@@ -13,11 +13,11 @@ import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
 from tests.bundles import write_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient
 
 

@@ -15,8 +15,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from edgeserve.client import Question, connect
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, post
 from tests.serve.found import found_bundle
 

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.http.buffers import BodyBuffers
 from edgeserve.serve.http.content import accepted_coding
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import linear, write_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 ROWS = [[float(i % 7), 1.0, -1.0, float(i)] for i in range(60)]

@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import pytest
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
+from tests.serve.background import Background
 from tests.serve.conftest import infer_body, post
 
 INFER = "/v2/models/linear/infer"

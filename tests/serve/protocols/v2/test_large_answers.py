@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2 import codec as v2
@@ -28,6 +27,7 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 from tests.bundles import write_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.held import HEALTH, Held, failures, in_flight
 from tests.waiting import wait_for

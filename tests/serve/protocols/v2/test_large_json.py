@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.background import Background
 from edgeserve.serve.protocols import inference as infer
 from edgeserve.serve.protocols.v2 import codec as v2
 from edgeserve.serve.protocols.v2 import document
@@ -28,6 +27,7 @@ from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from edgeserve.wire import json as json_data
 from edgeserve.wire import text as wire_text
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 from tests.serve.held import HEALTH, Held, failures, in_flight
 from tests.serve.repositories import version

@@ -14,9 +14,9 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
 
 

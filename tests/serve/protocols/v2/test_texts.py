@@ -18,11 +18,11 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from onnx import TensorProto, helper
 
-from edgeserve.serve.background import Background
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import Interface, TensorSpec
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import write_bundle
+from tests.serve.background import Background
 from tests.serve.conftest import RawClient, post
 
 PATH = "/v2/models/texts/infer"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.background import Background
 from edgeserve.serve.fronts import grpc as front
 from edgeserve.serve.grpc.service import Ask, GrpcService
 from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.service import service
 from edgeserve.wire import messages
+from tests.serve.background import Background
 from tests.serve.grpc.conftest import settings
 
 

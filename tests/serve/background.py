@@ -1,4 +1,4 @@
-"""A server on a thread of its own, for tests and notebooks."""
+"""A server on a thread of its own."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Background:
             self._loop.run_until_complete(self._main())
         except EdgeServeError as error:
             self._error = error
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits for the start
+        except Exception as error:
             self._error = EnvironmentProblem("the server failed", cause=repr(error))
         finally:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
