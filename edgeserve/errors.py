@@ -52,6 +52,11 @@ class EdgeServeError(Exception):
         return f"{self.message}: {self.cause}" if self.cause else self.message
 
 
+def one_line(error: Exception) -> str:
+    """An exception's text on one line; how Python shows it where it has none."""
+    return " ".join(str(error).split()) or repr(error)
+
+
 class UsageError(EdgeServeError):
     """The command line, configuration or input is wrong."""
 

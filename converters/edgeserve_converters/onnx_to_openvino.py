@@ -29,16 +29,9 @@ class OnnxToOpenVino:
             ops = _unconverted(str(error))
             if not ops:
                 raise
-            raise UnsupportedOps(
-                _graph(source), ops, "OpenVINO's ONNX frontend has no rule for it"
-            ) from error
-        _fix_shapes(model, options)
-        _simplify(model)
-        destination = out_dir / "model.xml"
-        openvino.save_model(
-            model, str(destination), compress_to_fp16=options.get("precision") == "fp16"
-        )
-        return [destination, destination.with_suffix(".bin")]
+            why = "OpenVINO's ONNX frontend has no rule for it"
+            raise UnsupportedOps(_graph(source), ops, why) from error
+        return _written(model, out_dir, options)
 
 
 class TfliteToOpenVino:
@@ -55,21 +48,20 @@ class TfliteToOpenVino:
         """Options as for ONNX."""
         import openvino
 
-        model = openvino.Core().read_model(str(source))
-        _fix_shapes(model, options)
-        _simplify(model)
-        destination = out_dir / "model.xml"
-        openvino.save_model(
-            model, str(destination), compress_to_fp16=options.get("precision") == "fp16"
-        )
-        return [destination, destination.with_suffix(".bin")]
+        return _written(openvino.Core().read_model(str(source)), out_dir, options)
 
 
-def _simplify(model: Any) -> None:
-    """What openvino.convert_model does after reading; without it an int8 IR is an eighth larger."""
+def _written(model: Any, out_dir: Path, options: Mapping[str, object]) -> list[Path]:
+    import openvino
     from openvino._offline_transformations import apply_moc_transformations
 
+    _fix_shapes(model, options)
+    # What openvino.convert_model does after reading; without it an int8 IR is an eighth larger.
     apply_moc_transformations(model, cf=False)
+    destination = out_dir / "model.xml"
+    half = options.get("precision") == "fp16"
+    openvino.save_model(model, str(destination), compress_to_fp16=half)
+    return [destination, destination.with_suffix(".bin")]
 
 
 def _unconverted(text: str) -> list[str]:

@@ -22,6 +22,7 @@ from edgeserve_converters._onnx import (
     pad_with_zeros,
     part_outputs,
 )
+from edgeserve_converters._verify import run_onnx
 
 # Share of the outputs' RMS that fp32 rounding in another order may change.
 _TOLERANCE = 1e-2
@@ -83,21 +84,13 @@ def _check(model: Any, prepared: Path, written: Path) -> dict[str, dict[str, obj
     Raises UnsupportedOps, or RuntimeError saying what is wrong with the file.
     """
     import numpy as np
-    import onnxruntime
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(written), num_threads=1)
     _refuse_custom_ops(model, interpreter)
     interpreter.allocate_tensors()
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        str(prepared), settings, providers=["CPUExecutionProvider"]
-    )
     feeds = {value.name: _sample(value) for value in graph_inputs(model)}
-    wanted = dict(
-        zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True)
-    )
+    wanted = run_onnx(prepared, feeds)
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     outputs = {d["name"]: d for d in interpreter.get_output_details()}
     for kind, found, names in (("input", inputs, feeds), ("output", outputs, wanted)):

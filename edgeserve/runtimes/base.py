@@ -91,6 +91,11 @@ class Placement(msgspec.Struct, frozen=True):
         return f"{text}; {count} op{'s' * (count > 1)} on cpu: {', '.join(names[:3])}{more}"
 
 
+def shares_of(kind: str, cpu: float) -> dict[str, float]:
+    """The shares of a device of this kind and of the CPU, which has `cpu`."""
+    return {kind: 1 - cpu, "cpu": cpu} if cpu else {kind: 1.0}
+
+
 def percent(share: float) -> str:
     """A share as `98 %`; what is not quite all, or not quite nothing, is not rounded to it."""
     if 0.99 < share < 1:

@@ -64,22 +64,10 @@ class Guarded:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._session.outputs
-
-    @property
-    def device(self) -> str:
-        return self._session.device
-
-    @property
-    def concurrency(self) -> int:
-        return self._session.concurrency
+        self.device = session.device
+        self.inputs: tuple[TensorSpec, ...] = session.inputs
+        self.outputs: tuple[TensorSpec, ...] = session.outputs
+        self.concurrency = session.concurrency
 
     def run(self, inputs: Tensors) -> Tensors:
         try:

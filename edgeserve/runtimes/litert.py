@@ -29,14 +29,15 @@ from edgeserve.errors import (
     InferenceFailed,
     SourceError,
     UnsupportedModel,
+    one_line,
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.litert_compiled import CompiledSession
 from edgeserve.runtimes.litert_placement import (
     LiteRtOperator,
     operators_of,
+    placement_fully_on,
     placement_on,
-    placement_on_cpu,
 )
 from edgeserve.runtimes.litert_ports import in_rows, ports_of
 from edgeserve.runtimes.litert_state import Kept, kept_by
@@ -180,7 +181,9 @@ class LiteRtSession:
         except EdgeServeError:
             raise
         except Exception as error:
-            raise InferenceFailed(f"litert failed on {self.device}", cause=_text(error)) from error
+            raise InferenceFailed(
+                f"litert failed on {self.device}", cause=one_line(error)
+            ) from error
         finally:
             self._idle.put(instance)
 
@@ -195,7 +198,7 @@ class LiteRtSession:
             return placement_on(kind, alone.operators(), self._model.precision)
         instance = self._take()
         try:
-            return placement_on_cpu(instance.operators(), self._model.precision)
+            return placement_fully_on("cpu", instance.operators(), self._model.precision)
         finally:
             self._idle.put(instance)
 
@@ -327,13 +330,13 @@ def _delegates(model: VariantFiles, device: str, options: LoadOptions) -> list[A
     except (OSError, ValueError) as error:
         raise DeviceUnavailable(
             f"litert cannot open '{device}' by {library}",
-            cause=_text(error),
+            cause=one_line(error),
             hint="install the delegate's library, or name its full path",
         ) from error
 
 
 def _load_error(model: VariantFiles, error: Exception) -> EdgeServeError:
-    text = _text(error)
+    text = one_line(error)
     path: Path = model.path
     if "custom op" in text or "Select TensorFlow op" in text:
         return UnsupportedModel(
@@ -344,7 +347,3 @@ def _load_error(model: VariantFiles, error: Exception) -> EdgeServeError:
     if isinstance(error, ValueError):
         return SourceError(f"litert cannot read {path}", cause=text)
     return UnsupportedModel(f"litert cannot load {path.name}", cause=text)
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split()) or repr(error)

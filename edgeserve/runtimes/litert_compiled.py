@@ -17,7 +17,13 @@ import numpy as np
 from edgeserve.bundle import VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.devices.names import device_kind
-from edgeserve.errors import DeviceUnavailable, InferenceFailed, SourceError, UnsupportedModel
+from edgeserve.errors import (
+    DeviceUnavailable,
+    InferenceFailed,
+    SourceError,
+    UnsupportedModel,
+    one_line,
+)
 from edgeserve.runtimes.base import LoadOptions, Placement
 from edgeserve.runtimes.litert_placement import operators_of, placement_fully_on
 from edgeserve.runtimes.litert_ports import in_rows, ports_of
@@ -103,7 +109,7 @@ class CompiledSession:
                 return self._run_all(inputs)
             except (ValueError, RuntimeError, MemoryError) as error:
                 raise InferenceFailed(
-                    f"litert failed on {self.device}", cause=" ".join(str(error).split())
+                    f"litert failed on {self.device}", cause=one_line(error)
                 ) from error
 
     def _run_all(self, inputs: Tensors) -> Tensors:
@@ -139,9 +145,7 @@ def _interpreter(engine: Any, path: Path) -> Any:
     try:
         return engine.Interpreter(model_path=str(path), num_threads=1)
     except ValueError as error:
-        raise SourceError(
-            f"litert cannot read {path}", cause=" ".join(str(error).split())
-        ) from error
+        raise SourceError(f"litert cannot read {path}", cause=one_line(error)) from error
 
 
 def _precision(model: VariantFiles, kind: str, options: dict[str, Option]) -> str:
@@ -193,7 +197,7 @@ def _compile(
             compiled = CompiledModel.from_file(str(path), options=chosen)
             whole = compiled.is_fully_accelerated()
         except Exception as error:  # the bindings raise what they like
-            failure = " ".join(str(error).split()) or repr(error)
+            failure = one_line(error)
     if failure is not None:
         raise _refused(path, device, failure, log)
     if kind == "npu" and _NPU_REGISTERED not in log.text:

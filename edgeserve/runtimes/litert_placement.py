@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from edgeserve.runtimes.base import Placement
+from edgeserve.runtimes.base import Placement, shares_of
 
 COMPUTE_OPS: Final = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D",
                       "FULLY_CONNECTED", "BATCH_MATMUL"}  # fmt: skip
@@ -105,22 +105,16 @@ def _shape(tensors: Mapping[int, Any], index: Any) -> list[int]:
     return [int(d) for d in tensors[int(index)]["shape"]]
 
 
-def placement_on_cpu(operators: Sequence[LiteRtOperator], precision: str) -> Placement:
-    return placement_fully_on("cpu", operators, precision)
-
-
 def placement_on(kind: str, operators: Sequence[LiteRtOperator], precision: str) -> Placement:
     """On a device that takes what is marked as delegated or compiled for it."""
-    there = [o for o in operators if o.delegated or o.name in COMPILED_OPS]
     left = [o for o in operators if not o.delegated and o.name not in COMPILED_OPS]
-    shares = _two(kind, len(left) / len(operators)) if operators else {}
+    shares = shares_of(kind, len(left) / len(operators)) if operators else {}
     macs: dict[str, float] = {}
     total = sum(o.macs or 0 for o in operators)
     if total and all(o.macs is not None for o in operators):
-        macs = _two(kind, sum(o.macs or 0 for o in left) / total)
+        macs = shares_of(kind, sum(o.macs or 0 for o in left) / total)
     found = _placement(operators, shares, macs, precision, dict(Counter(o.name for o in left)))
-    if any(o.name in COMPILED_OPS for o in there):
-        compiled = sum(o.name in COMPILED_OPS for o in there)
+    if compiled := sum(o.name in COMPILED_OPS for o in operators):
         return msgspec.structs.replace(
             found,
             inference_precision="int8",
@@ -147,7 +141,3 @@ def _placement(
     int8 = sum(o.int8 for o in operators)
     label = "int8" if int8 else "fp16" if precision == "fp16" else "fp32"
     return Placement(shares, label, compute, int8, mac_shares=macs, left_on_cpu=left)
-
-
-def _two(kind: str, cpu: float) -> dict[str, float]:
-    return {kind: 1 - cpu, "cpu": cpu} if cpu else {kind: 1.0}

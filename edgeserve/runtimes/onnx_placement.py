@@ -22,7 +22,7 @@ import numpy as np
 
 from edgeserve.bundle.manifest import Option
 from edgeserve.devices.names import device_kind
-from edgeserve.runtimes.base import Placement
+from edgeserve.runtimes.base import Placement, shares_of
 from edgeserve.runtimes.onnx_providers import CPU
 from edgeserve.tensors import Tensors
 
@@ -189,7 +189,7 @@ def placement_of(
     compiled = provider in _COMPILING
     # One kernel of a compiling provider is many operations: count those it was offered.
     total = max(len(ran), len(reference)) if compiled else len(ran)
-    shares = _two(kind, len(on_cpu) / total) if total else {}
+    shares = shares_of(kind, len(on_cpu) / total) if total else {}
     compute = [k for k in (reference if compiled else ran) if k.op in FLOAT_OPS | INT8_OPS]
     integers = [k for k in ran if k.op in INT8_OPS]
     cpu_compute = sum(k.op in FLOAT_OPS | INT8_OPS for k in on_cpu)
@@ -224,11 +224,7 @@ def _mac_shares(
         if macs is None:
             return {}
         cpu += macs
-    return _two(kind, min(1.0, cpu / total))
-
-
-def _two(kind: str, cpu: float) -> dict[str, float]:
-    return {kind: 1 - cpu, "cpu": cpu} if cpu else {kind: 1.0}
+    return shares_of(kind, min(1.0, cpu / total))
 
 
 def float_precision(provider: str, device: str, options: Mapping[str, Option], variant: str) -> str:

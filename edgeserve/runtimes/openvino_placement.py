@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.devices.names import device_kind
-from edgeserve.runtimes.base import Placement
+from edgeserve.runtimes.base import Placement, shares_of
 
 # Layer types of the compiled model that are convolutions or matrix products.
 _COMPUTE_LAYERS: Final = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected",
@@ -44,17 +44,23 @@ def placement_of(
     total = sum(work.values())
     on_cpu = sum(work.get(name, 0) for layer in left for name in layer.originals)
     return Placement(
-        _two(kind, len(left) / len(layers) if layers else 0.0),
+        shares_of(kind, len(left) / len(layers) if layers else 0.0),
         f"int8+{rest}" if int8 else rest,
         len(compute),
         int8,
-        mac_shares=_two(kind, min(1.0, on_cpu / total)) if total else {},
+        mac_shares=shares_of(kind, min(1.0, on_cpu / total)) if total else {},
         left_on_cpu=dict(Counter(layer.kind for layer in left)),
     )
 
 
-def _two(kind: str, cpu: float) -> dict[str, float]:
-    return {kind: 1 - cpu, "cpu": cpu} if cpu else {kind: 1.0}
+# Convolutions: whether the weights are applied to each element of the output or, going backwards, of the data; and
+# their first axis that counts: before it stand their groups, and the output's or the data's channels.
+_CONVOLUTIONS: Final = {
+    "Convolution": ("output", 1),
+    "GroupConvolution": ("output", 2),
+    "ConvolutionBackpropData": ("data", 1),
+    "GroupConvolutionBackpropData": ("data", 2),
+}
 
 
 def macs_of(network: Any) -> dict[str, int]:
@@ -63,48 +69,21 @@ def macs_of(network: Any) -> dict[str, int]:
     found = {}
     for op in network.get_ops():
         kind = op.get_type_name()
-        if kind not in _MACS:
+        if kind not in (*_CONVOLUTIONS, "MatMul", "ScaledDotProductAttention"):
             continue
         out = _shape(op.get_output_partial_shape(0))
         first, second = (_shape(op.get_input_partial_shape(i)) for i in (0, 1))
-        found[op.get_friendly_name()] = _MACS[kind](op, out, first, second)
+        if kind == "MatMul":
+            turned = bool(op.get_attributes().get("transpose_a", False))
+            macs = math.prod(out) * first[-2 if turned and len(first) > 1 else -1]
+        elif kind == "ScaledDotProductAttention":
+            # softmax(Q K^T) V, the scaling and the mask not counted
+            macs = math.prod(first[:-1]) * second[-2] * (first[-1] + out[-1])
+        else:
+            applied, axis = _CONVOLUTIONS[kind]
+            macs = math.prod(out if applied == "output" else first) * math.prod(second[axis:])
+        found[op.get_friendly_name()] = macs
     return found
-
-
-def _convolution(op: Any, out: list[int], data: list[int], weights: list[int]) -> int:
-    return math.prod(out) * math.prod(weights[1:])  # output, input, spatial …
-
-
-def _group_convolution(op: Any, out: list[int], data: list[int], weights: list[int]) -> int:
-    return math.prod(out) * math.prod(weights[2:])  # groups, output, input, spatial …
-
-
-def _backprop(op: Any, out: list[int], data: list[int], weights: list[int]) -> int:
-    return math.prod(data) * math.prod(weights[1:])  # input, output, spatial …
-
-
-def _group_backprop(op: Any, out: list[int], data: list[int], weights: list[int]) -> int:
-    return math.prod(data) * math.prod(weights[2:])
-
-
-def _matmul(op: Any, out: list[int], first: list[int], second: list[int]) -> int:
-    turned = bool(op.get_attributes().get("transpose_a", False))
-    return math.prod(out) * first[-2 if turned and len(first) > 1 else -1]
-
-
-def _attention(op: Any, out: list[int], query: list[int], key: list[int]) -> int:
-    # softmax(Q K^T) V, the scaling and the mask not counted
-    return math.prod(query[:-1]) * key[-2] * (query[-1] + out[-1])
-
-
-_MACS: Final = {
-    "Convolution": _convolution,
-    "GroupConvolution": _group_convolution,
-    "ConvolutionBackpropData": _backprop,
-    "GroupConvolutionBackpropData": _group_backprop,
-    "MatMul": _matmul,
-    "ScaledDotProductAttention": _attention,
-}
 
 
 def _shape(partial: Any) -> list[int]:

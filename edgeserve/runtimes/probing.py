@@ -20,7 +20,7 @@ import numpy as np
 from edgeserve.bundle import VariantFiles
 from edgeserve.bundle.manifest import Option
 from edgeserve.devices import usable_cores
-from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError
+from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, one_line
 from edgeserve.runtimes import LoadOptions, Runtime, engine_version, runtime
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.runtimes.native import NativeLog
@@ -220,8 +220,8 @@ def main(question: str) -> None:
     except EdgeServeError as error:
         found = Probe(name, device, options, ok=False, error=str(error), hint=error.hint)
     except Exception as error:  # an adapter may be anybody's
-        text = " ".join(str(error).split()) or repr(error)
-        found = Probe(name, device, options, ok=False, error=f"its adapter fails: {text}")
+        text = f"its adapter fails: {one_line(error)}"
+        found = Probe(name, device, options, ok=False, error=text)
     sys.stdout.write(f"\n{_ANSWER}{msgspec.json.encode(found).decode()}\n")
     sys.stdout.flush()
     # Past this, drivers' exit handlers have crashed processes that had done their work.
