@@ -161,7 +161,7 @@ def test_broken_files_are_named(authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.issue("server", "broken")
     other = authority.issue("other", "other")[1]
     nothing = tmp_path / "nothing.pem"
-    nothing.write_text("not a matching certificate")
+    nothing.write_text("no certificate")
     encrypted = tmp_path / "encrypted.key"
     openssl("ec", "-in", key, "-aes256", "-passout", "pass:secret", "-out", encrypted)
     for pair in ((certificate, other), (nothing, key), (tmp_path / "none", key)):
