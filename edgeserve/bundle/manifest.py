@@ -35,10 +35,10 @@ class FileEntry(_Strict, frozen=True):
 
 
 class Source(_Strict, frozen=True):
-    """The model `convert` was given. `size_bytes` counts external data too.
+    """The model that was converted. `size_bytes` includes external data.
 
-    For sources that were made into ONNX first, `framework` is the one that ran them and `import_error`
-    the relative RMS error of the ONNX file against it.
+    For sources that were converted to ONNX first, `framework` ran the source and `import_error` is the
+    relative RMS error of the ONNX file against it.
     """
 
     format: str
@@ -70,7 +70,7 @@ class Preprocess(_Strict, frozen=True):
 
 
 class Task(_Strict, frozen=True):
-    """What the model is for. `labels` is a text file in the bundle, one class a line."""
+    """What the model is for. `labels` is a text file in the bundle, one class per line."""
 
     kind: Literal["classification", "generic"] = "generic"
     preprocess: Preprocess | None = None
@@ -78,7 +78,7 @@ class Task(_Strict, frozen=True):
 
 
 class Calibration(_Strict, frozen=True):
-    """The data a quantized variant was calibrated on. `random` data prove nothing about real inputs."""
+    """The data that a quantized variant was calibrated on. `random` data prove nothing about real inputs."""
 
     source: str
     sha256: str
@@ -99,8 +99,8 @@ class Recipe(_Strict, frozen=True):
 
 
 class Placed(_Strict, frozen=True):
-    """What ran where, by the engine's own word: devices' shares of operations and, where it is known, of
-    multiply-accumulates; operators, with their number, that an accelerator left to the CPU."""
+    """What ran where, as the engine reports it: each device's share of the operations and, if known, of the
+    multiply-accumulates; the operators that an accelerator left to the CPU, with their number."""
 
     shares: dict[str, float]
     mac_shares: dict[str, float] = {}
@@ -108,17 +108,17 @@ class Placed(_Strict, frozen=True):
 
 
 class Batching(_Strict, frozen=True):
-    """How many rows requests may share, at most; 1: each request is run by itself. `reason` says in words
-    what that is known by, or what speaks against it."""
+    """The maximum number of rows that requests may share; 1: each request runs alone. `reason` gives the
+    evidence in words."""
 
     max_batch: int
     reason: str
 
 
 class Measured(_Strict, frozen=True):
-    """What was measured of a variant, with which runtime, where. Times in milliseconds, of one call with
-    so many `threads` (0: the engine's choice). `batching` is what was found beside hostile neighbours; None
-    in bundles older than that."""
+    """Measurements of a variant on one runtime and machine. Times are in milliseconds, of one call with
+    `threads` threads (0: the engine's choice). `batching` is the result of running rows beside hostile
+    neighbours; None in older bundles."""
 
     runtime: str
     runtime_version: str
@@ -137,7 +137,7 @@ class Measured(_Strict, frozen=True):
 
 
 class Binding(_Strict, frozen=True):
-    """How one tensor of the interface is called and laid out inside a variant's file.
+    """The name and layout of one tensor of the interface inside a variant's file.
 
     `permutation` turns the interface's axes into the file's: `file = numpy.transpose(array, permutation)`.
     """
@@ -204,7 +204,7 @@ class Golden(_Strict, frozen=True):
 
 
 class Rejected(_Strict, frozen=True):
-    """A variant `convert` tried and did not keep, and why."""
+    """A variant that `convert` tried and did not keep, with the reason."""
 
     id: str
     runtime: str
@@ -287,7 +287,7 @@ class _Version(msgspec.Struct):
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What types alone cannot say: contained paths, known dtypes, a chain that refers to variants."""
+    """Check what types cannot: contained paths, known dtypes, a chain that refers to variants."""
     paths = [f.path for f in manifest.files()] + [v.main for v in manifest.variants]
     for path in paths:
         if not is_contained(path):

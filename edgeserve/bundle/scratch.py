@@ -1,4 +1,4 @@
-"""Folders for what a process unpacks: removed when it ends, or by the next one when it was killed."""
+"""Folders for unpacked files: removed when the process ends, or by a later process if it was killed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HINT: Final = "set TMPDIR to a folder with free space, or unzip the archive and
 
 
 def scratch_folder() -> tuple[Path, Callable[[], None]]:
-    """A new folder in TMPDIR, and what removes it. It is locked while this process lives: folders whose
-    process is gone are removed here. Raises WriteFailed."""
+    """A new folder in TMPDIR, and the function that removes it. It is locked while this process lives; folders
+    of processes that have ended are removed first. Raises WriteFailed."""
     try:
         parent = Path(tempfile.gettempdir())
         _remove_abandoned(parent)

@@ -70,7 +70,7 @@ def folder_writer(
 ) -> Iterator[tuple[Path, Path]]:
     """Yield a folder that becomes `destination` on success, and one for scratch that does not.
 
-    Both paths are absolute: converters read them in processes that stand elsewhere. Raises
+    Both paths are absolute: converters run in processes with other working folders. Raises
     OutputExists (unless `force`), WriteFailed (disk full, no permission).
     """
     check_destination(destination, kind, force=force)
@@ -128,7 +128,7 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def check_destination(destination: Path, kind: FolderKind | None = None, *, force: bool) -> None:
-    """Refuse early what could only fail at the end. Raises OutputExists, UsageError."""
+    """Refuse at the start what would fail at the end. Raises OutputExists, UsageError."""
     kind = kind or BUNDLE
     if not destination.exists():
         return
@@ -165,7 +165,7 @@ def _remove_stale(destination: Path) -> bool:
 
 
 def _share(root: Path) -> None:
-    """Let whoever may read the folder read its files: some tools write theirs for the owner alone."""
+    """Make files as readable as the folder: some tools write files that only the owner can read."""
     readable = root.stat().st_mode & 0o666
     for file in root.rglob("*"):
         if file.is_file():

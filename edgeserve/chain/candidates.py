@@ -102,8 +102,8 @@ class Candidates:
         return found
 
     def successors(self, failed: Link) -> list[Link]:
-        """What may take over from `failed`, best first: what stands behind it, then before it; those that
-        failed lately come last."""
+        """What may take over from `failed`, best first: candidates behind it in the chain, then those before it;
+        recently failed ones last."""
         order = [*self.links[failed.index + 1 :], *self.links[: failed.index]]
         order.sort(key=lambda link: link.opened is None and link.backoff.due is not None)
         return order
@@ -167,7 +167,7 @@ class Candidates:
     def note_failure(self, link: Link, error: EdgeServeError, *, at_start: bool) -> None:
         """A candidate did not open."""
         if self.closed:
-            return  # nobody waited for it any more: that tells nothing of the device
+            return  # the chain was closed meanwhile: that is not the device's failure
         now = _now()
         self._record(link, error)
         link.error = error.with_traceback(None)
@@ -182,7 +182,7 @@ class Candidates:
     # Failing
 
     def mark_failed(self, link: Link, failed: OpenedCandidate, error: EdgeServeError) -> bool:
-        """Take a candidate out of service. False when that had been done."""
+        """Take a candidate out of service. False if it already was."""
         with self.lock:
             if link.opened is not failed:
                 return False

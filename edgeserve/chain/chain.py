@@ -155,7 +155,8 @@ class Chain(Steps):
         return self._run(inputs, (inputs,), self.replayer.of_one)
 
     def attempt(self, inputs: Tensors) -> Answer | Detour:
-        """As `run`, but what fails on what serves comes back as a detour, which somebody else may take."""
+        """Like `run`, but a request that fails on the serving candidate is returned as a Detour, to be run
+        elsewhere."""
         serving, replayer = self._serving, self.replayer
         if serving.failure is not None:
             return self.run(inputs)
@@ -226,7 +227,7 @@ class Chain(Steps):
             self.replayer.lethal.answered(self.candidates.link_of(serving).index, parts)
 
     def _replace(self, failed: OpenedCandidate, failure: EdgeServeError) -> None:
-        """Nothing took over from what failed before; perhaps something does now. Raises ModelUnavailable."""
+        """Nothing took over from a failed candidate so far: try again. Raises ModelUnavailable."""
         try:
             self.step_down(failed, failure.with_traceback(None))
         except EdgeServeError as error:

@@ -1,4 +1,4 @@
-"""What a chain does besides answering: opens failed candidates again, keeps a standby, checks, closes."""
+"""Upkeep of a chain: opens failed candidates again, keeps a standby, runs golden checks, closes sessions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPARE_BYTES: Final = 256 << 20
 
 
 class Keeper:
-    """Owns one thread, started when there is something to do. Opens and checks on it, so nothing waits."""
+    """Owns one thread, started when there is work. Opens and checks on that thread, so no request waits."""
 
     def __init__(self, chain: Steps) -> None:
         self._chain = chain
@@ -50,14 +50,14 @@ class Keeper:
         self.wake()
 
     def retire(self, opened: OpenedCandidate) -> None:
-        """Close a session that serves no more: a process once its calls are over, at once if it is lost."""
+        """Close a session that no longer serves: a process once its calls are over, at once if it is lost."""
         if opened.isolated is not None:
             with self._changed:
                 self._retired.append((opened, time.monotonic()))
             self.wake()
 
     def let_go(self, link: Link) -> None:
-        """A candidate serves no more, because a better one does: close it unless it stands by."""
+        """A better candidate serves instead: close this one unless it is the standby."""
         opened = link.opened
         if opened is None or self._keeps(link):
             return

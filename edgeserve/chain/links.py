@@ -63,9 +63,9 @@ class ChainStatus(msgspec.Struct, frozen=True):
 
 
 class LinkStatus(msgspec.Struct, frozen=True):
-    """What one candidate is doing, and what came of it last. `waiting`: it failed, and is tried again in
-    `retry_s` seconds; `out`: it cannot run here; `standby` is open, `closed` is opened when it is needed, `unused` never is:
-    nothing takes over with fallback off."""
+    """What one candidate is doing, and its last attempt. `waiting`: it failed, and is tried again in
+    `retry_s` seconds. `out`: it cannot run here. `standby`: open. `closed`: opened when needed. `unused`:
+    never opened, since fallback is off."""
 
     attempt: Attempt
     state: Literal["serving", "standby", "waiting", "out", "closed", "unused"]

@@ -18,12 +18,12 @@ Standby = Literal["auto", "warm", "cold"]
 class ChainOptions(msgspec.Struct, frozen=True):
     """How to open a chain.
 
-    `fallback=False` fails with the first candidate's own error; `device` keeps only candidates on that
-    device, `require` has those on that device go first, and refuses to start where another serves;
-    `threads`, `instances`, `spin` and `batches` as in LoadOptions. `isolate` says which candidates run in
-    a process of their own, `standby` whether the one behind an accelerator is kept open.
+    With `fallback=False` the first candidate's own error is raised. `device` keeps only candidates on that
+    device; `require` prefers them, and refuses to start if another serves. `threads`, `instances`, `spin`
+    and `batches` are as in LoadOptions. `isolate` selects the candidates that run in an isolated process,
+    `standby` whether the one behind an accelerator is kept open.
 
-    Seconds: `watchdog_s` is the least a call may take, `open_timeout_s` the most that opening may;
+    Seconds: `watchdog_s` is the minimum time limit of a call, `open_timeout_s` the time limit of opening;
     `recheck_s` is the time between golden checks while serving (0: none); a failed candidate is tried
     again after `reopen_s`, each time after about twice as long, up to `reopen_longest_s`, and counts as
     recovered once it has served for `stable_s`. A device on which a request failed and which then
@@ -57,12 +57,12 @@ class ChainOptions(msgspec.Struct, frozen=True):
     inject: tuple[str, ...] = ()
 
     def is_required(self, candidate: Candidate) -> bool:
-        """Whether it is on the device that is required; every one is where none is."""
+        """Whether it is on the required device; True for every candidate if none is required."""
         return candidate.is_on(self.require)
 
     def check(self) -> None:
-        """Raise UsageError for faults that are none, combinations that cannot work, and what this system
-        cannot do."""
+        """Raise UsageError for invalid faults, options that exclude each other, and what this system cannot
+        do."""
         for text in self.inject:
             parse_fault(text)
         if sys.platform != "linux" and (self.inject or self.isolate == "always"):

@@ -1,4 +1,4 @@
-"""What becomes of a request that failed: another candidate answers it, and its device is doubted, not lost.
+"""Replay of a request that failed: another candidate answers it, and the device is checked.
 
 One request's outcome is evidence about that request. The golden samples are the evidence about the device.
 """

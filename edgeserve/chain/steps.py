@@ -40,7 +40,7 @@ class Upkeep(Protocol):
         ...
 
     def let_go(self, link: Link) -> None:
-        """A better candidate serves instead: close this one unless it stands by."""
+        """A better candidate serves instead: close this one unless it is the standby."""
         ...
 
 
@@ -119,8 +119,8 @@ class Steps:
     # Stepping down
 
     def step_down(self, failed: OpenedCandidate, error: EdgeServeError) -> None:
-        """Have another candidate serve, unless `failed` does not serve any more. Without one it is opened
-        again itself. Raises `error` when nothing opens."""
+        """Switch to another candidate, unless `failed` no longer serves. If there is none, `failed` itself is
+        opened again. Raises `error` when nothing opens."""
         link = self.candidates.link_of(failed)
         with self.stepping:
             if self._serving is failed and not self.candidates.closed:
@@ -152,7 +152,7 @@ class Steps:
         self.tell()
 
     def mark_failed(self, link: Link, failed: OpenedCandidate, error: EdgeServeError) -> bool:
-        """Take a candidate out of service. False when that had been done."""
+        """Take a candidate out of service. False if it already was."""
         if not self.candidates.mark_failed(link, failed, error):
             return False
         self.era = next(_ERAS)
@@ -163,7 +163,7 @@ class Steps:
         return True
 
     def lost(self, opened: OpenedCandidate, error: EdgeServeError) -> None:
-        """A candidate was found to have failed by somebody who has no answer to give."""
+        """Step down from a candidate whose failure was found outside of a request."""
         if self.candidates.closed:
             return
         try:
@@ -176,7 +176,7 @@ class Steps:
     # Stepping up
 
     def promote(self, link: Link, opened: OpenedCandidate) -> None:
-        """Have a candidate serve that was opened again, if it stands before the serving one."""
+        """Switch to a candidate that was opened again, if it is before the serving one in the chain."""
         with self.stepping, self.candidates.lock:
             before = self.candidates.link_of(self._serving)
             better = link.index < before.index or before.opened is not self._serving
