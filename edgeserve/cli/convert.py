@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
@@ -313,7 +314,8 @@ def render(report: Conversion) -> None:
     chain = " -> ".join(c.label for c in report.chain)
     size = size_text(report.bundle_size_bytes)
     print_line(console, f"wrote {report.bundle} ({size}); chain: {chain}")
-    print_line(console, f"next: edgeserve bench {report.bundle}, or edgeserve run {report.bundle}")
+    bundle = shlex.quote(report.bundle)
+    print_line(console, f"next: edgeserve bench {bundle}, or edgeserve run {bundle}")
 
 
 def _render_layers(report: Conversion) -> None:

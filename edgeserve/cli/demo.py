@@ -62,9 +62,7 @@ def command(
         if keep is not None:
             print(f"\nthe bundle is in {bundle}; serve it again: edgeserve run {bundle}")
         else:
-            print(
-                "\nnext: edgeserve demo --keep DIR leaves the bundle; edgeserve convert YOUR.onnx"
-            )
+            print("\nnext: edgeserve demo --keep DIR keeps the bundle; edgeserve convert YOUR.onnx")
 
 
 @contextmanager

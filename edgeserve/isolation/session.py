@@ -303,7 +303,7 @@ class _Slot:
                 break
             except BlockingIOError:
                 if self._process.cancelled():
-                    raise self._process.end("hang", "was ended: nobody waits for it") from None
+                    raise self._process.end("hang", "was ended: its caller gave up") from None
                 if time.monotonic() > deadline:
                     what = f"did not finish a call within {limit:.3g} s"
                     raise self._process.end("hang", what) from None
