@@ -31,7 +31,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T", str, None)
 
 
 class EdgeServeError(Exception):
@@ -184,3 +186,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The entry of `known` that looks most like `word`, or None."""
     hits = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return hits[0] if hits else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: T) -> str | T:
+    """The hint that asks for the nearest known word; `otherwise` where none is near."""
+    guess = nearest(word, known)
+    return f"did you mean '{guess}'?" if guess else otherwise

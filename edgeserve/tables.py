@@ -7,7 +7,7 @@ becomes a title with its cells below it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,17 +21,13 @@ _INDENT: Final = 4
 _TALLEST: Final = 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class Listing:
     """Rows under named columns; rich prints it to fit. The columns in `right` hold numbers."""
 
     columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
     right: frozenset[str] = frozenset()
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-
-    @property
-    def row_count(self) -> int:
-        return len(self.rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         widths = _widths(self, options.max_width)
@@ -41,15 +37,15 @@ class Listing:
             yield from _table(self, widths)
 
 
-def table_of(*columns: str, right: tuple[str, ...] = ()) -> Listing:
-    """An empty table without borders; the columns named in `right` hold numbers."""
-    return Listing(columns, frozenset(right))
-
-
-def add_row(table: Listing, *cells: str) -> None:
-    """Add cells as they are: engines' messages hold brackets, which are no markup."""
-    assert len(cells) == len(table.columns)
-    table.rows.append(cells)
+def print_table(
+    console: Console,
+    columns: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    right: tuple[str, ...] = (),
+) -> None:
+    """Print rows under named columns, without borders; the columns named in `right` hold numbers. Cells are printed
+    as they are: engines' messages hold brackets, which are no markup."""
+    console.print(Listing(columns, list(rows), frozenset(right)))
 
 
 def _widths(table: Listing, room: int) -> list[int] | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from edgeserve.tables import Listing, add_row, print_facts, table_of
+from edgeserve.tables import Listing, print_facts
 
 
 def shown(table: Listing, width: int) -> list[str]:
@@ -21,10 +21,12 @@ def shown(table: Listing, width: int) -> list[str]:
 
 @pytest.fixture
 def variants() -> Listing:
-    table = table_of("", "variant", "runs on", "size", "reason", right=("size",))
-    add_row(table, "✓", "openvino-int8", "openvino/cpu", "5.3 MB", "chosen")
-    add_row(table, "✗", "onnx-fp32", "onnxruntime/cpu", "18.7 MB", "onnx-int8 is 1.53x faster")
-    return table
+    rows = [
+        ("✓", "openvino-int8", "openvino/cpu", "5.3 MB", "chosen"),
+        ("✗", "onnx-fp32", "onnxruntime/cpu", "18.7 MB", "onnx-int8 is 1.53x faster"),
+    ]
+    columns = ("", "variant", "runs on", "size", "reason")
+    return Listing(columns, rows, right=frozenset({"size"}))
 
 
 def test_columns_side_by_side_where_they_fit(variants: Listing) -> None:
@@ -60,8 +62,7 @@ def test_records_where_nothing_else_fits(variants: Listing) -> None:
 
 
 def test_a_paragraph_in_a_narrow_column_makes_records_too() -> None:
-    table = table_of("target", "why")
-    add_row(table, "a" * 30, "word " * 12)
+    table = Listing(("target", "why"), [("a" * 30, "word " * 12)])
     assert shown(table, 44)[2:] == [
         "a" * 30,
         "    why word word word word word word word",
@@ -70,14 +71,13 @@ def test_a_paragraph_in_a_narrow_column_makes_records_too() -> None:
 
 
 def test_what_is_wider_than_the_console_is_folded_not_cut() -> None:
-    table = table_of("file", "size")
-    add_row(table, "x" * 50, "y" * 50)
+    table = Listing(("file", "size"), [("x" * 50, "y" * 50)])
     assert "".join(shown(table, 30)).count("x") == 50
     assert "".join(shown(table, 30)).count("y") == 50
 
 
 def test_an_empty_table_is_its_head() -> None:
-    assert shown(table_of("file", "valid"), 80) == ["file   valid", "────────────"]
+    assert shown(Listing(("file", "valid"), []), 80) == ["file   valid", "────────────"]
 
 
 words = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_size=12)
@@ -86,9 +86,7 @@ cells = st.lists(words, max_size=6).map(" ".join)
 
 @given(st.lists(st.tuples(words, cells, cells, cells), max_size=5), st.integers(40, 140))
 def test_no_word_is_lost_or_broken(rows: list[tuple[str, str, str, str]], width: int) -> None:
-    table = table_of("name", "one", "two", "three", right=("two",))
-    for row in rows:
-        add_row(table, *row)
+    table = Listing(("name", "one", "two", "three"), [*rows], right=frozenset({"two"}))
     lines = shown(table, width)
     assert max(map(cell_len, lines)) <= width
     printed = " ".join(lines).split()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeserve.errors import UsageError
-from edgeserve.tables import print_line
+from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,21 +101,18 @@ def render(report: CheckReport, *, every_operator: bool) -> None:
 
 
 def _render_targets(console: Console, report: CheckReport) -> None:
-    from edgeserve.tables import add_row, table_of
-
-    table = table_of("target", "chain", "precisions", "verdict", "fine")
-    for target in report.targets:
-        for index, entry in enumerate(target.entries):
-            first = index == 0
-            add_row(
-                table,
-                target.name if first else "",
-                f"{entry.runtime}/{entry.device}",
-                " ".join(entry.precisions),
-                _verdict(entry, report.nodes),
-                ("yes" if target.ok else "no") if first else "",
-            )
-    console.print(table)
+    rows = [
+        (
+            target.name if entry is target.entries[0] else "",
+            f"{entry.runtime}/{entry.device}",
+            " ".join(entry.precisions),
+            _verdict(entry, report.nodes),
+            ("yes" if target.ok else "no") if entry is target.entries[0] else "",
+        )
+        for target in report.targets
+        for entry in target.entries
+    ]
+    print_table(console, ("target", "chain", "precisions", "verdict", "fine"), rows)
 
 
 def _verdict(entry: EntryReport, nodes: int) -> str:
@@ -132,8 +129,6 @@ def _verdict(entry: EntryReport, nodes: int) -> str:
 
 
 def _render_operators(console: Console, report: CheckReport, *, every_operator: bool) -> None:
-    from edgeserve.tables import add_row, table_of
-
     shown = [o for o in report.operators if every_operator or "no" in o.support.values()]
     if not shown:
         return
@@ -141,11 +136,9 @@ def _render_operators(console: Console, report: CheckReport, *, every_operator: 
     engines = [
         e for e in shown[0].support if any(o.support[e] != "unverified" for o in report.operators)
     ]
-    table = table_of("operator", "nodes", *engines, right=("nodes",))
-    for operator in shown:
-        add_row(table, operator.op, str(operator.nodes), *(operator.support[e] for e in engines))
+    rows = [(o.op, str(o.nodes), *(o.support[e] for e in engines)) for o in shown]
     console.print()
-    console.print(table)
+    print_table(console, ("operator", "nodes", *engines), rows, right=("nodes",))
 
 
 def _render_findings(console: Console, report: CheckReport) -> None:
@@ -164,18 +157,16 @@ def _nodes(finding: Finding) -> str:
 
 
 def _render_estimates(console: Console, report: CheckReport) -> None:
-    from edgeserve.tables import add_row, size_text, table_of
-
-    table = table_of("estimate", "size", "peak memory", right=("size", "peak memory"))
-    for estimate in report.estimates:
-        peak = estimate.peak_memory_bytes
-        add_row(
-            table,
-            estimate.precision,
-            size_text(estimate.size_bytes),
-            "unknown" if peak is None else size_text(peak),
+    rows = [
+        (
+            e.precision,
+            size_text(e.size_bytes),
+            "unknown" if e.peak_memory_bytes is None else size_text(e.peak_memory_bytes),
         )
+        for e in report.estimates
+    ]
     console.print()
-    if table.row_count:
-        console.print(table)
+    if rows:
+        numbers = ("size", "peak memory")
+        print_table(console, ("estimate", *numbers), rows, right=numbers)
         console.print()

@@ -13,7 +13,7 @@ import typer
 from edgeserve.cli.output import progress, stdout_console
 from edgeserve.errors import UsageError
 from edgeserve.exporting import to_json
-from edgeserve.tables import print_line, size_text
+from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
     from edgeserve.conversion.report import Conversion, VariantRow
@@ -280,8 +280,6 @@ def command(
 
 def render(report: Conversion) -> None:
     """The report as a table; the last lines are what was written and what to do next."""
-    from edgeserve.tables import add_row, table_of
-
     console = stdout_console()
     print_line(
         console,
@@ -290,17 +288,15 @@ def render(report: Conversion) -> None:
     )
     columns = ("", "variant", "runs on", "size", "latency", "vs source", "int8 ops", "agrees", "SQNR",
                "worst output", "accuracy")  # fmt: skip
-    table = table_of(*columns, right=("size", "latency", "vs source", "agrees", "SQNR", "accuracy"))
     accuracy = report.reference_accuracy
-    add_row(
-        table, "", "source", report.reference, size_text(report.source_size_bytes),
+    source = (
+        "", "source", report.reference, size_text(report.source_size_bytes),
         f"{report.reference_latency_ms:.3f} ms", "1.00x", "", "", "", "",
         f"{100 * accuracy:.1f} %" if accuracy is not None else "",
     )  # fmt: skip
-    for row in report.rows:
-        if row.measured is not None or row.chosen:
-            add_row(table, *_cells(row))
-    console.print(table)
+    tried = [_cells(row) for row in report.rows if row.measured is not None or row.chosen]
+    numbers = ("size", "latency", "vs source", "agrees", "SQNR", "accuracy")
+    print_table(console, columns, [source, *tried], right=numbers)
     console.print("*: no other variant is smaller, faster and closer to the source at once\n")
     for row in report.rows:
         if not row.chosen or row.measured is None:
@@ -319,36 +315,27 @@ def render(report: Conversion) -> None:
 
 
 def _render_layers(report: Conversion) -> None:
-    from edgeserve.tables import add_row, table_of
-
     shown = report.layers[:_SHOWN_LAYERS]
-    table = table_of("layer", "op", "SQNR", right=("SQNR",))
-    for layer in shown:
-        add_row(
-            table,
-            layer.node,
-            layer.op,
-            f"{layer.sqnr_db:.1f} dB",
-        )
+    rows = [(layer.node, layer.op, f"{layer.sqnr_db:.1f} dB") for layer in shown]
     console = stdout_console()
     more = len(report.layers) - len(shown)
     rest = f" (and {more} more: --json lists them)" if more else ""
     print_line(console, f"layers by the noise of static int8 in them{rest}")
-    console.print(table)
+    print_table(console, ("layer", "op", "SQNR"), rows, right=("SQNR",))
     console.print()
 
 
-def _cells(row: VariantRow) -> list[str]:
+def _cells(row: VariantRow) -> tuple[str, ...]:
     from edgeserve.cli.quality import agreement_text, worst_text
 
     m = row.measured
     size = size_text(row.size_bytes) if row.size_bytes is not None else ""
     mark = ("✓" if row.chosen else "✗") + ("*" if row.pareto else "")
-    head = [mark, row.variant, f"{row.runtime}/{row.device}", size]
+    head = (mark, row.variant, f"{row.runtime}/{row.device}", size)
     if m is None:
-        return [*head, "", "", "", "", "", "", ""]
+        return (*head, "", "", "", "", "", "", "")
     accuracy = m.accuracy
-    return [
+    return (
         *head,
         f"{m.latency_ms:.3f} ms",
         f"{m.speedup:.2f}x",
@@ -357,7 +344,7 @@ def _cells(row: VariantRow) -> list[str]:
         f"{m.fidelity.sqnr_db:.1f} dB",
         worst_text(m.fidelity),
         f"{100 * accuracy.top1:.1f} %" if accuracy else "",
-    ]
+    )
 
 
 def _limit(budget: str, flag: str, text: str | None, kind: type[_Number]) -> _Number | None:

@@ -10,7 +10,7 @@ import msgspec
 from edgeserve.cli.output import print_error, progress, stdout_console
 from edgeserve.errors import DataError, EdgeServeError, SourceError, UnsupportedModel, UsageError
 from edgeserve.exporting import to_json
-from edgeserve.tables import print_line, size_text
+from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
     from edgeserve.conversion.options import Options
@@ -65,25 +65,19 @@ def convert_for(
 
 
 def _render(outcomes: list[TargetOutcome], folder: Path) -> None:
-    from edgeserve.tables import add_row, table_of
-
-    table = table_of("target", "bundle", "chain", "verified here", right=("bundle",))
+    rows = []
     for outcome in outcomes:
         report = outcome.report
         if report is None:
-            add_row(table, outcome.target, "none", outcome.error or "", "")
+            rows.append((outcome.target, "none", outcome.error or "", ""))
             continue
         measured = {(r.variant, r.runtime, r.device) for r in report.rows if r.measured}
         here = sum((c.variant, c.runtime, c.device) in measured for c in report.chain)
-        add_row(
-            table,
-            report.target,
-            size_text(report.bundle_size_bytes),
-            " -> ".join(c.label for c in report.chain),
-            f"{here} of {len(report.chain)}",
-        )
+        chain = " -> ".join(c.label for c in report.chain)
+        size = size_text(report.bundle_size_bytes)
+        rows.append((report.target, size, chain, f"{here} of {len(report.chain)}"))
     console = stdout_console()
-    console.print(table)
+    print_table(console, ("target", "bundle", "chain", "verified here"), rows, right=("bundle",))
     remarks = dict.fromkeys(r for o in outcomes if o.report for r in o.report.remarks)
     if remarks:
         console.print()

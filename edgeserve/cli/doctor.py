@@ -117,14 +117,10 @@ def _libraries(found: Diagnosis) -> str:
 
 
 def _render_probes(console: Console, probes: tuple[Probe, ...]) -> None:
-    from edgeserve.tables import add_row, table_of
+    from edgeserve.tables import print_table
 
-    table = table_of(
-        "runtime", "device", "by", "opens", "load", "run", "hardware", "runs", right=("load", "run")
-    )
-    for probe in probes:
-        add_row(
-            table,
+    rows = [
+        (
             probe.runtime,
             probe.device,
             probe.provider.removesuffix("ExecutionProvider"),
@@ -134,7 +130,10 @@ def _render_probes(console: Console, probes: tuple[Probe, ...]) -> None:
             probe.hardware or "",
             probe.placement or "",
         )
-    console.print(table)
+        for probe in probes
+    ]
+    columns = ("runtime", "device", "by", "opens", "load", "run", "hardware", "runs")
+    print_table(console, columns, rows, right=("load", "run"))
     for probe in probes:
         if words := _words(probe):
             _say(console, f"\n{_label(probe)}: {words}")

@@ -124,10 +124,10 @@ def _environment(name: str) -> ToolEnvironment:
 def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> None:
     from edgeserve.cli.output import stdout_console
     from edgeserve.conversion.tools.registry import runs_here, tool_environment
-    from edgeserve.tables import add_row, print_line, size_text, table_of
+    from edgeserve.tables import print_line, print_table, size_text
 
     console = stdout_console()
-    table = table_of("converter", "needs", "runs in", "size", right=("size",))
+    rows = []
     by_path = {r.path: r for r in records}
     used = set()
     for converter in found:
@@ -141,12 +141,14 @@ def _render(found: tuple[Converter, ...], records: list[EnvironmentRecord]) -> N
         else:
             where = record.path if record.complete else f"{record.path} (unfinished)"
         size = size_text(record.size_bytes) if record else ""
-        add_row(table, converter.name, " ".join(converter.requires), where, size)
+        rows.append((converter.name, " ".join(converter.requires), where, size))
     # Left by an older edgeserve or another Python: nothing uses them any more.
-    for record in (r for r in records if r.path not in used):
-        add_row(table, f"{record.name} (unused)", " ".join(record.requires), record.path,
-                size_text(record.size_bytes))  # fmt: skip
-    console.print(table)
+    rows += [
+        (f"{r.name} (unused)", " ".join(r.requires), r.path, size_text(r.size_bytes))
+        for r in records
+        if r.path not in used
+    ]
+    print_table(console, ("converter", "needs", "runs in", "size"), rows, right=("size",))
     missing = [c.name for c in found if not runs_here(c) and not tool_environment(c).complete]
     if missing:
         print_line(console, f"\ncreate one: edgeserve env create {missing[0]}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
@@ -39,10 +39,9 @@ def preprocess_from(file: Path | None, flags: Mapping[str, Any]) -> Preprocess |
         )
     unknown = sorted(set(values) - set(Preprocess.__struct_fields__))
     if unknown:
-        guess = nearest(unknown[0], Preprocess.__struct_fields__)
         raise UsageError(
             f"{where}: unknown field '{unknown[0]}'",
-            hint=f"did you mean '{guess}'?" if guess else None,
+            hint=did_you_mean(unknown[0], Preprocess.__struct_fields__, None),
         )
     for key in ("mean", "std"):
         if isinstance(values.get(key), int | float):

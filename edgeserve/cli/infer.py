@@ -241,7 +241,7 @@ def _without_objects(name: str, array: Array) -> Array:
 def render(result: Inferred, saved: Path | None) -> None:
     from edgeserve.cli.output import stderr_console, stdout_console
     from edgeserve.cli.scores import shown
-    from edgeserve.tables import add_row, table_of
+    from edgeserve.tables import print_table
 
     console = stdout_console()
     for output in result.outputs:
@@ -254,15 +254,15 @@ def render(result: Inferred, saved: Path | None) -> None:
         console.print(heading, markup=False)
         labelled = any(s.label is not None for s in best)
         several = output.shape[0] > 1
-        columns = [*["row"] * several, "rank", "score", "class", *["label"] * labelled]
-        table = table_of(*columns, right=("row", "rank", "score", "class"))
-        for s in best:
-            label = [s.label or ""] * labelled
-            add_row(
-                table,
-                *[str(s.row)] * several, str(s.rank), shown(s.score), str(s.index), *label,
-            )  # fmt: skip
-        console.print(table)
+        columns = (*["row"] * several, "rank", "score", "class", *["label"] * labelled)
+        rows = [
+            (
+                *[str(s.row)] * several, str(s.rank), shown(s.score), str(s.index),
+                *[s.label or ""] * labelled,
+            )
+            for s in best
+        ]  # fmt: skip
+        print_table(console, columns, rows, right=("row", "rank", "score", "class"))
     by = ", ".join(filter(None, (result.device, result.runtime, result.variant)))
     version = f" version {result.version}" if result.version else ""
     who = f"{result.model}{version} on {by}" if by else f"{result.model}{version}"

@@ -381,11 +381,8 @@ def _table(
     right: tuple[str, ...] = (),
 ) -> None:
     """Print a table after an empty line; nothing where there are no rows."""
-    from edgeserve.tables import add_row, table_of
+    from edgeserve.tables import print_table
 
-    table = table_of(*columns, right=right)
-    for row in rows:
-        add_row(table, *row)
-    if table.row_count:
+    if shown := list(rows):
         console.print()
-        console.print(table)
+        print_table(console, columns, shown, right)

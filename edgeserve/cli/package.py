@@ -96,7 +96,7 @@ def command(
 def render(written: DevicePackage) -> None:
     """The parts and what they weigh; the last line is what to do next."""
     from edgeserve.cli.output import stdout_console
-    from edgeserve.tables import add_row, print_line, size_text, table_of
+    from edgeserve.tables import print_line, print_table, size_text
 
     console = stdout_console()
     print_line(
@@ -105,10 +105,16 @@ def render(written: DevicePackage) -> None:
         f"glibc {written.glibc} or newer",
     )
     print_line(console, f"chain: {' -> '.join(c.label for c in written.chain)}\n")
-    table = table_of("part", "version", "packed", "installed", right=("packed", "installed"))
-    for part in written.parts:
-        installed = size_text(part.installed_bytes) if part.installed_bytes else ""
-        add_row(table, part.name, part.version or "", size_text(part.packed_bytes), installed)
-    add_row(table, "all", "", size_text(written.packed_bytes), size_text(written.installed_bytes))
-    console.print(table)
+    rows = [
+        (
+            part.name,
+            part.version or "",
+            size_text(part.packed_bytes),
+            size_text(part.installed_bytes) if part.installed_bytes else "",
+        )
+        for part in written.parts
+    ]
+    rows.append(("all", "", size_text(written.packed_bytes), size_text(written.installed_bytes)))
+    sizes = ("packed", "installed")
+    print_table(console, ("part", "version", *sizes), rows, right=sizes)
     print_line(console, f"\ncopy it to the device, then there: {written.path}/install.sh")

@@ -9,7 +9,7 @@ import typer
 
 from edgeserve.cli.flags import SettingsCommand, values_of
 from edgeserve.cli.output import stderr_console
-from edgeserve.tables import print_line
+from edgeserve.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from edgeserve.serve.settings.server import Settings
@@ -75,29 +75,23 @@ def register(app: typer.Typer) -> None:
 
 def render(started: Started) -> None:
     """The start-up table, on stderr: every candidate, and what became of it."""
-    from edgeserve.tables import add_row, table_of
-
     console = stderr_console()
     if started.injected:
         faults = ", ".join(started.injected)
         console.print(f"warning: faults are injected, this is a test: {faults}", markup=False)
     several = len(started.models) > 1 or bool(started.failed)
-    table = table_of(
-        *(("model",) if several else ()),
-        "candidate", "device", "status", "load", "golden error", right=("load",),
-    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
     for model in started.models:
         lead = (f"{model.name} {model.version}",) if several else ()
         if not model.attempts:
-            add_row(table, *lead, "", "", "loaded on demand", "", "")
+            rows.append((*lead, "", "", "loaded on demand", "", ""))
         serving = True
         for attempt in model.attempts:
             status = attempt.error or (
                 "standby, not open" if not attempt.ok else "serving" if serving else ""
             )
             serving = serving and not attempt.ok
-            add_row(
-                table,
+            cells = (
                 *lead,
                 attempt.candidate.label,
                 attempt.candidate.device + (" (isolated)" if attempt.isolated else ""),
@@ -105,10 +99,11 @@ def render(started: Started) -> None:
                 f"{attempt.load_ms:.0f} ms" if attempt.load_ms is not None else "",
                 f"{attempt.golden_error:.2g}" if attempt.golden_error is not None else "",
             )
+            rows.append(cells)
             lead = ("",) if several else ()
-    for entry in started.failed:
-        add_row(table, f"{entry.name} {entry.version}", "", "", entry.reason, "", "")
-    console.print(table)
+    rows += [(f"{e.name} {e.version}", "", "", e.reason, "", "") for e in started.failed]
+    columns = (*["model"] * several, "candidate", "device", "status", "load", "golden error")
+    print_table(console, columns, rows, right=("load",))
     print_line(console, "")
     for hint in _hints(started):
         print_line(console, hint)

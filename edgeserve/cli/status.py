@@ -63,7 +63,7 @@ def read_status(url: str, client: Client) -> ServerStatus:
 
 def render(status: ServerStatus) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.tables import add_row, print_line, table_of
+    from edgeserve.tables import print_line, print_table
 
     console = stdout_console()
     word = "not ready"
@@ -71,10 +71,12 @@ def render(status: ServerStatus) -> None:
         word = "degraded" if any(_degraded(m) for m in status.models) else "ready"
     console.print(f"{status.url}  {status.server}, {word}\n", markup=False)
     numbers = ("answered", "failed", "batches", "queue ms", "compute ms", "total ms")
-    table = table_of("model", "version", "state", "serves on", *numbers, right=numbers)
-    for model in status.models:
-        add_row(table, model.name, model.version, _state(model), _where(model), *_numbers(model))
-    console.print(table if status.models else "no models")
+    rows = [(m.name, m.version, _state(m), _where(m), *_numbers(m)) for m in status.models]
+    if rows:
+        columns = ("model", "version", "state", "serves on", *numbers)
+        print_table(console, columns, rows, right=numbers)
+    else:
+        console.print("no models")
     lost = (f"{m.name}: {_instead(m.instead_of)}" for m in status.models if m.instead_of)
     for line in dict.fromkeys(lost):
         print_line(console, f"\n{line}")

@@ -67,18 +67,18 @@ def check(
 
 def _render_checks(checks: list[FileCheck]) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.tables import add_row, print_line, table_of
+    from edgeserve.tables import print_line, print_table
 
     console = stdout_console()
-    table = table_of("file", "target", "valid", "", "what", "hint")
+    rows = []
     for item in checks:
         head = (item.file, item.target or "", "yes" if item.valid else "no")
         if not item.findings:
-            add_row(table, *head, "", "", "")
+            rows.append((*head, "", "", ""))
         for finding in item.findings:
-            add_row(table, *head, finding.level, finding.text, finding.hint or "")
+            rows.append((*head, finding.level, finding.text, finding.hint or ""))
             head = ("", "", "")
-    console.print(table)
+    print_table(console, ("file", "target", "valid", "", "what", "hint"), rows)
     valid = [c for c in checks if c.valid]
     if len(valid) == len(checks):
         print_line(
@@ -130,21 +130,21 @@ def targets(
 
 def _render_list(here: Machine, checks: list[TargetCheck]) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.tables import add_row, print_line, table_of
+    from edgeserve.tables import print_line, print_table
 
     console = stdout_console()
     print_line(console, f"this machine: {here.describe()}\n")
-    table = table_of("target", "title", "chain", "here", "why")
-    for check in checks:
-        add_row(
-            table,
+    rows = [
+        (
             check.target.name,
             check.target.title,
             "\n".join(_entry_text(e) for e in check.entries),
             "yes" if check.satisfied else "no",
             check.reason,
         )
-    console.print(table)
+        for check in checks
+    ]
+    print_table(console, ("target", "title", "chain", "here", "why"), rows)
     print_line(console, "\nexplain one: edgeserve targets NAME")
 
 
@@ -154,7 +154,7 @@ def _entry_text(check: EntryCheck) -> str:
 
 def _render_one(here: Machine, check: TargetCheck) -> None:
     from edgeserve.cli.output import stdout_console
-    from edgeserve.tables import add_row, print_facts, print_line, table_of
+    from edgeserve.tables import print_facts, print_line, print_table
 
     console, target = stdout_console(), check.target
     verdict = "satisfied" if check.satisfied else "not satisfied"
@@ -173,14 +173,11 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
     ]
     print_facts(console, facts, indent=14)
     console.print()
-    table = table_of(
-        "chain", "precisions", "shapes", "options", "opens here", "what the engine says"
-    )
+    rows = []
     for entry_check in check.entries:
         entry = entry_check.entry
         said = entry_check.reason + (f"\nhint: {entry_check.hint}" if entry_check.hint else "")
-        add_row(
-            table,
+        cells = (
             entry.label,
             " ".join(entry.precisions),
             "static" if entry.static_shapes else "any",
@@ -188,7 +185,9 @@ def _render_one(here: Machine, check: TargetCheck) -> None:
             "yes" if entry_check.ok else "no",
             said,
         )
-    console.print(table)
+        rows.append(cells)
+    columns = ("chain", "precisions", "shapes", "options", "opens here", "what the engine says")
+    print_table(console, columns, rows)
     print_line(
         console,
         f"\nconvert for it: edgeserve convert MODEL --target {target.name} -o NAME.edge",

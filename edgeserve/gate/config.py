@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 from edgeserve.gate.limits import BUDGETS, Budget, Value, parse_limit
 
 ENVIRONMENT_PREFIX: Final = "EDGESERVE_GATE_"
@@ -197,5 +197,4 @@ def _hint(message: str) -> str | None:
 
 
 def _suggestion(key: str) -> str:
-    guess = nearest(key, _KEYS)
-    return f"did you mean '{guess}'?" if guess else f"known: {', '.join(_KEYS)}"
+    return did_you_mean(key, _KEYS, f"known: {', '.join(_KEYS)}")

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.bundle import Precision
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 from edgeserve.quantize.facts import ModelFacts
 from edgeserve.targets.schema import Quantization
 
@@ -65,10 +65,9 @@ def check_names(names: Collection[str]) -> None:
     """Raise UsageError for a name that is not a recipe."""
     for name in names:
         if name not in RECIPES:
-            guess = nearest(name, RECIPES)
             raise UsageError(
                 f"there is no recipe '{name}'",
-                hint=f"did you mean '{guess}'?" if guess else f"recipes: {', '.join(RECIPES)}",
+                hint=did_you_mean(name, RECIPES, f"recipes: {', '.join(RECIPES)}"),
             )
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from edgeserve.bundle import VariantFiles
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 from edgeserve.runtimes.base import (
     DeviceInfo,
     LoadOptions,
@@ -58,8 +58,7 @@ def runtime(name: str) -> Runtime:
     for entry in entry_points(group="edgeserve.runtimes", name=name):
         adapter: Runtime = entry.load()()
         return adapter
-    guess = nearest(name, runtime_names())
     raise UsageError(
         f"unknown runtime '{name}'",
-        hint=f"did you mean '{guess}'?" if guess else f"known: {', '.join(runtime_names())}",
+        hint=did_you_mean(name, runtime_names(), f"known: {', '.join(runtime_names())}"),
     )

@@ -25,7 +25,7 @@ import numpy as np
 
 from edgeserve.bundle import VariantFiles
 from edgeserve.devices.names import is_on
-from edgeserve.errors import DeviceUnavailable, InferenceFailed, UsageError, nearest
+from edgeserve.errors import DeviceUnavailable, InferenceFailed, UsageError, did_you_mean
 from edgeserve.runtimes.base import LoadOptions, Placement, Runtime, Session
 from edgeserve.tensors import Array, Tensors, TensorSpec
 
@@ -69,14 +69,13 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def parse_fault(text: str) -> Fault:
-    """Raises UsageError with the nearest fault's name, or an example."""
+    """Raises UsageError with the did_you_mean fault's name, or an example."""
     match = _GRAMMAR.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"'{text}' is not a valid fault", hint=_EXAMPLE)
     kind = _ALIASES.get(match["kind"], match["kind"])
     if kind not in FAULTS:
-        guess = nearest(kind, (*FAULTS, *_ALIASES))
-        hint = f"did you mean '{guess}'?" if guess else f"known: {', '.join(FAULTS)}"
+        hint = did_you_mean(kind, (*FAULTS, *_ALIASES), f"known: {', '.join(FAULTS)}")
         raise UsageError(f"'{text}': unknown fault '{kind}'", hint=hint)
     default = FAULTS[kind]
     if match["number"] is not None and default is None:

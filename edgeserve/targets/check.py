@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from edgeserve.devices.cpu import ARM_FEATURES, X86_FEATURES
-from edgeserve.errors import TargetError, nearest
+from edgeserve.errors import TargetError, did_you_mean
 from edgeserve.targets.schema import (
     Target,
     misfits,
@@ -101,17 +101,19 @@ def _warnings(
     for name in dict.fromkeys(e.runtime for e in target.chain):
         if name not in runtimes:
             known = f"there are {', '.join(sorted(runtimes))}; others come with packages"
-            warn(f"no runtime adapter is called {name}", _guess(name, runtimes) or known)
+            warn(
+                f"no runtime adapter is called {name}", did_you_mean(name, runtimes, None) or known
+            )
     for feature in (f for choice in target.cpu_features for f in choice.split("|")):
         if feature not in X86_FEATURES + ARM_FEATURES:
             known = f"known: {', '.join(X86_FEATURES + ARM_FEATURES)}"
             warn(
                 f"edgeserve never reports the CPU feature {feature}: no machine satisfies it",
-                _guess(feature, X86_FEATURES + ARM_FEATURES) or known,
+                did_you_mean(feature, X86_FEATURES + ARM_FEATURES, None) or known,
             )
     for arch in target.arch:
         if arch.lower() not in {a.lower() for a in ARCHITECTURES}:
-            hint = _guess(arch, ARCHITECTURES) or f"usual: {', '.join(ARCHITECTURES)}"
+            hint = did_you_mean(arch, ARCHITECTURES, None) or f"usual: {', '.join(ARCHITECTURES)}"
             warn(f"platform.machine() is not known to return {arch}", hint)
     if target.chain[-1].device != "cpu":
         warn(
@@ -131,11 +133,6 @@ def _warnings(
             "put the source above each fact: # https://... (what it says)",
         )
     return found
-
-
-def _guess(word: str, known: Collection[str]) -> str | None:
-    guess = nearest(word, known)
-    return f"did you mean '{guess}'?" if guess else None
 
 
 def _cites_sources(data: bytes) -> bool:

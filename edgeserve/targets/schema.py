@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 import msgspec
 
 from edgeserve.bundle.manifest import Option, Precision
-from edgeserve.errors import TargetError, nearest
+from edgeserve.errors import TargetError, did_you_mean, nearest
 
 ENTRY_POINT_GROUP: Final = "edgeserve.targets"
 _SUFFIX: Final = ".toml"
@@ -276,8 +276,7 @@ def _hint(message: str) -> str | None:
 
 
 def _field_hint(name: str, fields: tuple[str, ...]) -> str:
-    guess = nearest(name, fields)
-    return f"did you mean '{guess}'?" if guess else f"known fields: {', '.join(fields)}"
+    return did_you_mean(name, fields, f"known fields: {', '.join(fields)}")
 
 
 def _fields_of(path: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from edgeserve.bench.report import BenchReport
 from edgeserve.bench.statistics import Interval
 from edgeserve.bench.subjects import Skipped
 from edgeserve.devices.names import device_kind
-from edgeserve.tables import add_row, print_line, size_text, table_of
+from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,13 +52,10 @@ def print_skipped(console: Console, skipped: Skipped) -> None:
 
 def _latency_table(console: Console, report: BenchReport) -> None:
     numbers = ("size", "p50 ms", "p90 ms", "p99 ms", "spread", "calls")
-    table = table_of(
-        "single stream", *numbers, "speed", "runs in", "int8", right=(*numbers, "int8")
-    )
+    rows = []
     for found in report.measurements:
         summary, engaged = found.latency.summary, found.engaged
-        add_row(
-            table,
+        cells = (
             found.label,
             size_text(found.size_bytes),
             _ms(summary.p50),
@@ -70,7 +67,9 @@ def _latency_table(console: Console, report: BenchReport) -> None:
             engaged.inference_precision,
             f"{engaged.int8_compute_ops} of {engaged.compute_ops}",
         )
-    console.print(table)
+        rows.append(cells)
+    columns = ("single stream", *numbers, "speed", "runs in", "int8")
+    print_table(console, columns, rows, right=(*numbers, "int8"))
     for found in report.measurements:
         if device_kind(found.requested.device) != "cpu" and found.engaged.placement:
             print_line(console, f"{found.label}: {found.engaged.placement}")
@@ -78,12 +77,11 @@ def _latency_table(console: Console, report: BenchReport) -> None:
 
 def _throughput_table(console: Console, report: BenchReport) -> None:
     numbers = ("samples/s", "load ms", "reload ms", "first ms", "peak RSS")
-    table = table_of("offline and start", "samples/s", "speed", "with", *numbers[1:], right=numbers)
+    rows = []
     for found in report.measurements:
         cold, best = found.cold_start, found.offline.best
         ratio = found.throughput_speedup
-        add_row(
-            table,
+        cells = (
             found.label,
             "" if best is None else _rate(best.samples_per_s),
             "" if ratio is None else f"{ratio:.2f}x",
@@ -93,7 +91,9 @@ def _throughput_table(console: Console, report: BenchReport) -> None:
             _ms(cold.first_inference_ms),
             f"{size_text(cold.peak_rss_bytes)} ({size_text(cold.bare_rss_bytes)} Python)",
         )
-    console.print(table)
+        rows.append(cells)
+    columns = ("offline and start", "samples/s", "speed", "with", *numbers[1:])
+    print_table(console, columns, rows, right=numbers)
 
 
 def _speed(found: Measurement, report: BenchReport) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 import numpy as np
 
 from edgeserve.bundle import Kind, OutputKind
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 from edgeserve.evaluate.metrics import FLOATS, kind_of_type, looks_like_scores
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 
@@ -65,10 +65,9 @@ def _asked(interface: Interface, asked: Mapping[str, str]) -> dict[str, OutputKi
         if not name and len(names) == 1:
             name = names[0]
         if name not in names:
-            guess = nearest(name, names)
             raise UsageError(
                 f"--output-kind: the model has no output '{name}'" if name else "--output-kind needs NAME=KIND",
-                hint=f"did you mean '{guess}'?" if guess else f"its outputs are {', '.join(names)}",
+                hint=did_you_mean(name, names, f"its outputs are {', '.join(names)}"),
             )  # fmt: skip
         if kind not in KINDS:
             raise UsageError(

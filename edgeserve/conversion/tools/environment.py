@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from edgeserve import pip
-from edgeserve.errors import ToolEnvironmentError, UsageError, nearest
+from edgeserve.errors import ToolEnvironmentError, UsageError, did_you_mean
 from edgeserve.progress import Say
 
 if os.name == "posix":
@@ -218,10 +218,9 @@ def remove_environments(name: str) -> list[EnvironmentRecord]:
     known = list_environments()
     chosen = [r for r in known if r.name == name]
     if not chosen:
-        guess = nearest(name, [r.name for r in known])
         raise UsageError(
             f"there is no tool environment '{name}'",
-            hint=f"did you mean '{guess}'?" if guess else "edgeserve env list shows them",
+            hint=did_you_mean(name, [r.name for r in known], "edgeserve env list shows them"),
         )
     for record in chosen:
         path = Path(record.path)

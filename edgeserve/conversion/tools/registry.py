@@ -31,7 +31,7 @@ from edgeserve.errors import (
     ToolEnvironmentError,
     UnsupportedModel,
     UsageError,
-    nearest,
+    did_you_mean,
 )
 from edgeserve.progress import Say
 
@@ -66,10 +66,9 @@ def converter_called(name: str) -> Converter:
         if converter.name == name:
             return converter
     names = [c.name for c in converters()]
-    guess = nearest(name, names)
     raise UsageError(
         f"there is no converter '{name}'",
-        hint=f"did you mean '{guess}'?" if guess else f"installed: {', '.join(names)}",
+        hint=did_you_mean(name, names, f"installed: {', '.join(names)}"),
     )
 
 

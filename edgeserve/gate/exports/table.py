@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgeserve.bench.exports.table import print_skipped
 from edgeserve.gate.report import BudgetCheck, GateReport
-from edgeserve.tables import add_row, print_line, table_of
+from edgeserve.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,12 +18,9 @@ def export(report: GateReport, console: Console) -> None:
     judged = f"{report.candidate}, the first candidate of {report.bundle}{on} that opens here"
     print_line(console, f"judged   {judged}")
     print_line(console, f"machine  {report.environment.machine.describe()}\n")
-    table = table_of(
-        "budget", "limit", "measured", "verdict", "source", right=("limit", "measured")
-    )
-    for row in report.rows:
-        add_row(table, row.budget, row.limit_text, row.measured_text, row.verdict, row.source)
-    console.print(table)
+    columns = ("budget", "limit", "measured", "verdict", "source")
+    rows = [(r.budget, r.limit_text, r.measured_text, r.verdict, r.source) for r in report.rows]
+    print_table(console, columns, rows, right=("limit", "measured"))
     console.print()
     for row in report.rows:
         _print_check(console, row)

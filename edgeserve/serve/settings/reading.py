@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 from edgeserve.serve.settings.model import ModelTable, PerModel
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import Unit, declared
@@ -54,7 +54,7 @@ def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
 
 
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
-    """Typed and checked settings. Raises UsageError, naming an unknown key's nearest neighbour."""
+    """Typed and checked settings. Raises UsageError, naming an unknown key's did_you_mean neighbour."""
     _refuse_unknown(values, Settings, where)
     for table in _tables(values):
         _refuse_unknown(table, ModelTable, where, " in [[model]]")
@@ -81,10 +81,9 @@ def _refuse_unknown(
 ) -> None:
     unknown = sorted(set(values) - set(kind.__struct_fields__))
     if unknown:
-        guess = nearest(unknown[0], kind.__struct_fields__)
         raise UsageError(
             f"{where}: unknown key '{unknown[0]}'{table}",
-            hint=f"did you mean '{guess}'?" if guess else None,
+            hint=did_you_mean(unknown[0], kind.__struct_fields__, None),
         )
 
 
