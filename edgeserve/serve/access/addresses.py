@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
+from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import LOCALHOST
 
 
@@ -30,6 +32,16 @@ def resolved(host: str) -> tuple[str, ...]:
 def joined(host: str, port: int) -> str:
     """HOST:PORT as URLs have it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def cannot_listen(host: str, port: int, flag: str, error: OSError) -> EnvironmentProblem:
+    """What to raise for an address that cannot be had. `flag` is the option that sets its port."""
+    in_use = error.errno == errno.EADDRINUSE
+    return EnvironmentProblem(
+        f"cannot listen on {joined(host, port)}",
+        cause="the port is in use" if in_use else str(error),
+        hint=f"{flag} 0 picks a free one" if in_use else None,
+    )
 
 
 def _has_ipv6() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import heapq
 import logging
 import socket
@@ -12,8 +11,7 @@ import time
 from collections import Counter
 from typing import Any, Final
 
-from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.access.addresses import joined
+from edgeserve.serve.access.addresses import cannot_listen
 from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.http.accepting import Acceptor, bound
 from edgeserve.serve.http.buffers import BodyBuffers
@@ -70,12 +68,7 @@ class HttpServer:
         try:
             sockets = await bound(host, port)
         except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            raise EnvironmentProblem(
-                f"cannot listen on {joined(host, port)}",
-                cause="the port is in use" if in_use else str(error),
-                hint="--http-port 0 picks a free one" if in_use else None,
-            ) from None
+            raise cannot_listen(host, port, "--http-port", error) from None
         first, *_ = [self.accept_from(one) for one in sockets]
         return first
 

@@ -213,19 +213,10 @@ def readiness(status: ServerStatus) -> dict[str, ModelReadiness]:
             shown[model.name] = model
         if model.load_failed:
             failed.setdefault(model.name, {})[model.version] = model.reason
+    fields = [f for f in ModelReadiness.__struct_fields__ if f != "failed_versions"]
     return {
         name: ModelReadiness(
-            model.version,
-            model.ready,
-            model.device,
-            model.runtime,
-            model.variant,
-            model.since,
-            model.batching,
-            model.rows_that_fit,
-            model.instead_of,
-            model.reason,
-            failed.get(name, {}),
+            **{f: getattr(model, f) for f in fields}, failed_versions=failed.get(name, {})
         )
         for name, model in shown.items()
     }

@@ -7,7 +7,9 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from edgeserve.errors import (
     EdgeServeError,
@@ -241,27 +243,10 @@ class Changes:
         settings = self.journal.settings
         return settings.open_timeout + settings.drain_timeout + 60.0
 
-    def _note(
-        self,
-        *,
-        settings: Settings | None = None,
-        off: dict[str, str] | None = None,
-        on: tuple[str, ...] | None = None,
-        regions: tuple[Region, ...] | None = None,
-        expected: tuple[str, ...] | None = None,
-        held: tuple[ModelSource, ...] | None = None,
-    ) -> None:
-        """Update the journal for workers that start later."""
-        before = self.journal
-        self.journal = Journal(
-            before.settings if settings is None else settings,
-            before.number + (regions is None),
-            before.off if off is None else off,
-            before.on if on is None else on,
-            before.regions if regions is None else regions,
-            before.expected if expected is None else expected,
-            before.held if held is None else held,
-        )
+    def _note(self, **changed: Any) -> None:
+        """Update the journal for workers that start later. `changed` are fields of it."""
+        number = self.journal.number + ("regions" not in changed)
+        self.journal = msgspec.structs.replace(self.journal, number=number, **changed)
 
 
 def _partly(failures: Mapping[int, EdgeServeError], what: str) -> EdgeServeError:

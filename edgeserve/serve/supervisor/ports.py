@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from typing import Final, Self
 
 import msgspec
 
-from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import LOCALHOST
-from edgeserve.serve.access.addresses import addresses_of, joined, resolved
+from edgeserve.serve.access.addresses import addresses_of, cannot_listen, joined, resolved
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.workers.inherited import Plane
 
@@ -68,12 +66,7 @@ class ReservedPorts:
                 got = self._reserve(field, host, port)
             except OSError as error:
                 self.close()
-                in_use = error.errno == errno.EADDRINUSE
-                raise EnvironmentProblem(
-                    f"cannot listen on {joined(host, port)}",
-                    cause="the port is in use" if in_use else str(error),
-                    hint=f"{flag} 0 picks a free one" if in_use else None,
-                ) from None
+                raise cannot_listen(host, port, flag, error) from None
             self.settings = msgspec.structs.replace(self.settings, **{field: got})
             for other in others:
                 try:
