@@ -20,6 +20,7 @@ from edgeserve.conversion.search.workshop import Workshop
 from edgeserve.errors import EdgeServeError, UnsupportedModel, UsageError
 from edgeserve.progress import Say
 from edgeserve.quantize import (
+    CalibrationMethod,
     StaticQuantizer,
     Tail,
     VariantPlan,
@@ -137,16 +138,11 @@ class OnnxRecipes:
         )
 
 
-def _static(recipes: OnnxRecipes, file: Path, precision: Precision) -> Recipe:
-    return recipes.static.quantize(file, "minmax")
+_Maker = Callable[[OnnxRecipes, Path, Precision], Recipe]
 
 
-def _percentile(recipes: OnnxRecipes, file: Path, precision: Precision) -> Recipe:
-    return recipes.static.quantize(file, "percentile")
-
-
-def _entropy(recipes: OnnxRecipes, file: Path, precision: Precision) -> Recipe:
-    return recipes.static.quantize(file, "entropy")
+def _static(method: CalibrationMethod) -> _Maker:
+    return lambda recipes, file, _: recipes.static.quantize(file, method)
 
 
 def _equalized(recipes: OnnxRecipes, file: Path, precision: Precision) -> Recipe:
@@ -181,10 +177,10 @@ def _cast(recipes: OnnxRecipes, file: Path, precision: Precision) -> Recipe:
     return Recipe("cast to fp16", "onnx-to-onnx")
 
 
-_MAKERS: Final[dict[str, Callable[[OnnxRecipes, Path, Precision], Recipe]]] = {
-    "static": _static,
-    "static-percentile": _percentile,
-    "static-entropy": _entropy,
+_MAKERS: Final[dict[str, _Maker]] = {
+    "static": _static("minmax"),
+    "static-percentile": _static("percentile"),
+    "static-entropy": _static("entropy"),
     "static-equalized": _equalized,
     "static-16x8": _wide_activations,
     "dynamic": _dynamic,

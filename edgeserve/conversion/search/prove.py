@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -97,7 +97,7 @@ def prove(
         times, problems = time_in_turns(alive, reference, samples[0], seconds)
         reference.make_room()  # finding out where operations run may take another session
         for index, problem in problems.items():
-            trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+            _note(trials, index, problem=problem)
         alive = [o for o in alive if o.index not in problems]
         scores = class_scores(job.interface, job.model.kinds)
         labels = samples.labels if scores is not None else None
@@ -110,37 +110,34 @@ def prove(
             found, accuracy = quality(job, wanted, item.outputs)
             trials[index] = _measured(item, found, accuracy, times, trials[index], threads)
             trials[index] = _with_batching(trials[index], item, job)
-            trials[index] = msgspec.structs.replace(
-                trials[index], golden=_golden_errors(found, samples, wanted, item.outputs, picked)
-            )
+            golden = _golden_errors(found, samples, wanted, item.outputs, picked)
+            _note(trials, index, golden=golden)
             same = [o for o in alive if _is_fp32_beside(o.contender, item.contender)]
             if same:
                 own = times[str(same[0].index)]
-                trials[index] = msgspec.structs.replace(
-                    trials[index],
-                    speedup_high=speedup_interval(own, times[str(index)]).high,
-                    beside=BESIDE_FP32,
-                )
+                speedup = speedup_interval(own, times[str(index)])
+                _note(trials, index, speedup_high=speedup.high, beside=BESIDE_FP32)
         for item in stand_ins:
             if len(item.outputs) == len(samples):
-                index = item.index
                 found, accuracy = quality(job, wanted, item.outputs)
                 where = f"{item.contender.chain_entry.runtime}/cpu"
-                trials[index] = msgspec.structs.replace(
-                    trials[index],
-                    elsewhere=Elsewhere(where, found, accuracy),
-                    golden=_golden_errors(found, samples, wanted, item.outputs, picked),
-                )
-        golden = _golden(job, wanted, picked)
+                golden = _golden_errors(found, samples, wanted, item.outputs, picked)
+                elsewhere = Elsewhere(where, found, accuracy)
+                _note(trials, item.index, elsewhere=elsewhere, golden=golden)
         return Proof(
             tuple(trials[i] for i in range(len(contenders))),
             wanted,
             float(np.median(times["reference"].ms)),
             reference_top1,
-            *golden,
+            *_golden(job, wanted, picked),
         )
     finally:
         close_all([*opened, *stand_ins])
+
+
+def _note(trials: dict[int, VariantTrial], index: int, **found: Any) -> None:
+    """Add to a trial what was found."""
+    trials[index] = msgspec.structs.replace(trials[index], **found)
 
 
 def quality(
@@ -189,9 +186,8 @@ def _first_look(
         if problem is None and ratio <= _HOPELESS:
             kept.append(item)
             continue
-        index = item.index
         problem = problem or f"skipped: {ratio:.1f}x the time of fp32 at first sight"
-        trials[index] = msgspec.structs.replace(trials[index], problem=problem)
+        _note(trials, item.index, problem=problem)
         item.session.close()
     return kept
 
@@ -215,14 +211,13 @@ def _run_all(
                 f"the source model fails on sample {done} of {samples.source}", cause=error.cause
             ) from None
         for item in opened:
-            index = item.index
-            if index in failed:
+            if item.index in failed:
                 continue
             try:
                 item.outputs.append(item.session.run(inputs))
             except InferenceFailed as error:
-                failed.add(index)
-                trials[index] = msgspec.structs.replace(trials[index], problem=str(error))
+                failed.add(item.index)
+                _note(trials, item.index, problem=str(error))
     return wanted
 
 
