@@ -10,7 +10,7 @@ import msgspec
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.bundle.manifest import MANIFEST_NAME, encode
-from edgeserve.errors import UsageError, nearest
+from edgeserve.errors import UsageError, did_you_mean
 
 
 def chosen_chain(
@@ -54,12 +54,9 @@ def write_reduced(
 
 def _check_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
     for name in asked:
-        if name in known:
-            continue
-        guess = nearest(name, known)
-        raise UsageError(
-            f"the bundle's chain has no {kind} '{name}'",
-            hint=f"did you mean '{guess}'?"
-            if guess
-            else f"it has {', '.join(dict.fromkeys(known))}",
-        )
+        if name not in known:
+            listed = f"it has {', '.join(dict.fromkeys(known))}"
+            raise UsageError(
+                f"the bundle's chain has no {kind} '{name}'",
+                hint=did_you_mean(name, known, listed),
+            )
