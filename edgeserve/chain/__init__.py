@@ -1,8 +1,8 @@
 """The chain: a bundle's candidates in order of preference, opened with fallback."""
 
 from edgeserve.chain.batching import this_machine, try_neighbours
-from edgeserve.chain.board import BOARD, DeviceBoard
 from edgeserve.chain.chain import Chain
+from edgeserve.chain.device_health import BOARD, DeviceBoard
 from edgeserve.chain.golden import check_golden, golden_batches, relative_rms_error
 from edgeserve.chain.links import ChainStatus, Fallback, LinkStatus, Promotion, Replay
 from edgeserve.chain.opening import (

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from edgeserve.bundle import Batching, Bundle, Candidate
-from edgeserve.chain.board import DeviceBoard, device_key
+from edgeserve.chain.device_health import DeviceBoard, device_key
 from edgeserve.chain.failures import in_words, is_permanent, reason_of
 from edgeserve.chain.links import Link
 from edgeserve.chain.opening import Attempt, OpenedCandidate, open_proven, with_stand_ins

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgeserve.bundle import Batching, Bundle, Candidate
-from edgeserve.chain.board import BOARD, DeviceBoard
-from edgeserve.chain.keeper import Keeper
+from edgeserve.chain.device_health import BOARD, DeviceBoard
 from edgeserve.chain.links import ChainStatus, Link, LinkStatus, Replay
 from edgeserve.chain.opening import Attempt, OpenedCandidate
 from edgeserve.chain.options import ChainOptions
 from edgeserve.chain.replay import Answer, Detour, Replayer
 from edgeserve.chain.running import Runner
 from edgeserve.chain.steps import Steps
+from edgeserve.chain.upkeep import Keeper
 from edgeserve.errors import (
     DeviceLost,
     EdgeServeError,

@@ -12,11 +12,11 @@ import msgspec
 
 from edgeserve.bundle import Batching, Bundle, Candidate, VariantFiles
 from edgeserve.chain.batching import batching_of
+from edgeserve.chain.device_check import Trial
 from edgeserve.chain.failures import Reason
 from edgeserve.chain.golden import check_batches, check_golden
+from edgeserve.chain.memory import Room
 from edgeserve.chain.options import ChainOptions
-from edgeserve.chain.room import Room
-from edgeserve.chain.trial import Trial
 from edgeserve.devices.names import device_kind
 from edgeserve.errors import CheckFailed, DeviceUnavailable, EdgeServeError, UsageError
 from edgeserve.isolation import IsolatedSession, ProcessLimits, open_isolated

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgeserve.bundle import Candidate
+from edgeserve.chain.crashing_inputs import LethalInputs
 from edgeserve.chain.failures import NonFinite, is_out_of_memory, reason_of
-from edgeserve.chain.lethal import LethalInputs
 from edgeserve.chain.links import Link, Replay
 from edgeserve.chain.opening import OpenedCandidate
 from edgeserve.chain.running import Runner

@@ -16,9 +16,9 @@ from edgeserve.chain.failures import (
     is_out_of_memory,
 )
 from edgeserve.chain.golden import deviation, golden_batches
+from edgeserve.chain.memory import Extent
 from edgeserve.chain.opening import OpenedCandidate
 from edgeserve.chain.options import ChainOptions
-from edgeserve.chain.room import Extent
 from edgeserve.errors import (
     DeviceLost,
     EdgeServeError,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from edgeserve.bundle import Bundle, Candidate
-from edgeserve.chain.board import DeviceBoard, device_key
 from edgeserve.chain.candidates import Candidates
+from edgeserve.chain.device_health import DeviceBoard, device_key
 from edgeserve.chain.failures import in_words, reason_of
 from edgeserve.chain.links import Fallback, Link, Promotion
 from edgeserve.chain.opening import OpenedCandidate

@@ -16,8 +16,7 @@ from edgeserve.errors import DependencyMissing
 from edgeserve.serve.access.keys import Keys
 from edgeserve.serve.control import Control, OneProcess, Parts
 from edgeserve.serve.engine import ResponseCache
-from edgeserve.serve.engine.flight import InFlight
-from edgeserve.serve.following import Following
+from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.fronts.http import HttpFront
 from edgeserve.serve.metrics.loads import LoadMetrics
 from edgeserve.serve.metrics.prometheus import ServerMetrics
@@ -27,10 +26,11 @@ from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import find_sources
 from edgeserve.serve.process import logs
-from edgeserve.serve.process.apart import apart, is_busy
-from edgeserve.serve.process.ending import Stop, leave, leave_later, on_hangup
+from edgeserve.serve.process.blocking import apart, is_busy
 from edgeserve.serve.process.heap import few_arenas
 from edgeserve.serve.process.log_writer import write_on_a_thread
+from edgeserve.serve.process.signals import Stop, leave, leave_later, on_hangup
+from edgeserve.serve.reload import Following
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory

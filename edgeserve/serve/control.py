@@ -7,14 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgeserve.serve.engine.flight import InFlight
-from edgeserve.serve.following import Following
-from edgeserve.serve.metrics.counts import Counts, RequestCounts
+from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
+from edgeserve.serve.metrics.server_counts import Counts, RequestCounts
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.repository import ModelRepository, Parameters
 from edgeserve.serve.models.sources import Key
+from edgeserve.serve.reload import Following
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.status import Observed, ServerStatus, server_status
 

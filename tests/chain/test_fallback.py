@@ -16,7 +16,7 @@ import pytest
 
 from edgeserve.bundle import Bundle, Candidate
 from edgeserve.chain import Chain, ChainOptions
-from edgeserve.chain.board import device_key
+from edgeserve.chain.device_health import device_key
 from edgeserve.errors import (
     DeviceLost,
     DeviceUnavailable,

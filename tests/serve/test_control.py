@@ -10,13 +10,13 @@ import pytest
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.serve.control import OneProcess, Parts
 from edgeserve.serve.engine import ResponseCache
-from edgeserve.serve.engine.flight import InFlight
-from edgeserve.serve.following import Following
+from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.opening import Opener
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import find_sources
+from edgeserve.serve.reload import Following
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.status import readiness

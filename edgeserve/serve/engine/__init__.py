@@ -14,13 +14,13 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.scheduling import Turns
 from edgeserve.serve.engine.settings import (
     EngineSettings,
     LevelSettings,
     set_clock,
     time_limit,
 )
-from edgeserve.serve.engine.turns import Turns
 
 __all__ = [
     "UNCOUNTED",

@@ -18,7 +18,6 @@ from typing import Final
 from edgeserve.bundle import Candidate
 from edgeserve.chain import Chain, Detour, Detoured
 from edgeserve.errors import EdgeServeError, InferenceFailed
-from edgeserve.serve.engine.aside import Aside
 from edgeserve.serve.engine.mailbox import Mailbox
 from edgeserve.serve.engine.queue import BatchPolicy, RequestQueue
 from edgeserve.serve.engine.request import (
@@ -29,8 +28,9 @@ from edgeserve.serve.engine.request import (
     QueueFull,
     ShuttingDown,
 )
+from edgeserve.serve.engine.retry_threads import Aside
+from edgeserve.serve.engine.scheduling import Turns
 from edgeserve.serve.engine.settings import EngineSettings, set_clock
-from edgeserve.serve.engine.turns import Turns
 from edgeserve.serve.engine.warm_up import warm_up
 from edgeserve.tensors import Tensors, join_batches, split_batches
 

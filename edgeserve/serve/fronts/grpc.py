@@ -14,7 +14,7 @@ from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.grpc.service import GrpcService
-from edgeserve.serve.protocols.calls import Inferences, ServedCalls
+from edgeserve.serve.protocols.grpc_inference import Inferences, ServedCalls
 from edgeserve.serve.protocols.v2.grpc import service as v2
 from edgeserve.serve.settings.server import Settings
 

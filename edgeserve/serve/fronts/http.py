@@ -15,8 +15,8 @@ from edgeserve.serve.control import Control, Parts
 from edgeserve.serve.http.routing import Router
 from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.protocols.common import COMMON
+from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.inference import Inference
-from edgeserve.serve.protocols.served import Served
 from edgeserve.serve.protocols.v2.routes import V2_ROUTES
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.page import StatusPage

@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.access.keys import AccessDenied, Role
 from edgeserve.serve.engine import ShuttingDown
-from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import PlacedMethod, key_in
+from edgeserve.serve.grpc.admission import PlacedMethod, key_in
 from edgeserve.serve.grpc.errors import status_of, text_of
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.receive_timeout import Arrivals
 from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.grpc.service import (
     Ask,

@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import PlacedMethod
+from edgeserve.serve.grpc.admission import PlacedMethod
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.receive_timeout import Arrivals
 from edgeserve.serve.grpc.refusals import Refusals
 
 NAME: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

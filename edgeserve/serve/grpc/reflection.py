@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc import health
-from edgeserve.serve.grpc.door import PlacedMethod
+from edgeserve.serve.grpc.admission import PlacedMethod
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.service import GrpcService
 

@@ -16,11 +16,11 @@ from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import joined
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc import health, reflection
-from edgeserve.serve.grpc.arriving import Arrivals
-from edgeserve.serve.grpc.door import Admit, Door
+from edgeserve.serve.grpc.admission import Admit, Door
 from edgeserve.serve.grpc.handlers import Handlers
 from edgeserve.serve.grpc.limits import THREADS, channel_options
 from edgeserve.serve.grpc.pool import Pools
+from edgeserve.serve.grpc.receive_timeout import Arrivals
 from edgeserve.serve.grpc.refusals import Refusals
 from edgeserve.serve.grpc.service import GrpcService
 from edgeserve.serve.metrics.recorder import Recorder

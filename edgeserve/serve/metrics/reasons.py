@@ -18,7 +18,7 @@ from edgeserve.errors import (
 )
 from edgeserve.serve.access.keys import Forbidden, Unauthenticated
 from edgeserve.serve.engine import DeadlineExceeded, QueueFull, ShuttingDown
-from edgeserve.serve.engine.flight import TooManyBodies, TooManyInFlight
+from edgeserve.serve.engine.in_flight import TooManyBodies, TooManyInFlight
 from edgeserve.serve.shm import SharedMemoryOff, UnknownRegion
 
 

@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from edgeserve.serve.metrics.counts import RequestCounts
+from edgeserve.serve.metrics.server_counts import RequestCounts
 
 
 class Sample(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from edgeserve.errors import ModelUnavailable
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.models.entries import Entry, Opens
 from edgeserve.serve.models.model import ServedModel
-from edgeserve.serve.process.apart import apart
+from edgeserve.serve.process.blocking import apart
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from edgeserve.serve.models.entries import Entry, Opens
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import Key, ModelSource
 from edgeserve.serve.models.versions import Versions
-from edgeserve.serve.process.apart import apart, unless
+from edgeserve.serve.process.blocking import apart, unless
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from edgeserve.serve.models.entries import Entry, Opened, Opens, answers
 from edgeserve.serve.models.memory import Memory
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import Key, ModelSource
-from edgeserve.serve.process.apart import apart, unless
+from edgeserve.serve.process.blocking import apart, unless
 from edgeserve.serve.process.heap import collect
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 A protocol is a folder: `codec.py` has an InferenceProtocol and its Codec, `routes.py` a list of routes whose infer
 route hands requests to `protocols/inference.py`. That finds the model, inflates compressed bodies, moves long work
 to threads, bounds what is in flight, keeps deadlines, and drops what no client waits for any more. A codec does none
-of that: it knows no socket and no thread, and gets the body whole. Over gRPC, `protocols/calls.py` does the same
+of that: it knows no socket and no thread, and gets the body whole. Over gRPC, `protocols/grpc_inference.py` does the same
 with a MessageCodec.
 
 Errors are EdgeServeErrors. `metrics/reasons.py` has their statuses; over HTTP the protocol's route

@@ -8,8 +8,8 @@ from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Headers, PlainError, Response, plain_error
 from edgeserve.serve.http.route import Asked, Content, Route, RouteList, json_of, later, now
-from edgeserve.serve.metrics.counts import Counts
-from edgeserve.serve.protocols.served import Served
+from edgeserve.serve.metrics.server_counts import Counts
+from edgeserve.serve.protocols.context import Served
 
 _PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 _HTML: Final = "text/html; charset=utf-8"

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.engine import Outcome, time_limit
-from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import TOO_MANY_BODIES, Request

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.engine.flight import InFlight
+from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import Request

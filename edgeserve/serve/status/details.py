@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgeserve.chain import Fallback, LinkStatus, Promotion
-from edgeserve.serve.metrics.counts import RequestCounts
+from edgeserve.serve.metrics.server_counts import RequestCounts
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.status.status import CandidateStatus, ModelStatus, Step
 

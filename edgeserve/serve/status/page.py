@@ -19,7 +19,7 @@ import msgspec
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import JSON, Headers, Response
-from edgeserve.serve.metrics.counts import RequestCounts
+from edgeserve.serve.metrics.server_counts import RequestCounts
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import Key
 from edgeserve.serve.status.details import detailed, with_requests

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from edgeserve.chain import ChainStatus
-from edgeserve.serve.metrics.counts import Counts
+from edgeserve.serve.metrics.server_counts import Counts
 from edgeserve.serve.models.entries import Entry, State
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository

@@ -20,9 +20,9 @@ from edgeserve.devices import usable_cores
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.app import Service, end_soon, event_loop, settle, start_unless_stopped
 from edgeserve.serve.process import logs
-from edgeserve.serve.process.ending import Stop, on_hangup
 from edgeserve.serve.process.heap import few_arenas
 from edgeserve.serve.process.log_writer import write_on_a_thread
+from edgeserve.serve.process.signals import Stop, on_hangup
 from edgeserve.serve.workers import WorkerLink, Workers
 from edgeserve.serve.workers.inherited import Inherited
 from edgeserve.serve.workers.link import receive_order

@@ -23,9 +23,9 @@ from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.shm import Region
 from edgeserve.serve.started import Started
 from edgeserve.serve.status.status import ServerStatus
-from edgeserve.serve.supervisor.gate import Gate
 from edgeserve.serve.supervisor.members import Members
 from edgeserve.serve.supervisor.ports import with_ports
+from edgeserve.serve.supervisor.scheduling import Gate
 from edgeserve.serve.workers import LinkLost
 from edgeserve.serve.workers.link import NoAnswer
 from edgeserve.serve.workers.messages import (

@@ -18,8 +18,8 @@ import msgspec
 from edgeserve import startup
 from edgeserve.serve.app import shown
 from edgeserve.serve.process import logs
-from edgeserve.serve.process.ending import Stop, leave, on_hangup
 from edgeserve.serve.process.log_writer import write_on_a_thread
+from edgeserve.serve.process.signals import Stop, leave, on_hangup
 from edgeserve.serve.settings.reading import SettingsSource
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.started import Started

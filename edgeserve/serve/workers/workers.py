@@ -10,13 +10,13 @@ import msgspec
 
 from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.control import Parts
-from edgeserve.serve.following import Following
-from edgeserve.serve.metrics.counts import Counts, RequestCounts
 from edgeserve.serve.metrics.prometheus import rendered
+from edgeserve.serve.metrics.server_counts import Counts, RequestCounts
 from edgeserve.serve.metrics.shared import Shown, families, requests_of
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.repository import Parameters, check_parameters
 from edgeserve.serve.models.sources import Key, find_sources
+from edgeserve.serve.reload import Following
 from edgeserve.serve.shm import Region
 from edgeserve.serve.status.status import ServerStatus, server_status
 from edgeserve.serve.workers.link import WorkerLink

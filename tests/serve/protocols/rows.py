@@ -14,7 +14,7 @@ from edgeserve.serve.http.route import Answer, Asked, NoRoute, Route, RouteList
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import answer_form
-from edgeserve.serve.protocols.served import Served
+from edgeserve.serve.protocols.context import Served
 from edgeserve.tensors import Interface, Tensors
 
 

@@ -9,8 +9,8 @@ from edgeserve.serve.engine import Outcome
 from edgeserve.serve.grpc.service import GrpcService, Infer
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
-from edgeserve.serve.protocols.calls import ServedCalls
 from edgeserve.serve.protocols.codec import Decoded, Parsed
+from edgeserve.serve.protocols.grpc_inference import ServedCalls
 from edgeserve.tensors import Tensors
 
 

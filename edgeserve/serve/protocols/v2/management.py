@@ -28,7 +28,7 @@ from edgeserve.serve.http.route import (
     later,
     now,
 )
-from edgeserve.serve.protocols.served import Served
+from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.v2.extensions import (
     LOG_SETTINGS,
     NO_CUDA,

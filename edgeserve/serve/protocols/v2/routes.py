@@ -22,7 +22,7 @@ from edgeserve.serve.http.route import (
     now,
 )
 from edgeserve.serve.protocols.common import silent_workers
-from edgeserve.serve.protocols.served import Served
+from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.v2.codec import V2, metadata
 from edgeserve.serve.protocols.v2.config import ModelConfig, config_of, platform_of
 from edgeserve.serve.protocols.v2.document import InferBody, InputBody, Size

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access.keys import Forbidden
 from edgeserve.serve.grpc.errors import NotSupported
-from edgeserve.serve.protocols.calls import ServedCalls
+from edgeserve.serve.protocols.grpc_inference import ServedCalls
 from edgeserve.serve.protocols.v2.config import config_of, platform_of
 from edgeserve.serve.protocols.v2.extensions import (
     EXTENSIONS,

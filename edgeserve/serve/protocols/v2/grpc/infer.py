@@ -1,4 +1,4 @@
-"""ModelInferRequest and ModelInferResponse for `protocols/calls.py`, with shared memory and classes."""
+"""ModelInferRequest and ModelInferResponse for `protocols/grpc_inference.py`, with shared memory and classes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc.service import Ask, Exchange, GrpcService, Infer
-from edgeserve.serve.protocols.calls import ServedCalls
+from edgeserve.serve.protocols.grpc_inference import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.about import About
 from edgeserve.serve.protocols.v2.grpc.infer import InferMessages
 from edgeserve.serve.protocols.v2.grpc.stream import Stream

@@ -12,7 +12,7 @@ import grpc
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.grpc.errors import text_of
-from edgeserve.serve.protocols.calls import InferenceCall, Start
+from edgeserve.serve.protocols.grpc_inference import InferenceCall, Start
 from edgeserve.serve.protocols.v2.grpc import codec
 
 # Requests of one stream that may wait or run; the next is read when one is answered.

@@ -9,7 +9,7 @@ import pytest
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.fronts import grpc as front
 from edgeserve.serve.grpc.service import Ask, GrpcService
-from edgeserve.serve.protocols.calls import ServedCalls
+from edgeserve.serve.protocols.grpc_inference import ServedCalls
 from edgeserve.serve.protocols.v2.grpc.service import service
 from edgeserve.wire import messages
 from tests.serve.background import Background

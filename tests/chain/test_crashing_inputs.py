@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeserve.chain.lethal import LethalInputs
+from edgeserve.chain.crashing_inputs import LethalInputs
 from edgeserve.tensors import Tensors
 
 GPU, CPU = 0, 1

@@ -15,7 +15,7 @@ from typing import Any, Final
 from edgeserve.errors import EdgeServeError, InferenceFailed, InvalidInput
 from edgeserve.serve.control import Control
 from edgeserve.serve.engine import DeadlineExceeded, Mailbox, Outcome, Pending, ShuttingDown
-from edgeserve.serve.engine.flight import InFlight, TooManyBodies
+from edgeserve.serve.engine.in_flight import InFlight, TooManyBodies
 from edgeserve.serve.grpc.errors import Canceled
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository

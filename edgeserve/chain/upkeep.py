@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Final
 
-from edgeserve.chain.board import device_key
+from edgeserve.chain.device_health import device_key
 from edgeserve.chain.failures import in_words
 from edgeserve.chain.golden import check_golden
 from edgeserve.chain.links import Link

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeserve.chain.room import Extent, Room
+from edgeserve.chain.memory import Extent, Room
 
 
 class Clock:
