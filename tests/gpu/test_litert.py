@@ -86,7 +86,7 @@ def test_wrong_shapes_and_options_are_refused(litert_bundle: Path) -> None:
     with pytest.raises(InferenceFailed, match="not \\(1, 1, 8, 8\\)"):
         session.run({"image": np.zeros((1, 1, 4, 4), np.float32)})
     session.close()
-    with pytest.raises(UnsupportedModel, match="no option 'gpu_speed'"):
+    with pytest.raises(UnsupportedModel, match="do not have an option 'gpu_speed'"):
         opened(litert_bundle, gpu_speed="high")
     with pytest.raises(UnsupportedModel, match="not int8"):
         opened(litert_bundle, gpu_precision="int8")
