@@ -144,5 +144,5 @@ def _show(answers: Answers) -> None:
     print(f"\nlabelled {answers.example_label}, answered {best}")
     print(
         f"{answers.right} of {answers.samples} right, on device '{answers.device}', "
-        f"{answers.requests_per_s:.0f} requests/s from one client, one after the other"
+        f"{answers.requests_per_s:.0f} requests/s from one client that sends one request at a time"
     )
