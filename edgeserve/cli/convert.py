@@ -54,18 +54,19 @@ def command(
         list[str] | None,
         typer.Option(
             envvar="EDGESERVE_TARGET",
-            help="A target's name or TOML file [auto: this machine]. Several, or all: a bundle each, "
-            "in the folder that -o names.",
+            help="A target's name or TOML file [auto: this machine]. May be repeated. With several, or with "
+            "all, -o is a folder that receives one bundle per target.",
         ),
     ] = None,
     precision: Annotated[
-        PrecisionChoice, typer.Option(help="Precision to make; auto tries what the target lists.")
+        PrecisionChoice,
+        typer.Option(help="Precision to make; auto: try every precision that the target lists."),
     ] = PrecisionChoice.auto,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Try only this recipe for int8 and int4: static, static-percentile, static-entropy, "
+            help="Try only this method for int8 and int4: static, static-percentile, static-entropy, "
             "static-equalized, static-restored, static-16x8, nncf, nncf-onnx, dynamic, weights. "
             "May be repeated.",
         ),
@@ -87,7 +88,9 @@ def command(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Class names, one per line; stored in the bundle."),
+        typer.Option(
+            metavar="FILE", help="File with one class name per line; stored in the bundle."
+        ),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(help="Accuracy a variant may lose, in percentage points (with --eval).")
@@ -97,14 +100,16 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Minimum share of answers equal to the source's (top-1, ids) [0.95], or cosine [0.99].",
+            help="Minimum share of answers that equal the source's answers [0.95]; for embeddings, minimum "
+            "cosine similarity [0.99].",
         ),
     ] = None,
     min_sqnr: Annotated[
         list[str] | None,
         typer.Option(
             metavar="DB|OUTPUT=DB",
-            help="Minimum SQNR of each output, in dB [10; class scores 3]. May be repeated.",
+            help="Minimum signal-to-quantization-noise ratio (SQNR) of each output, in dB [10; 3 for class "
+            "scores]. May be repeated.",
         ),
     ] = None,
     output_kind: Annotated[
@@ -125,7 +130,8 @@ def command(
     max_time: Annotated[
         float,
         typer.Option(
-            min=0, help="Maximum time in seconds to repair variants that miss the bounds."
+            min=0,
+            help="Seconds after which convert stops trying to improve rejected int8 variants.",
         ),
     ] = 600.0,
     explain: Annotated[
@@ -143,7 +149,7 @@ def command(
         bool, typer.Option("--simplify", help="Fold constants and drop redundant nodes (onnxslim).")
     ] = False,
     preprocess: Annotated[
-        Path | None, typer.Option(metavar="TOML", help="How images become inputs.")
+        Path | None, typer.Option(metavar="TOML", help="File with the image preprocessing.")
     ] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Images: height and width of the input.")
@@ -194,7 +200,10 @@ def command(
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="Exit 1 when no quantized variant is fast and accurate enough."
+            "--strict",
+            help="Exit with 1 and write nothing if a runtime's quantized variants were all rejected, the "
+            "preferred runtime has no variant, no variant of the requested --precision was chosen, or a "
+            "requested --recipe could not be tried.",
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -297,7 +306,9 @@ def render(report: Conversion) -> None:
     tried = [_cells(row) for row in report.rows if row.measured is not None or row.chosen]
     numbers = ("size", "latency", "vs source", "agrees", "SQNR", "accuracy")
     print_table(console, columns, [source, *tried], right=numbers)
-    console.print("*: no other variant is smaller, faster and closer to the source at once\n")
+    console.print(
+        "*: no other variant is at least as good in all three: size, speed and closeness to the source\n"
+    )
     for row in report.rows:
         if not row.chosen or row.measured is None:
             where = f"{row.variant} on {row.runtime}/{row.device}"
