@@ -66,7 +66,7 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Try only this method for int8 and int4: static, static-percentile, static-entropy, "
+            help="Try only this recipe for int8 and int4: static, static-percentile, static-entropy, "
             "static-equalized, static-restored, static-16x8, nncf, nncf-onnx, dynamic, weights. "
             "May be repeated.",
         ),
