@@ -239,7 +239,7 @@ def with_code(folder: Path) -> None:
             {"task": "text-classification"},
             [
                 "the weights lack bert.pooler.dense.bias and 3 more",
-                "no model for text-classification",
+                "does not fit the task text-classification",
             ],
         ),
         (

@@ -113,6 +113,8 @@ def run_cell(bundle: Path, fault: str, moment: Moment, protocol: Protocol) -> Ce
     opens_late = fault == "hang" and moment in ("load", "warm-up")
     arguments += ["--open-timeout", "8" if opens_late else "60"]
     arguments += ["--verify"] if fault == "wrong" else []
+    # Requests of a batch that failed once are run apart on the same device, which is no replay.
+    arguments += ["--no-batching"] if fault in ONCE else []
     for text in faults_of(fault, moment):
         arguments += ["--inject", text]
     with serve(bundle, *arguments) as server:
