@@ -21,14 +21,14 @@ def command(
         list[Path] | None,
         typer.Argument(
             metavar="[BUNDLE]...",
-            help="Bundles, or a repository folder of them, unless --config names them.",
+            help="Bundles or a repository folder. Not needed if --config lists what to serve.",
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="TOML",
-            help="A serve.toml; its keys are these flags' names.",
+            help="Configuration file; its keys are the flags' names with _ for -.",
             rich_help_panel="What to serve",
         ),
     ] = None,

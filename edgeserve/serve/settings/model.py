@@ -35,7 +35,7 @@ class PerLevel(msgspec.Struct, frozen=True, kw_only=True):
             "Deadline of a request in seconds; 0: none",
             SECONDS,
             ge=0,
-            more="After it, the request gets 504; if it has not started, it is not run. A request's own `timeout` "
+            more="When it passes, the request gets 504. A request that has not started by then is not run. A request's own `timeout` "
             "parameter, in microseconds, overrides it",
             pbtxt="default_timeout_microseconds",
         ),
@@ -43,7 +43,7 @@ class PerLevel(msgspec.Struct, frozen=True, kw_only=True):
     own_timeouts: Annotated[
         bool,
         _batching(
-            "`false`: a request's own timeout can only shorten the deadline",
+            "on: a request's own timeout replaces the deadline; off: it can only shorten the deadline",
             flag=None,
             pbtxt="allow_timeout_override",
         ),
@@ -73,33 +73,33 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     versions: Annotated[
         str,
         _what(
-            "Versions of a repository: latest, latest:N, all, or 1,3",
+            "Model versions to serve: latest, latest:N (the newest N), all, or a list such as 1,3",
             pattern=_VERSIONS,
             expected="latest, latest:2, all, or numbers such as 1,3",
             pbtxt="version_policy",
         ),
     ] = "latest"
-    device: Annotated[str | None, _devices("Use only candidates on this device")] = None
-    variant: Annotated[str | None, _devices("Use only candidates with this variant")] = None
+    device: Annotated[str | None, _devices("Use only this device, such as cpu")] = None
+    variant: Annotated[str | None, _devices("Use only this variant of the model")] = None
     require: Annotated[
         str | None,
         _devices(
-            "Prefer this device; refuse to start, or report not ready, unless it is serving",
+            "Try this device first; while it does not serve, do not start or report not ready",
             metavar="DEVICE",
         ),
     ] = None
     fallback: Annotated[
         Literal["auto", "never"],
         _devices(
-            "never: use only the first candidate",
-            more="If it fails at start-up, the server does not start. If it fails later, the model is not ready "
-            "until it recovers. `auto`: use the next candidate",
+            "auto: if a candidate fails, use the next one; never: use only the first",
+            more="With `never`, the server does not start if the first candidate fails at start-up. If it fails later, "
+            "the model is not ready until it recovers",
         ),
     ] = "auto"
     isolate: Annotated[
         Literal["always", "accelerators", "never"],
         _devices(
-            "Candidates that run in an isolated process",
+            "What runs in an isolated process: all candidates, those on accelerators, or none",
             more="See [isolated processes](fallback.md#isolated-processes)",
         ),
     ] = "accelerators"
@@ -110,12 +110,16 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     standby: Annotated[
         Literal["auto", "warm", "cold"],
         _devices(
-            "Keep the CPU candidate loaded while an accelerator serves; auto: if memory allows"
+            "Keep the CPU loaded behind an accelerator: warm: yes; cold: no; auto: if memory allows"
         ),
     ] = "auto"
     watchdog: Annotated[
         float,
-        _devices("Minimum time limit in seconds for a call to an isolated process", SECONDS, gt=0),
+        _devices(
+            "A call to an isolated process gets at least this many seconds before it counts as hung",
+            SECONDS,
+            gt=0,
+        ),
     ] = 2.0
     open_timeout: Annotated[
         float,
@@ -123,13 +127,17 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     ] = 180.0
     recheck: Annotated[
         float,
-        _devices("Interval in seconds for checking golden samples; 0: off", SECONDS, ge=0),
+        _devices(
+            "Seconds between checks of the golden samples (stored reference outputs); 0: off",
+            SECONDS,
+            ge=0,
+        ),
     ] = 0.0
     verify: Annotated[bool, _devices("Add a golden sample to every batch and check it")] = False
     reopen: Annotated[
         float,
         _devices(
-            "Seconds before a failed device is tried again; each pause is longer",
+            "Seconds before the first retry of a failed device; later pauses grow",
             SECONDS,
             gt=0,
         ),
@@ -149,14 +157,14 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     instances: Annotated[
         int,
         _batching(
-            "Maximum concurrent calls to a model; 0: by cores and model",
+            "Maximum concurrent calls to a model; 0: chosen from cores and model",
             ge=0,
             more="See [instances and threads](#instances-and-threads)",
             pbtxt="instance_group.count",
         ),
     ] = 0
     threads: Annotated[
-        int, _batching("Engine threads of one call; 0: by cores and model", ge=0)
+        int, _batching("Engine threads of one call; 0: chosen from cores and model", ge=0)
     ] = 0
     spin: Annotated[
         bool,
@@ -203,8 +211,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     queue_policy: Annotated[
         Literal["reject", "displace"],
         _batching(
-            "displace: when full, drop the least important queued request",
-            more="It makes room for a more important one; `reject` refuses the new one",
+            "When the queue is full: reject the new request, or displace a queued one of lower priority",
         ),
     ] = "reject"
     priority_levels: Annotated[

@@ -44,7 +44,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
     bundles: Annotated[
         tuple[str, ...],
-        _what("Further bundles and folders", Unit.PATH, flag=None, followed=True),
+        _what("Additional bundles or repository folders", Unit.PATH, flag=None, followed=True),
     ] = ()
     repository: Annotated[
         str | None,
@@ -79,7 +79,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     watch: Annotated[
         float,
         _what(
-            "Interval for checking models and --config for changes; 0: only on SIGHUP",
+            "How often to look for changes in models and in the --config file; 0: only after SIGHUP",
             SECONDS,
             ge=0,
         ),
@@ -87,8 +87,8 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     readiness: Annotated[
         Literal["all", "any"],
         _what(
-            "any: ready if at least one model is ready",
-            more="`all`: only if [every model](operations.md#readiness) is ready",
+            "Report ready if all models, or any model, are ready",
+            more="See [readiness](operations.md#readiness)",
         ),
     ] = "all"
     memory_budget: Annotated[
@@ -96,13 +96,13 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _what(
             "Approximate memory limit for loaded models, such as 2GB",
             Unit.SIZE,
-            more="A request for a model that is not in memory loads it",
+            more="If a request needs a model that is not in memory, the server loads it first",
             default="unlimited",
         ),
     ] = 0
     cache: Annotated[
         int | str,
-        _what("Memory for a cache of responses, by inputs", Unit.SIZE, default="off"),
+        _what("Memory for caching responses to identical inputs", Unit.SIZE, default="off"),
     ] = 0
     host: Annotated[
         str,
@@ -118,9 +118,9 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grpc_port: Annotated[
         int | None,
         _port(
-            "gRPC port; 0 picks a free port",
+            "gRPC port, usually 8001; 0 picks a free port",
             more="[gRPC](protocols.md#grpc) requires `edgeserve[grpc]`",
-            default="off; Triton uses 8001",
+            default="off",
             env="EDGESERVE_GRPC_PORT",
         ),
     ] = None
@@ -139,7 +139,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insecure: Annotated[
         bool,
         _listening(
-            "Listen on an address that others can reach, without keys or TLS",
+            "Allow a --host that other machines can reach, even without keys or TLS",
             more="See [security](security.md)",
         ),
     ] = False
@@ -159,7 +159,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     keys: Annotated[
         str | None,
         _file(
-            "API keys: lines of 'infer KEY' or 'control KEY'",
+            "File with one API key per line: 'infer KEY' or 'control KEY'",
             more="Also `EDGESERVE_API_KEY`, `EDGESERVE_CONTROL_KEY`. See [security](security.md)",
             metavar="FILE",
         ),
@@ -183,7 +183,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     control_port: Annotated[
         int | None,
         _limits(
-            "Separate port for the control plane",
+            "Separate port for management requests (the control plane)",
             Unit.PORT,
             default="the HTTP port",
             ge=0,
