@@ -25,7 +25,7 @@ class PerLevel(msgspec.Struct, frozen=True, kw_only=True):
             "Maximum queued and running requests of a model",
             ge=1,
             more="Beyond it, requests get 503 with `Retry-After`. `limits.in_flight` "
-            "[limits the whole server](security.md#limits)",
+            "[limits all models of one process](security.md#limits)",
             pbtxt="max_queue_size",
         ),
     ] = 1024
@@ -84,7 +84,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     require: Annotated[
         str | None,
         _devices(
-            "Try this device first; while it does not serve, do not start or report not ready",
+            "Try this device first. Without it, do not start; if lost later, report not ready",
             metavar="DEVICE",
         ),
     ] = None
@@ -110,7 +110,7 @@ class PerModel(PerLevel, frozen=True, kw_only=True):
     standby: Annotated[
         Literal["auto", "warm", "cold"],
         _devices(
-            "Keep the CPU loaded behind an accelerator: warm: yes; cold: no; auto: if memory allows"
+            "Keep the CPU loaded behind an accelerator: warm always, cold never, auto if memory allows"
         ),
     ] = "auto"
     watchdog: Annotated[

@@ -96,7 +96,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _what(
             "Approximate memory limit for loaded models, such as 2GB",
             Unit.SIZE,
-            more="If a request needs a model that is not in memory, the server loads it first",
+            more="If a request needs a model that is not in memory, the server loads it first, and unloads those that were used least recently",
             default="unlimited",
         ),
     ] = 0
