@@ -9,11 +9,13 @@ import json
 import re
 from pathlib import Path
 
-from edgeserve.serve.fronts.http import ROUTE_LISTS
+from edgeserve.serve.fronts.protocols import route_lists
 from edgeserve.serve.http.route import shown
 from edgeserve.serve.protocols.openapi import document
+from edgeserve.serve.settings.protocols import PROTOCOLS
 
 DOCS = Path(__file__).parent
+LISTS = route_lists(PROTOCOLS)
 OPENAPI = DOCS / "openapi.json"
 PAGE = DOCS / "protocols.md"
 _TABLE = re.compile(r"(?<=<!-- routes -->\n).*?(?=<!-- end of routes -->)", re.DOTALL)
@@ -21,14 +23,14 @@ _TABLE = re.compile(r"(?<=<!-- routes -->\n).*?(?=<!-- end of routes -->)", re.D
 
 def openapi() -> str:
     """The text of docs/openapi.json."""
-    return json.dumps(document(ROUTE_LISTS), indent=1) + "\n"
+    return json.dumps(document(LISTS), indent=1) + "\n"
 
 
 def with_table(page: str) -> str:
     """A page with the table of all routes between its marks."""
     rows = [
         f"| `{route.method} {shown(route.path)}` | {route.role.value} | {route.summary} |\n"
-        for listed in ROUTE_LISTS
+        for listed in LISTS
         for route in listed.routes
         if route.summary
     ]

@@ -114,6 +114,7 @@ def render(started: Started) -> None:
         if model.placement is not None:
             print_line(console, f"placement of {model.name}: {model.placement}")
     print_line(console, f"status page: {started.url}/status")
+    print_line(console, f"protocols: {', '.join(started.protocols)}")
     print_line(console, f"gRPC: {started.grpc or 'off (--grpc-port 8001 turns it on)'}")
     if started.workers > 1:
         print_line(console, f"{started.workers} worker processes share these ports")

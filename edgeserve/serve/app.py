@@ -31,6 +31,7 @@ from edgeserve.serve.process.heap import few_arenas
 from edgeserve.serve.process.log_writer import write_on_a_thread
 from edgeserve.serve.process.signals import Stop, leave, leave_later, on_hangup
 from edgeserve.serve.reload import Following
+from edgeserve.serve.settings.protocols import protocols_of
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory
@@ -200,6 +201,7 @@ class Service:
             failed=tuple(v for v in versions if v.state != "READY"),
             injected=settings.inject,
             workers=settings.workers,
+            protocols=protocols_of(settings.protocols),
         )
 
     def hang_up(self) -> None:

@@ -36,6 +36,7 @@ class Started(msgspec.Struct, frozen=True):
     also: tuple[str, ...] = ()
     injected: tuple[str, ...] = ()
     workers: int = 1
+    protocols: tuple[str, ...] = ()
 
 
 async def started_model(model: ServedModel) -> StartedModel:

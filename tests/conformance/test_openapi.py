@@ -11,23 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.serve.fronts.http import ROUTE_LISTS
+from edgeserve.serve.fronts.protocols import route_lists
 from edgeserve.serve.protocols.openapi import document
+from edgeserve.serve.settings.protocols import PROTOCOLS
 from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear_bundle
 from tests.conformance.environments import environment
 from tests.serve.background import Background
 from tests.serve.conftest import RawClient
 
-WHOLE = document(ROUTE_LISTS)
+WHOLE = document(route_lists(PROTOCOLS))
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
     bundle = linear_bundle(tmp_path_factory.mktemp("openapi"))
-    with Background(Settings(bundle=str(bundle), http_port=0, shared_memory="edgeserve-t-")) as s:
-        yield s
+    settings = Settings(
+        bundle=str(bundle), http_port=0, shared_memory="edgeserve-t-", protocols="all"
+    )
+    with Background(settings) as running:
+        yield running
 
 
 def test_the_committed_document_is_the_one_served(server: Background) -> None:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import Authoriser, Caller, Keys, Role
 from edgeserve.serve.control import Control, Parts
+from edgeserve.serve.fronts.protocols import services
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.server import GrpcServer
-from edgeserve.serve.grpc.service import GrpcService
 from edgeserve.serve.protocols.grpc_inference import Inferences, ServedCalls
-from edgeserve.serve.protocols.v2.grpc import service as v2
+from edgeserve.serve.settings.protocols import protocols_of
 from edgeserve.serve.settings.server import Settings
 
 log = logging.getLogger(__name__)
-
-# The services of all protocols, on one port.
-SERVICES: Final[tuple[Callable[[ServedCalls], GrpcService], ...]] = (v2.service,)
 
 
 class GrpcFront:
@@ -67,7 +62,8 @@ class GrpcFront:
             settings.model_control,
             self._server.tell_health,
         )
-        self._server.serve([service(served) for service in SERVICES])
+        spoken = services(protocols_of(settings.protocols))
+        self._server.serve([service(served) for service in spoken])
 
     def listen(self) -> str:
         """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
 
 from edgeserve.errors import EnvironmentProblem
 from edgeserve.serve.access import LOCALHOST
@@ -12,20 +11,17 @@ from edgeserve.serve.access.addresses import addresses_of, joined
 from edgeserve.serve.access.keys import CONTROL_HINT, Authoriser, Keys, is_loopback
 from edgeserve.serve.access.tls import Tls
 from edgeserve.serve.control import Control, Parts
+from edgeserve.serve.fronts.protocols import route_lists
 from edgeserve.serve.http.routing import Router
 from edgeserve.serve.http.server import HttpServer
-from edgeserve.serve.protocols.common import COMMON
 from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.inference import Inference
-from edgeserve.serve.protocols.v2.routes import V2_ROUTES
+from edgeserve.serve.settings.protocols import protocols_of
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.page import StatusPage
 from edgeserve.serve.workers.inherited import Inherited, Plane
 
 log = logging.getLogger(__name__)
-
-# The routes of all protocols. If no route has a path, the first protocol whose paths begin like it writes the error.
-ROUTE_LISTS: Final = (V2_ROUTES, COMMON)
 
 
 class HttpFront:
@@ -47,8 +43,9 @@ class HttpFront:
         self._warn_of_closed(keys)
 
         self._inference = Inference(parts.repository, limits, parts.flight)
+        lists = route_lists(protocols_of(settings.protocols))
         served = Served(
-            ROUTE_LISTS,
+            lists,
             parts.repository,
             control,
             parts.shm,
@@ -63,7 +60,7 @@ class HttpFront:
         def listener(host: str, *, controls: bool) -> HttpServer:
             authoriser = Authoriser(keys, settings.control_names, listens_on=host, control=controls)
             self._authorisers.append(authoriser)
-            router = Router(authoriser, ROUTE_LISTS, served, limits.body_bytes)
+            router = Router(authoriser, lists, served, limits.body_bytes)
             return HttpServer(router, limits, parts.recorder, tls)
 
         separate = settings.control_port is not None

@@ -101,7 +101,7 @@ class Connection(Reading):
         self._close_after = self._close_after or self._is_drained()
         if response.failed:
             self._report(cast("ErrorResponse", response), request.head)
-        self._write(response, head_only=request.head.method == "HEAD")
+        self._write(response, request.head)
         if self._close_after:
             self._buffer.clear()  # requests after the last answer are not run
             self._transport.close()
@@ -126,12 +126,15 @@ class Connection(Reading):
             elif not self._blocked:
                 self.close()
 
-    def _write(self, response: Response, *, head_only: bool = False) -> None:
+    def _write(self, response: Response, asked: Head | None) -> None:
         assert self._transport is not None
         parts = response.parts
         size = len(parts[0]) if len(parts) == 1 else response.size
-        head = response.head(size, _CLOSES if self._close_after else self._keeps)
-        if head_only or not size:
+        more = _CLOSES if self._close_after else self._keeps
+        if asked is not None and asked.stamp is not None:
+            more += asked.stamp(asked, response)
+        head = response.head(size, more)
+        if not size or (asked is not None and asked.method == "HEAD"):
             self._transport.write(head)
         elif size <= _JOIN_BYTES:
             self._transport.write(b"".join((head, *parts)))
@@ -153,7 +156,7 @@ class Connection(Reading):
         self._release()
         self._head = self._body = self._chunks = None
         if self._transport is not None:
-            self._write(refusal, head_only=head is not None and head.method == "HEAD")
+            self._write(refusal, head)
             if self._transport.can_write_eof():
                 # Closing now would reset the connection, and a client that is still sending would not see the
                 # answer. For a moment, what it sends is thrown away.

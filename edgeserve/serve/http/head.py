@@ -20,10 +20,10 @@ _REASONS: Final = {
     405: "Method Not Allowed", 406: "Not Acceptable", 409: "Conflict",
     408: "Request Timeout", 411: "Length Required", 413: "Content Too Large",
     414: "URI Too Long", 415: "Unsupported Media Type", 417: "Expectation Failed",
-    422: "Unprocessable Content",
-    431: "Request Header Fields Too Large", 500: "Internal Server Error",
+    422: "Unprocessable Content", 424: "Failed Dependency", 429: "Too Many Requests",
+    431: "Request Header Fields Too Large", 499: "Client Closed Request", 500: "Internal Server Error",
     501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
-    505: "HTTP Version Not Supported", 429: "Too Many Requests",
+    505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }  # fmt: skip
 
 
@@ -46,18 +46,18 @@ class Refused(Exception):
 
 
 class Head:
-    """One parsed head. `length` is None for a chunked body, 0 for none; `asks_to_keep`: a client of HTTP/1.0 that
-    asked to keep the connection. `aligned_at` may be set by the handler of a route: the byte of the body that
+    """One parsed head. `query` is what follows the path's question mark. `length` is None for a chunked body, 0 for
+    none; `asks_to_keep`: a client of HTTP/1.0 that asked to keep the connection. `aligned_at` may be set by the handler of a route: the byte of the body that
     tensors begin at.
 
-    `route`, `most`, `trusted` and `write_error` are set by the router: what answers, the largest body that it
-    reads in bytes, whether the caller needed a role and has it, and what writes the bodies of errors (an
-    ErrorWriter). Heads that repeat are routed once.
+    `route`, `most`, `trusted`, `write_error` and `stamp` are set by the router: what answers, the largest body that
+    it reads in bytes, whether the caller needed a role and has it, what writes the bodies of errors (an
+    ErrorWriter), and what adds headers to each answer (a Stamp, or None). Heads that repeat are routed once.
     """
 
     __slots__ = (
         "aligned_at", "asks_to_keep", "expects_continue", "headers", "keep_alive", "length", "method",
-        "most", "path", "route", "trusted", "write_error",
+        "most", "path", "query", "route", "stamp", "trusted", "write_error",
     )  # fmt: skip
 
     def __init__(
@@ -69,10 +69,12 @@ class Head:
         keep_alive: bool,
         *,
         old: bool = False,
+        query: bytes = b"",
     ) -> None:
         """`old`: HTTP/1.0, which has no Expect header."""
         self.method = method
         self.path = path
+        self.query = query
         self.headers = headers
         self.length = length
         self.keep_alive = keep_alive
@@ -83,6 +85,7 @@ class Head:
         self.most = 0
         self.trusted = False
         self.write_error: Any = None
+        self.stamp: Any = None
 
     def of_length(self, length: int) -> Head:
         """The same head with another Content-Length; `headers` keeps the first one's text."""
@@ -91,6 +94,7 @@ class Head:
         other = Head.__new__(Head)
         other.method = self.method
         other.path = self.path
+        other.query = self.query
         other.headers = self.headers
         other.length = length
         other.keep_alive = self.keep_alive
@@ -101,6 +105,7 @@ class Head:
         other.most = self.most
         other.trusted = self.trusted
         other.write_error = self.write_error
+        other.stamp = self.stamp
         return other
 
 
@@ -203,12 +208,12 @@ def parse_head(data: bytes, limits: Limits) -> Head:
     headers = _unique(tokens.fields)
     if version == "1.1" and b"host" not in headers:
         raise Refused(400, "a Host header is required")
-    path = tokens.url.partition(b"?")[0]
+    path, _, query = tokens.url.partition(b"?")
     if not path.startswith(b"/"):
         raise Refused(400, "the request target must be a path")
     method = parser.get_method().decode("ascii", "replace")
     length = _length(headers, version)
-    return Head(method, path, headers, length, tokens.keep_alive, old=version == "1.0")
+    return Head(method, path, headers, length, tokens.keep_alive, old=version == "1.0", query=query)
 
 
 def _check_lines(data: bytes) -> None:

@@ -248,7 +248,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
             self._end(refusal, head)
             return False
         self._report(refusal, head)
-        self._write(refusal, head_only=head.method == "HEAD")
+        self._write(refusal, head)
         self.since = time.monotonic()
         self._received = self._seen = 0
         self._skip = length - there
@@ -337,7 +337,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
     def respond(self, request: Request, response: Response) -> None: ...
 
     @abstractmethod
-    def _write(self, response: Response, *, head_only: bool = False) -> None: ...
+    def _write(self, response: Response, asked: Head | None) -> None: ...
 
     @abstractmethod
     def _refuse(self, refusal: Refused) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from edgeserve.serve.http.head import status_line
+from edgeserve.serve.http.head import Head, status_line
 
 JSON: Final = "application/json"
 _MESSAGE: Final = 1_000
@@ -117,6 +117,11 @@ class Refusal(ErrorResponse):
 def server_failed() -> ErrorResponse:
     """For an exception that nobody foresaw; it is in the log."""
     return ErrorResponse(500, "the server failed; its log says why")
+
+
+# What a protocol adds to each answer to a head, errors included: header lines, each after its CRLF, without line
+# ends from a client. Called when the answer is sent.
+Stamp = Callable[[Head, Response], bytes]
 
 
 # How a protocol writes an error: the status, which may differ from the error's own, the content type and the body.

@@ -24,6 +24,7 @@ from edgeserve.serve.http.response import (
     ErrorWriter,
     Refusal,
     Response,
+    Stamp,
     server_failed,
 )
 
@@ -69,6 +70,10 @@ class Asked:
     def may(self, role: Role) -> bool:
         """Whether the caller has a role, beyond the one that the route needs."""
         return self._authoriser.allows(role, self._caller)
+
+    def check(self, role: Role) -> None:
+        """Raise AccessDenied unless the caller has a role, beyond the one that the route needs."""
+        self._authoriser.check(role, self._caller)
 
 
 Handler = Callable[[P, Asked], Answer]
@@ -175,7 +180,7 @@ class Route(Generic[P]):
 
 @dataclass(frozen=True, eq=False)
 class RouteList(Generic[P]):
-    """All routes of one protocol, and how it writes errors.
+    """All routes of one protocol, how it writes errors, and what it adds to the headers of every answer.
 
     The rest is for documentation. `error` is the Python type of an error's body, `parameters` describes the named
     parts of paths, `tags` groups routes, `schemas` names types otherwise than their classes.
@@ -189,6 +194,7 @@ class RouteList(Generic[P]):
     parameters: tuple[Parameter, ...] = ()
     schemas: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
+    stamp: Stamp | None = None
 
 
 def shown(pattern: str) -> str:

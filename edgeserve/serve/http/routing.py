@@ -92,8 +92,9 @@ class Router(Generic[P]):
         served: P,
         body_bytes: int,
     ) -> None:
-        """`served` is given to all handlers; `body_bytes` is the largest body of any route. Raises ValueError for
-        two routes of one method and path."""
+        """`served` is given to all handlers; `body_bytes` is the largest body of any route. Where two protocols have
+        a route of one method and path, the first one's answers. Raises ValueError for two such routes of one
+        protocol."""
         self._authoriser = authoriser
         self._served = served
         self._body_bytes = body_bytes
@@ -113,13 +114,14 @@ class Router(Generic[P]):
         if not names:
             self._fixed[path.encode()] = node
         other = node.methods.get(route.method)
-        if other is not None:
-            raise ValueError(
-                f"{route.method} {path} of {listed.name} is also a route of {other.listed.name}"
-            )
+        if other is not None and other.route.method == route.method:
+            if other.listed is listed:
+                raise ValueError(f"{route.method} {path} of {listed.name} is declared twice")
+            log.debug("%s %s: %s before %s", route.method, path, other.listed.name, listed.name)
+            return
         found = node.methods[route.method] = _Found(route, listed, names)
         if route.method == "GET":
-            node.methods["HEAD"] = found
+            node.methods.setdefault("HEAD", found)
 
     def handle(self, request: Request) -> None:
         """Answer now or later; never raises."""
@@ -175,14 +177,14 @@ class Router(Generic[P]):
             segments = head.path[1:].split(b"/")
             node = self._root.find(segments, 0, values)
         if node is None:
-            head.write_error = self._nearest(segments).write_error
+            self._belongs(head, self._nearest(segments))
             self._check(Role.INFER, head, caller)
             raise NoRoute(Refusal(404, "unknown_route", "no such route"))
         found = node.methods.get(head.method)
         if found is None:
             raise self._other_method(node, head, caller)
         route, listed, names = found
-        head.write_error = listed.write_error
+        self._belongs(head, listed)
         self._check(route.role, head, caller)
         head.most = self._body_bytes if route.most is None else route.most
         named = dict(zip(names, map(decoded, values), strict=True))
@@ -191,11 +193,15 @@ class Router(Generic[P]):
     def _other_method(self, node: _Node, head: Head, caller: Caller) -> NoRoute:
         """For a path that has routes of other methods. Raises AccessDenied."""
         first = next(iter(node.methods.values()))
-        head.write_error = first.listed.write_error
+        self._belongs(head, first.listed)
         self._check(first.route.role, head, caller)
         allowed = ", ".join(sorted(node.methods))
         message = first.route.other_methods or f"method not allowed, use {allowed}"
         return NoRoute(Refusal(405, "method", message, (("Allow", allowed),)))
+
+    @staticmethod
+    def _belongs(head: Head, listed: RouteList[P]) -> None:
+        head.write_error, head.stamp = listed.write_error, listed.stamp
 
     def _check(self, role: Role, head: Head, caller: Caller) -> None:
         """Raises AccessDenied."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, Headers, PlainError, Response, plain_error
@@ -21,6 +23,15 @@ _PAGE: Final = Content(
 @later
 async def _status(served: Served, asked: Asked, request: Request) -> Response:
     return await served.page.answer(asked.head)
+
+
+@later
+async def _root(served: Served, asked: Asked, request: Request) -> Response:
+    """The page for browsers. KServe's clients ask this path whether the server lives."""
+    if b"text/html" in asked.head.headers.get(b"accept", b""):
+        asked.check(Role.INFER)
+        return await served.page.answer(asked.head)
+    return Response.struct(AliveMessage("alive"))
 
 
 @later
@@ -42,6 +53,12 @@ def _openapi(served: Served, asked: Asked) -> Response:
     return Response.json(document(served.lists))
 
 
+class AliveMessage(msgspec.Struct, frozen=True):
+    """The process runs."""
+
+    status: str
+
+
 COMMON: Final[RouteList[Served]] = RouteList(
     "common",
     (
@@ -49,7 +66,11 @@ COMMON: Final[RouteList[Served]] = RouteList(
             "GET", "/status", Role.INFER, _status, "Status page; JSON if `Accept` names it alone",
             ("status",), "models", gives=_PAGE,
         ),
-        Route("GET", "/", Role.INFER, _status, "Status page"),
+        Route(
+            "GET", "/", Role.OPEN, _root,
+            'The status page if `Accept` names text/html, otherwise `{"status":"alive"}`',
+            ("alive",), "health", gives=Content("The process runs", {JSON: AliveMessage, _HTML: str}),
+        ),
         Route(
             "GET", "/metrics", Role.INFER, _metrics, "Counters and histograms as Prometheus text",
             ("metrics",), "models", gives=Content("Prometheus text", {_PROMETHEUS: str}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ SERVER_FIELDS: Final = tuple(
     for name, known in declared(Settings).items()
     if name not in declared(PerModel) and not known.setting.followed
 )
+# What names models to serve.
+_MODELS: Final = ("bundle", "bundles", "repository", "model")
 _PATHS: Final = [n for n, known in declared(Settings).items() if known.setting.unit is Unit.PATH]
 
 
@@ -56,6 +59,7 @@ def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
     """Typed and checked settings. Raises UsageError, naming an unknown key's did_you_mean neighbour."""
     _refuse_unknown(values, Settings, where)
+    values = _with_cloud(values)
     for table in _tables(values):
         _refuse_unknown(table, ModelTable, where, " in [[model]]")
     try:
@@ -64,6 +68,21 @@ def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
         raise UsageError(f"{where} cannot be used", cause=str(error)) from None
     settings.check()
     return settings
+
+
+def _with_cloud(values: dict[str, Any]) -> dict[str, Any]:
+    """With what a cloud expects in place of defaults. Its model folder is for servers that name no model."""
+    cloud = values.get("cloud")
+    if cloud is None:
+        return values
+    from edgeserve.serve.settings.clouds import PRESETS, preset
+
+    if cloud not in PRESETS:
+        return values  # the conversion says so
+    found = preset(cloud, os.environ)
+    if any(values.get(name) for name in _MODELS):
+        found = {name: value for name, value in found.items() if name not in _MODELS}
+    return found | values
 
 
 def followed(old: Settings, new: Settings) -> Settings:

@@ -12,6 +12,7 @@ from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access import LOCALHOST
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.model import SECONDS, ModelTable, PerLevel, PerModel
+from edgeserve.serve.settings.protocols import DEFAULT, protocols_of
 from edgeserve.serve.settings.setting import Group, Setting, Unit, check, said, taken
 
 if TYPE_CHECKING:
@@ -130,6 +131,22 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grpc_streams: Annotated[
         int, _listening("Maximum open gRPC streams; each stream takes two threads", ge=1)
     ] = 32
+    protocols: Annotated[
+        str | tuple[str, ...],
+        _listening(
+            "Protocols to serve beside v2: tfserving, torchserve, sagemaker, vertex, azureml, or all",
+            more="Separate several with commas. Where two have the same route, the first has it. See [protocols](protocols.md)",
+            default="tfserving",
+            metavar="NAMES",
+        ),
+    ] = DEFAULT
+    cloud: Annotated[
+        Literal["sagemaker", "vertex", "azureml"] | None,
+        _listening(
+            "Serve as this cloud expects: its protocol, port and model folder",
+            more="Flags and the file override it",
+        ),
+    ] = None
     workers: Annotated[
         int,
         _listening(
@@ -229,6 +246,7 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Raise UsageError for what cannot work or must not be done silently."""
         check(self)
         check(self.limits, "limits.")
+        protocols_of(self.protocols)
         self._check_models()
         self._check_access()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -271,9 +272,29 @@ def test_a_head_whose_route_was_forgotten_is_asked_about_again() -> None:
     ("method", "path"),
     [("GET", "/m/{name}"), ("GET", "/m/stats"), ("POST", "/m/{a}/versions/{b}/infer[/]")],
 )
-def test_two_routes_of_one_method_and_path_are_a_mistake(method: str, path: str) -> None:
-    with pytest.raises(ValueError, match=r"of two is also a route of one"):
-        router(MODELS, listed(route(method, path), name="two"))
+def test_the_first_of_two_protocols_has_a_route_that_both_declare(method: str, path: str) -> None:
+    found = router(MODELS, listed(route(method, path, "other"), name="two"))
+    alone = router(MODELS)
+    target = path.replace("{name}", "x").replace("{a}", "x").replace("{b}", "1").replace("[/]", "")
+    answer = answered(found, head(method, target))
+    assert answer == answered(alone, head(method, target))
+    assert answer[0] != "other"
+
+
+def test_two_routes_of_one_method_and_path_in_one_protocol_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"GET /m/\{b\} of two is declared twice"):
+        router(listed(route("GET", "/m/{a}"), route("GET", "/m/{b}"), name="two"))
+
+
+def test_a_protocol_may_stamp_every_answer_even_errors() -> None:
+    stamped = replace(
+        listed(route("GET", "/s")), stamp=lambda head, response: b"\r\nx-a: " + head.query
+    )
+    found = router(stamped)
+    for method, path in (("GET", "/s"), ("PUT", "/s"), ("GET", "/s/unknown")):
+        given = head(method, path)
+        admitted(found, given)
+        assert given.stamp is stamped.stamp
 
 
 def test_protocols_share_paths_if_their_methods_differ() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgeserve.serve.fronts import http as front
+from edgeserve.serve.fronts.protocols import route_lists
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from tests.serve.background import Background
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
         keys=str(keys), limits=Limits(compress_bytes=400),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(front, "ROUTE_LISTS", (*front.ROUTE_LISTS, ROWS_ROUTES))
+        patch.setattr(front, "route_lists", lambda names: (*route_lists(names), ROWS_ROUTES))
         with Background(settings) as running:
             yield running
 

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from edgeserve.serve.fronts import grpc as front
+from edgeserve.serve.fronts.protocols import services
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear
 from tests.serve.background import Background
@@ -31,7 +32,7 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"infer {KEY}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(front, "SERVICES", (*front.SERVICES, rows_service))
+        patch.setattr(front, "services", lambda names: (*services(names), rows_service))
         with Background(settings(bundle, keys=str(keys), max_body=1 << 20)) as running:
             yield running
 
@@ -88,7 +89,7 @@ def test_health_and_reflection_know_it(channel: grpc.Channel, bundle: Path) -> N
     asked = health_pb2.HealthCheckRequest(service="rows.Rows")
     assert health_pb2_grpc.HealthStub(channel).Check(asked).status == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(front, "SERVICES", (*front.SERVICES, rows_service))
+        patch.setattr(front, "services", lambda names: (*services(names), rows_service))
         with (
             Background(settings(bundle)) as open_server,
             grpc.insecure_channel(address(open_server)) as opened,

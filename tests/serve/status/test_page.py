@@ -98,7 +98,7 @@ def test_a_device_that_came_back_is_on_the_page(tmp_path: Path) -> None:
             client.send(post(infer_body([[1, 2, 3, 4]])))
             devices.append(client.response()[1]["x-edgeserve-device"])
         text = get(server.url)[2]
-        document = json.loads(get(server.url, "/", "Accept: application/json")[2])
+        document = json.loads(get(server.url, "/status", "Accept: application/json")[2])
     (model,) = msgspec.convert(document, ServerStatus).models
     assert model.last_recovery is not None
     assert model.last_recovery.destination == GPU
@@ -168,12 +168,16 @@ def test_the_page_is_for_those_who_may_infer(tmp_path: Path) -> None:
     settings = Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, keys=str(keys))
     with Background(settings) as server:
         for path in ("/", "/status"):
-            status, _, text = get(server.url, path)
+            status, _, text = get(server.url, path, "Accept: text/html")
             assert status == 401
             assert "linear" not in text
-            status, _, text = get(server.url, path, f"Authorization: Bearer {KEY}")
+            status, _, text = get(
+                server.url, path, "Accept: text/html", f"Authorization: Bearer {KEY}"
+            )
             assert status == 200
             assert "linear" in text
+        for accept in ("Accept: application/json", "X-Accept: none"):
+            assert get(server.url, "/", accept)[::2] == (200, '{"status":"alive"}')
 
 
 @pytest.mark.parametrize(

@@ -254,3 +254,8 @@ V2_ROUTES: Final[RouteList[Served]] = RouteList(
     },
     title="Open Inference Protocol v2 with Triton's extensions",
 )
+
+
+def routes() -> RouteList[Served]:
+    """The list."""
+    return V2_ROUTES
