@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from edgeserve.errors import ModelNotFound
 from edgeserve.serve.control import Control
 from edgeserve.serve.http.route import RouteList
 from edgeserve.serve.models.repository import ModelRepository
@@ -31,6 +32,17 @@ class Served:
     page: StatusPage
     model_control: bool
     _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def the_model(self) -> str:
+        """The name of the model that routes without a model's name are about: the only one. Raises ModelNotFound."""
+        names = sorted({entry.source.name for entry in self.repository.entries()})
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise ModelNotFound("no model is served")
+        raise ModelNotFound(
+            f"this route serves a server's only model, and there are {len(names)}: {', '.join(names)}"
+        )
 
     def kept(self, make: Callable[[Served], T]) -> T:
         """What a protocol makes once for a server and keeps: `make(self)`."""
