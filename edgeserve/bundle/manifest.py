@@ -7,7 +7,7 @@ The format is documented in docs/bundle-format.md; `SCHEMA_VERSION` is bumped th
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -53,8 +53,10 @@ class Source(_Strict, frozen=True):
 class Preprocess(_Strict, frozen=True):
     """How an image becomes the model's input tensor.
 
-    The shorter side is resized to `round(min(height, width) / crop_ratio)`, the centre is cropped to
-    (height, width), and each channel becomes `(pixel * scale - mean) / std` with pixels 0-255.
+    `resize`: "crop" resizes the shorter side to `round(min(height, width) / crop_ratio)` and crops the centre to
+    (height, width); "stretch" resizes to (height, width) without regard to the image's shape; "letterbox" keeps its
+    shape and fills what is left with `pad`, a value from 0 to 255. Then each channel becomes
+    `(pixel * scale - mean) / std` with pixels 0-255.
     """
 
     height: int
@@ -67,6 +69,8 @@ class Preprocess(_Strict, frozen=True):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     kind: Literal["image"] = "image"
+    resize: Literal["crop", "letterbox", "stretch"] = "crop"
+    pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
 
 
 class Task(_Strict, frozen=True):

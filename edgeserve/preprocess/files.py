@@ -1,0 +1,59 @@
+"""From image files to a model's input tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from edgeserve.bundle import Preprocess
+from edgeserve.errors import DataError
+from edgeserve.preprocess.decoding import FILE_FORMATS, ImageLimits, UnreadableImage, decode
+from edgeserve.preprocess.geometry import placed
+from edgeserve.preprocess.reader import Normalisation, arranged
+from edgeserve.tensors import Array
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+)
+# A photograph of the largest cameras fits.
+_LIMITS: Final = ImageLimits(pixels=250_000_000)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images below `folder`, sorted by path."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def load_image(path: Path, how: Preprocess) -> Array:
+    """`read_image` of a file."""
+    try:
+        with path.open("rb") as file:
+            return read_image(file, str(path), how)
+    except OSError as error:
+        raise DataError(f"{path} is not a readable image", cause=str(error)) from None
+
+
+def read_image(file: BinaryIO, name: str, how: Preprocess) -> Array:
+    """Read, resize, crop and normalise one image: FP32 of `layout` without the batch axis.
+
+    `name` is what errors call it. Raises DataError for a file that is not an image, DependencyMissing
+    without pillow.
+    """
+
+    def needed(width: int, height: int) -> tuple[int, int]:
+        place = placed(width, height, how)
+        return place.width, place.height
+
+    mode = "L" if how.channels == "L" else "RGB"
+    try:
+        image, size = decode(file, mode, FILE_FORMATS, _LIMITS, needed)
+    except UnreadableImage as error:
+        raise DataError(f"{name} is not a readable image", cause=str(error)) from None
+    return image_tensor(image, how, size)
+
+
+def image_tensor(image: Any, how: Preprocess, size: tuple[int, int] | None = None) -> Array:
+    """The tensor of a PIL image in the right mode, which has the width and height `size` in its file."""
+    width, height = size or image.size
+    place = placed(width, height, how)
+    return Normalisation(how).of(arranged(image, place, how))
