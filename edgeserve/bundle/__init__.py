@@ -30,6 +30,13 @@ from edgeserve.bundle.manifest import (
     Task,
     Variant,
 )
+from edgeserve.bundle.postprocess import (
+    Classification,
+    Detection,
+    Embedding,
+    Postprocess,
+    Segmentation,
+)
 from edgeserve.bundle.reading import Bundle, VariantFiles
 from edgeserve.names import NAME
 
@@ -41,6 +48,9 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Candidate",
+    "Classification",
+    "Detection",
+    "Embedding",
     "Fidelity",
     "FileEntry",
     "Golden",
@@ -55,10 +65,12 @@ __all__ = [
     "PartFidelity",
     "PartTolerance",
     "Placed",
+    "Postprocess",
     "Precision",
     "Preprocess",
     "Recipe",
     "Rejected",
+    "Segmentation",
     "Source",
     "Task",
     "Variant",

@@ -1,0 +1,82 @@
+"""How a bundle's outputs become an answer for people: classes, boxes, a map of classes, or a vector. As records only;
+`edgeserve.postprocess` computes the answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgeserve.bundle.fidelity import Record
+
+Activation = Literal["none", "softmax", "sigmoid"]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+
+
+class Classification(Record, frozen=True, tag="classification", tag_field="kind"):
+    """`output` holds a number for each class in each row. `activation` makes probabilities of them: "softmax" of
+    logits of which one class is the answer, "sigmoid" of logits of which each is an answer by itself, "none" where they
+    are probabilities already. One number a row is the probability of the second of two classes.
+
+    At most `top_k` classes are answered, the best first, and only those of `threshold` or more.
+    """
+
+    output: str
+    activation: Activation = "none"
+    top_k: _Count = 5
+    threshold: _Share = 0.0
+
+
+class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
+    """Boxes with a class and a score each.
+
+    `layout`:
+    - "lists": an output each for `boxes` `[n, 4]`, `scores` `[n]` and `classes` `[n]`, and maybe their `count`, as heads
+      with NMS inside have them;
+    - "matrix": `boxes` `[n, 4]` and `scores` `[n, classes]`;
+    - "rows": `boxes` `[n, 6]`: a box, its score, its class;
+    - "yolo": `boxes` `[4 + classes, n]`; "yolo_objectness": `boxes` `[n, 5 + classes]`, where the fifth number is the
+      score that there is anything.
+
+    All may have an axis for the rows of a batch before. `box` names the four numbers, x from the left and y from the
+    top: `xyxy` are two corners, `yxyx` likewise, `xywh` a corner and a size, `cxcywh` a centre and a size. `unit`: pixels
+    of the model's input, or shares of its width and height. `activation` is applied to scores. `nms`: boxes of one
+    class which overlap by more than `iou_threshold` (intersection over union) are one. `first_class` is the number of
+    the class that the first label names, 1 where 0 is the background.
+    """
+
+    layout: Literal["lists", "matrix", "rows", "yolo", "yolo_objectness"]
+    boxes: str
+    scores: str | None = None
+    classes: str | None = None
+    count: str | None = None
+    box: Literal["xyxy", "yxyx", "xywh", "cxcywh"] = "xyxy"
+    unit: Literal["pixels", "shares"] = "pixels"
+    activation: Literal["none", "sigmoid"] = "none"
+    nms: bool = False
+    threshold: _Share = 0.25
+    iou_threshold: _Share = 0.45
+    max_detections: _Count = 100
+    first_class: Literal[0, 1] = 0
+
+
+class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
+    """`output` holds a number for each class and pixel; the class with the largest is the pixel's. `layout`: "NCHW",
+    "NHWC", or "index" where it holds the numbers of the classes. With one class, what is `threshold` or more after
+    `activation` belongs to class 1."""
+
+    output: str
+    layout: Literal["NCHW", "NHWC", "index"] = "NCHW"
+    activation: Literal["none", "sigmoid"] = "none"
+    threshold: _Share = 0.5
+
+
+class Embedding(Record, frozen=True, tag="embedding", tag_field="kind"):
+    """`output` holds a vector for each row; `normalize` divides it by its length (L2)."""
+
+    output: str
+    normalize: bool = True
+
+
+Postprocess = Classification | Detection | Segmentation | Embedding
