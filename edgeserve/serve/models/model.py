@@ -20,6 +20,8 @@ from edgeserve.chain import (
     Replay,
 )
 from edgeserve.errors import EdgeServeError, ModelUnavailable
+from edgeserve.postprocess import Postprocessor
+from edgeserve.preprocess import ImageLimits, ImageReader
 from edgeserve.runtimes.guarded import asked_placement
 from edgeserve.serve.engine import (
     BatchTimes,
@@ -65,6 +67,7 @@ class ServedModel:
         labels: Mapping[str, Labels] | None = None,
         policy: VersionPolicy | None = None,
         cache: ResponseCache | None = None,
+        image_limits: ImageLimits | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -73,6 +76,12 @@ class ServedModel:
         # The repository's configuration overrides the bundle.
         self.labels = {**bundle.output_labels(), **(labels or {})}
         self.class_names = {output: own.names for output, own in self.labels.items()}
+        task = bundle.manifest.task
+        # None: it takes no images.
+        self.images = ImageReader.of(task.preprocess, self.interface, image_limits)
+        self.postprocessor = Postprocessor(
+            task, self.interface, self.class_names, bundle.labels() or ()
+        )
         self.policy = policy or VersionPolicy(latest=Latest())
         self.recorder = recorder
         self.settings = settings

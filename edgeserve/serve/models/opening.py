@@ -12,6 +12,7 @@ from edgeserve.chain import Chain, ChainOptions
 from edgeserve.chain.planning import first_candidate, matching, planned
 from edgeserve.devices import usable_cores
 from edgeserve.errors import ModelUnavailable, UsageError
+from edgeserve.preprocess import ImageLimits
 from edgeserve.serve.engine import Engine, EngineSettings, LevelSettings, ResponseCache, Turns
 from edgeserve.serve.metrics.recorder import Recorder
 from edgeserve.serve.models.model import ServedModel
@@ -75,6 +76,9 @@ class Opener:
             labels=source.labels,
             policy=source.policy,
             cache=self._cache,
+            image_limits=ImageLimits(
+                source.settings.limits.image_pixels, source.settings.effective_limits().body_bytes
+            ),
         )
 
     def open(self, source: ModelSource, model: ServedModel) -> Engine:

@@ -43,6 +43,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     json_depth: Annotated[int, _count("Nesting of JSON")] = 100
     elements: Annotated[int, _count("Elements of one tensor, computed before allocation")] = 1 << 28
+    image_pixels: Annotated[
+        int, _count("Pixels of one image, read from its header before it is decoded")
+    ] = 50_000_000
     output_bytes: Annotated[int, _bytes("Size of one response")] = 1 << 30
     compress_bytes: Annotated[
         int, _bytes("Responses of this size and more are compressed if the client accepts it")
