@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import chain, zip_longest
 from operator import attrgetter
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.tensors import Array, Interface, Tensors, dtype_name
 from edgeserve.wire import binary
-from edgeserve.wire.json import NO_JSON_FORM
+from edgeserve.wire.written import json_data
 
 BINARY: Final = "application/octet-stream"
 _HEADER_LENGTH: Final = b"\r\nInference-Header-Content-Length: %d"
@@ -215,35 +214,3 @@ def _texts(flat: Array) -> Iterator[Array]:
             first, size = at + 1, 0
     if first < len(flat):
         yield flat[first:]
-
-
-def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> bytes:
-    """The flat JSON list of an output. Raises InvalidInput for what JSON cannot express."""
-    if array.dtype == object:
-        try:
-            texts = [v.decode() if isinstance(v, bytes) else str(v) for v in array.reshape(-1)]
-        except UnicodeDecodeError:
-            raise InvalidInput(f"output '{name}' is not text: ask for binary data") from None
-        return msgspec.json.encode(texts)
-    if datatype in NO_JSON_FORM:
-        raise InvalidInput(f"output '{name}': {datatype} has no JSON form, ask for binary data")
-    flat = np.ascontiguousarray(array).reshape(-1)
-    text = orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)
-    # The n of null: no number has one, and one byte is found fast.
-    if flat.dtype.kind == "f" and b"n" in text:
-        if not allow_nan:
-            raise InvalidInput(
-                f"output '{name}' holds NaN or infinity, which JSON cannot express: ask for binary "
-                "data, or for the tokens NaN and Infinity with the parameter allow_nan"
-            )
-        return _with_tokens(text, flat)
-    return text
-
-
-def _with_tokens(text: bytes, flat: Array) -> bytes:
-    """The tokens that Python's json module reads, where `text` has null for what is not finite."""
-    odd = [
-        b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity"
-        for value in flat[~np.isfinite(flat)].tolist()
-    ]
-    return b"".join(chain.from_iterable(zip_longest(text.split(b"null"), odd, fillvalue=b"")))

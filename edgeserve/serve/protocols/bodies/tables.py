@@ -1,0 +1,227 @@
+"""Tables and arrays as bodies: CSV, JSON lines, numpy's .npy and .npz. Nothing is unpickled, and sizes are checked before
+memory is taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import zipfile
+from typing import Any, Final
+
+import numpy as np
+
+from edgeserve.errors import InvalidInput
+from edgeserve.serve.http.content import BodyTooLarge
+from edgeserve.serve.settings.limits import Limits
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_bytes
+from edgeserve.values import Misfit, fitting
+from edgeserve.wire.text import check_depth, parse_json
+
+_NPY_HEADER: Final = 10_000  # bytes, as numpy's own limit
+_NPY: Final = b"\x93NUMPY"
+
+
+def from_csv(body: bytes | memoryview, interface: Interface, *, header: bool = False) -> Tensors:
+    """One row a line, for the only input, whose other axes are filled in their order; or, with a header of the inputs'
+    names, a column for each. Raises InvalidInput."""
+    try:
+        text = bytes(body).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidInput("the CSV is not UTF-8") from None
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    except csv.Error as error:
+        raise InvalidInput(f"the body is not CSV: {error}") from None
+    names = lines.pop(0) if header and lines else []
+    if not lines:
+        raise InvalidInput("the CSV has no rows")
+    widths = set(map(len, lines))
+    if len(widths) > 1:
+        raise InvalidInput(
+            f"the CSV's rows differ in length: {min(widths)} and {max(widths)} values"
+        )
+    if names and {name.strip() for name in names} == {spec.name for spec in interface.inputs}:
+        return {
+            name.strip(): _cells([[line[at]] for line in lines], interface.input(name.strip()))
+            for at, name in enumerate(names)
+        }
+    if len(interface.inputs) != 1:
+        wanted = ", ".join(spec.name for spec in interface.inputs)
+        raise InvalidInput(
+            f"CSV without the header {wanted} is for a model with one input; this one has "
+            f"{len(interface.inputs)}"
+        )
+    (spec,) = interface.inputs
+    return {spec.name: _cells(lines, spec)}
+
+
+def _cells(lines: list[list[str]], spec: TensorSpec) -> Array:
+    if spec.dtype == "BYTES":
+        texts = as_bytes(np.array(lines, object))
+        return texts.reshape(_shape(spec, len(lines), len(lines[0])))
+    kind = float if spec.numpy_dtype.kind == "f" else int
+    try:
+        values = [[kind(cell) for cell in line] for line in lines]
+    except ValueError:
+        wrong = next(cell for line in lines for cell in line if not _is(kind, cell))
+        raise InvalidInput(
+            f"the CSV holds {wrong!r:.40}, which is not a {'number' if kind is float else 'whole number'}",
+            hint="a first line with names needs the content type text/csv; header=present",
+        ) from None
+    try:
+        array = fitting(np.array(values, np.float64 if kind is float else np.int64), spec.dtype)
+    except (Misfit, OverflowError) as error:
+        raise InvalidInput(f"input '{spec.name}': {error}") from None
+    return array.reshape(_shape(spec, *array.shape))
+
+
+def _is(kind: type, cell: str) -> bool:
+    try:
+        kind(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _shape(spec: TensorSpec, rows: int, width: int) -> tuple[int, ...]:
+    """Of `rows` lines with `width` values. Raises InvalidInput."""
+    rest = spec.shape[1:]
+    if not rest and width == 1:
+        return (rows,)
+    fixed = [d for d in rest if isinstance(d, int)]
+    if len(fixed) == len(rest) and math.prod(fixed) == width:
+        return (rows, *fixed)
+    if len(rest) == 1 and not fixed:
+        return (rows, width)
+    if rows == 1 and spec.fits((width,)):
+        return (width,)
+    raise InvalidInput(
+        f"input '{spec.name}' is {spec.describe()}: a line of {width} values does not fill it"
+    )
+
+
+def from_json_lines(body: bytes | memoryview, limits: Limits) -> list[Any]:
+    """The value of each line that is not empty. Raises InvalidInput."""
+    data = bytes(body)
+    check_depth(data, limits.json_depth)
+    found = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            try:
+                found.append(parse_json(line.strip()))
+            except InvalidInput as error:
+                raise InvalidInput(f"line {number}: {error}") from None
+    return found
+
+
+def from_npy(body: bytes | memoryview, name: str = "the body") -> Array:
+    """Raises InvalidInput."""
+    data = bytes(body)
+    if not data.startswith(_NPY):
+        raise InvalidInput(f"{name} is not an .npy file")
+    file = io.BytesIO(data)
+    read = np.lib.format
+    try:
+        version = read.read_magic(file)
+        header = {(1, 0): read.read_array_header_1_0, (2, 0): read.read_array_header_2_0}[version]
+        shape, fortran, dtype = header(file, max_header_size=_NPY_HEADER)
+    except (ValueError, KeyError, EOFError, SyntaxError) as error:
+        raise InvalidInput(f"{name} is not an .npy file that is read: {error!s:.120}") from None
+    if dtype.hasobject or dtype.kind not in "biufSU":
+        raise InvalidInput(f"{name} holds {dtype!s:.40}: expected numbers, booleans or texts")
+    rest = memoryview(data)[file.tell() :]
+    if any(d < 0 for d in shape) or math.prod(shape) * dtype.itemsize != len(rest):
+        raise InvalidInput(f"{name} has {len(rest)} bytes for the shape {list(shape)} of {dtype}")
+    if not dtype.itemsize:
+        return np.zeros(shape, dtype)
+    flat = np.frombuffer(rest, dtype)
+    array = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False)).reshape(shape)
+
+
+def from_npz(body: bytes | memoryview, limits: Limits) -> Tensors:
+    """Arrays by name. Raises InvalidInput, BodyTooLarge."""
+    most = limits.inflated_bytes or limits.body_bytes
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            members = archive.infolist()
+            if len(members) > 1_000 or sum(m.file_size for m in members) > most:
+                raise BodyTooLarge(f"the .npz holds more than {most} bytes")
+            found = {}
+            for member in members:
+                with archive.open(member) as file:
+                    data = file.read(member.file_size + 1)
+                name = member.filename.removesuffix(".npy")
+                found[name] = from_npy(data, f"'{name:.60}'")
+            return found
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        raise InvalidInput(f"the body is not an .npz file: {error!s:.120}") from None
+
+
+def as_inputs(arrays: Tensors, interface: Interface) -> Tensors:
+    """Arrays in the inputs' own types; a lone one is the only input, whatever its name. Raises InvalidInput."""
+    specs = interface.inputs
+    if len(arrays) == len(specs) == 1:
+        arrays = {specs[0].name: next(iter(arrays.values()))}
+    found = {}
+    for name, array in arrays.items():
+        spec = interface.input(name)
+        if spec.dtype == "BYTES":
+            if array.dtype.kind not in "SU":
+                raise InvalidInput(f"input '{name}': expected texts, got {array.dtype}")
+            found[name] = as_bytes(array)
+            continue
+        try:
+            array = fitting(array, spec.dtype)
+        except Misfit as error:
+            raise InvalidInput(f"input '{name}': {error}") from None
+        if not spec.fits(array.shape) and spec.fits((1, *array.shape)):
+            array = array[None]
+        found[name] = array
+    return found
+
+
+def to_npy(array: Array) -> bytes:
+    """Raises InvalidInput for what has no form without a pickle."""
+    if array.dtype == object:
+        array = as_bytes(array).astype(bytes)
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def to_npz(arrays: Tensors) -> bytes:
+    """An uncompressed .npz."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, **{n: _plain(a) for n, a in arrays.items()})
+    return file.getvalue()
+
+
+def _plain(array: Array) -> Array:
+    return as_bytes(array).astype(bytes) if array.dtype == object else array
+
+
+def to_csv(array: Array) -> bytes:
+    """A line for each row, whose values are flat."""
+    rows = (
+        array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
+        if array.ndim
+        else array.reshape(1, 1)
+    )
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        writer.writerow(_cell(value) for value in row.tolist())
+    return file.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
