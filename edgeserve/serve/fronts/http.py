@@ -16,6 +16,7 @@ from edgeserve.serve.http.routing import Router
 from edgeserve.serve.http.server import HttpServer
 from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.inference import Inference
+from edgeserve.serve.protocols.v2.codec import V2
 from edgeserve.serve.settings.protocols import protocols_of
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.status.page import StatusPage
@@ -51,6 +52,7 @@ class HttpFront:
             parts.shm,
             limits,
             self._inference,
+            V2(limits, parts.shm),
             StatusPage(control, parts.repository),
             settings.model_control,
         )

@@ -10,6 +10,7 @@ from edgeserve.errors import ModelNotFound
 from edgeserve.serve.control import Control
 from edgeserve.serve.http.route import RouteList
 from edgeserve.serve.models.repository import ModelRepository
+from edgeserve.serve.protocols.codec import InferenceProtocol
 from edgeserve.serve.protocols.inference import Inference
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
@@ -21,7 +22,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Served:
     """One server, as protocols see it. `lists` are the routes of all protocols; `model_control`: clients may load
-    and unload models."""
+    and unload models. `v2` is the Open Inference Protocol, to which other protocols hand the bodies that are written
+    in it: its terms are the length of the JSON before binary tensors, None for plain JSON."""
 
     lists: tuple[RouteList[Served], ...]
     repository: ModelRepository
@@ -29,6 +31,7 @@ class Served:
     shm: SharedMemory
     limits: Limits
     inference: Inference
+    v2: InferenceProtocol[int | None, Any]
     page: StatusPage
     model_control: bool
     _kept: dict[Any, Any] = field(default_factory=dict)

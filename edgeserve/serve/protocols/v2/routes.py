@@ -23,7 +23,7 @@ from edgeserve.serve.http.route import (
 )
 from edgeserve.serve.protocols.common import silent_workers
 from edgeserve.serve.protocols.context import Served
-from edgeserve.serve.protocols.v2.codec import V2, metadata
+from edgeserve.serve.protocols.v2.codec import metadata
 from edgeserve.serve.protocols.v2.config import ModelConfig, config_of, platform_of
 from edgeserve.serve.protocols.v2.document import InferBody, InputBody, Size
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
@@ -115,13 +115,9 @@ async def _model_statistics(served: Served, asked: Asked, request: Request) -> R
 
 
 def _infer(served: Served, asked: Asked) -> Answer:
-    route = served.inference.route(served.kept(_v2), *_named(asked), asked.head.headers)
+    route = served.inference.route(served.v2, *_named(asked), asked.head.headers)
     asked.head.aligned_at = route.terms or 0  # behind the JSON
     return route
-
-
-def _v2(served: Served) -> V2:
-    return V2(served.limits, served.shm)
 
 
 def _generate(served: Served, asked: Asked) -> Answer:
