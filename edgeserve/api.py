@@ -13,7 +13,9 @@ from edgeserve.bundle import Bundle, Candidate, Preprocess
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.chain.planning import planned
 from edgeserve.devices import usable_cores
-from edgeserve.errors import InvalidInput
+from edgeserve.errors import DataError, InvalidInput
+from edgeserve.postprocess import Answer, AnswerOptions, Postprocessor
+from edgeserve.preprocess import Frame, ImageReader, ReadImage
 from edgeserve.tensors import Array, Interface, Tensors, as_bytes
 from edgeserve.values import Misfit, array_of
 
@@ -128,6 +130,12 @@ class Model:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
+        bundle = chain.bundle
+        self._images = ImageReader.of(bundle.manifest.task.preprocess, chain.interface)
+        names = {output: own.names for output, own in bundle.output_labels().items()}
+        self._postprocessor = Postprocessor(
+            bundle.manifest.task, chain.interface, names, bundle.labels() or ()
+        )
 
     @property
     def interface(self) -> Interface:
@@ -155,9 +163,51 @@ class Model:
         input's own type. Raises InvalidInput naming the input, what was expected and what came;
         InferenceFailed when every candidate failed.
         """
-        tensors = {name: self._array(name, value) for name, value in inputs.items()}
+        tensors = self._inputs(inputs)
         self.interface.check(tensors)
         return self._chain.run(tensors)[0]
+
+    def predict(
+        self, what: Any, *, top_k: int | None = None, threshold: float | None = None
+    ) -> Any:
+        """What is on an image, or what a row of inputs is: classes, boxes, a class map, or a vector, as the bundle's
+        postprocess says; outputs as lists, if it says nothing.
+
+        `what` is an image: a path, its encoded bytes, a PIL image, or UINT8 pixels `[height, width, 3]`; or inputs by name,
+        as for `run`. A list of images gives a list of answers. `top_k` and `threshold` override the bundle's. It is the
+        answer of a server's `POST /v2/models/NAME/predict`. Raises InvalidInput, DataError, InferenceFailed.
+        """
+        options = AnswerOptions(top_k, threshold)
+        if isinstance(what, Mapping):
+            return _one_or_all(self._answers(self._inputs(what), (), options))
+        if not isinstance(what, list | tuple):
+            return self._of_images([what], options)[0]
+        step = self.interface.max_batch or 1
+        starts = range(0, len(what), step)
+        return [a for start in starts for a in self._of_images(what[start : start + step], options)]
+
+    def _of_images(self, images: Sequence[Any], options: AnswerOptions) -> list[Answer]:
+        reader = self._images
+        if reader is None:
+            needed = ", ".join(f"'{s.name}' {s.describe()}" for s in self.interface.inputs)
+            raise InvalidInput(
+                f"this bundle does not say how an image becomes its input: give {needed} by name",
+                hint="convert --image-size and --preprocess store it",
+            )
+        found = [_read(reader, image) for image in images]
+        tensor = np.concatenate([f.tensor for f in found]) if len(found) > 1 else found[0].tensor
+        return self._answers({reader.spec.name: tensor}, [f.frame for f in found], options)
+
+    def _answers(
+        self, inputs: Tensors, frames: Sequence[Frame], options: AnswerOptions
+    ) -> list[Answer]:
+        rows = self.interface.check(inputs)
+        outputs = self._chain.run(inputs)[0]
+        needed = {name: outputs[name] for name in self._postprocessor.outputs}
+        return self._postprocessor.answers(needed, rows, frames, options)
+
+    def _inputs(self, inputs: Mapping[str, npt.ArrayLike]) -> Tensors:
+        return {name: self._array(name, value) for name, value in inputs.items()}
 
     def _array(self, name: str, value: npt.ArrayLike) -> Array:
         spec = self.interface.input(name)
@@ -179,6 +229,34 @@ class Model:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def _one_or_all(answers: list[Answer]) -> Any:
+    return answers[0] if len(answers) == 1 else answers
+
+
+def _read(reader: ImageReader, image: Any) -> ReadImage:
+    """A path, bytes, pixels or PIL image. Raises DataError, InvalidInput."""
+    if isinstance(image, str | Path):
+        try:
+            return reader.read(Path(image).read_bytes(), str(image))
+        except OSError as error:
+            raise DataError(f"{image} cannot be read", cause=error.strerror) from None
+    if isinstance(image, bytes | bytearray | memoryview):
+        return reader.read(bytes(image))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise InvalidInput(
+                f"pixels are UINT8 [height, width, 3], got {image.dtype} {list(image.shape)}"
+            )
+        from PIL import Image
+
+        image = Image.fromarray(image)
+    if not hasattr(image, "resize"):
+        raise InvalidInput(
+            f"expected a path, bytes, a PIL image or pixels, got {type(image).__name__}"
+        )
+    return reader.of_pixels(image)
 
 
 _PLAIN: Final = (list, tuple, bool, int, float, str, bytes, np.generic)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,11 @@ import typer
 from edgeserve.cli.access import Ca, Certificate, CertificateKey, KeyEnv, Timeout, access_from
 
 if TYPE_CHECKING:
-    from edgeserve.bundle import Preprocess
+    from edgeserve.bundle import Postprocess, Preprocess
     from edgeserve.cli.scores import Inferred
     from edgeserve.client import Access, Answer, Question
-    from edgeserve.tensors import Array
+    from edgeserve.preprocess import Frame
+    from edgeserve.tensors import Array, Interface
 
 _STDOUT = Path("-")
 _TOP = 5
@@ -79,19 +81,49 @@ def command(
         asked = _ask_server(where, access, model, version, inputs, outputs, how)
     else:
         asked = _ask_bundle(where, device, inputs, outputs, how)
-    answer, labels, elapsed_ms = asked
+    answer = asked.answer
     if save is not None:
         _save(answer, save)
     if save == _STDOUT:
         return
-    result = inferred(answer, labels, elapsed_ms, top or _TOP, chosen=top is not None)
+    seen = () if outputs else asked.seen(top)
+    result = inferred(
+        answer, asked.labels, asked.elapsed_ms, top or _TOP, chosen=top is not None, answers=seen
+    )
     if json:
         print(to_json(result))
     else:
         render(result, save)
 
 
-_Asked = tuple["Answer", dict[str, tuple[str, ...]], float]
+@dataclass(frozen=True)
+class _Answered:
+    """An answer, and what turns it into one for people."""
+
+    answer: Answer
+    labels: dict[str, tuple[str, ...]]
+    elapsed_ms: float
+    postprocess: Postprocess | None
+    interface: Interface
+    preprocess: Preprocess | None
+    class_names: Sequence[str]
+    frames: tuple[Frame, ...]
+
+    def seen(self, top: int | None) -> tuple[Any, ...]:
+        """What the bundle's postprocess makes of the outputs; nothing if it has none."""
+        from edgeserve.bundle import Task
+        from edgeserve.postprocess import AnswerOptions, Postprocessor
+
+        if self.postprocess is None:
+            return ()
+        task = Task("generic", self.preprocess, postprocess=self.postprocess)
+        made = Postprocessor(task, self.interface, self.labels, self.class_names)
+        rows = len(self.frames) or self._rows()
+        return tuple(made.answers(self.answer.outputs, rows, self.frames, AnswerOptions(top_k=top)))
+
+    def _rows(self) -> int:
+        first = next(iter(self.answer.outputs.values()))
+        return len(first) if self.interface.max_batch and first.ndim else 1
 
 
 def _ask_server(
@@ -102,7 +134,7 @@ def _ask_server(
     sources: list[str],
     outputs: tuple[str, ...],
     preprocess: Preprocess | None,
-) -> _Asked:
+) -> _Answered:
     from edgeserve.cli.inputs import read_question
     from edgeserve.client import connect
 
@@ -110,15 +142,19 @@ def _ask_server(
         if model is None:
             model = _only(url, sorted({m.name for m in client.models() if m.ready}))
         info = client.model(model, version)
-        question = read_question(sources, info.interface, preprocess or info.preprocess)
-        question = _wanting(question, outputs)
+        how = preprocess or info.preprocess
+        asked = read_question(sources, info.interface, how)
+        question = _wanting(asked.question, outputs)
         began = time.perf_counter()
         parts = [
             client.infer(model, part, version)
             for part in _batches(question, info.interface.max_batch)
         ]
         elapsed_ms = 1000 * (time.perf_counter() - began)
-    return _joined(parts), info.labels, elapsed_ms
+    return _Answered(
+        _joined(parts), info.labels, elapsed_ms, info.postprocess, info.interface, how,
+        info.class_names, asked.frames,
+    )  # fmt: skip
 
 
 def _only(url: str, names: list[str]) -> str:
@@ -137,7 +173,7 @@ def _ask_bundle(
     sources: list[str],
     outputs: tuple[str, ...],
     preprocess: Preprocess | None,
-) -> _Asked:
+) -> _Answered:
     from edgeserve.bundle import Bundle
     from edgeserve.chain import Chain, ChainOptions
     from edgeserve.cli.inputs import read_question
@@ -145,8 +181,9 @@ def _ask_bundle(
 
     bundle = _bundle(path)
     interface = bundle.manifest.interface
-    question = read_question(sources, interface, preprocess or bundle.manifest.task.preprocess)
-    question = _wanting(question, outputs)
+    how = preprocess or bundle.manifest.task.preprocess
+    asked = read_question(sources, interface, how)
+    question = _wanting(asked.question, outputs)
     names = question.outputs or tuple(s.name for s in interface.outputs)
     for name in names:
         interface.output(name)
@@ -161,7 +198,10 @@ def _ask_bundle(
         elapsed_ms = 1000 * (time.perf_counter() - began)
     assert isinstance(bundle, Bundle)
     labels = {output: own.names for output, own in bundle.output_labels().items()}
-    return _joined(parts), labels, elapsed_ms
+    return _Answered(
+        _joined(parts), labels, elapsed_ms, bundle.manifest.task.postprocess, interface, how,
+        bundle.labels() or (), asked.frames,
+    )  # fmt: skip
 
 
 def _bundle(path: str) -> Any:
@@ -239,12 +279,15 @@ def _without_objects(name: str, array: Array) -> Array:
 
 
 def render(result: Inferred, saved: Path | None) -> None:
+    from edgeserve.cli.answers import print_answers
     from edgeserve.cli.output import stderr_console, stdout_console
     from edgeserve.cli.scores import shown
     from edgeserve.tables import print_table
 
     console = stdout_console()
-    for output in result.outputs:
+    if result.answers:
+        print_answers(console, result.answers)
+    for output in () if result.answers else result.outputs:
         shape = ",".join(map(str, output.shape))
         heading = f"{output.name} {output.datatype}[{shape}]"
         best = [s for s in result.top if s.output == output.name]

@@ -21,6 +21,7 @@ from edgeserve.values import Misfit, array_of, fitting, unreadable
 
 if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
+    from edgeserve.preprocess import Frame
 
 STDIN = "-"
 _JSON_STARTS = (b"{", b"[")
@@ -45,22 +46,29 @@ class _V2Request(msgspec.Struct, frozen=True):
     id: str | None = None
 
 
+class ReadInputs(msgspec.Struct, frozen=True):
+    """What files ask, and where images are in the input, if they are images."""
+
+    question: Question
+    frames: tuple[Frame, ...] = ()
+
+
 def read_question(
     sources: list[str], interface: Interface, preprocess: Preprocess | None
-) -> Question:
+) -> ReadInputs:
     """What the files (or `-`, stdin) ask: one .npz, .npy or JSON, or any number of images.
 
     Raises DataError for a file that cannot be read, InvalidInput naming the input that does not fit.
     """
     contents = [_read(source) for source in sources]
     if len(contents) == 1 and not _is_image(contents[0]):
-        return _one(sources[0], contents[0], interface)
+        return ReadInputs(_one(sources[0], contents[0], interface))
     for source, content in zip(sources, contents, strict=True):
         if not _is_image(content):
             raise UsageError(
                 f"{source} is not an image", hint="several inputs must all be images: a batch"
             )
-    return Question(_images(sources, contents, interface, preprocess))
+    return _images(sources, contents, interface, preprocess)
 
 
 def _read(source: str) -> bytes:
@@ -158,8 +166,8 @@ def _typed(spec: TensorSpec, value: Any) -> Array:
 
 def _images(
     sources: list[str], contents: list[bytes], interface: Interface, preprocess: Preprocess | None
-) -> Tensors:
-    from edgeserve.preprocess import read_image
+) -> ReadInputs:
+    from edgeserve.preprocess import read_framed
 
     if len(interface.inputs) != 1:
         raise UsageError(
@@ -173,7 +181,8 @@ def _images(
         )
     (spec,) = interface.inputs
     images = [
-        read_image(io.BytesIO(content), source, preprocess)
+        read_framed(io.BytesIO(content), source, preprocess)
         for source, content in zip(sources, contents, strict=True)
     ]
-    return {spec.name: np.stack([_typed(spec, image) for image in images])}
+    tensor = np.stack([_typed(spec, image) for image, _ in images])
+    return ReadInputs(Question({spec.name: tensor}), tuple(frame for _, frame in images))

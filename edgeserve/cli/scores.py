@@ -9,6 +9,7 @@ import msgspec
 
 from edgeserve.client import Answer
 from edgeserve.client.tensors import json_values
+from edgeserve.postprocess import Answer as SeenAnswer
 from edgeserve.tensors import Array, dtype_name
 from edgeserve.values import best_first
 
@@ -46,7 +47,8 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Inferred(msgspec.Struct, frozen=True):
-    """One answer. `elapsed_ms` is the exchange with the server, or the run of the bundle."""
+    """One answer. `elapsed_ms` is the exchange with the server, or the run of the bundle. `answers` are what the
+    bundle's postprocess makes of the outputs, one an image or row."""
 
     model: str
     version: str
@@ -56,6 +58,7 @@ class Inferred(msgspec.Struct, frozen=True):
     elapsed_ms: float
     outputs: tuple[Output, ...]
     top: tuple[Score, ...]
+    answers: tuple[SeenAnswer, ...] = ()
 
 
 def inferred(
@@ -65,6 +68,7 @@ def inferred(
     top: int,
     *,
     chosen: bool,
+    answers: tuple[SeenAnswer, ...] = (),
 ) -> Inferred:
     """The report. Class scores are what has a score for each of its `labels` or, when the user has `chosen`
     to see the best, any matrix of numbers."""
@@ -89,6 +93,7 @@ def inferred(
             for n, a in answer.outputs.items()
         ),
         top=tuple(scores),
+        answers=answers,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgeserve.bundle import Preprocess
+from edgeserve.bundle import Postprocess, Preprocess
 from edgeserve.client.problems import unreadable
 from edgeserve.tensors import Interface, Tensors, TensorSpec
 
@@ -98,12 +98,14 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """What a server tells of one model. `max_batch` of the interface is 0 where it is not known; `labels` are
-    the class names by output."""
+    the class names by output, `class_names` those of the bundle, whichever output they belong to."""
 
     name: str
     interface: Interface
     labels: dict[str, tuple[str, ...]] = {}
     preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+    class_names: tuple[str, ...] = ()
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -139,7 +141,6 @@ def model_info(
 ) -> ModelInfo:
     """From a model's metadata and configuration: tensors as (name, datatype, shape), and what the
     server tells in the configuration's parameters. Raises InferenceFailed."""
-    labels, preprocess = told.get("edgeserve_labels"), told.get("edgeserve_preprocess")
     try:
         return ModelInfo(
             name,
@@ -148,11 +149,19 @@ def model_info(
                 tuple(_spec(wire, max_batch) for wire in outputs),
                 max_batch,
             ),
-            {} if labels is None else msgspec.json.decode(labels, type=dict[str, tuple[str, ...]]),
-            None if preprocess is None else msgspec.json.decode(preprocess, type=Preprocess),
+            _told(told, "labels", dict[str, tuple[str, ...]], {}),
+            _told(told, "preprocess", Preprocess, None),
+            _told(told, "postprocess", Postprocess, None),
+            _told(told, "class_names", tuple[str, ...], ()),
         )
     except msgspec.MsgspecError as error:
         raise unreadable(str(error)) from None
+
+
+def _told(told: dict[str, str], name: str, kind: Any, absent: Any) -> Any:
+    """JSON that edgeserve tells in a configuration's parameter."""
+    text = told.get(f"edgeserve_{name}")
+    return absent if text is None else msgspec.json.decode(text, type=kind)
 
 
 def _spec(wire: Wire, max_batch: int) -> TensorSpec:

@@ -1,7 +1,13 @@
 """From images to a model's input tensors, as a bundle's Preprocess says."""
 
 from edgeserve.preprocess.decoding import IMAGE_TYPES, ImageLimits, is_image
-from edgeserve.preprocess.files import IMAGE_SUFFIXES, image_files, load_image, read_image
+from edgeserve.preprocess.files import (
+    IMAGE_SUFFIXES,
+    image_files,
+    load_image,
+    read_framed,
+    read_image,
+)
 from edgeserve.preprocess.geometry import Frame
 from edgeserve.preprocess.reader import ImageReader, ReadImage
 
@@ -15,5 +21,6 @@ __all__ = [
     "image_files",
     "is_image",
     "load_image",
+    "read_framed",
     "read_image",
 ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from edgeserve.bundle import Preprocess
 from edgeserve.errors import DataError
 from edgeserve.preprocess.decoding import FILE_FORMATS, ImageLimits, UnreadableImage, decode
-from edgeserve.preprocess.geometry import placed
+from edgeserve.preprocess.geometry import Frame, placed
 from edgeserve.preprocess.reader import Normalisation, arranged
 from edgeserve.tensors import Array
 
@@ -39,6 +39,11 @@ def read_image(file: BinaryIO, name: str, how: Preprocess) -> Array:
     `name` is what errors call it. Raises DataError for a file that is not an image, DependencyMissing
     without pillow.
     """
+    return read_framed(file, name, how)[0]
+
+
+def read_framed(file: BinaryIO, name: str, how: Preprocess) -> tuple[Array, Frame]:
+    """As `read_image`, and where the image is in the tensor."""
 
     def needed(width: int, height: int) -> tuple[int, int]:
         place = placed(width, height, how)
@@ -49,11 +54,7 @@ def read_image(file: BinaryIO, name: str, how: Preprocess) -> Array:
         image, size = decode(file, mode, FILE_FORMATS, _LIMITS, needed)
     except UnreadableImage as error:
         raise DataError(f"{name} is not a readable image", cause=str(error)) from None
-    return image_tensor(image, how, size)
-
-
-def image_tensor(image: Any, how: Preprocess, size: tuple[int, int] | None = None) -> Array:
-    """The tensor of a PIL image in the right mode, which has the width and height `size` in its file."""
-    width, height = size or image.size
+    width, height = size
     place = placed(width, height, how)
-    return Normalisation(how).of(arranged(image, place, how))
+    tensor = Normalisation(how).of(arranged(image, place, how))
+    return tensor, place.frame(width, height, how)

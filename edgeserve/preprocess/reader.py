@@ -58,6 +58,11 @@ class ImageReader:
         except InvalidInput:
             return None
 
+    @property
+    def row_bytes(self) -> int:
+        """The size of one image as a tensor."""
+        return int(np.prod(self._shape)) * self.spec.numpy_dtype.itemsize
+
     def read(self, data: bytes | memoryview, name: str = "the image") -> ReadImage:
         """An encoded image; `name` is what errors call it.
 

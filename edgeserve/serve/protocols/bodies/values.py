@@ -71,10 +71,9 @@ class ValueReader:
             raise InvalidInput(f"instances: expected a list, got {kind_of(rows)}")
         if not rows:
             raise InvalidInput("instances: expected at least one, got an empty list")
-        if self.images is not None:
-            encoded = self._encoded_images(rows)
-            if encoded is not None:
-                return self.read_images(encoded)
+        encoded = self.encoded_images(rows)
+        if encoded is not None:
+            return self.read_images(encoded)
         named = self._by_name(rows)
         return self._checked(
             {
@@ -145,7 +144,7 @@ class ValueReader:
             raise InvalidInput(f"inputs: expected an object with {names}, got {kind_of(value)}")
         if self.images is not None and len(given) == 1:
             (only,) = given.values()
-            encoded = self._encoded_images(only if isinstance(only, list) else [only])
+            encoded = self.encoded_images(only if isinstance(only, list) else [only])
             if encoded is not None:
                 return self.read_images(encoded)
         arrays = {name: self._array(self.interface.input(name), v) for name, v in given.items()}
@@ -172,9 +171,10 @@ class ValueReader:
         frames = tuple(image.frame for image in found)
         return Read(inputs, rows, whole=not self.interface.max_batch, frames=frames)
 
-    def _encoded_images(self, rows: list[Any]) -> list[bytes] | None:
+    def encoded_images(self, rows: list[Any]) -> list[bytes] | None:
         """The images that rows hold; None if they hold something else."""
-        assert self.images is not None
+        if self.images is None:
+            return None
         found = [_encoded(row, self.images.spec.name) for row in rows]
         if not any(data is not None for data in found):
             return None

@@ -11,7 +11,7 @@ not fit them is read again as general objects, to say what is wrong or to allow 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,9 +19,12 @@ import numpy as np
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
+from edgeserve.preprocess import ImageReader
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.protocols.bodies.codec import IMAGE_MOST, IMAGE_WORK
+from edgeserve.serve.protocols.bodies.values import ValueReader, decoded_b64
 from edgeserve.serve.protocols.v2 import answers
 from edgeserve.serve.protocols.v2.classes import Classes, check_scores
 from edgeserve.serve.protocols.v2.document import InferBody, InputBody, parse
@@ -75,6 +78,7 @@ class V2:
             self._limits,
             self._shm,
             keeps_state=model.keeps_state,
+            images=model.images,
         )
 
 
@@ -91,14 +95,18 @@ class V2Codec:
         shm: SharedMemory | None = None,
         *,
         keeps_state: bool = False,
+        images: ImageReader | None = None,
     ) -> None:
-        """`keeps_state`: the model has variables, which each request finds as they were at the start."""
+        """`keeps_state`: the model has variables, which each request finds as they were at the start. `images` reads
+        images, for a model that takes them."""
         self._name = name
         self._interface = interface
         self._most = binary.most_bytes(interface)
         self._keeps_state = keeps_state
         self._limits = limits or Limits()
         self._shm = shm or SharedMemory(())
+        self._values = ValueReader(interface, self._limits, images)
+        self._image_input = None if images is None else images.spec.name
         self._has_texts = any(s.dtype == "BYTES" for s in interface.inputs)
         self._ports = {
             s.name: JsonPort(s, self._limits.elements, interface.max_batch)
@@ -110,6 +118,10 @@ class V2Codec:
         }
         self._names = tuple(s.name for s in interface.outputs)
         self._repeated = Repeated()
+        if images is not None:
+            spec = TensorSpec(images.spec.name, "BYTES", ("images",))
+            self._encoded_port = JsonPort(spec, max(1, interface.max_batch))
+            self._row_bytes = images.row_bytes
         self._encoder = answers.Encoder(
             name, version, interface, classes or Classes(interface), self._limits, self._shm
         )
@@ -155,7 +167,14 @@ class V2Codec:
         as it is."""
         if header_length is None or self._has_texts:
             return size
+        if self._image_input is not None and (size - header_length) % self._row_bytes:
+            return min(max(size, IMAGE_WORK), IMAGE_MOST)
         return min(size, header_length)
+
+    def of_images(self, images: Sequence[bytes | memoryview]) -> V2Request:
+        """A request with encoded images, whose answer is JSON. Raises InvalidInput."""
+        read = self._values.read_images(images)
+        return V2Request(read.inputs, read.rows, self._names, wanted=self._all[False])
 
     def encode(self, request: V2Request, outputs: Tensors, candidate: Candidate) -> Response:
         """Encode the requested outputs, on any thread; those wanted as binary follow the JSON in order.
@@ -214,6 +233,10 @@ class V2Codec:
                 raise AssertionError
             if name in tensors:
                 raise InvalidInput(f"input '{name}' is given twice")
+            if name == self._image_input and entry.datatype == "BYTES":
+                encoded, offset = self._encoded(entry, blobs, offset)
+                tensors |= self._values.read_images(encoded).inputs
+                continue
             shape = port.shape_of(entry.shape, entry.datatype)
             if not entry.parameters:
                 tensors[name] = port.array_of(shape, entry.data)
@@ -235,6 +258,23 @@ class V2Codec:
         if offset != len(blobs):
             raise InvalidInput(f"{len(blobs) - offset} bytes of binary data belong to no input")
         return tensors
+
+    def _encoded(self, entry: InputBody, blobs: memoryview, offset: int) -> tuple[list[bytes], int]:
+        """The images of a BYTES input for an input of images: base64 in JSON, else as they are; and where the next
+        input's bytes begin. Raises InvalidInput."""
+        port = self._encoded_port
+        shape = port.shape_of([math.prod(entry.shape)], "BYTES")
+        size = _size(entry)
+        if size is None:
+            texts = port.array_of(shape, entry.data)
+            what = f"input '{entry.name}'"
+            return [decoded_b64(text.decode(), what) for text in texts.tolist()], offset
+        if offset + size > len(blobs):
+            raise InvalidInput(
+                f"input '{entry.name}': expected {size} bytes of binary data, got {len(blobs) - offset}"
+            )
+        found = binary.from_bytes(port.spec, shape, blobs[offset : offset + size])
+        return found.tolist(), offset + size
 
     def _from_region(
         self, entry: InputBody, spec: TensorSpec, shape: tuple[int, ...]

@@ -176,9 +176,16 @@ def _tensor(spec: TensorSpec, interface: Interface) -> tuple[str, str, list[int]
 def _task_parameters(
     bundle: Bundle, labels: Mapping[str, tuple[str, ...]]
 ) -> dict[str, ModelParameter]:
-    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names by output,
-    and `edgeserve_preprocess`, how an image becomes the input; both as JSON."""
-    known = {"labels": labels or None, "preprocess": bundle.manifest.task.preprocess}
+    """What a client needs to make inputs and to read outputs: `edgeserve_labels`, the class names by output, or
+    `edgeserve_class_names`, if they belong to no output; `edgeserve_preprocess`, how an image becomes the input;
+    `edgeserve_postprocess`, how outputs become an answer; all as JSON."""
+    task = bundle.manifest.task
+    known = {
+        "labels": labels or None,
+        "class_names": None if labels else bundle.labels(),
+        "preprocess": task.preprocess,
+        "postprocess": task.postprocess,
+    }
     return {
         f"edgeserve_{name}": ModelParameter(msgspec.json.encode(value).decode())
         for name, value in known.items()

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from edgeserve.postprocess import Box, ClassMap, ScoredClass
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.entries import State
 from edgeserve.serve.protocols.v2.document import Datatype, Parameters
@@ -149,3 +150,18 @@ class InferredMessage(msgspec.Struct, frozen=True):
     outputs: list[OutputMessage]
     id: str = ""
     parameters: Parameters = {}
+
+
+class PredictedMessage(msgspec.Struct, frozen=True):
+    """What is on one image, or in one row: one of classes, boxes, mask, embedding and outputs. For several, a list of
+    such objects as `predictions`. `parameters` say what computed it."""
+
+    model_name: str
+    model_version: str
+    parameters: Parameters
+    classes: list[ScoredClass] | UnsetType = UNSET
+    boxes: list[Box] | UnsetType = UNSET
+    mask: ClassMap | UnsetType = UNSET
+    embedding: list[float] | UnsetType = UNSET
+    outputs: dict[str, Any] | UnsetType = UNSET
+    predictions: list[dict[str, Any]] | UnsetType = UNSET

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from msgspec import UNSET
 
@@ -23,10 +23,11 @@ from edgeserve.serve.http.route import (
 )
 from edgeserve.serve.protocols.common import silent_workers
 from edgeserve.serve.protocols.context import Served
-from edgeserve.serve.protocols.v2.codec import metadata
+from edgeserve.serve.protocols.v2.codec import V2, metadata
 from edgeserve.serve.protocols.v2.config import ModelConfig, config_of, platform_of
 from edgeserve.serve.protocols.v2.document import InferBody, InputBody, Size
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
+from edgeserve.serve.protocols.v2.images import QUERY, ImageInfer, Predict, sends_image
 from edgeserve.serve.protocols.v2.management import MEMORY, REPOSITORY, SETTINGS
 from edgeserve.serve.protocols.v2.messages import (
     InferredMessage,
@@ -38,6 +39,7 @@ from edgeserve.serve.protocols.v2.messages import (
     ModelsMessage,
     ModelVersion,
     OutputMessage,
+    PredictedMessage,
     ReadyMessage,
     RegionName,
     ServerMessage,
@@ -115,9 +117,30 @@ async def _model_statistics(served: Served, asked: Asked, request: Request) -> R
 
 
 def _infer(served: Served, asked: Asked) -> Answer:
-    route = served.inference.route(served.v2, *_named(asked), asked.head.headers)
+    headers = asked.head.headers
+    if sends_image(headers):
+        return served.inference.route(served.kept(_image_infer), *_named(asked), headers)
+    route = served.inference.route(served.v2, *_named(asked), headers)
     asked.head.aligned_at = route.terms or 0  # behind the JSON
     return route
+
+
+def _predict(served: Served, asked: Asked) -> Answer:
+    headers = {**asked.head.headers, QUERY: asked.head.query}
+    return served.inference.route(served.kept(_predicting), *_named(asked), headers)
+
+
+def _image_infer(served: Served) -> ImageInfer:
+    return ImageInfer(_v2(served))
+
+
+def _predicting(served: Served) -> Predict:
+    return Predict(_v2(served), served.limits)
+
+
+def _v2(served: Served) -> V2:
+    assert isinstance(served.v2, V2)
+    return served.v2
 
 
 def _generate(served: Served, asked: Asked) -> Answer:
@@ -188,7 +211,8 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
         "POST", f"{_OF_MODEL}/infer[/]", Role.INFER, _infer, "Run a model",
         ("infer", "inferVersion"), "inference",
         takes=Content(
-            "", {JSON: InferBody, _BINARY: bytes}, required=True,
+            "", {JSON: InferBody, _BINARY: bytes, "image/jpeg": bytes, "image/png": bytes, "image/webp": bytes},
+            required=True,
             example={
                 "inputs": [
                     {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
@@ -202,6 +226,21 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
                 "Inference-Header-Content-Length", Size,
                 "Bytes of JSON before the binary tensors; 0: the body is one tensor alone", "header",
             ),
+        ),
+        most=None,
+    ),
+    Route(
+        "POST", f"{_OF_MODEL}/predict[/]", Role.INFER, _predict,
+        "An image, or JSON, to an answer for people: classes, boxes, a class map or a vector",
+        ("predict", "predictVersion"), "inference",
+        takes=Content(
+            "", {"image/jpeg": bytes, "image/png": bytes, "image/webp": bytes, JSON: dict[str, Any]}, required=True,
+        ),
+        gives=Content("The answer", {JSON: PredictedMessage}),
+        errors=(403, 408, 415, 500, 503, 504),
+        parameters=(
+            Parameter("top_k", Size, "Most classes, or boxes", "query"),
+            Parameter("threshold", float, "Least score, from 0 to 1", "query"),
         ),
         most=None,
     ),
