@@ -40,7 +40,7 @@ SERVE = 'bundle = "model.edge"\n'
 def make_folder(folder: Path) -> None:
     """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, digits.onnx with its
     data, linear.onnx, samples.npz (one
-    digit), my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
+    digit), samples.csv (all of them), my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
     model = small_cnn()
     del model.graph.output[1]
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
@@ -59,6 +59,9 @@ def make_folder(folder: Path) -> None:
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     samples = np.load(DIGITS.joinpath("digits-samples.npz"))
     np.savez(folder / "samples.npz", image=samples["image"][:1])
+    table = samples["image"].reshape(len(samples["image"]), -1)
+    header = ",".join(f"image_{i}" for i in range(table.shape[1]))
+    np.savetxt(folder / "samples.csv", table, "%g", ",", header=header, comments="")
     (folder / "ci").mkdir()
     for name, text in {
         "my-board.toml": BOARD, "edgeserve.toml": LIMITS, "ci/limits.toml": LIMITS,

@@ -29,16 +29,17 @@ def register(app: typer.Typer) -> None:
         "infer",
         short_help="Run a model on a server, or in a bundle on this device.",
         help="Run a model on a server or in a bundle, on .npz, .npy, JSON, images or stdin.\n\n"
-        "Example: edgeserve infer http://localhost:8000 cat.jpg --top 3",
+        "Example: edgeserve infer http://localhost:8000 cat.jpg --top 3\n\n"
+        "Example: edgeserve infer cats.edge --batch photos/ -o results.jsonl",
     )(command)
 
 
 def command(
     where: Annotated[str, typer.Argument(metavar="URL|BUNDLE", help="A server, or a bundle.")],
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="INPUT...", help=".npz, .npy, .json, images, or - for stdin."),
-    ],
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model's name, if the server has several.")
     ] = None,
@@ -60,7 +61,28 @@ def command(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option("-o", metavar="NPZ", help="Write the outputs to this .npz; - is stdout."),
+        typer.Option(
+            "-o",
+            metavar="FILE",
+            help="Write the outputs to this .npz; - is stdout. With --batch: .jsonl, .csv, .parquet.",
+        ),
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Run every row of a folder, .csv, .jsonl, .parquet or .npy; -o names the results.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --batch: continue a run that was stopped.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --batch: replace results that exist.")
+    ] = False,
+    connections: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="With --batch and a URL: requests sent at a time [8]."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     key_env: KeyEnv = None,
@@ -72,10 +94,30 @@ def command(
     from edgeserve.cli.images import preprocess_from
     from edgeserve.cli.scores import inferred
     from edgeserve.client import is_url
+    from edgeserve.errors import UsageError
     from edgeserve.exporting import to_json
 
     how = preprocess_from(preprocess, {})
     outputs = tuple(wanted or ())
+    if batch is not None:
+        from edgeserve.cli.infer_batch import BatchRequest, infer_batch
+
+        if inputs:
+            raise UsageError(
+                f"--batch {batch} has the inputs: leave out {inputs[0]}",
+                hint="edgeserve infer BUNDLE --batch PATH -o FILE",
+            )
+        infer_batch(
+            BatchRequest(
+                where, batch, save, outputs, how, device, model, version, connections,
+                resume=resume, force=force,
+            ),
+            access_from(key_env, ca, cert, cert_key, timeout) if is_url(where) else None,
+            json=json,
+        )  # fmt: skip
+    _refuse_batch_flags(resume, force, connections)
+    if not inputs:
+        raise UsageError("missing argument 'INPUT...'", hint="edgeserve infer --help")
     if is_url(where):
         access = access_from(key_env, ca, cert, cert_key, timeout)
         asked = _ask_server(where, access, model, version, inputs, outputs, how)
@@ -94,6 +136,15 @@ def command(
         print(to_json(result))
     else:
         render(result, save)
+
+
+def _refuse_batch_flags(resume: bool, force: bool, connections: int | None) -> None:
+    from edgeserve.errors import UsageError
+
+    given = {"--resume": resume, "--force": force, "--connections": connections is not None}
+    for flag, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{flag} needs --batch", hint="edgeserve infer --help")
 
 
 @dataclass(frozen=True)
@@ -135,12 +186,13 @@ def _ask_server(
     outputs: tuple[str, ...],
     preprocess: Preprocess | None,
 ) -> _Answered:
+    from edgeserve.cli.asked_model import only_model
     from edgeserve.cli.inputs import read_question
     from edgeserve.client import connect
 
     with connect(url, access) as client:
         if model is None:
-            model = _only(url, sorted({m.name for m in client.models() if m.ready}))
+            model = only_model(url, sorted({m.name for m in client.models() if m.ready}))
         info = client.model(model, version)
         how = preprocess or info.preprocess
         asked = read_question(sources, info.interface, how)
@@ -157,16 +209,6 @@ def _ask_server(
     )  # fmt: skip
 
 
-def _only(url: str, names: list[str]) -> str:
-    from edgeserve.errors import UsageError
-
-    if len(names) == 1:
-        return names[0]
-    if not names:
-        raise UsageError(f"{url} lists no model that is ready", hint="--model NAME asks for one")
-    raise UsageError(f"{url} has {len(names)} models", hint=f"--model {' or '.join(names)}")
-
-
 def _ask_bundle(
     path: str,
     device: str | None,
@@ -174,12 +216,12 @@ def _ask_bundle(
     outputs: tuple[str, ...],
     preprocess: Preprocess | None,
 ) -> _Answered:
-    from edgeserve.bundle import Bundle
     from edgeserve.chain import Chain, ChainOptions
+    from edgeserve.cli.asked_model import open_bundle
     from edgeserve.cli.inputs import read_question
     from edgeserve.client import Answer, Where
 
-    bundle = _bundle(path)
+    bundle = open_bundle(path)
     interface = bundle.manifest.interface
     how = preprocess or bundle.manifest.task.preprocess
     asked = read_question(sources, interface, how)
@@ -196,24 +238,11 @@ def _ask_bundle(
             found = {name: computed[name] for name in names}
             parts.append(Answer(found, bundle.name, "", Where(by.device, by.runtime, by.variant)))
         elapsed_ms = 1000 * (time.perf_counter() - began)
-    assert isinstance(bundle, Bundle)
     labels = {output: own.names for output, own in bundle.output_labels().items()}
     return _Answered(
         _joined(parts), labels, elapsed_ms, bundle.manifest.task.postprocess, interface, how,
         bundle.labels() or (), asked.frames,
     )  # fmt: skip
-
-
-def _bundle(path: str) -> Any:
-    from edgeserve.bundle import Bundle
-    from edgeserve.errors import UsageError
-
-    host, _, port = path.rpartition(":")
-    if host and port.isdigit() and not Path(path).exists():
-        raise UsageError(
-            f"{path} is neither a URL nor a bundle", hint=f"did you mean http://{path}?"
-        )
-    return Bundle.open(path)
 
 
 def _wanting(question: Question, outputs: tuple[str, ...]) -> Question:
