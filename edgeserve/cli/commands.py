@@ -25,7 +25,7 @@ WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
 
 # In the order of `edgeserve --help`; each in a file of its name in edgeserve/cli.
 COMMANDS: Final = (
-    "check", "convert", "bench", "gate", "run", "infer", "status", "package", "archive", "inspect",
+    "check", "convert", "bench", "gate", "run", "serve", "infer", "status", "package", "archive", "inspect",
     "targets", "doctor", "env", "demo",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 # A server looks after its own signals and streams: it outlives both.
-_SERVER = "run"
+_SERVERS = ("run", "serve")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:]
     from edgeserve.cli import endings
 
-    if next((word for word in arguments if not word.startswith("-")), None) == _SERVER:
+    if next((word for word in arguments if not word.startswith("-")), None) in _SERVERS:
         from edgeserve import startup
 
         startup.keep_hangups()  # first: until then a SIGHUP ends this process

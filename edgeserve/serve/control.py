@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from edgeserve.serve.access.keys import Forbidden
 from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.metrics.prometheus import ServerMetrics
 from edgeserve.serve.metrics.recorder import Recorder
@@ -17,6 +18,14 @@ from edgeserve.serve.models.sources import Key
 from edgeserve.serve.reload import Following
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.status import Observed, ServerStatus, server_status
+
+
+def check_model_control(allowed: bool) -> None:
+    """Raises Forbidden if clients may not load and unload models, whatever their role."""
+    if not allowed:
+        raise Forbidden(
+            "loading models over the API is disabled", hint="edgeserve run --model-control"
+        )
 
 
 class Control(Observed, Protocol):

@@ -15,7 +15,9 @@ def failure(error: EdgeServeError, *, logged: bool = False) -> ErrorResponse:
     refusal = refused(error)
     if refusal is None:
         status = meaning_of(error).http
-        return ErrorResponse(status, str(error), _headers(error, status))
+        found = ErrorResponse(status, str(error), _headers(error, status))
+        found.kind = type(error)
+        return found
     refusal.logged = logged
     return refusal
 
@@ -23,7 +25,11 @@ def failure(error: EdgeServeError, *, logged: bool = False) -> ErrorResponse:
 def refused(error: EdgeServeError) -> Refusal | None:
     """The answer to a request that is not served; None if the server itself failed."""
     reason, status, _ = meaning_of(error)
-    return Refusal(status, reason, str(error), _headers(error, status)) if reason else None
+    if reason is None:
+        return None
+    found = Refusal(status, reason, str(error), _headers(error, status))
+    found.kind = type(error)
+    return found
 
 
 def _headers(error: EdgeServeError, status: int) -> Headers:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from edgeserve.errors import EdgeServeError
 from edgeserve.serve.http.head import Head, status_line
 
 JSON: Final = "application/json"
@@ -75,15 +76,17 @@ class Response:
 class ErrorResponse(Response):
     """The answer to a request that failed. Its body is written when it is sent: each protocol has its own.
 
-    `message` is text, cut to 1,000 characters, whatever part of it came from the client.
+    `message` is text, cut to 1,000 characters, whatever part of it came from the client. `kind` is the class of the
+    error that it answers, for protocols with a status of their own for it; None: there was none.
     """
 
-    __slots__ = ("message",)
+    __slots__ = ("kind", "message")
 
     failed = True
 
     def __init__(self, status: int, message: str, headers: Headers = ()) -> None:
         super().__init__(form(status, JSON, headers), [])
+        self.kind: type[EdgeServeError] | None = None
         self.message = message[:_MESSAGE].encode("utf-8", "replace").decode()
 
     @property

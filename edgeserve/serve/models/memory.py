@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 _PATIENCE_S: Final = 1.0
 
 
+class DoesNotFit(ModelUnavailable):
+    """A model that takes more memory than the budget."""
+
+
 class Memory:
     """Opens engines within a budget (bytes, 0: none). Lives on the event loop, and opens one at a time, unless
     there is no budget and one takes long.
@@ -49,11 +53,11 @@ class Memory:
         return self._budget > 0
 
     async def open(self, entry: Entry, model: ServedModel) -> Engine:
-        """An engine, within the budget. Raises what opening raises; ModelUnavailable without room."""
+        """An engine, within the budget. Raises what opening raises; DoesNotFit without room."""
         async with self._turn():
             least = self._opener.estimate(entry.source, model)
             if 0 < self._budget < least:
-                raise ModelUnavailable(
+                raise DoesNotFit(
                     f"model '{model.name}' does not fit",
                     cause=f"it takes at least {least} bytes, the budget is {self._budget}",
                     hint="raise --memory-budget",

@@ -1,7 +1,7 @@
 """What there is to serve: the bundles that settings name, and those below a repository folder.
 
-A repository folder holds `NAME.edge`, or `NAME/VERSION/` with a bundle in it, and beside the versions, where
-it was made for Triton, a `config.pbtxt` and label files. Nothing outside the folder is read through it.
+A repository folder holds `NAME.edge`, or `NAME/VERSION/` (or `NAME/model/`) with a bundle in it, and beside the
+versions, where it was made for Triton, a `config.pbtxt` and label files. Nothing outside the folder is read through it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _SUFFIX: Final = ".edge"
 _VERSION: Final = re.compile(r"[1-9]\d{0,8}")
 _MAX_LABELS: Final = 16 << 20
+# Where Amazon SageMaker's multi-model endpoints put the only version of a model.
+_CLOUD_FOLDER: Final = "model"
 
 
 Key = tuple[str, str]  # a model's name and version
@@ -168,6 +170,8 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
     if config is not None and config.ignored:
         log.info("%s: without effect: %s", folder / FILE_NAME, ", ".join(config.ignored))
     there = {v.name: v for v in folder.iterdir() if _VERSION.fullmatch(v.name) and v.is_dir()}
+    if not there and (folder / _CLOUD_FOLDER).is_dir():
+        there = {"1": folder / _CLOUD_FOLDER}
     sources = []
     for version in policy.chosen(there):
         path = there.get(version, folder / version)

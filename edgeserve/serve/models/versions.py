@@ -14,7 +14,7 @@ from typing import Final, Literal
 from edgeserve.errors import EdgeServeError, ModelUnavailable
 from edgeserve.serve.engine import Engine
 from edgeserve.serve.models.entries import Entry, Opened, Opens, answers
-from edgeserve.serve.models.memory import Memory
+from edgeserve.serve.models.memory import DoesNotFit, Memory
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.sources import Key, ModelSource
 from edgeserve.serve.process.blocking import apart, unless
@@ -151,8 +151,7 @@ class Versions:
         if self._ending.is_set() or entry is None or entry.model is not model:
             model.fail(ModelUnavailable(f"model '{model.name}' was replaced", hint="ask again"))
         elif entry.error is not None and time.monotonic() < entry.retry_at:
-            cause = entry.problem
-            model.fail(ModelUnavailable(f"model '{model.name}' is not ready", cause=cause))
+            model.fail(_not_ready(entry, entry.error))
         elif key not in self._demanded:
             self._demanded.add(key)
             self._later(self._bring(key))
@@ -168,8 +167,7 @@ class Versions:
             except EdgeServeError as error:
                 if not self._ending.is_set():
                     self.failed(entry, error)
-                cause = entry.problem
-                model.fail(ModelUnavailable(f"model '{key[0]}' is not ready", cause=cause))
+                model.fail(_not_ready(entry, error))
                 return
             entry.error, entry.failures = None, 0
             if entry.model is not model or self._ending.is_set():  # replaced or dropped meanwhile
@@ -258,3 +256,9 @@ class Versions:
                     await asyncio.to_thread(engine.close)
             await self.give_up(entry, "the server ends")
         self.newest.clear()
+
+
+def _not_ready(entry: Entry, error: EdgeServeError) -> ModelUnavailable:
+    """For requests that waited for a version which cannot be opened."""
+    kind = DoesNotFit if isinstance(error, DoesNotFit) else ModelUnavailable
+    return kind(f"model '{entry.source.name}' is not ready", cause=entry.problem)

@@ -71,17 +71,20 @@ def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
 
 
 def _with_cloud(values: dict[str, Any]) -> dict[str, Any]:
-    """With what a cloud expects in place of defaults. Its model folder is for servers that name no model."""
+    """With what a cloud expects in place of defaults. Its model folder is for servers that name no model. Raises
+    UsageError."""
     cloud = values.get("cloud")
     if cloud is None:
         return values
-    from edgeserve.serve.settings.clouds import PRESETS, preset
+    from edgeserve.serve.settings.clouds import PRESETS, check_folder, preset
 
     if cloud not in PRESETS:
         return values  # the conversion says so
     found = preset(cloud, os.environ)
     if any(values.get(name) for name in _MODELS):
         found = {name: value for name, value in found.items() if name not in _MODELS}
+    elif "bundle" in found:
+        check_folder(cloud, Path(found["bundle"]))
     return found | values
 
 

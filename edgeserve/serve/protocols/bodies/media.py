@@ -11,6 +11,7 @@ import msgspec
 from edgeserve.errors import InvalidInput
 
 _MOST_PARTS: Final = 1_000
+_MOST_FIELDS: Final = 100
 _PART_HEAD: Final = 4_096
 
 
@@ -119,7 +120,13 @@ def _part(data: bytes, view: memoryview, start: int, end: int) -> FormPart:
 
 
 def query_of(query: bytes) -> Mapping[str, str]:
-    """The parameters of a query, percent-decoded; of several with one name, the last."""
+    """The parameters of a query, percent-decoded; of several with one name, the last. Raises InvalidInput."""
     from urllib.parse import parse_qsl
 
-    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=100))
+    try:
+        found = parse_qsl(
+            query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise InvalidInput(f"the query has more than {_MOST_FIELDS} parameters") from None
+    return dict(found)

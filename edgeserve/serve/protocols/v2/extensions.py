@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from edgeserve.errors import InvalidInput
-from edgeserve.serve.access.keys import Forbidden
 
 # https://github.com/triton-inference-server/server/tree/main/docs/protocol
 EXTENSIONS: Final = (
@@ -33,14 +32,6 @@ LOG_SETTINGS: Final[dict[str, Any]] = {
 READ_ONLY: Final = "these settings are read-only here: edgeserve run's flags set them"
 NO_CUDA: Final = "CUDA shared memory is not supported"
 ONE_REPOSITORY: Final = "repository: expected none to be named, this server has one"
-
-
-def check_model_control(allowed: bool) -> None:
-    """Raises Forbidden if clients may not load and unload models."""
-    if not allowed:
-        raise Forbidden(
-            "loading models over the API is disabled", hint="edgeserve run --model-control"
-        )
 
 
 def check_unload(parameters: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.names import NAME, NAME_RULE
 from edgeserve.serve.access.keys import Role
+from edgeserve.serve.control import check_model_control
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, Response
 from edgeserve.serve.http.route import (
@@ -35,7 +36,6 @@ from edgeserve.serve.protocols.v2.extensions import (
     ONE_REPOSITORY,
     READ_ONLY,
     TRACE_SETTINGS,
-    check_model_control,
     check_unload,
 )
 from edgeserve.serve.protocols.v2.messages import (

@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from edgeserve.errors import InvalidInput, ModelNotFound, ModelUnavailable
 from edgeserve.serve.access.keys import Forbidden
+from edgeserve.serve.control import check_model_control
 from edgeserve.serve.grpc.errors import NotSupported
 from edgeserve.serve.protocols.grpc_inference import ServedCalls
 from edgeserve.serve.protocols.v2.config import config_of, platform_of
@@ -19,7 +20,6 @@ from edgeserve.serve.protocols.v2.extensions import (
     NO_CUDA,
     READ_ONLY,
     TRACE_SETTINGS,
-    check_model_control,
     check_unload,
 )
 from edgeserve.serve.protocols.v2.grpc import codec
