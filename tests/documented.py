@@ -38,7 +38,8 @@ SERVE = 'bundle = "model.edge"\n'
 
 
 def make_folder(folder: Path) -> None:
-    """model.onnx (a small network for 224x224 photographs), images/ with labels.csv, digits.onnx with its
+    """model.onnx (a small network for 224x224 photographs), images/ with labels.csv,
+    photo.jpg, labels.txt, digits.onnx with its
     data, linear.onnx, samples.npz (one
     digit), samples.csv (all of them), my-board.toml, edgeserve.toml, ci/limits.toml, serve.toml."""
     model = small_cnn()
@@ -62,6 +63,8 @@ def make_folder(folder: Path) -> None:
     table = samples["image"].reshape(len(samples["image"]), -1)
     header = ",".join(f"image_{i}" for i in range(table.shape[1]))
     np.savetxt(folder / "samples.csv", table, "%g", ",", header=header, comments="")
+    shutil.copy(folder / "images" / "00.png", folder / "photo.jpg")
+    (folder / "labels.txt").write_text("".join(f"class {i}\n" for i in range(_CLASSES)))
     (folder / "ci").mkdir()
     for name, text in {
         "my-board.toml": BOARD, "edgeserve.toml": LIMITS, "ci/limits.toml": LIMITS,

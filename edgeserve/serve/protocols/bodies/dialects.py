@@ -134,7 +134,7 @@ class DialectCodec(BodyCodec):
         options = _options(document.parameters)
         if type(document.instances) is msgspec.Raw:
             read, form = self.reader.rows(document.instances), Dialect.ROWS
-        elif type(document.data) is msgspec.Raw and bytes(document.data[:1]) == b"[":
+        elif type(document.data) is msgspec.Raw and bytes(document.data).startswith(b"["):
             read, form = self.reader.rows(document.data), Dialect.BARE
         else:
             return self.of_document(parse_json(data), terms.accept, data)
