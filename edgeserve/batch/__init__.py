@@ -7,6 +7,7 @@ Rows come from a source (`sources`), run on a bundle or a server (`models`), and
 from edgeserve.batch.answers import ResultColumn, ResultForm, TensorForm
 from edgeserve.batch.job import BatchRun, BatchSummary, errors_path, is_complete
 from edgeserve.batch.models import CONNECTIONS, LocalModel, RemoteModel, RowModel
+from edgeserve.batch.people import LabelForm
 from edgeserve.batch.sinks import check_output
 from edgeserve.batch.sources import RowSource, open_source
 
@@ -14,6 +15,7 @@ __all__ = [
     "CONNECTIONS",
     "BatchRun",
     "BatchSummary",
+    "LabelForm",
     "LocalModel",
     "RemoteModel",
     "ResultColumn",

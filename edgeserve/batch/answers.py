@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from edgeserve.batch.running import AnsweredRow, per_row_outputs
+from edgeserve.batch.running import AnsweredRow
 from edgeserve.errors import InferenceFailed
 from edgeserve.tensors import Array, Interface, TensorSpec
 
@@ -29,6 +29,7 @@ class ResultForm(Protocol):
     """How an answer is written. May be used from several threads."""
 
     columns: tuple[ResultColumn, ...]
+    outputs: tuple[str, ...]  # those that it needs
 
     def values(self, answer: AnsweredRow) -> Values:
         """By column. Raises InferenceFailed for outputs that are not what the model says."""
@@ -38,18 +39,21 @@ class ResultForm(Protocol):
 class TensorForm:
     """One column per output."""
 
-    def __init__(self, interface: Interface, outputs: Sequence[str]) -> None:
-        """All outputs if none are named. Raises InvalidInput for one that the model lacks."""
+    def __init__(self, interface: Interface, outputs: Sequence[str], together: int) -> None:
+        """All outputs if none are named. `together` is how many rows may share a call. Raises InvalidInput for
+        one that the model lacks."""
         specs = [interface.output(n) for n in outputs] if outputs else interface.outputs
-        per_row = per_row_outputs(interface)
-        self._specs = specs
+        per_row = per_row_outputs(interface, together)
+        self.outputs = tuple(s.name for s in specs)
         self.columns = tuple(_column(s, s.name in per_row) for s in specs)
-        self._pairs = list(zip(self.columns, specs, strict=True))
+        self._all = [(c, s, s.name in per_row) for c, s in zip(self.columns, specs, strict=True)]
 
     def values(self, answer: AnsweredRow) -> Values:
         found: dict[str, Any] = {}
-        for column, spec in self._pairs:
+        for column, spec, per_row in self._all:
             array = answer.outputs[spec.name]
+            if per_row and array.ndim and len(array) == 1:
+                array = array[0]
             if column.shape is not None and array.shape != column.shape:
                 raise InferenceFailed(
                     f"output '{spec.name}' has shape {list(array.shape)}",
@@ -57,6 +61,16 @@ class TensorForm:
                 )
             found[spec.name] = readable(array, spec.dtype)
         return found
+
+
+def per_row_outputs(interface: Interface, together: int) -> frozenset[str]:
+    """The outputs whose first axis is that of the requests' rows: all of them if rows may share calls."""
+    if not interface.max_batch:
+        return frozenset()
+    rows = {spec.shape[0] for spec in interface.inputs if spec.shape}
+    return frozenset(
+        s.name for s in interface.outputs if s.shape and (together > 1 or s.shape[0] in rows)
+    )
 
 
 def readable(array: Array, dtype: str) -> Any:

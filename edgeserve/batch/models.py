@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from edgeserve.bundle import Bundle, Preprocess
+import msgspec
+
+from edgeserve.bundle import Bundle, Preprocess, Task
 from edgeserve.bundle.manifest import encode
 from edgeserve.chain import Chain, ChainOptions, Detoured
 from edgeserve.chain.planning import first_candidate
@@ -18,6 +20,7 @@ from edgeserve.client import Access, Client, ModelInfo, Question, connect
 from edgeserve.devices import usable_cores
 from edgeserve.devices.names import device_kind
 from edgeserve.errors import EnvironmentProblem, InferenceFailed
+from edgeserve.postprocess import Postprocessor
 from edgeserve.tensors import Interface, Tensors, join_batches
 
 if TYPE_CHECKING:
@@ -42,6 +45,14 @@ class RowModel(Protocol):
 
     @property
     def together(self) -> int: ...
+
+    def ask_only(self, outputs: tuple[str, ...]) -> None:
+        """From now on only these outputs are needed."""
+        ...
+
+    def postprocessor(self, preprocess: Preprocess | None) -> Postprocessor:
+        """What makes answers for people, of images with this preprocessing."""
+        ...
 
     def run(self, requests: Sequence[Tensors]) -> Tensors:
         """The outputs of requests of one row each, together. Raises InvalidInput or InferenceFailed if these
@@ -79,6 +90,14 @@ class LocalModel:
     @property
     def together(self) -> int:
         return self._chain.batching.max_batch if self.interface.max_batch else 1
+
+    def ask_only(self, outputs: tuple[str, ...]) -> None:
+        """The engine computes all of them in any case."""
+
+    def postprocessor(self, preprocess: Preprocess | None) -> Postprocessor:
+        labels = {output: own.names for output, own in self.bundle.output_labels().items()}
+        task = msgspec.structs.replace(self.bundle.manifest.task, preprocess=preprocess)
+        return Postprocessor(task, self.interface, labels, self.bundle.labels() or ())
 
     def run(self, requests: Sequence[Tensors]) -> Tensors:
         joined = join_batches(list(requests))
@@ -118,6 +137,7 @@ class RemoteModel:
         self._version = version
         self._name = info.name
         self._where = ""
+        self._outputs: tuple[str, ...] = ()
         self._closed = threading.Event()
         self._open = ExitStack()
         self._idle: queue.LifoQueue[Client] = queue.LifoQueue()
@@ -128,8 +148,15 @@ class RemoteModel:
     def together(self) -> int:
         return max(1, self.interface.max_batch)
 
+    def ask_only(self, outputs: tuple[str, ...]) -> None:
+        self._outputs = outputs
+
+    def postprocessor(self, preprocess: Preprocess | None) -> Postprocessor:
+        task = Task("generic", preprocess, postprocess=self.info.postprocess)
+        return Postprocessor(task, self.interface, self.info.labels, self.info.class_names)
+
     def run(self, requests: Sequence[Tensors]) -> Tensors:
-        question = Question(join_batches(list(requests)))
+        question = Question(join_batches(list(requests)), self._outputs)
         client = self._idle.get()
         try:
             return self._patiently(lambda: self._ask(client, question))

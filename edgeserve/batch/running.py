@@ -12,7 +12,7 @@ from edgeserve.batch.pace import RowPace
 from edgeserve.batch.rows import DecodedRow, Portion, RowName
 from edgeserve.batch.sources import RowSource
 from edgeserve.errors import DataError, EdgeServeError, InferenceFailed, InvalidInput
-from edgeserve.tensors import Interface, Tensors
+from edgeserve.tensors import Tensors
 
 # Errors that are about one row; after any other nothing can be answered.
 AT_FAULT = (InvalidInput, DataError, InferenceFailed)
@@ -26,7 +26,7 @@ class FailedRow(msgspec.Struct, frozen=True):
 
 
 class AnsweredRow(msgspec.Struct, frozen=True):
-    """A row's outputs, without the axis of rows where the model has one."""
+    """A row's outputs, as of a request of one row."""
 
     name: RowName
     row: DecodedRow
@@ -40,7 +40,6 @@ class RowRunner:
         self._source = source
         self._model = model
         self._pace = pace
-        self._per_row = per_row_outputs(model.interface)
 
     def run(self, portion: Portion) -> tuple[list[AnsweredRow], list[FailedRow]]:
         """Answers and failures, each in the order of the rows. Raises what is no row's fault."""
@@ -85,46 +84,23 @@ class RowRunner:
             return
         self._pace.ran(size, len(rows), time.perf_counter() - began)
         if len(rows) == 1:
-            yield AnsweredRow(*rows[0], self._of_one(outputs))
+            yield AnsweredRow(*rows[0], outputs)
             return
         if any(not a.ndim or len(a) != len(rows) for a in outputs.values()):
             self._pace.alone()  # the rows of its answers are not those of the requests
             yield from self._apart(rows)
             return
         for i, (name, row) in enumerate(rows):
-            yield AnsweredRow(name, row, {n: a[i] for n, a in outputs.items()})
+            yield AnsweredRow(name, row, {n: a[i : i + 1] for n, a in outputs.items()})
 
     def _apart(
         self, rows: Sequence[tuple[RowName, DecodedRow]]
     ) -> Iterator[AnsweredRow | FailedRow]:
         for name, row in rows:
             try:
-                yield AnsweredRow(name, row, self._of_one(self._model.run([row.inputs])))
+                yield AnsweredRow(name, row, self._model.run([row.inputs]))
             except AT_FAULT as error:
                 yield FailedRow(name, error)
-
-    def _of_one(self, outputs: Tensors) -> Tensors:
-        return {
-            name: array[0] if name in self._per_row and array.ndim and len(array) == 1 else array
-            for name, array in outputs.items()
-        }
-
-
-def per_row_outputs(interface: Interface) -> frozenset[str]:
-    """The outputs whose first axis is that of the requests' rows."""
-    if not interface.max_batch:
-        return frozenset()
-    rows = {spec.shape[0] for spec in interface.inputs if spec.shape}
-    return frozenset(
-        s.name
-        for s in interface.outputs
-        if s.shape and (s.shape[0] in rows or _unnamed(s.shape[0], s.name))
-    )
-
-
-def _unnamed(first: int | str, output: str) -> bool:
-    """Whether an axis has the name that `convert` gives to one without a name."""
-    return first == f"{output}_dim0"
 
 
 def _alike(

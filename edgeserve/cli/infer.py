@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 _STDOUT = Path("-")
 _TOP = 5
+
+
+class AnswerKind(StrEnum):
+    """What the results of --batch hold."""
+
+    tensors = "tensors"
+    labels = "labels"
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +88,10 @@ def command(
     force: Annotated[
         bool, typer.Option("--force", help="With --batch: replace results that exist.")
     ] = False,
+    as_: Annotated[
+        AnswerKind,
+        typer.Option("--as", help="With --batch: write output tensors, or labels and boxes."),
+    ] = AnswerKind.tensors,
     connections: Annotated[
         int | None,
         typer.Option(min=1, max=256, help="With --batch and a URL: requests sent at a time [8]."),
@@ -110,12 +122,19 @@ def command(
         infer_batch(
             BatchRequest(
                 where, batch, save, outputs, how, device, model, version, connections,
-                resume=resume, force=force,
+                as_.value, top, resume=resume, force=force,
             ),
             access_from(key_env, ca, cert, cert_key, timeout) if is_url(where) else None,
             json=json,
         )  # fmt: skip
-    _refuse_batch_flags(resume, force, connections)
+    _refuse_batch_flags(
+        {
+            "--resume": resume,
+            "--force": force,
+            "--as": as_ is not AnswerKind.tensors,
+            "--connections": connections is not None,
+        }
+    )
     if not inputs:
         raise UsageError("missing argument 'INPUT...'", hint="edgeserve infer --help")
     if is_url(where):
@@ -138,10 +157,9 @@ def command(
         render(result, save)
 
 
-def _refuse_batch_flags(resume: bool, force: bool, connections: int | None) -> None:
+def _refuse_batch_flags(given: dict[str, bool]) -> None:
     from edgeserve.errors import UsageError
 
-    given = {"--resume": resume, "--force": force, "--connections": connections is not None}
     for flag, is_given in given.items():
         if is_given:
             raise UsageError(f"{flag} needs --batch", hint="edgeserve infer --help")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import msgspec
 import typer
@@ -13,8 +13,10 @@ from edgeserve.batch import (
     CONNECTIONS,
     BatchRun,
     BatchSummary,
+    LabelForm,
     LocalModel,
     RemoteModel,
+    ResultForm,
     RowModel,
     TensorForm,
     check_output,
@@ -45,6 +47,8 @@ class BatchRequest(msgspec.Struct, frozen=True):
     model: str | None = None
     version: str | None = None
     connections: int | None = None
+    form: Literal["tensors", "labels"] = "tensors"
+    top: int | None = None
     resume: bool = False
     force: bool = False
 
@@ -62,7 +66,8 @@ def infer_batch(request: BatchRequest, access: Access | None, *, json: bool) -> 
         source = open_source(request.source, model.interface, ImageReader.of(how, model.interface))
         for remark in source.remarks:
             stderr_console().print(remark, markup=False, soft_wrap=True)
-        form = TensorForm(model.interface, request.outputs)
+        form = _form(request, model, how, output)
+        model.ask_only(form.outputs)
         run = BatchRun(
             request.source, source, model, form, output, resume=request.resume, force=request.force
         )
@@ -75,6 +80,19 @@ def infer_batch(request: BatchRequest, access: Access | None, *, json: bool) -> 
         print(to_json(summary))
     render(summary)
     raise typer.Exit(1 if summary.failed else 0)
+
+
+def _form(
+    request: BatchRequest, model: RowModel, how: Preprocess | None, output: Path
+) -> ResultForm:
+    if request.form == "tensors":
+        if request.top is not None:
+            raise UsageError("--top needs --as labels", hint="add --as labels, or leave it out")
+        return TensorForm(model.interface, request.outputs, model.together)
+    if request.outputs:
+        raise UsageError("--output needs --as tensors", hint="leave out one of --output and --as")
+    flat = output.suffix.lower() == ".csv"
+    return LabelForm(model.postprocessor(how), request.top, flat=flat)
 
 
 def _output(request: BatchRequest) -> Path:

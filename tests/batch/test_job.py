@@ -28,7 +28,9 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 def begin(model: Any, source: Path, output: Path, **options: bool) -> BatchRun:
     rows = open_source(source, model.interface, None)
-    return BatchRun(source, rows, model, TensorForm(model.interface, ()), output, **options)
+    return BatchRun(
+        source, rows, model, TensorForm(model.interface, (), model.together), output, **options
+    )
 
 
 def run(model: Any, source: Path, output: Path, **options: bool) -> BatchSummary:

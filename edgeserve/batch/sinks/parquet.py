@@ -127,7 +127,16 @@ class ParquetSink:
 
 
 def _type(pa: Any, column: ResultColumn) -> Any:
+    scored = pa.struct({"label": pa.string(), "score": pa.float64(), "index": pa.int64()})
+    box = pa.struct([*scored, pa.field("box", pa.list_(pa.float64()))])
+    sizes = [pa.field("width", pa.int64()), pa.field("height", pa.int64())]
     known = {
+        "classes": pa.list_(scored),
+        "boxes": pa.list_(box),
+        "mask": pa.struct(
+            [*sizes, pa.field("png", pa.string()), pa.field("classes", pa.list_(scored))]
+        ),
+        "embedding": pa.list_(pa.float64()),
         "BOOL": pa.bool_(),
         "FP16": pa.float32(),
         "BF16": pa.float32(),
