@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
 import resource
@@ -12,12 +14,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
+from edgeserve.bundle import Classification, Preprocess, Task
+from edgeserve.bundle.files import file_sha256
+from edgeserve.bundle.manifest import FileEntry, decode, encode
 from edgeserve.cli.main import main
 from edgeserve.serve.settings.server import Settings
-from tests.bundles import linear, linear_bundle
+from tests.bundles import linear, linear_bundle, write_bundle
+from tests.networks import SMALL_CNN, images, small_cnn
 from tests.serve.background import Background
 
 Run = Callable[..., tuple[int, str, str]]
@@ -278,3 +286,82 @@ def test_memory_does_not_grow_with_the_rows(bundle: str, tmp_path: Path, suffix:
         peaks.append(int(done.stdout.split("VmHWM:")[1].split()[0]) / 1024)
     print(peaks)
     assert peaks[1] < peaks[0] + 64
+
+
+HOW = Preprocess(height=32, width=32, scale=1 / 255, mean=(0.5,), std=(0.25,))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cnn.edge, which classifies images and has labels, and photos/ with one that is broken."""
+    import onnxruntime
+
+    folder = tmp_path_factory.mktemp("photographs")
+    model, golden = small_cnn(), images(2)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    outputs = dict(zip(("logits", "features"), session.run(None, {"image": golden}), strict=True))
+    cnn = write_bundle(folder, "cnn", model, SMALL_CNN, {"image": golden}, outputs)
+    labels = cnn / "labels.txt"
+    labels.write_text("".join(f"Klasse {i}, größer\n" for i in range(10)))
+    entry = FileEntry("labels.txt", file_sha256(labels), labels.stat().st_size)
+    manifest = decode((cnn / "manifest.json").read_bytes(), "manifest")
+    task = Task("classification", HOW, entry, Classification("logits", "softmax", top_k=2))
+    (cnn / "manifest.json").write_bytes(encode(msgspec.structs.replace(manifest, task=task)))
+    (folder / "photos").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(20):
+        pixels = random.integers(0, 256, (40 + i, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{i:02}.png")
+    (folder / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    return folder
+
+
+@pytest.mark.parametrize("where", ["bundle", "url"])
+def test_photographs_become_labels(run: Run, photographs: Path, tmp_path: Path, where: str) -> None:
+    cnn, photos = str(photographs / "cnn.edge"), photographs / "photos"
+    _, out, _ = run(cnn, *map(str, sorted(photos.glob("*.png"))), "--json")
+    expected = [answer["classes"] for answer in json.loads(out)["answers"]]
+    with contextlib.ExitStack() as stack:
+        target = cnn
+        if where == "url":
+            settings = Settings(bundle=cnn, http_port=0)
+            target = stack.enter_context(Background(settings)).url
+        for suffix in ("jsonl", "csv", "parquet"):
+            output = tmp_path / f"out.{suffix}"
+            code, _, err = run(
+                target, "--batch", str(photos), "-o", str(output), "--as", "labels", "--force"
+            )
+            assert (code, "1 failed" in err) == (1, True)
+        code, _, _ = run(
+            target, "--batch", str(photos), "-o", str(tmp_path / "top.csv"), "--as", "labels",
+            "--top", "1",
+        )  # fmt: skip
+        assert code == 1
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == [f"{i:02}.png" for i in range(20)]
+    for line, classes in zip(lines, expected, strict=True):
+        assert [c["label"] for c in line["classes"]] == [c["label"] for c in classes]
+        scores = [[c["score"] for c in found] for found in (line["classes"], classes)]
+        np.testing.assert_allclose(*scores, rtol=1e-3)
+    (failure,) = (tmp_path / "out.errors.jsonl").read_text().splitlines()
+    assert json.loads(failure)["file"] == "broken.jpg"
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == [
+        "file", "label_1", "score_1", "index_1", "label_2", "score_2", "index_2",
+    ]  # fmt: skip
+    assert [row["label_2"] for row in table] == [line["classes"][1]["label"] for line in lines]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert rows == lines
+    header = (tmp_path / "top.csv").read_text("utf-8").splitlines()[0]
+    assert header == "file,label,score,index"
+
+
+def test_labels_need_a_postprocess(run: Run, bundle: str, tmp_path: Path) -> None:
+    source = table(tmp_path / "x.csv", rows(2))
+    code, _, err = run(
+        bundle, "--batch", str(source), "-o", str(tmp_path / "y.csv"), "--as", "labels"
+    )
+    assert code == 2
+    assert "the model has neither labels nor a postprocess" in err
