@@ -73,8 +73,8 @@ def tfs_attributes(headers: Mapping[bytes, bytes]) -> dict[str, str]:
     method = found.get("tfs-method", "predict")
     if method != "predict":
         raise InvalidInput(
-            f"tfs-method={method:.40} is not answered at this route: expected predict",
-            hint=f"POST /v1/models/M:{method:.40} of the protocol tfserving",
+            f"tfs-method={method:.40} is not answered at this route: expected predict, or POST "
+            f"/v1/models/M:{method:.40} of the protocol tfserving"
         )
     return found
 

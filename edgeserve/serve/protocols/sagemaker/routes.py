@@ -50,12 +50,10 @@ _LOAD_BYTES: Final = 65_536
 
 @later
 async def _ping(served: Served, asked: Asked, request: Request) -> Response:
-    """200 if the server is ready; also if it waits for clients to load its models."""
+    """200 if the server is ready; also if clients are to load its models, and none is open yet."""
     status = await served.control.status()
-    idle = served.model_control and status.serving
-    if status.ready or (
-        idle and all(m.state == "UNAVAILABLE" and not m.load_failed for m in status.models)
-    ):
+    idle = served.model_control and status.serving and all(m.device is None for m in status.models)
+    if status.ready or idle:
         return Response.json({"status": "Healthy"})
     return Response.json({"status": "Unhealthy"}, 503, RETRY)
 
