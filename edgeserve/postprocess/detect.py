@@ -76,7 +76,7 @@ def _candidates(
         scores, found = read(how.scores, 1), read(how.classes, 1)
         count = min(len(given), len(scores), len(found))
         if how.count is not None:
-            count = min(count, max(0, int(read(how.count, 0))))
+            count = min(count, max(0, int(np.nan_to_num(read(how.count, 0)))))
         given, scores, found = given[:count], scores[:count], found[:count]
     elif how.layout == "matrix":
         scores, found = _best(_activated(read(how.scores, 2), how), how)
@@ -94,7 +94,10 @@ def _candidates(
         if each.shape[1]:
             scores = scores * likely
         return _boxes(given[:, :4], how), scores, found
-    return _boxes(given, how), _activated(scores, how), np.rint(found).astype(int)
+    # A class that is not a number is none.
+    known = np.isfinite(found)
+    scores = np.where(known, _activated(scores, how), np.nan)
+    return _boxes(given, how), scores, np.rint(np.where(known, found, -1)).astype(int)
 
 
 def _boxes(given: Array, how: Detection) -> Array:
