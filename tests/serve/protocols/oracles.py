@@ -4,6 +4,7 @@ tests that use them are skipped without them."""
 from __future__ import annotations
 
 import base64
+import gzip
 import http.client
 import json
 from pathlib import Path
@@ -87,7 +88,10 @@ def replay(server: Background, exchange: Recorded) -> Answered:
         connection.request(exchange.method, exchange.path, exchange.sent, headers)
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
-        return Answered(response.status, found, response.read())
+        body = response.read()
+        if found.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        return Answered(response.status, found, body)
     finally:
         connection.close()
 
