@@ -17,6 +17,7 @@ _ATTRIBUTES: Final = b"x-amzn-sagemaker-custom-attributes"
 _IDENTITY: Final = b"x-amzn-sagemaker-inference-id"
 _MODEL: Final = b"x-amzn-sagemaker-target-model"
 _VARIANT: Final = b"x-amzn-sagemaker-target-variant"
+_ENDPOINTS: Final = b"/endpoints/"
 # The API's own limits.
 _ATTRIBUTES_MOST: Final = 1_024
 _IDENTITY_RULE: Final = re.compile(rb"[\x20-\x7e]{1,64}")
@@ -80,8 +81,12 @@ def tfs_attributes(headers: Mapping[bytes, bytes]) -> dict[str, str]:
 
 
 def stamp(head: Head, response: Response) -> bytes:
-    """Repeats the custom attributes, by which clients find out what an answer belongs to."""
+    """Repeats the custom attributes, by which clients find out what an answer belongs to; and names the error, as the
+    cloud's own endpoints do, for AWS's clients that were pointed here."""
+    lines = b""
     value = head.headers.get(_ATTRIBUTES)
-    if value is None or len(value) > _ATTRIBUTES_MOST or not _PRINTABLE.fullmatch(value):
-        return b""
-    return b"\r\nX-Amzn-SageMaker-Custom-Attributes: " + value
+    if value is not None and len(value) <= _ATTRIBUTES_MOST and _PRINTABLE.fullmatch(value):
+        lines = b"\r\nX-Amzn-SageMaker-Custom-Attributes: " + value
+    if response.failed and head.path.startswith(_ENDPOINTS):
+        lines += b"\r\nx-amzn-ErrorType: ModelError"
+    return lines

@@ -252,6 +252,13 @@ def test_without_a_name_one_of_several_models_is_not_guessed(several: Background
     assert by_endpoint.json == [[2.0] * 4]
 
 
+def test_aws_s_clients_get_the_name_of_their_error(server: Background) -> None:
+    found = ask(server, "/endpoints/any/invocations", b"[")
+    assert (found.status, found.headers["x-amzn-errortype"]) == (400, "ModelError")
+    assert "x-amzn-errortype" not in ask(server, INVOCATIONS, b"[").headers
+    assert ask(server, "/endpoints/any/invocations", [[1]]).json == [[2.0]]
+
+
 @pytest.mark.parametrize("value", ["trace=1, b", "x" * 1_024])
 def test_custom_attributes_come_back(server: Background, value: str) -> None:
     for body in ([[1]], b"["):

@@ -3,6 +3,7 @@ docs/coming-from/sagemaker.md."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgeserve.serve.settings.server import Settings
 from tests.serve.background import Background
 from tests.serve.protocols.asking import Answered, ask
 from tests.serve.protocols.doubling import doubling_bundle
-from tests.serve.protocols.oracles import Recorded, needs, recorded, replay
+from tests.serve.protocols.oracles import FOLDER, Recorded, needs, recorded, replay
 from tests.serve.repositories import shifted_bundle
 
 DOCS: Final = Path(__file__).parents[4] / "docs" / "coming-from" / "sagemaker.md"
@@ -195,6 +196,34 @@ def test_one_of_two_loads_at_one_time_is_a_conflict(several: Background) -> None
     with ThreadPoolExecutor(2) as two:
         answers = list(two.map(lambda e: replay(several, e).status, pair))
     assert sorted(answers) == sorted(e.status for e in pair) == [200, 409]
+
+
+# What clients were seen to send; the stand-in that answered them took anything.
+SENT: Final = {
+    "invoke_endpoint": (200, b"[[2.0,4.0]]"),
+    "invoke_endpoint defaults": (400, None),  # no rows
+    "JSON": (200, b'{"predictions":[[2.0,4.0]]}'),
+    "CSV": (200, b"2.0,4.0\n6.0,8.0\n"),
+    "answer 500 is not raised": (400, None),  # a row, not a list of them
+    "TensorFlowPredictor.predict": (404, None),  # it names the model `half`
+    "TensorFlowPredictor.regress": (400, None),
+}
+
+
+@needs("clients_wire")
+def test_what_amazon_s_clients_send_is_understood(server: Background) -> None:
+    lines = map(json.loads, (FOLDER / "clients_wire.jsonl").read_text("utf-8").splitlines())
+    calls = [e for e in lines if "sagemaker" in e["client"] or "boto3" in e["client"]]
+    assert calls
+    for call in calls:
+        if call["call"] not in SENT:
+            continue
+        request = call["request"]
+        headers = {n: v for n, v in request["headers"] if n != "Content-Length"}
+        answer = ask(server, request["path"], request["body"].encode(), **headers)
+        status, body = SENT[call["call"]]
+        assert answer.status == status, (call, answer)
+        assert body is None or answer.body == body
 
 
 def test_the_docs_list_every_difference() -> None:
