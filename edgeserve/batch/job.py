@@ -85,12 +85,10 @@ class BatchRun:
         fresh = RunProgress(source.identity(), model.identity, f"{self._key}, {columns}")
         self.progress = self._begin(fresh, resume=resume, force=force)
         self.resumed = self.progress.rows
-        # First the file that says that the others are incomplete.
-        with resumable(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-        progress_file.save(self._progress_path, self.progress)
+        # First the file that other runs would lock, then the one that says that the others are incomplete.
         self._errors = GrowingFile(self._errors_path, self.progress.errors_position)
         try:
+            progress_file.save(self._progress_path, self.progress)
             self._sink: RowSink = open_sink(output, self._key, form.columns, self.progress.position)
         except BaseException:
             self._errors.close()
@@ -111,7 +109,6 @@ class BatchRun:
     def _begin(self, fresh: RunProgress, *, resume: bool, force: bool) -> RunProgress:
         unfinished = self._progress_path.exists()
         if force:
-            self._remove()
             return fresh
         if resume and unfinished:
             before = progress_file.load(self._progress_path)
@@ -124,16 +121,12 @@ class BatchRun:
                 hint="add --resume to continue it, or --force to start again",
             )
         for path in (self._output, self._errors_path):
-            if path.exists():
+            # A run that was killed at its start leaves an empty errors file.
+            if path.exists() and (path == self._output or path.stat().st_size):
                 raise OutputExists(
                     f"{path} exists", hint="add --force to replace it, or choose another -o"
                 )
         return fresh
-
-    def _remove(self) -> None:
-        with resumable(self._output):
-            for path in (self._output, self._errors_path, self._progress_path):
-                path.unlink(missing_ok=True)
 
     # the run
 
@@ -351,7 +344,12 @@ def failure_line(key: str, failure: FailedRow) -> bytes:
         found["cause"] = error.cause
     if error.hint:
         found["hint"] = error.hint
-    return json_line(found)
+    # What others wrote may hold what is no text, as file names do.
+    return json_line({n: _valid(v) if isinstance(v, str) else v for n, v in found.items()})
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def duration(seconds: float) -> str:

@@ -76,6 +76,14 @@ class RowPace:
                 self._row_s = seconds / rows
                 self._row_bytes = nbytes / rows
 
+    def too_large(self, size: int) -> None:
+        """A call of `size` rows failed, each of which runs alone: from now on fewer share a call."""
+        with self._lock:
+            self._waiting = [n for n in self._waiting if n < size]
+            self._rates = {n: rate for n, rate in self._rates.items() if n < size} or {1: 1.0}
+            if self.size >= size:
+                self.size = max(self._rates, key=self._rates.__getitem__)
+
     def alone(self) -> None:
         """From now on every row runs in a call of its own."""
         with self._lock:

@@ -53,6 +53,9 @@ class RowRunner:
                 rows.append((name, row))
             except AT_FAULT as error:
                 failures.append(FailedRow(name, error))
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+                cause = f"{type(error).__name__}: {error}"
+                failures.append(FailedRow(name, InvalidInput("the row is not valid", cause=cause)))
         nbytes = sum(a.nbytes for _, r in rows for a in r.inputs.values())
         answers: list[AnsweredRow] = []
         start = 0
@@ -80,7 +83,10 @@ class RowRunner:
             if len(rows) == 1:
                 yield FailedRow(rows[0][0], error)
             else:
-                yield from self._apart(rows)
+                apart = list(self._apart(rows))
+                if not any(isinstance(row, FailedRow) for row in apart):
+                    self._pace.too_large(size)
+                yield from apart
             return
         self._pace.ran(size, len(rows), time.perf_counter() - began)
         if len(rows) == 1:

@@ -27,7 +27,7 @@ from edgeserve.batch import (
 from edgeserve.cli.asked_model import only_model, open_bundle
 from edgeserve.cli.output import progress, stderr_console
 from edgeserve.client import Access, connect
-from edgeserve.errors import EdgeServeError, UsageError
+from edgeserve.errors import DataError, EdgeServeError, UsageError
 from edgeserve.exporting import to_json
 from edgeserve.preprocess import ImageReader
 
@@ -61,6 +61,8 @@ def infer_batch(request: BatchRequest, access: Access | None, *, json: bool) -> 
             f"{output} is complete: nothing to resume", markup=False, soft_wrap=True
         )
         raise typer.Exit(1 if errors_path(output).exists() else 0)
+    if not request.source.exists():
+        raise DataError(f"{request.source} does not exist")
     with _model(request, access) as model:
         how = request.preprocess or model.preprocess
         source = open_source(request.source, model.interface, ImageReader.of(how, model.interface))

@@ -241,3 +241,66 @@ def test_no_rows_give_an_empty_result(tmp_path: Path, model: LocalModel) -> None
         output = tmp_path / f"out.{suffix}"
         assert run(model, source, output).rows == 0
         assert read(output) == {}
+
+
+def test_force_does_not_touch_what_another_run_writes(
+    tmp_path: Path, model: LocalModel, x: np.ndarray
+) -> None:
+    source, output = write(tmp_path / "x.jsonl", x), tmp_path / "out.jsonl"
+    with begin(model, source, output) as batch:
+        with pytest.raises(UsageError, match="another process"):
+            begin(model, source, output, force=True)
+        batch.run()
+    assert list(read(output)) == list(range(300))
+
+
+def test_a_kill_before_the_first_row_leaves_nothing_in_the_way(
+    tmp_path: Path, model: LocalModel, x: np.ndarray
+) -> None:
+    source, output = write(tmp_path / "x.jsonl", x), tmp_path / "out.jsonl"
+    errors_path(output).touch()
+    assert run(model, source, output).rows == 300
+
+
+def test_rows_that_fail_only_together_share_fewer_calls(
+    tmp_path: Path, model: LocalModel, x: np.ndarray
+) -> None:
+    class Narrow(Stopping):
+        """As a server that refuses large bodies."""
+
+        refused = 0
+
+        def run(self, requests: Sequence[Tensors]) -> Tensors:
+            if len(requests) > 3:
+                self.refused += 1
+                raise InferenceFailed("too large")
+            return super().run(requests)
+
+    source, output = tmp_path / "x.npy", tmp_path / "out.jsonl"
+    np.save(source, np.resize(x, (30000, 4)))
+    narrow = Narrow(model, 10**9)
+    summary = run(narrow, source, output)
+    assert (summary.failed, summary.rows_per_call) == (0, 1)
+    assert 0 < narrow.refused < 10
+    assert list(read(output)) == list(range(30000))
+
+
+def test_names_and_texts_that_are_not_utf_8(tmp_path: Path, model: LocalModel) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    try:
+        (folder / "b\udcff.npy").write_bytes(b"no array")
+        np.save(folder / "a\udcfe.npy", np.zeros(4, np.float32))
+        (folder / "c.npz").write_bytes(b"PK no archive")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    output = tmp_path / "out.jsonl"
+    assert run(model, folder, output).failed == 2
+    assert json.loads(output.read_text())["file"] == "a\\xfe.npy"
+    failures = [json.loads(line) for line in errors_path(output).read_text().splitlines()]
+    assert [f["file"] for f in failures] == ["b\\xff.npy", "c.npz"]
+    source, other = tmp_path / "x.csv", tmp_path / "out.csv"
+    source.write_bytes(b"x_0,x_1,x_2,x_3,\xff\n1,2,\xff,4,5\n1,2,3,4,5\n")
+    assert run(model, source, other, force=True).failed == 1
+    (failure,) = (tmp_path / "out.errors.jsonl").read_text().splitlines()
+    assert json.loads(failure)["error"] == "column 'x_2': expected FP32, got '\\udcff'"

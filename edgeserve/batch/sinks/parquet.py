@@ -54,6 +54,8 @@ class ParquetSink:
         names = {part.name for part in kept}
         with resumable(self._parts):
             self._parts.mkdir(parents=True, exist_ok=True)
+            if not position:
+                self._path.unlink(missing_ok=True)
             for stale in self._parts.iterdir():
                 if stale.name not in names:
                     stale.unlink()

@@ -14,7 +14,7 @@ import numpy as np
 from edgeserve.batch.rows import DecodedRow, Portion, RowName, RowShapes
 from edgeserve.batch.sources.base import SourceIdentity
 from edgeserve.bundle.files import arrays_in
-from edgeserve.errors import DataError, InvalidInput, UsageError
+from edgeserve.errors import BundleError, DataError, InvalidInput, UsageError
 from edgeserve.preprocess import IMAGE_SUFFIXES, ImageReader
 from edgeserve.tensors import Interface, Tensors
 from edgeserve.values import unreadable
@@ -63,7 +63,7 @@ class Folder:
         while start < total:
             names = self._files[start : start + size()]
             start += len(names)
-            yield Portion(number, names, names, start / total)
+            yield Portion(number, [_shown(n) for n in names], names, start / total)
             number += 1
 
     def decode(self, name: RowName, value: Any) -> DecodedRow:
@@ -79,10 +79,13 @@ class Folder:
             return DecodedRow({self._reader.spec.name: image.tensor}, image.frame)
         if suffix == ".npz":
             return DecodedRow(self._of_npz(content, value))
-        return DecodedRow(self._shapes.lone(_array(content, value)))
+        return DecodedRow(self._shapes.lone(_array(content, _shown(value))))
 
     def _of_npz(self, content: bytes, name: str) -> Tensors:
-        arrays = arrays_in(io.BytesIO(content), name)
+        try:
+            arrays = arrays_in(io.BytesIO(content), name)
+        except BundleError as error:
+            raise InvalidInput(f"{_shown(name)} cannot be read", cause=error.cause) from None
         if set(arrays) == {"arr_0"}:
             return self._shapes.lone(arrays["arr_0"])
         return self._shapes.named(arrays)
@@ -93,6 +96,11 @@ def _array(content: bytes, name: str) -> Any:
         return np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise unreadable(f"{name} cannot be read", error) from None
+
+
+def _shown(name: str) -> str:
+    """A file's name as text, whatever its bytes are."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _suffix(name: str) -> str:

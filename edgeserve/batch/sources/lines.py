@@ -118,10 +118,10 @@ class CsvTable(_TextFile):
             raise DataError(f"{path} has no header", hint="its first line names the columns")
         self._width = len(header)
         self._columns: TableColumns = table_columns(
-            str(path), [h.strip() for h in header], interface
+            str(path), [_valid(h.strip()) for h in header], interface
         )
         self.remarks = self._columns.remarks
-        self._header = header
+        self._header = [_valid(name) for name in header]
         self._shapes = RowShapes(interface)
         self._readers = [(c, _reader(c, interface)) for c in self._columns.inputs]
 
@@ -195,6 +195,10 @@ def _reader(columns: InputColumns, interface: Interface) -> Callable[[list[str]]
         return checked(list(map(cell, cells)), spec.dtype)
 
     return read
+
+
+def _valid(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _whole(cell: str) -> int:
