@@ -146,7 +146,8 @@ class RemoteModel:
 
     @property
     def together(self) -> int:
-        return max(1, self.interface.max_batch)
+        told = self.info.independent_rows
+        return max(1, self.interface.max_batch if told is None else told)
 
     def ask_only(self, outputs: tuple[str, ...]) -> None:
         self._outputs = outputs

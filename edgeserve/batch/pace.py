@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 from typing import Final
 
-# Those that `bench` tries, too.
+# Those that `bench` tries, too. They take turns, so that a busy moment of the machine hits all alike.
 _SIZES: Final = (1, 4, 16)
-# A size is tried for so long, and in so many calls; a larger one is not tried if a call would take too long.
+# Each size is tried for so long, and in so many calls; none whose calls would take longer than that.
 _TRIAL_S: Final = 0.25
-_TRIAL_CALLS: Final = 4
+_TRIAL_CALLS: Final = 5
 _LONGEST_CALL_S: Final = 2.0
 # What a worker has at hand should take it so long, and fill no more memory than that.
 _PORTION_S: Final = 0.2
@@ -22,55 +23,45 @@ class RowPace:
 
     def __init__(self, together: int, calls: int) -> None:
         """`together` is the most rows that may share a call, `calls` how many run at a time."""
-        self._waiting = [n for n in _SIZES if n <= together] or [1]
-        self._calls = calls
-        self._rates: dict[int, float] = {}
         self._lock = threading.Lock()
-        self._start(self._waiting.pop(0))
+        self._calls = calls
+        self._tried = {n: _Trial() for n in _SIZES if n <= together} or {1: _Trial()}
         self._row_bytes = 1.0
         self._row_s = 0.0
-
-    def _start(self, size: int) -> None:
-        self.size = size
-        self._first = self._calls  # the first call of each session may compile
-        self._seen = 0
-        self._rows = 0
-        self._seconds = 0.0
+        self._trying = True
+        # How many rows share the next call.
+        self.size = min(self._tried)
 
     def ran(self, size: int, rows: int, seconds: float) -> None:
         """A call of up to `size` rows that did not fail."""
         with self._lock:
-            if size != self.size or not self._is_trying or rows < size:
+            trial = self._tried.get(size)
+            if trial is None or not self._trying or rows < size:
                 return
-            if self._first:
-                self._first -= 1
-                if seconds < _LONGEST_CALL_S:
-                    return
-            self._seen += 1
-            self._rows += rows
-            self._seconds += seconds
-            enough = (
-                self._seconds >= self._calls * _TRIAL_S and self._seen >= _TRIAL_CALLS * self._calls
-            )
-            if not enough and seconds < _LONGEST_CALL_S:
-                return
-            self._rates[size] = self._rows / self._seconds
-            self._next(seconds / size)
+            trial.calls += 1
+            if trial.calls > self._calls or seconds > _LONGEST_CALL_S:  # the first may compile
+                trial.seconds += seconds
+                trial.of_a_row.append(seconds / size)
+            self._choose()
 
-    @property
-    def _is_trying(self) -> bool:
-        return self.size not in self._rates
-
-    def _next(self, row_s: float) -> None:
-        while self._waiting:
-            size = self._waiting.pop(0)
-            if size * row_s <= _LONGEST_CALL_S:
-                self._start(size)
-                return
-        self.size = max(self._rates, key=self._rates.__getitem__)
+    def _choose(self) -> None:
+        """The size that was tried least; the fastest, once all are tried enough."""
+        known = [min(t.of_a_row) for t in self._tried.values() if t.of_a_row]
+        waiting = [
+            n
+            for n, t in self._tried.items()
+            if not t.is_enough(self._calls)
+            and (t.calls or not known or n * min(known) <= _LONGEST_CALL_S)
+        ]
+        if waiting:
+            self.size = min(waiting, key=lambda n: (self._tried[n].seconds, n))
+            return
+        self._trying = False
+        tried = {n: t for n, t in self._tried.items() if t.of_a_row}
+        self.size = min(tried, key=lambda n: statistics.median(tried[n].of_a_row))
 
     def took(self, rows: int, seconds: float, nbytes: int) -> None:
-        """A portion of so many rows, with inputs of `nbytes`, and what decoding, running and encoding it took."""
+        """A portion of so many rows, with inputs of `nbytes`, and what decoding and running it took."""
         if rows:
             with self._lock:
                 self._row_s = seconds / rows
@@ -79,27 +70,40 @@ class RowPace:
     def too_large(self, size: int) -> None:
         """A call of `size` rows failed, each of which runs alone: from now on fewer share a call."""
         with self._lock:
-            self._waiting = [n for n in self._waiting if n < size]
-            self._rates = {n: rate for n, rate in self._rates.items() if n < size} or {1: 1.0}
-            if self.size >= size:
-                self.size = max(self._rates, key=self._rates.__getitem__)
+            self._tried = {n: t for n, t in self._tried.items() if n < size} or {1: _Trial()}
+            if self.size not in self._tried:
+                self.size = max(self._tried)
+                self._trying = self._trying and len(self._tried) > 1
 
     def alone(self) -> None:
         """From now on every row runs in a call of its own."""
         with self._lock:
-            self._waiting = []
-            self._rates = {1: 1.0}
-            self.size = 1
+            self._tried, self._trying, self.size = {1: _Trial()}, False, 1
 
     def portion(self) -> int:
         """How many rows to read next."""
         with self._lock:
+            whole = max(self._tried) if self._trying else self.size
             if not self._row_s:
-                return max(self.size, self._waiting[-1] if self._waiting else 1)
+                return whole
             rows = min(
                 _PORTION_S / self._row_s,
                 _PORTION_BYTES / max(1.0, self._row_bytes),
                 _PORTION_ROWS,
             )
-            most = max(self.size, self._waiting[-1] if self._waiting else 1)
-            return max(most, int(rows) // most * most)
+            return max(1, int(rows) // whole) * whole
+
+
+class _Trial:
+    """What calls of one size took."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.seconds = 0.0
+        self.of_a_row: list[float] = []
+
+    def is_enough(self, calls: int) -> bool:
+        """Of a size whose calls run `calls` at a time."""
+        if self.seconds < calls * _TRIAL_S and len(self.of_a_row) < 1000:
+            return False
+        return len(self.of_a_row) >= _TRIAL_CALLS or self.seconds > _LONGEST_CALL_S

@@ -98,7 +98,9 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """What a server tells of one model. `max_batch` of the interface is 0 where it is not known; `labels` are
-    the class names by output, `class_names` those of the bundle, whichever output they belong to."""
+    the class names by output, `class_names` those of the bundle, whichever output they belong to.
+    `independent_rows` is how many rows a request may have without one changing another's answer; None where the
+    server does not tell."""
 
     name: str
     interface: Interface
@@ -106,6 +108,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     preprocess: Preprocess | None = None
     postprocess: Postprocess | None = None
     class_names: tuple[str, ...] = ()
+    independent_rows: int | None = None
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -153,6 +156,7 @@ def model_info(
             _told(told, "preprocess", Preprocess, None),
             _told(told, "postprocess", Postprocess, None),
             _told(told, "class_names", tuple[str, ...], ()),
+            _told(told, "independent_rows", int, None),
         )
     except msgspec.MsgspecError as error:
         raise unreadable(str(error)) from None

@@ -123,7 +123,7 @@ def test_a_run_goes_on_where_it_stopped(
     stops, resumed = 0, []
     while True:
         try:
-            with begin(Stopping(model, 60), source, output, resume=True) as batch:
+            with begin(Stopping(model, 12), source, output, resume=True) as batch:
                 resumed.append(batch.resumed)
                 summary = batch.run()
             break
@@ -150,7 +150,7 @@ def test_a_run_goes_on_where_it_stopped(
 
 def stopped(model: LocalModel, source: Path, output: Path) -> None:
     with pytest.raises(ModelUnavailable):
-        run(Stopping(model, 40), source, output)
+        run(Stopping(model, 8), source, output)
 
 
 def test_an_output_is_never_replaced_silently(

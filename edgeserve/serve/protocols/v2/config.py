@@ -130,6 +130,8 @@ def config_of(model: ServedModel) -> ModelConfig:
     parameters = _task_parameters(bundle, model.class_names)
     if engine is not None:
         parameters["edgeserve_batching"] = ModelParameter(engine.batching)
+        rows = engine.chain.batching.max_batch if model.interface.max_batch else 1
+        parameters["edgeserve_independent_rows"] = ModelParameter(str(rows))
     return ModelConfig(
         name=model.name,
         platform=platform_of(model),
