@@ -124,7 +124,7 @@ class JsonPort:
         name, expected = f"input '{self.spec.name}'", math.prod(shape)
         if self._rows and shape[0] > self._rows:
             raise InvalidInput(f"{name}: expected a batch of 1 to {self._rows}, got {shape[0]}")
-        found = _commas(memoryview(text)) + 1
+        found = commas(memoryview(text)) + 1
         if found != expected:
             raise InvalidInput(
                 f"{name} data: expected {expected} elements for shape {list(shape)}, got {found}"
@@ -138,6 +138,11 @@ class JsonPort:
                 f"{name} data: expected {expected} {self.spec.dtype} values, in one list or in lists "
                 "that do not differ in length"
             ) from None
+
+    def nested(self, text: memoryview) -> Array:
+        """Nested lists of numbers, whatever their shape. Other threads run between the pieces of a long text. Raises
+        MsgspecError, ValueError, TypeError, OverflowError."""
+        return self._in_pieces(text, _depth(text))
 
     def _in_pieces(self, text: memoryview, depth: int) -> Array:
         """As `_decoded`, but no call takes longer than a piece: other threads wait for Python's lock only
@@ -181,7 +186,7 @@ class JsonPort:
         return (_encoded(spec, array) if spec.dtype == "BYTES" else array).reshape(shape)
 
 
-def _commas(text: memoryview) -> int:
+def commas(text: memoryview) -> int:
     """How many commas a list has: one less than its numbers, nested or not."""
     starts = range(0, len(text), _PIECE)
     return sum([bytes(text[i : i + _PIECE]).count(b",") for i in starts])
@@ -203,7 +208,7 @@ def _cut(text: memoryview) -> Iterator[bytes]:
     yield bytes(text[start:end])
 
 
-def _depth(text: msgspec.Raw) -> int:
+def _depth(text: msgspec.Raw | memoryview) -> int:
     """How many lists open at the start of a JSON value."""
     depth = 0
     for char in bytes(memoryview(text)[:64]):

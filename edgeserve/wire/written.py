@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import time
+from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -14,6 +16,10 @@ from edgeserve.errors import InvalidInput
 from edgeserve.tensors import Array
 from edgeserve.wire.json import NO_JSON_FORM
 
+# Bytes of an array that take some hundred microseconds to write as JSON.
+_PIECE: Final = 65_536
+# Python's lock goes to another thread only while its holder does not want it back.
+_PAUSE_S: Final = 1e-6
 # What becomes of NaN and infinity, which JSON cannot express: an error, Python's tokens, or null.
 NotFinite = Literal["refuse", "token", "null"]
 
@@ -33,20 +39,57 @@ def json_data(name: str, array: Array, datatype: str, *, allow_nan: bool) -> byt
 
 
 def nested_json(
-    name: str, array: Array, datatype: str, not_finite: NotFinite, *, as_b64: bool = False
+    name: str,
+    array: Array,
+    datatype: str,
+    not_finite: NotFinite,
+    *,
+    as_b64: bool = False,
+    most: int | None = None,
 ) -> bytes:
     """An output as nested JSON lists, or a number if it has no axes. FP16 and BF16 are written as the numbers that they
-    are. Bytes that are not text, or all if `as_b64`, become `{"b64": "..."}`.
+    are. Bytes that are not text, or all if `as_b64`, become `{"b64": "..."}`. Other threads run between the pieces of
+    a long text.
 
-    Raises InvalidInput for numbers that are not finite, if they are refused.
+    Raises InvalidInput for numbers that are not finite, if they are refused, and for a long text of more than `most`
+    bytes.
     """
-    if array.dtype == object:
-        return msgspec.json.encode(_texts(array, as_b64=as_b64))
     if datatype == "BF16" and array.dtype == np.uint16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     elif array.dtype == np.float16:
         array = array.astype(np.float32)
-    return _numbers(name, np.ascontiguousarray(array).reshape(array.shape), not_finite)
+
+    def write(part: Array) -> bytes:
+        if part.dtype == object:
+            return msgspec.json.encode(_texts(part, as_b64=as_b64))
+        return _numbers(name, np.ascontiguousarray(part).reshape(part.shape), not_finite)
+
+    if array.nbytes <= _PIECE or not array.ndim:
+        return write(array)
+    pieces: list[bytes] = []
+    size = 0
+    for piece in _in_pieces(array, write):
+        pieces.append(piece)
+        size += len(piece)
+        if most is not None and size > most:
+            raise InvalidInput(f"the answer is larger than {most} bytes")
+        time.sleep(_PAUSE_S)
+    return b"".join(pieces)
+
+
+def _in_pieces(array: Array, write: Callable[[Array], bytes]) -> Iterator[bytes]:
+    """The text of an array with axes, a few rows at a time; of a long row likewise."""
+    step = max(1, _PIECE * len(array) // max(1, array.nbytes))
+    comma = b"["
+    for first in range(0, len(array), step):
+        part = array[first : first + step]
+        if part.nbytes > _PIECE and part.ndim > 1:
+            yield comma
+            yield from _in_pieces(part[0], write)
+        else:
+            yield b"".join((comma, memoryview(write(part))[1:-1]))
+        comma = b","
+    yield b"]"
 
 
 def _numbers(name: str, array: Array, not_finite: NotFinite) -> bytes:

@@ -46,7 +46,7 @@ class BodyCodec:
         self.limits = limits
         self.names = tuple(spec.name for spec in self.interface.outputs)
         self.reader = ValueReader(self.interface, limits, model.images)
-        self.writer = ValueWriter(self.interface, not_finite)
+        self.writer = ValueWriter(self.interface, not_finite, most=limits.output_bytes)
         self._texts = any(spec.dtype == "BYTES" for spec in self.interface.outputs)
 
     def check_size(self, size: int, terms: Any) -> None:

@@ -125,7 +125,7 @@ class DialectCodec(BodyCodec):
     def _of_json(self, body: bytes | memoryview, terms: DialectTerms) -> InferRequest:
         data = bytes(body)
         check_depth(data, self.limits.json_depth)
-        start = data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
+        start = data[:64].lstrip(b" \t\r\n\xef\xbb\xbf")[:1]
         if start == b"[":
             return self.request(self.reader.rows(data), Dialect.BARE, accept=terms.accept)
         document = _envelope(data)

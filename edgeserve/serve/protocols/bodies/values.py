@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from edgeserve.preprocess import Frame, ImageReader
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 from edgeserve.values import Misfit, array_of, packed, unnested
+from edgeserve.wire.json import JsonPort, commas
 from edgeserve.wire.text import kind_of, parse_json
 
 _SCALARS: Final[dict[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
@@ -47,6 +49,7 @@ class ValueReader:
         self._names = {spec.name for spec in interface.inputs}
         self._has_texts = any(spec.dtype == "BYTES" for spec in interface.inputs)
         self._typed = _typed_decoder(interface)
+        self._ports = [JsonPort(spec, limits.elements) for spec in interface.inputs]
 
     # rows
 
@@ -105,21 +108,30 @@ class ValueReader:
         assert decoder is not None
         self._check_count(spec, text)
         try:
-            values, shape = unnested(decoder.decode(text))
-            array = packed(values, spec.dtype)
-        except (msgspec.MsgspecError, ValueError, OverflowError):
+            if len(text) > _GENERAL_BYTES:
+                array = self._ports[0].nested(text)
+            else:
+                values, shape = unnested(decoder.decode(text))
+                array = packed(values, spec.dtype).reshape(shape)
+        except (msgspec.MsgspecError, ValueError, TypeError, OverflowError):
             return None
-        if len(shape) != depth or not array.size:
+        if array.ndim != depth or not array.size:
             return None
-        return self._checked({spec.name: array.reshape(shape)})
+        rows: int = array.shape[0]
+        fits = spec.fits(array.shape) and rows <= self.interface.max_batch
+        if fits and array.size <= self._limits.elements:
+            return Read({spec.name: array}, rows)
+        return self._checked({spec.name: array})
 
     def _check_count(self, spec: TensorSpec, text: memoryview) -> None:
         """Refuse more numbers than fit before they are parsed."""
-        fixed = [d for d in spec.shape[1:] if isinstance(d, int)]
-        if len(fixed) != len(spec.shape) - 1 or not self.interface.max_batch:
+        if len(text) <= _GENERAL_BYTES or not self.interface.max_batch:
             return
-        most = self.interface.max_batch * int(np.prod(fixed, dtype=np.int64))
-        if len(text) > _GENERAL_BYTES and bytes(text).count(b",") + 1 > most:
+        fixed = [d for d in spec.shape[1:] if isinstance(d, int)]
+        if len(fixed) != len(spec.shape) - 1:
+            return
+        most = self.interface.max_batch * math.prod(fixed)
+        if commas(text) + 1 > most:
             raise InvalidInput(
                 f"input '{spec.name}': expected at most {most} values, in {self.interface.max_batch} rows"
             )

@@ -20,18 +20,23 @@ class ValueWriter:
         interface: Interface,
         not_finite: NotFinite,
         as_b64: Callable[[str], bool] = lambda name: False,
+        most: int | None = None,
     ) -> None:
-        """`as_b64` says by an output's name whether its strings are written as base64 even if they are text."""
+        """`as_b64` says by an output's name whether its strings are written as base64 even if they are text; `most` is
+        the largest text of one output in bytes."""
         self._types = {spec.name: spec.dtype for spec in interface.outputs}
         self._batched = interface.max_batch > 0
         self._not_finite = not_finite
         self._as_b64 = as_b64
+        self._most = most
 
     def value(self, name: str, array: Array) -> bytes:
         """One output, whole. Raises InvalidInput for what cannot be written."""
         declared = self._types.get(name, "")
         datatype = declared if declared == "BF16" else dtype_name(array.dtype)
-        return nested_json(name, array, datatype, self._not_finite, as_b64=self._as_b64(name))
+        return nested_json(
+            name, array, datatype, self._not_finite, as_b64=self._as_b64(name), most=self._most
+        )
 
     def columns(self, names: tuple[str, ...], outputs: Tensors) -> bytes:
         """The value of the only output, or an object by name."""

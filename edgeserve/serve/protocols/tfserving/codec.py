@@ -93,7 +93,7 @@ class TfServingCodec(BodyCodec):
     def __init__(self, model: ServedModel, limits: Limits, method: Method) -> None:
         super().__init__(model, limits)
         self.writer = ValueWriter(
-            self.interface, "token", as_b64=lambda name: name.endswith("_bytes")
+            self.interface, "token", lambda name: name.endswith("_bytes"), limits.output_bytes
         )
         self._method = method
 
