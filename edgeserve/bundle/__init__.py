@@ -31,17 +31,20 @@ from edgeserve.bundle.manifest import (
     Variant,
 )
 from edgeserve.bundle.postprocess import (
+    TASKS,
     Classification,
     Detection,
     Embedding,
     Postprocess,
     Segmentation,
+    TaskKind,
 )
 from edgeserve.bundle.reading import Bundle, VariantFiles
 from edgeserve.names import NAME
 
 __all__ = [
     "NAME",
+    "TASKS",
     "Accuracy",
     "Batching",
     "Binding",
@@ -73,6 +76,7 @@ __all__ = [
     "Segmentation",
     "Source",
     "Task",
+    "TaskKind",
     "Variant",
     "VariantFiles",
 ]

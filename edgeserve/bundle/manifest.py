@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from edgeserve.bundle.fidelity import Accuracy, Fidelity, OutputKind, OutputTolerance
-from edgeserve.bundle.postprocess import Postprocess
+from edgeserve.bundle.postprocess import Postprocess, TaskKind
 from edgeserve.devices.names import device_kind, is_on
 from edgeserve.errors import BundleError
 from edgeserve.tensors import DTYPES, Interface, TensorSpec
@@ -78,7 +78,7 @@ class Task(_Strict, frozen=True):
     """What the model is for. `labels` is a text file in the bundle, one class per line. `postprocess` says how
     outputs become an answer; None: they are the answer."""
 
-    kind: Literal["classification", "detection", "segmentation", "embedding", "generic"] = "generic"
+    kind: TaskKind | Literal["generic"] = "generic"
     preprocess: Preprocess | None = None
     labels: FileEntry | None = None
     postprocess: Postprocess | None = None

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
 from edgeserve.bundle.fidelity import Record
 
+TaskKind = Literal["classification", "detection", "segmentation", "embedding"]
+TASKS: Final[tuple[str, ...]] = get_args(TaskKind)
 Activation = Literal["none", "softmax", "sigmoid"]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
@@ -27,6 +29,12 @@ class Classification(Record, frozen=True, tag="classification", tag_field="kind"
     top_k: _Count = 5
     threshold: _Share = 0.0
 
+    def describe(self) -> str:
+        """In words: `classes of 'logits' after softmax, the best 5`."""
+        after = f" after {self.activation}" if self.activation != "none" else ""
+        of = f" with a score of {self.threshold:g} or more" if self.threshold else ""
+        return f"classes of '{self.output}'{after}, the best {self.top_k}{of}"
+
 
 class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
     """Boxes with a class and a score each.
@@ -43,7 +51,7 @@ class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
     top: `xyxy` are two corners, `yxyx` likewise, `xywh` a corner and a size, `cxcywh` a centre and a size. `unit`: pixels
     of the model's input, or shares of its width and height. `activation` is applied to scores. `nms`: boxes of one
     class which overlap by more than `iou_threshold` (intersection over union) are one. `first_class` is the number of
-    the class that the first label names, 1 where 0 is the background.
+    the class that the first label names: 1 where 0 is the background, -1 where only the labels begin with it.
     """
 
     layout: Literal["lists", "matrix", "rows", "yolo", "yolo_objectness"]
@@ -58,7 +66,18 @@ class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
     threshold: _Share = 0.25
     iou_threshold: _Share = 0.45
     max_detections: _Count = 100
-    first_class: Literal[0, 1] = 0
+    first_class: Literal[-1, 0, 1] = 0
+
+    def describe(self) -> str:
+        """In words: `boxes of 'output0' (yolo: cxcywh in pixels), NMS above 0.45, score 0.25 or more, at most 100`."""
+        names = (self.boxes, self.scores, self.classes, self.count)
+        of = ", ".join(f"'{n}'" for n in names if n is not None)
+        after = f", scores after {self.activation}" if self.activation != "none" else ""
+        nms = f", class-wise NMS above {self.iou_threshold:g}" if self.nms else ""
+        return (
+            f"boxes of {of} ({self.layout}: {self.box} in {self.unit}){after}{nms}, "
+            f"score {self.threshold:g} or more, at most {self.max_detections}"
+        )
 
 
 class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
@@ -71,12 +90,21 @@ class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
     activation: Literal["none", "sigmoid"] = "none"
     threshold: _Share = 0.5
 
+    def describe(self) -> str:
+        """In words: `a class map of 'out' (NCHW)`."""
+        after = f" after {self.activation}" if self.activation != "none" else ""
+        return f"a class map of '{self.output}' ({self.layout}){after}"
+
 
 class Embedding(Record, frozen=True, tag="embedding", tag_field="kind"):
     """`output` holds a vector for each row; `normalize` divides it by its length (L2)."""
 
     output: str
     normalize: bool = True
+
+    def describe(self) -> str:
+        """In words: `the vector 'embedding', divided by its length`."""
+        return f"the vector '{self.output}'" + (", divided by its length" if self.normalize else "")
 
 
 Postprocess = Classification | Detection | Segmentation | Embedding

@@ -6,7 +6,7 @@ import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from edgeserve.exporting import to_json
 from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
+    from edgeserve.bundle import TaskKind
     from edgeserve.conversion.report import Conversion, VariantRow
 
 
@@ -188,7 +189,18 @@ def command(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Task of a Hugging Face model [from its config].")
+        str | None,
+        typer.Option(
+            help="What the model is for: classification, detection, segmentation or embedding [recognised where "
+            "the file shows it]; or the task of a Hugging Face model [from its config]."
+        ),
+    ] = None,
+    postprocess: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TOML",
+            help="File that says how outputs become an answer (docs/postprocess.md).",
+        ),
     ] = None,
     signature: Annotated[
         str | None, typer.Option(help="Signature of a SavedModel [serving_default].")
@@ -215,8 +227,9 @@ def command(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> int:
+    from edgeserve.bundle import TASKS
     from edgeserve.cli.convert_many import ALL, convert_for
-    from edgeserve.cli.images import preprocess_from
+    from edgeserve.cli.images import postprocess_from, preprocess_from
     from edgeserve.cli.quality import parse_decibels, parse_kinds
     from edgeserve.cli.shapes import parse_shapes
     from edgeserve.conversion.options import Options, SourceOptions
@@ -242,7 +255,7 @@ def command(
             python_path=tuple(python_path or ()),
             input_types=_input_types(input_type or []),
             trust_source=trust_source,
-            task=task,
+            task=None if task in TASKS else task,
             signature=signature,
         ),
         target=(target or ["auto"])[0],
@@ -253,6 +266,8 @@ def command(
         evaluate=evaluate,
         preprocess=preprocess_from(preprocess, flags),
         labels=labels,
+        task=cast("TaskKind", task) if task in TASKS else None,
+        postprocess=postprocess_from(postprocess) if postprocess is not None else {},
         shapes=parse_shapes(shape or []),
         simplify=simplify,
         max_drop=max_drop,

@@ -1,4 +1,4 @@
-"""Preprocessing from flags and from a TOML file, flags first."""
+"""Preprocessing from flags and from a TOML file, flags first; postprocessing from a TOML file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def preprocess_from(file: Path | None, flags: Mapping[str, Any]) -> Preprocess |
 
     from edgeserve.bundle import Preprocess
 
-    values: dict[str, Any] = _read(file) if file is not None else {}
+    values: dict[str, Any] = _read(file, "preprocess") if file is not None else {}
     if flags.get("image_size") is not None:
         values["height"], values["width"] = _size(str(flags["image_size"]))
     for key in ("crop_ratio", "interpolation", "channels", "layout", "scale"):
@@ -59,14 +59,28 @@ def preprocess_from(file: Path | None, flags: Mapping[str, Any]) -> Preprocess |
     return result
 
 
-def _read(file: Path) -> dict[str, Any]:
+def postprocess_from(file: Path) -> dict[str, Any]:
+    """The fields of a postprocess, alone in a file or in its table `[postprocess]`; `convert` checks them against the
+    model. Raises UsageError for a file that cannot be read or says nothing."""
+    values = _read(file, "postprocess")
+    if not values:
+        raise UsageError(
+            f"{file} says nothing of a postprocess",
+            hint='kind = "classification"; docs/postprocess.md shows a file for each kind',
+        )
+    return values
+
+
+def _read(file: Path, table: str) -> dict[str, Any]:
     import tomllib
 
     try:
         data = tomllib.loads(file.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file} is not a readable TOML file", cause=str(error)) from None
-    inner = data.get("preprocess", data)
+    # One file may hold both tables.
+    others = {"preprocess", "postprocess"} - {table}
+    inner = data.get(table, {} if others & set(data) else data)
     return dict(inner) if isinstance(inner, dict) else {}
 
 

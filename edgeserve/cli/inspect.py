@@ -10,7 +10,7 @@ import typer
 from edgeserve.tables import print_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeserve.tensors import TensorSpec
 
 _SHOWN_DIGITS = 12
+_SHOWN_LABELS = 3
 
 
 def register(app: typer.Typer) -> None:
@@ -140,6 +141,8 @@ def _render_bundle(report: BundleReport) -> None:
         ("source", _source(manifest.source)),
         ("task", manifest.task.kind),
         ("preprocess", _preprocess(manifest.task)),
+        ("postprocess", _postprocess(manifest.task)),
+        ("labels", _labels(manifest.task, report.labels)),
         ("batch", _batch(manifest)),
         ("state", state_text(manifest.state)),
         ("golden", f"{manifest.golden.samples} samples"),
@@ -265,7 +268,24 @@ def _preprocess(task: Task) -> str | None:
     image = task.preprocess
     if image is None:
         return None
-    return f"{image.channels} image {image.width}x{image.height}, {image.layout}"
+    fitted = {
+        "crop": "resized and cropped to",
+        "letterbox": "fitted and padded to",
+        "stretch": "stretched to",
+    }[image.resize]
+    return f"{image.channels} image {fitted} {image.width}x{image.height}, {image.layout}"
+
+
+def _postprocess(task: Task) -> str | None:
+    how = task.postprocess
+    return None if how is None else how.describe()
+
+
+def _labels(task: Task, names: Sequence[str]) -> str | None:
+    if task.labels is None:
+        return None
+    some = ", ".join(names[:_SHOWN_LABELS]) + (", …" if len(names) > _SHOWN_LABELS else "")
+    return f"{len(names)} classes: {some}"
 
 
 def _measured(m: Measured) -> tuple[str, ...]:

@@ -6,14 +6,14 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from edgeserve.bundle import Candidate
+from edgeserve.bundle import TASKS, Candidate
 from edgeserve.conversion.job import Job
 from edgeserve.conversion.options import Options
 from edgeserve.conversion.search.choose import Decision, acceptable, optional_entries
 from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.conversion.sources.native import NATIVE
 from edgeserve.conversion.tools.registry import shortest_path
-from edgeserve.errors import CheckFailed, UnsupportedModel, UsageError
+from edgeserve.errors import CheckFailed, UnsupportedModel, UsageError, did_you_mean
 from edgeserve.runtimes import runtime
 from edgeserve.targets.schema import Target
 
@@ -23,6 +23,13 @@ _WITHOUT_STRICT = "leave out --strict to write the bundle with the variants that
 
 def check_source(options: Options, model: SourceModel) -> None:
     """Raise UsageError for what cannot be had of this source, before anything expensive is done."""
+    task = options.source.task
+    if task is not None and model.source.format != "huggingface":
+        raise UsageError(
+            f"--task {task} is not a task of this model",
+            cause=f"tasks of Hugging Face models have such names, and {model.path.name} is {model.source.format}",
+            hint=did_you_mean(task, TASKS, f"tasks are {', '.join(TASKS)}"),
+        )
     wants_int8 = options.precision == "int8" and model.precision in ("fp32", "fp16")
     if wants_int8 and model.facts.convolves and options.calibrate is None and not options.recipes:
         raise UsageError("int8 needs calibration data", hint=_WITHOUT_DATA)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edgeserve.bundle import Batching
+from edgeserve.conversion.answering import Decided
 from edgeserve.conversion.bounds import Bounds
 from edgeserve.conversion.data import Data
 from edgeserve.conversion.options import Options
@@ -17,7 +18,7 @@ class Job(msgspec.Struct, frozen=True):
     """The source, the target and the samples, with what was asked for.
 
     `interface` has `max_batch` set where requests may share a batch; `batching` says why, or why not.
-    `threads` are those of one call while variants are timed (0: the engine's choice).
+    `answering` is how outputs become an answer. `threads` are those of one call while variants are timed (0: the engine's choice).
     """
 
     options: Options
@@ -28,3 +29,4 @@ class Job(msgspec.Struct, frozen=True):
     batching: Batching
     bounds: Bounds
     threads: int
+    answering: Decided = Decided()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeserve.bundle import Preprocess
+from edgeserve.bundle import Preprocess, TaskKind
 from edgeserve.errors import UsageError
 from edgeserve.names import NAME, NAME_RULE
 
@@ -53,7 +53,8 @@ class Options(Demands, frozen=True, kw_only=True):
     `source` is what converters must know about sources that are not ONNX. `calibrate` is a folder of images,
     an `.npz`, `.npy` or CSV, "module:function", "command: …", the word `random`, or a callable that returns
     an iterable of samples; `evaluate` a labels CSV or an `.npz` with labels; `labels` a text file with one
-    class name a line. `recipes` restricts what is tried for int8 and int4; `max_time`, in seconds, limits
+    class name a line; `task` what the model is for, if it is not recognised, and `postprocess` the fields of a
+    Postprocess, over those that are recognised. `recipes` restricts what is tried for int8 and int4; `max_time`, in seconds, limits
     the repair of variants that miss the bounds; `output_kinds` gives by name what outputs hold; `explain`
     ranks layers by their error.
     """
@@ -67,6 +68,8 @@ class Options(Demands, frozen=True, kw_only=True):
     evaluate: str | None = None
     preprocess: Preprocess | None = None
     labels: str | None = None
+    task: TaskKind | None = None
+    postprocess: Mapping[str, object] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
     simplify: bool = False
     output_kinds: Mapping[str, str] = {}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
+from edgeserve.bundle.labels import names_in
 from edgeserve.bundle.writing import bundle_writer, check_destination
+from edgeserve.conversion.answering import Decided, OutputFacts, decide
 from edgeserve.conversion.batching import by_graph
 from edgeserve.conversion.bounds import Bounds
 from edgeserve.conversion.demands import check_source, enforce, unmet_wishes
@@ -29,15 +33,22 @@ from edgeserve.conversion.search.restore import explain
 from edgeserve.conversion.search.search import Found, Search
 from edgeserve.conversion.search.timing import threads_served
 from edgeserve.conversion.sources.first_run import LEVEL_OPTION, first_run
+from edgeserve.conversion.sources.model import SourceModel
 from edgeserve.conversion.sources.native import with_own_runtime
 from edgeserve.conversion.sources.reading import open_source, read_source
 from edgeserve.conversion.sources.reference import Reference
 from edgeserve.conversion.writing import write_bundle
 from edgeserve.errors import EdgeServeError
+from edgeserve.evaluate import Samples
 from edgeserve.progress import Say, silent
 from edgeserve.quantize import LayerError
 from edgeserve.runtimes import Session
 from edgeserve.runtimes.detect import resolve_target
+from edgeserve.tensors import Interface
+
+# Answers of the source that show what its outputs are, and how long they may take.
+_LOOKED_AT: Final = 8
+_LOOK_S: Final = 2.0
 
 
 def convert(
@@ -91,14 +102,45 @@ def _prepared(
         threads = threads_served(reference, first.data.proof[0])
         reference.limit_threads(threads)
         interface, batching = by_graph(model)
+        answering = _answering(model, options, interface, first.data.proof, reference)
         target = first.target(with_own_runtime(target, model))
         # A source that is quantized has no floats to be faster than.
         speed_counts = is_here(target) and model.precision in ("fp32", "fp16")
         bounds = Bounds.of(options, model.precision, speed_counts=speed_counts)
         yield (
-            Job(options, model, target, first.data, interface, batching, bounds, threads),
+            Job(
+                options, model, target, first.data, interface, batching, bounds, threads, answering
+            ),
             reference,
         )
+
+
+def _answering(
+    model: SourceModel,
+    options: Options,
+    interface: Interface,
+    samples: Samples,
+    reference: Reference,
+) -> Decided:
+    """How outputs become an answer, by what the source answers to a few samples."""
+    end = time.monotonic() + _LOOK_S
+    inputs, answers = [], []
+    for index in range(min(_LOOKED_AT, len(samples))):
+        inputs.append(samples[index])
+        answers.append(reference.run(inputs[-1]))
+        if time.monotonic() > end:
+            break
+    labels = None if options.labels is None else names_in(Path(options.labels).read_text("utf-8"))
+    facts = OutputFacts(
+        interface,
+        model.kinds,
+        answers,
+        inputs,
+        labels=labels,
+        labelled=options.evaluate is not None,
+        has_graph=model.proto is not None,
+    )
+    return decide(facts, options.task, options.postprocess)
 
 
 def _decided(job: Job, search: Search, found: Found) -> list[Decision]:

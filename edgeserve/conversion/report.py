@@ -102,6 +102,7 @@ def report(
         remarks=(
             *data.remarks,
             *source_remarks(job.model),
+            *job.answering.remarks,
             *remarks_on(job.interface, job.model.kinds),
             *unmoved(found.proof.wanted),
             *notes,

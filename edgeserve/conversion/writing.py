@@ -110,9 +110,10 @@ def _task(job: Job, labels: FileEntry | None) -> Task:
     scores = class_scores(job.interface, job.model.kinds)
     classifies = scores is not None and (labels or job.options.evaluate)
     return Task(
-        kind="classification" if classifies else "generic",
+        kind=job.answering.kind or ("classification" if classifies else "generic"),
         preprocess=job.options.preprocess,
         labels=labels,
+        postprocess=job.answering.postprocess,
     )
 
 

@@ -22,7 +22,7 @@ class BundleReport(msgspec.Struct, frozen=True):
     """A bundle whose files are all as they were written: `verified_files` of them were read.
 
     `unlisted` are files in the folder that the manifest does not name; nothing vouches for them.
-    `placements` is empty unless candidates were opened.
+    `labels` are class names. `placements` is empty unless candidates were opened.
     """
 
     path: str
@@ -32,6 +32,7 @@ class BundleReport(msgspec.Struct, frozen=True):
     unlisted: tuple[str, ...]
     manifest: Manifest
     placements: tuple[PlacedHere, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def place_bundle(path: Path) -> BundleReport:
@@ -54,6 +55,7 @@ def inspect_bundle(path: Path) -> BundleReport:
         parts=_parts(bundle),
         unlisted=tuple(sorted(bundle.present() - listed)),
         manifest=manifest,
+        labels=tuple(bundle.labels() or ()),
     )
 
 

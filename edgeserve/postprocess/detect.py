@@ -115,7 +115,7 @@ def _best(scores: Array, how: Detection) -> tuple[Array, Array]:
     background, that one is nothing."""
     if not scores.size:
         return np.zeros(len(scores)), np.zeros(len(scores), int)
-    first = how.first_class
+    first = max(0, how.first_class)
     cleaned = np.where(np.isnan(scores), -np.inf, scores)[:, first:]
     found = cleaned.argmax(axis=1)
     return np.take_along_axis(cleaned, found[:, None], axis=1)[:, 0], found + first

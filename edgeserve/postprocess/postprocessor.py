@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from edgeserve.bundle import Classification, Detection, Embedding, Postprocess, Segmentation, Task
+from edgeserve.errors import InvalidInput
 from edgeserve.postprocess.answers import Answer, AnswerOptions, EmbeddingAnswer, TensorsAnswer
 from edgeserve.postprocess.classify import classes, looks_like_probabilities
 from edgeserve.postprocess.detect import boxes
 from edgeserve.postprocess.rows import numbers, row_of
 from edgeserve.postprocess.segment import mask
 from edgeserve.preprocess import Frame
-from edgeserve.tensors import Array, Interface, Tensors
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 
 
 class Postprocessor:
@@ -37,8 +38,10 @@ class Postprocessor:
         self._guesses = False  # whether each row shows whether it holds logits
         self.how: Postprocess | None = task.postprocess
         if self.how is None and len(labels) == 1:
-            self.how = Classification(next(iter(labels)))
-            self._guesses = True
+            ((output, classes),) = labels.items()
+            if _are_scores(interface.output(output), len(classes)):
+                self.how = Classification(output)
+                self._guesses = True
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class Postprocessor:
 
         labels = self._labels_of(how.output)
         if isinstance(how, Classification):
-            scores = _flat(array, row, batched=batched)
+            scores = self._flat(array, row, how.output)
             if self._guesses and not looks_like_probabilities(scores):
                 how = Classification(how.output, "softmax")
             return classes(scores, how, labels, options)
@@ -90,15 +93,29 @@ class Postprocessor:
             rank = 2 if how.layout == "index" else 3
             scores = row_of(array, row, batched=batched, rank=rank, name=how.output)
             return mask(scores, how, labels, frame, options)
-        return _embedding(numbers(_flat(array, row, batched=batched)), how)
+        return _embedding(numbers(self._flat(array, row, how.output)), how)
+
+    def _flat(self, array: Array, row: int, output: str) -> Array:
+        """One row as a vector, whatever axes of 1 it has. Raises InvalidInput where rows were sent together to a model
+        that does not keep them apart."""
+        if self._interface.max_batch > 0:
+            return np.atleast_1d(array[row]).reshape(-1)
+        shape = self._interface.output(output).shape
+        if array.ndim > 1 and len(array) != 1 and isinstance(shape[0], str):
+            raise InvalidInput(
+                f"output '{output}' has {len(array)} rows: this model answers one row a request"
+            )
+        return array.reshape(-1)
 
     def _labels_of(self, output: str) -> Sequence[str]:
         return self._labels.get(output, self._names)
 
 
-def _flat(array: Array, row: int, *, batched: bool) -> Array:
-    """One row as a vector, whatever axes of 1 it has."""
-    return np.atleast_1d(array[row] if batched else array).reshape(-1)
+def _are_scores(spec: TensorSpec, classes: int) -> bool:
+    """Whether a row of an output can be a number for each of the classes, or the one for the second of two."""
+    row = spec.shape[1:] if len(spec.shape) > 1 else spec.shape
+    longer = [d for d in row if d != 1]
+    return len(longer) <= 1 and (not longer or isinstance(longer[0], str) or longer[0] == classes)
 
 
 def _embedding(vector: Array, how: Embedding) -> EmbeddingAnswer:

@@ -63,7 +63,7 @@ written     {created}, schema 1.0
 target      cpu-x86
 source      linear.onnx (onnx, opset 17, 232 B, sha256 {sha256}…)
 task        classification
-preprocess  RGB image 8x8, NCHW
+preprocess  RGB image resized and cropped to 8x8, NCHW
 batch       requests may share one, up to 64 rows
 golden      4 samples
 digests     all 3 files match their digests
