@@ -38,13 +38,13 @@ class Served:
 
     def the_model(self) -> str:
         """The name of the model that routes without a model's name are about: the only one. Raises ModelNotFound."""
-        names = sorted({entry.source.name for entry in self.repository.entries()})
+        names = {entry.source.name for entry in self.repository.entries()}
         if len(names) == 1:
-            return names[0]
+            return names.pop()
         if not names:
             raise ModelNotFound("no model is served")
         raise ModelNotFound(
-            f"this route serves a server's only model, and there are {len(names)}: {', '.join(names)}"
+            f"this route serves a server's only model, and there are {len(names)}: {', '.join(sorted(names))}"
         )
 
     def kept(self, make: Callable[[Served], T]) -> T:

@@ -21,6 +21,7 @@ from edgeserve.serve.http.route import NoRoute
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answer
+from edgeserve.serve.protocols.bodies.long import LONG_BYTES, fields_of, general
 from edgeserve.serve.protocols.bodies.media import Media, form_parts
 from edgeserve.serve.protocols.bodies.tables import (
     as_inputs,
@@ -118,8 +119,7 @@ class DialectCodec(BodyCodec):
             arrays = from_npz(body, self.limits) if kind == NPZ else {"": from_npy(body)}
             return self._table(as_inputs(arrays, self.interface), terms)
         if kind in _LINES:
-            lines = from_json_lines(body, self.limits)
-            return self.request(self.reader.listed(lines), self._usual, accept=terms.accept)
+            return self._of_lines(bytes(body), terms)
         return self._of_json(body, terms)
 
     def _of_json(self, body: bytes | memoryview, terms: DialectTerms) -> InferRequest:
@@ -130,15 +130,37 @@ class DialectCodec(BodyCodec):
             return self.request(self.reader.rows(data), Dialect.BARE, accept=terms.accept)
         document = _envelope(data)
         if document is None:
-            return self.of_document(parse_json(data), terms.accept, data)
-        options = _options(document.parameters)
-        if type(document.instances) is msgspec.Raw:
+            return self.of_document(general(data), terms.accept, data)
+        read: Read | None = None
+        form = Dialect.BARE
+        if _is_list(document.instances):
             read, form = self.reader.rows(document.instances), Dialect.ROWS
-        elif type(document.data) is msgspec.Raw and bytes(document.data).startswith(b"["):
-            read, form = self.reader.rows(document.data), Dialect.BARE
-        else:
-            return self.of_document(parse_json(data), terms.accept, data)
+        elif _is_list(document.data):
+            read = self.reader.rows(document.data)
+        elif _is_v2(document.inputs):
+            return self._v2.decode(data, None)
+        elif len(data) > LONG_BYTES:
+            read, form = self._long(document, data)
+        if read is None:
+            return self.of_document(general(data), terms.accept, data)
+        options = _options(document.parameters)
         return self.request(read, form, accept=terms.accept, options=options)
+
+    def _long(self, document: _Envelope, data: bytes) -> tuple[Read | None, Dialect]:
+        """Of what is too long to become objects; None for another form."""
+        if type(document.inputs) is msgspec.Raw:
+            return self.reader.columns(document.inputs), Dialect.COLUMNS
+        for value, form in (
+            (document.Inputs, Dialect.RESULTS),
+            (document.input_data, Dialect.BARE),
+            (document.dataframe_split, Dialect.BARE),
+        ):
+            if type(value) is msgspec.Raw:
+                rows = (fields_of(value) or {}).get("data", value)
+                return (self.reader.rows(rows), form) if _is_list(rows) else (None, form)
+        if (fields_of(data) or {"": None}).keys() <= {spec.name for spec in self.interface.inputs}:
+            return self.reader.columns(data), Dialect.COLUMNS
+        return None, Dialect.BARE
 
     def of_document(self, document: Any, accept: str, text: bytes = b"") -> InferRequest:
         """JSON that has been parsed; `text` is what it was parsed from. Raises InvalidInput."""
@@ -155,7 +177,7 @@ class DialectCodec(BodyCodec):
             return made(self.reader.listed(document["instances"]), Dialect.ROWS)
         if "inputs" in document:
             value = document["inputs"]
-            if _is_v2(value):
+            if _are_v2(value):
                 return self._v2.decode(text or orjson.dumps(document), None)
             return made(self.reader.named(value), Dialect.COLUMNS)
         if "Inputs" in document:
@@ -183,6 +205,15 @@ class DialectCodec(BodyCodec):
             f"the JSON has the fields {sorted(document)[:8]}: expected instances, inputs, or the inputs {names}"
         )
 
+    def _of_lines(self, data: bytes, terms: DialectTerms) -> InferRequest:
+        if len(data) > LONG_BYTES:
+            check_depth(data, self.limits.json_depth)
+            lines = [line for line in data.split(b"\n") if line.strip()]
+            read = self.reader.rows(b"[%b]" % b",".join(lines))
+        else:
+            read = self.reader.listed(from_json_lines(data, self.limits))
+        return self.request(read, self._usual, accept=terms.accept)
+
     def _of_form(self, body: bytes | memoryview, terms: DialectTerms) -> InferRequest:
         parts = form_parts(body, terms.media.parameters.get("boundary"))
         files = [part for part in parts if part.data]
@@ -194,7 +225,7 @@ class DialectCodec(BodyCodec):
             kind = files[0].media or _BINARY
             inner = DialectTerms(Media(kind, {}), terms.accept)
             return self.decode(files[0].data, inner if kind != FORM else terms)
-        texts = {part.name: parse_json(bytes(part.data)) for part in files}
+        texts = {part.name: general(bytes(part.data)) for part in files}
         return self.request(self.reader.named(texts), Dialect.COLUMNS, accept=terms.accept)
 
     def _image(self, images: list[Any], terms: DialectTerms) -> InferRequest:
@@ -265,8 +296,13 @@ class DialectCodec(BodyCodec):
 class _Envelope(msgspec.Struct):
     """The usual keys, whose values are not parsed yet."""
 
-    instances: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # a union would be parsed
-    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
+    # A union would be parsed.
+    instances: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    Inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    input_data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    dataframe_split: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
     parameters: Any = None
 
 
@@ -299,7 +335,20 @@ def _options(parameters: Any) -> AnswerOptions:
     )
 
 
-def _is_v2(value: Any) -> bool:
+def _is_list(value: Any) -> bool:
+    """Whether a value that is not parsed yet is there, and a list."""
+    return type(value) is msgspec.Raw and bytes(memoryview(value)[:1]) == b"["
+
+
+def _is_v2(inputs: msgspec.Raw) -> bool:
+    """Whether the inputs, not parsed yet, are a list of V2's tensors."""
+    if not _is_list(inputs) or b'"datatype"' not in bytes(inputs):
+        return False
+    return bytes(memoryview(inputs)[1:64]).lstrip()[:1] == b"{"
+
+
+def _are_v2(value: Any) -> bool:
+    """As `_is_v2`, of inputs that have been parsed."""
     return (
         isinstance(value, list)
         and bool(value)

@@ -14,16 +14,20 @@ import numpy as np
 
 from edgeserve.errors import InvalidInput
 from edgeserve.preprocess import Frame, ImageReader
+from edgeserve.serve.protocols.bodies.long import (
+    LONG_BYTES,
+    LongNumbers,
+    columns_of,
+    fields_of,
+    general,
+)
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
 from edgeserve.values import Misfit, array_of, packed, unnested
-from edgeserve.wire.json import JsonPort, commas
-from edgeserve.wire.text import kind_of, parse_json
+from edgeserve.wire.json import commas
+from edgeserve.wire.text import kind_of
 
 _SCALARS: Final[dict[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
-# Of more text than that only typed lists are made, where the input is a number's: general objects may take
-# fifty times the memory of their text.
-_GENERAL_BYTES: Final = 1 << 20
 _B64: Final = "b64"
 # Under these names clients of other servers send the bytes of an image.
 _IMAGE_KEYS: Final = ("b64", "image_bytes", "image", "data", "body")
@@ -49,7 +53,7 @@ class ValueReader:
         self._names = {spec.name for spec in interface.inputs}
         self._has_texts = any(spec.dtype == "BYTES" for spec in interface.inputs)
         self._typed = _typed_decoder(interface)
-        self._ports = [JsonPort(spec, limits.elements) for spec in interface.inputs]
+        self._long = LongNumbers(interface, limits.elements)
 
     # rows
 
@@ -60,13 +64,17 @@ class ValueReader:
             found = self._quick(data)
             if found is not None:
                 return found
-            if len(data) > _GENERAL_BYTES:
+        if len(data) > LONG_BYTES and self.images is None:
+            named = columns_of(data)
+            if named is not None and not _is_b64(named):
+                return self._of_texts(named)
+            if self._typed is not None and b'"' not in bytes(data):
                 spec = self.interface.inputs[0]
                 raise InvalidInput(
                     f"instances: expected rows of {spec.describe()} in lists that do not differ in length, "
                     "with numbers alone"
                 )
-        return self.listed(parse_json(bytes(data)))
+        return self.listed(general(bytes(data)))
 
     def listed(self, rows: Any) -> Read:
         """A list of rows that is parsed already. Raises InvalidInput."""
@@ -108,8 +116,9 @@ class ValueReader:
         assert decoder is not None
         self._check_count(spec, text)
         try:
-            if len(text) > _GENERAL_BYTES:
-                array = self._ports[0].nested(text)
+            long = self._long.array(spec, text)
+            if long is not None:
+                array = long
             else:
                 values, shape = unnested(decoder.decode(text))
                 array = packed(values, spec.dtype).reshape(shape)
@@ -125,7 +134,7 @@ class ValueReader:
 
     def _check_count(self, spec: TensorSpec, text: memoryview) -> None:
         """Refuse more numbers than fit before they are parsed."""
-        if len(text) <= _GENERAL_BYTES or not self.interface.max_batch:
+        if len(text) <= LONG_BYTES or not self.interface.max_batch:
             return
         fixed = [d for d in spec.shape[1:] if isinstance(d, int)]
         if len(fixed) != len(spec.shape) - 1:
@@ -140,7 +149,30 @@ class ValueReader:
 
     def columns(self, text: msgspec.Raw | bytes, *, ignore_unknown: bool = False) -> Read:
         """The inputs as JSON text: an object by name, or the value of the only one. Raises InvalidInput."""
-        return self.named(parse_json(bytes(memoryview(text))), ignore_unknown=ignore_unknown)
+        data = memoryview(text)
+        if len(data) > LONG_BYTES:
+            fields = fields_of(data)
+            if fields is not None and ignore_unknown:
+                fields = {name: v for name, v in fields.items() if name in self._names}
+            if fields is not None and not any(b'"' in bytes(v) for v in fields.values()):
+                return self._of_texts(fields)
+            if fields is None and len(self.interface.inputs) == 1:
+                (spec,) = self.interface.inputs
+                array = self._long.array(spec, data)
+                if array is not None:
+                    return self._checked({spec.name: array})
+        return self.named(general(bytes(data)), ignore_unknown=ignore_unknown)
+
+    def _of_texts(self, texts: Mapping[str, msgspec.Raw | bytes]) -> Read:
+        """Of the JSON text of each input. Raises InvalidInput."""
+        arrays = {}
+        for name, text in texts.items():
+            spec = self.interface.input(name)
+            array = self._long.array(spec, text)
+            if array is None:
+                array = self._array(spec, general(bytes(memoryview(text))))
+            arrays[name] = array
+        return self._checked(arrays)
 
     def named(self, value: Any, *, ignore_unknown: bool = False) -> Read:
         """As `columns`, of a value that is parsed already."""
@@ -254,7 +286,7 @@ def _typed_decoder(interface: Interface) -> tuple[msgspec.json.Decoder[Any], int
     return msgspec.json.Decoder(nested), depth
 
 
-def _is_b64(value: dict[str, Any]) -> bool:
+def _is_b64(value: Mapping[str, Any]) -> bool:
     return len(value) == 1 and _B64 in value
 
 

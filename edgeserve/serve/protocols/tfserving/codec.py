@@ -20,6 +20,7 @@ from edgeserve.preprocess import is_image
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answer
+from edgeserve.serve.protocols.bodies.long import general
 from edgeserve.serve.protocols.bodies.values import Read
 from edgeserve.serve.protocols.bodies.written import ValueWriter
 from edgeserve.serve.settings.limits import Limits
@@ -137,7 +138,7 @@ class TfServingCodec(BodyCodec):
         """Rows of features by input, with those of `context` where a row has none. Raises InvalidInput."""
         if not _given(fields.examples):
             raise InvalidInput(f"expected 'examples', as {self._method} has them")
-        examples = parse_json(bytes(fields.examples))
+        examples = general(bytes(fields.examples))
         if not isinstance(examples, list) or not examples:
             raise InvalidInput("examples: expected a list of objects with at least one")
         shared: dict[str, Any] = {}
@@ -212,7 +213,7 @@ def _fields(data: bytes) -> _Body:
         if b"NaN" not in data and b"Infinity" not in data:
             raise InvalidInput(f"the body is not a JSON object of this protocol: {error}") from None
     # The tokens NaN and Infinity, which only the general parser reads.
-    document = as_object(parse_json(data), "request")
+    document = as_object(general(data), "request")
     name = document.get("signature_name")
     if name is not None and not isinstance(name, str):
         raise InvalidInput(f"signature_name: expected a string, got {kind_of(name)}")

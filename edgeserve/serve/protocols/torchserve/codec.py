@@ -23,12 +23,13 @@ from edgeserve.preprocess import is_image
 from edgeserve.serve.http.response import JSON, Response
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answer
+from edgeserve.serve.protocols.bodies.long import general
 from edgeserve.serve.protocols.bodies.media import Media, form_parts, media_of
 from edgeserve.serve.protocols.bodies.tables import as_inputs, from_npy
 from edgeserve.serve.protocols.bodies.values import Read, decoded_b64
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Tensors
-from edgeserve.wire.text import check_depth, parse_json
+from edgeserve.wire.text import check_depth
 
 _FORM: Final = "multipart/form-data"
 # The names of the part that its handlers read.
@@ -75,7 +76,7 @@ class TorchServeCodec(BodyCodec):
         if text is not None:
             return text
         check_depth(data, self.limits.json_depth)
-        return self._of_json(parse_json(data))
+        return self._of_json(general(data))
 
     def _as_text(self, data: bytes, terms: Media) -> BodyRequest | None:
         """A body that is not JSON: base64 of an image, or what a model of texts reads."""
