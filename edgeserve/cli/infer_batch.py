@@ -29,10 +29,14 @@ from edgeserve.cli.output import progress, stderr_console
 from edgeserve.client import Access, connect
 from edgeserve.errors import DataError, EdgeServeError, UsageError
 from edgeserve.exporting import to_json
-from edgeserve.preprocess import ImageReader
+from edgeserve.preprocess import ImageLimits, ImageReader
 
 if TYPE_CHECKING:
     from edgeserve.bundle import Preprocess
+
+
+# Files of one's own: a photograph of the largest cameras fits.
+_LIMITS = ImageLimits(pixels=250_000_000, bytes=1 << 30)
 
 
 class BatchRequest(msgspec.Struct, frozen=True):
@@ -65,7 +69,9 @@ def infer_batch(request: BatchRequest, access: Access | None, *, json: bool) -> 
         raise DataError(f"{request.source} does not exist")
     with _model(request, access) as model:
         how = request.preprocess or model.preprocess
-        source = open_source(request.source, model.interface, ImageReader.of(how, model.interface))
+        source = open_source(
+            request.source, model.interface, ImageReader.of(how, model.interface, _LIMITS)
+        )
         for remark in source.remarks:
             stderr_console().print(remark, markup=False, soft_wrap=True)
         form = _form(request, model, how, output)

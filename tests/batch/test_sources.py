@@ -203,17 +203,20 @@ def test_a_folder_of_images_and_tensors(tmp_path: Path) -> None:
     (folder / "a.jpg").write_bytes(b"not an image")
     np.savez(folder / "c.npz", image=np.ones((3, 4, 4), np.float32))
     np.save(folder / "d.npy", np.array([{}], object), allow_pickle=True)
+    Image.fromarray(np.full((8, 6, 3), 100, np.uint8)).save(folder / "e.tif")
     (folder / "notes.txt").write_text("")
     source = open_source(folder, interface, ImageReader.of(how, interface))
     rows = decoded(source)
-    assert list(rows) == ["a.jpg", "b/grüße.png", "c.npz", "d.npy"]
+    assert list(rows) == ["a.jpg", "b/grüße.png", "c.npz", "d.npy", "e.tif"]
     assert source.remarks == ("ignored files that are neither images nor tensors: 1",)
-    assert "cannot be read" in str(rows["a.jpg"])
+    assert rows["a.jpg"] == "a.jpg is not a readable image: its format is not known"
     expected = load_image(folder / "b" / "grüße.png", how)
     np.testing.assert_allclose(rows["b/grüße.png"]["image"][0], expected, atol=1e-6)
     assert rows["c.npz"]["image"].shape == (1, 3, 4, 4)
     assert "pickles could execute anything" in str(rows["d.npy"])
+    np.testing.assert_allclose(rows["e.tif"]["image"], 100 / 255, atol=1e-3)
     (folder / "a.jpg").unlink()
+    (folder / "e.tif").unlink()
     (folder / "b" / "grüße.png").unlink()
     assert open_source(folder, interface, None).total == 2
 

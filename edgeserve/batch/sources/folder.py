@@ -15,7 +15,8 @@ from edgeserve.batch.rows import DecodedRow, Portion, RowName, RowShapes
 from edgeserve.batch.sources.base import SourceIdentity
 from edgeserve.bundle.files import arrays_in
 from edgeserve.errors import BundleError, DataError, InvalidInput, UsageError
-from edgeserve.preprocess import IMAGE_SUFFIXES, ImageReader
+from edgeserve.preprocess import IMAGE_SUFFIXES, ImageReader, is_image
+from edgeserve.preprocess.files import read_framed
 from edgeserve.tensors import Interface, Tensors
 from edgeserve.values import unreadable
 
@@ -75,7 +76,11 @@ class Folder:
         suffix = _suffix(value)
         if suffix in IMAGE_SUFFIXES:
             assert self._reader is not None
-            image = self._reader.read(content)
+            if not is_image(content):  # a TIFF: one that a server does not take
+                tensor, frame = read_framed(io.BytesIO(content), _shown(value), self._reader.how)
+                spec = self._reader.spec
+                return DecodedRow({spec.name: self._shapes.of(spec, tensor)}, frame)
+            image = self._reader.read(content, _shown(value))
             return DecodedRow({self._reader.spec.name: image.tensor}, image.frame)
         if suffix == ".npz":
             return DecodedRow(self._of_npz(content, value))
