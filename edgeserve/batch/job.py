@@ -175,7 +175,7 @@ class BatchRun:
         """Write what workers have done, in order, until all of it is."""
         early: dict[int, _Done] = {}
         following, ended = 0, 0
-        committed = time.monotonic()
+        committed = 0.0  # the first rows at once: then a kill leaves something to continue
         while ended < self._count or following in early:
             done = self._done.get()
             if isinstance(done, BaseException):

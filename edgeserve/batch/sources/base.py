@@ -43,7 +43,7 @@ class RowSource(Protocol):
         ...
 
     def decode(self, name: RowName, value: Any) -> DecodedRow:
-        """Raises InvalidInput, DataError."""
+        """The inputs, checked. Raises InvalidInput, DataError."""
         ...
 
 

@@ -81,6 +81,7 @@ class Folder:
                 spec = self._reader.spec
                 return DecodedRow({spec.name: self._shapes.of(spec, tensor)}, frame)
             image = self._reader.read(content, _shown(value))
+            self._reader.spec.check(image.tensor)
             return DecodedRow({self._reader.spec.name: image.tensor}, image.frame)
         if suffix == ".npz":
             return DecodedRow(self._of_npz(content, value))
