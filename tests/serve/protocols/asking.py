@@ -7,6 +7,7 @@ import json
 from typing import Any, NamedTuple
 
 from tests.serve.background import Background
+from tests.serve.running import Served
 
 
 class Answered(NamedTuple):
@@ -22,7 +23,7 @@ class Answered(NamedTuple):
 
 
 def ask(
-    server: Background, path: str, body: Any = None, method: str = "POST", **headers: str
+    server: Background | Served, path: str, body: Any = None, method: str = "POST", **headers: str
 ) -> Answered:
     """`body` is sent as it is if it is bytes, else as JSON; `headers` have _ for -."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -18,11 +18,25 @@ def preset(cloud: str, environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_folder(cloud: str, folder: Path) -> None:
-    """Raises UsageError unless a cloud's model folder is there."""
+    """Raises UsageError unless a cloud's model folder is a bundle, or holds one or a repository of models."""
+    from edgeserve.bundle.manifest import MANIFEST_NAME
+
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"no model to serve: {folder} {what}",
-            cause=f"--cloud {cloud} serves what the platform puts there: a bundle NAME.edge, or a repository of models",
-            hint=f"on another machine, name one: edgeserve run --cloud {cloud} NAME.edge",
-        )
+        problem = "is not a folder" if folder.exists() else "does not exist"
+    else:
+        try:
+            there = [child for child in sorted(folder.iterdir()) if not child.name.startswith(".")]
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be read", cause=error.strerror) from None
+        if (
+            any(child.is_dir() or child.suffix == ".edge" for child in there)
+            or (folder / MANIFEST_NAME).is_file()
+        ):
+            return
+        names = ", ".join(child.name for child in there[:5])
+        problem = f"holds no bundle, only {names}" if names else "is empty"
+    raise UsageError(
+        f"no model to serve: {folder} {problem}",
+        cause=f"--cloud {cloud} serves what the platform puts there: a bundle NAME.edge, or a repository of models",
+        hint=f"on another machine, name one: edgeserve run --cloud {cloud} NAME.edge",
+    )

@@ -35,7 +35,8 @@ def preset(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     if environ.get(_MULTI, "").strip().lower() == "true":
         # Nothing is loaded until the platform asks for it.
-        found |= {"bundle": _MODELS, "load": (), "model_control": True}
+        del found["bundle"]
+        found |= {"repository": _MODELS, "load": (), "model_control": True}
     payload = _number(environ, "SAGEMAKER_MAX_PAYLOAD_IN_MB")
     if payload is not None:
         found["max_body"] = payload << 20

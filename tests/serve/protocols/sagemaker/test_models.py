@@ -12,6 +12,7 @@ from edgeserve.serve.settings.server import Settings
 from tests.serve.background import Background
 from tests.serve.protocols.asking import Answered, ask
 from tests.serve.repositories import shifted_bundle, version
+from tests.serve.running import Served
 
 INFER, CONTROL = "infer-key-0123456789", "control-key-0123456789"
 ROW = [[0, 0, 0, 0]]
@@ -34,7 +35,9 @@ def server(repository: Path) -> Iterator[Background]:
         yield running
 
 
-def load(server: Background, name: str, url: str = "/opt/ml/models/x", **headers: str) -> Answered:
+def load(
+    server: Background | Served, name: str, url: str = "/opt/ml/models/x", **headers: str
+) -> Answered:
     return ask(server, "/models", {"model_name": name, "url": url}, **headers)
 
 
@@ -183,3 +186,16 @@ def test_the_platform_s_folders_are_models(tmp_path: Path) -> None:
     with Background(settings) as server:
         assert load(server, "0a1b", "/opt/ml/models/0a1b/model").status == 200
         assert ask(server, "/models/0a1b/invoke", ROW).json == [[4.0] * 4]
+
+
+def test_all_workers_load_and_unload(repository: Path, tmp_path: Path) -> None:
+    flags = ("--protocols", "sagemaker", "--workers", "2", "--model-control", "--load", "a")
+    with Served(tmp_path, repository, *flags) as server:
+        assert load(server, "b").status == 200
+        assert load(server, "b").status == 409
+        answers = [ask(server, "/models/b/invoke", ROW) for _ in range(8)]
+        assert all(answer.json == [[2.0] * 4] for answer in answers)
+        assert ask(server, "/models/b", method="DELETE").status == 200
+        assert {ask(server, "/models/b/invoke", ROW).status for _ in range(8)} == {404}
+        assert ask(server, "/ping", method="GET").status == 200
+        assert server.stop() == 0
