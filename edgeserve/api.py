@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeserve.bundle import Bundle, Candidate, Preprocess
+from edgeserve.bundle import Bundle, Candidate, Postprocess, Preprocess
 from edgeserve.chain import Chain, ChainOptions
 from edgeserve.chain.planning import planned
 from edgeserve.devices import usable_cores
@@ -37,6 +37,7 @@ def convert(
     evaluate: str | Path | None = None,
     preprocess: Preprocess | None = None,
     labels: str | Path | None = None,
+    postprocess: Postprocess | Mapping[str, object] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     simplify: bool = False,
     max_drop: float = 1.0,
@@ -62,11 +63,11 @@ def convert(
 ) -> Conversion:
     """Convert a model into a bundle; the parameters are `edgeserve convert`'s flags.
 
-    `min_sqnr` is in dB, for all outputs or by name; `output_kinds` says by name what outputs hold. `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
+    `min_sqnr` is in dB, for all outputs or by name; `output_kinds` says by name what outputs hold; `postprocess` how they become an answer, as a struct or some of its fields. `max_size` is in bytes, `max_latency` in ms, `max_time` in seconds. `progress(what, share)` is called with what is being done and, where known, the share done (0-1).
     Returns the report that the command prints. Raises EdgeServeError; on any error `output` is as
     it was before.
     """
-    from edgeserve.conversion.options import Options, SourceOptions
+    from edgeserve.conversion.options import Options, SourceOptions, asked_task
     from edgeserve.conversion.pipeline import convert as run
 
     options = Options(
@@ -76,7 +77,7 @@ def convert(
             python_path=tuple(python_path),
             input_types=dict(input_types or {}),
             trust_source=trust_source,
-            task=task,
+            task=None if asked_task(task) else task,
             signature=signature,
         ),
         target=target,
@@ -87,6 +88,8 @@ def convert(
         evaluate=_text(evaluate),
         preprocess=preprocess,
         labels=_text(labels),
+        task=asked_task(task),
+        postprocess=_fields(postprocess),
         shapes=dict(shapes or {}),
         simplify=simplify,
         max_drop=max_drop,
@@ -104,6 +107,15 @@ def convert(
         tool_env=tool_env,
     )
     return run(Path(source), Path(output), options, progress)
+
+
+def _fields(how: Postprocess | Mapping[str, object] | None) -> Mapping[str, object]:
+    if how is None:
+        return {}
+    if isinstance(how, Mapping):
+        return how
+    fields = {name: getattr(how, name) for name in how.__struct_fields__}
+    return fields | {"kind": how.__struct_config__.tag}
 
 
 def load(

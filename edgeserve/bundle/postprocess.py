@@ -83,7 +83,7 @@ class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
 class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
     """`output` holds a number for each class and pixel; the class with the largest is the pixel's. `layout`: "NCHW",
     "NHWC", or "index" where it holds the numbers of the classes. With one class, what is `threshold` or more after
-    `activation` belongs to class 1."""
+    `activation` belongs to class 1, which the only label names."""
 
     output: str
     layout: Literal["NCHW", "NHWC", "index"] = "NCHW"

@@ -6,7 +6,7 @@ import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -16,7 +16,6 @@ from edgeserve.exporting import to_json
 from edgeserve.tables import print_line, print_table, size_text
 
 if TYPE_CHECKING:
-    from edgeserve.bundle import TaskKind
     from edgeserve.conversion.report import Conversion, VariantRow
 
 
@@ -227,12 +226,11 @@ def command(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
 ) -> int:
-    from edgeserve.bundle import TASKS
     from edgeserve.cli.convert_many import ALL, convert_for
     from edgeserve.cli.images import postprocess_from, preprocess_from
     from edgeserve.cli.quality import parse_decibels, parse_kinds
     from edgeserve.cli.shapes import parse_shapes
-    from edgeserve.conversion.options import Options, SourceOptions
+    from edgeserve.conversion.options import Options, SourceOptions, asked_task
     from edgeserve.conversion.pipeline import convert
     from edgeserve.conversion.plot import check_plot
     from edgeserve.conversion.plot import plot as draw
@@ -255,7 +253,7 @@ def command(
             python_path=tuple(python_path or ()),
             input_types=_input_types(input_type or []),
             trust_source=trust_source,
-            task=None if task in TASKS else task,
+            task=None if asked_task(task) else task,
             signature=signature,
         ),
         target=(target or ["auto"])[0],
@@ -266,7 +264,7 @@ def command(
         evaluate=evaluate,
         preprocess=preprocess_from(preprocess, flags),
         labels=labels,
-        task=cast("TaskKind", task) if task in TASKS else None,
+        task=asked_task(task),
         postprocess=postprocess_from(postprocess) if postprocess is not None else {},
         shapes=parse_shapes(shape or []),
         simplify=simplify,

@@ -81,6 +81,17 @@ class Options(Demands, frozen=True, kw_only=True):
     tool_env: bool = True
 
 
+def asked_task(text: str | None) -> TaskKind | None:
+    """What a model is for; None for nothing, and for what only Hugging Face models call a task."""
+    kinds: dict[str, TaskKind] = {
+        "classification": "classification",
+        "detection": "detection",
+        "segmentation": "segmentation",
+        "embedding": "embedding",
+    }
+    return kinds.get(text or "")
+
+
 def check_options(options: Options) -> None:
     """Refuse what no conversion could make sense of. Raises UsageError naming the flag."""
     limits = {

@@ -96,7 +96,11 @@ def package(source: Path, destination: Path, options: PackageOptions, say: Say) 
     bundle = Bundle.open(source)
     chain = chosen_chain(bundle, options.runtimes, options.variants)
     target = device(options.arch, options.python)
-    needed = requirements(chain, target, () if options.grpc_port is None else ("grpc",))
+    extras = {
+        "grpc": options.grpc_port is not None,
+        "images": bundle.manifest.task.preprocess is not None,  # it answers photographs
+    }
+    needed = requirements(chain, target, [name for name, used in extras.items() if used])
     with folder_writer(destination, _KIND, force=options.force) as (root, work):
         say("copying the bundle", None)
         travelling = root / f"{safe_name(bundle.name)}.edge"

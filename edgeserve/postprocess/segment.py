@@ -31,6 +31,8 @@ def mask(
     if frame is not None:
         found = _as_seen(found, frame)
     height, width = found.shape
+    if how.layout != "index" and len(labels) == 1:  # the one class, which is there or not
+        labels = ("background", *labels)
     numbers, counts = np.unique(found, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     shares = tuple(

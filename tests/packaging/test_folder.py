@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from edgeserve.bundle import Bundle, Candidate
+from edgeserve.bundle.manifest import MANIFEST_NAME
 from edgeserve.errors import EnvironmentProblem, OutputExists, UsageError
 from edgeserve.packaging import DevicePackage, PackageOptions, package
 from edgeserve.packaging.device import device
@@ -44,7 +45,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheelhouse of empty wheels with the names and versions that real ones would have."""
     folder = tmp_path_factory.mktemp("house")
     chain = [Candidate("v", name, "cpu") for name in ("onnxruntime", "litert", "openvino")]
-    for text in requirements(chain, device(), ("grpc",)):
+    for text in requirements(chain, device(), ("grpc", "images")):
         name = parse(text).name
         try:
             number = version(name)
@@ -89,7 +90,7 @@ def test_everything_the_device_needs_and_no_other_engine(tmp_path: Path, house: 
     made = written(two_runtimes(tmp_path), out, house, runtimes=("litert",), http_port=9000)
     names = wheel_names(out)
     assert {"edgeserve", "ai_edge_litert", "numpy"} <= names
-    assert not names & {"onnxruntime", "openvino", "onnx", "grpcio"}
+    assert not names & {"onnxruntime", "openvino", "onnx", "grpcio", "pillow"}
     assert {p.name for p in out.iterdir()} == {
         "README.txt", "SHA256SUMS", "edgeserve-linear.service", "install.sh", "linear.edge",
         "package.json", "serve.toml", "tools", "wheels",
@@ -226,6 +227,17 @@ def test_the_unit_is_one_that_systemd_reads(tmp_path: Path, plain: Path) -> None
     unit.write_text(text.replace("@@VENV@@/bin/edgeserve", "/bin/true").replace("@@HERE@@", "/"))
     run = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert "edgeserve-linear.service" not in run.stderr
+
+
+def test_what_decodes_images_travels_with_a_bundle_that_takes_them(
+    tmp_path: Path, house: Path
+) -> None:
+    bundle, out = linear_bundle(tmp_path), tmp_path / "package"
+    manifest = json.loads((bundle / MANIFEST_NAME).read_bytes())
+    manifest["task"]["preprocess"] = {"kind": "image", "height": 1, "width": 1}
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+    written(bundle, out, house)
+    assert "pillow" in {name.lower() for name in wheel_names(out)}
 
 
 def test_grpc_travels_where_its_port_is_asked_for(tmp_path: Path, house: Path) -> None:

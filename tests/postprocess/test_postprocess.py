@@ -176,9 +176,45 @@ def test_a_number_of_boxes_that_depends_on_the_data(rows: int) -> None:
 
 
 def test_scores_and_boxes_that_are_not_numbers_are_dropped() -> None:
-    boxes = np.array([[0, 0, 1, 1, np.nan, 0], [np.inf, 0, 1, 1, 0.9, 0], [0, 0, 1, 1, 0.5, 1]])
+    boxes = np.array(
+        [[0, 0, 1, 1, np.nan, 0], [np.inf, 0, 1, 1, 0.9, 0], [0, 0, 1, 1, np.inf, 0], [0, 0, 1, 1, 0.5, 1]]
+    )  # fmt: skip
     (answer,) = answered(made(Detection("rows", "b"), 0), b=boxes)
     assert [b.score for b in answer.boxes] == [0.5]
+
+
+def test_a_score_that_is_not_a_number_hides_no_other() -> None:
+    table = np.zeros((1, 6, 9), np.float32)
+    table[0, :, 2] = [5, 5, 2, 2, np.nan, 0.8]
+    table[0, :, 3] = [9, 9, 2, 2, np.nan, np.nan]
+    (answer,) = answered(made(Detection("yolo", "b", box="cxcywh", nms=True)), b=table)
+    assert [(b.index, b.score) for b in answer.boxes] == [(1, pytest.approx(0.8))]
+
+
+def test_labels_that_begin_with_a_background_which_the_model_does_not_count() -> None:
+    boxes = np.array([[0, 0, 1, 1, 0.9, 0.0]])
+    post = made(Detection("rows", "b", first_class=-1), 0, names=["???", "cat"])
+    (answer,) = answered(post, b=boxes)
+    assert [(b.label, b.index) for b in answer.boxes] == [("cat", 1)]
+
+
+def test_boxes_are_inside_the_photograph() -> None:
+    (answer,) = made(Detection("rows", "b"), 0).answers(
+        {"b": np.array([[-50.0, 0.0, 300.0, 90.0, 0.9, 0.0]])}, 1, [FRAME]
+    )
+    assert isinstance(answer, BoxesAnswer)
+    assert answer.boxes[0].box == (0, 0, 200, 100)
+
+
+def test_rows_that_were_sent_together_to_a_model_of_one_row_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="one row a request"):
+        answered(made(Classification("y"), 0), y=np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("shape", [("batch", 84, 8400), ("batch", 3)])
+def test_labels_of_what_is_not_a_score_for_each_make_no_classes(shape: Any) -> None:
+    interface = Interface((IMAGE,), (TensorSpec("y", "FP32", shape),), 8)
+    assert Postprocessor(Task(), interface, {"y": ["a", "b"]}).how is None
 
 
 @pytest.mark.parametrize(
@@ -254,6 +290,13 @@ def test_one_class_is_there_or_not() -> None:
     scores = np.array([[[[-1.0, 1.0]]]])
     (answer,) = answered(made(Segmentation("y", activation="sigmoid")), y=scores)
     assert [(c.index, c.score) for c in answer.mask.classes] == [(0, 0.5), (1, 0.5)]
+
+
+def test_the_only_label_names_what_is_there() -> None:
+    scores = np.array([[[[-1.0, 1.0]]]])
+    post = made(Segmentation("y", activation="sigmoid"), names=["road"])
+    (answer,) = answered(post, y=scores)
+    assert [c.label for c in answer.mask.classes] == ["background", "road"]
 
 
 def test_a_vector_has_length_one() -> None:
