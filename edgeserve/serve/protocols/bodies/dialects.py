@@ -37,7 +37,7 @@ from edgeserve.serve.protocols.bodies.values import Read, decoded_b64
 from edgeserve.serve.protocols.codec import Codec
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Tensors
-from edgeserve.wire.text import check_depth, kind_of, parse_json
+from edgeserve.wire.text import check_depth, kind_of
 
 CSV: Final = "text/csv"
 NPY: Final = "application/x-npy"
@@ -114,7 +114,9 @@ class DialectCodec(BodyCodec):
             return self._image([body], terms)
         if kind == CSV:
             header = terms.media.parameters.get("header", "").lower() in ("present", "true", "1")
-            return self._table(from_csv(body, self.interface, header=header), terms)
+            return self._table(
+                from_csv(body, self.interface, self.reader.numbers, header=header), terms
+            )
         if kind in (NPY, NPZ) or (kind == _BINARY and bytes(body[:6]) == b"\x93NUMPY"):
             arrays = from_npz(body, self.limits) if kind == NPZ else {"": from_npy(body)}
             return self._table(as_inputs(arrays, self.interface), terms)
@@ -223,7 +225,7 @@ class DialectCodec(BodyCodec):
             return self._image([part.data for part in files], terms)
         if len(files) == 1:
             kind = files[0].media or _BINARY
-            inner = DialectTerms(Media(kind, {}), terms.accept)
+            inner = msgspec.structs.replace(terms, media=Media(kind, {}))
             return self.decode(files[0].data, inner if kind != FORM else terms)
         texts = {part.name: general(bytes(part.data)) for part in files}
         return self.request(self.reader.named(texts), Dialect.COLUMNS, accept=terms.accept)
@@ -279,18 +281,18 @@ class DialectCodec(BodyCodec):
     def _in_media(self, request: BodyRequest, outputs: Tensors) -> bytes:
         media = request.accept
         if media == NPZ:
-            return to_npz({name: outputs[name] for name in request.outputs})
+            return to_npz({n: self.writer.readable(n, outputs[n]) for n in request.outputs})
         if media in _LINES:
-            rows = parse_json(self.writer.rows(request.outputs, outputs, request.rows))
-            return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+            return self.writer.lines(request.outputs, outputs, request.rows)
         if len(request.outputs) != 1:
             raise InvalidInput(
                 f"the model has {len(request.outputs)} outputs, which {media} cannot hold: accept {JSON} or {NPZ}"
             )
-        array = outputs[request.outputs[0]]
+        (name,) = request.outputs
+        array = self.writer.readable(name, outputs[name])
         if media == NPY:
             return to_npy(array)
-        return to_csv(array if not request.whole else array[None])
+        return to_csv(array[None] if request.whole else array, self.limits.output_bytes)
 
 
 class _Envelope(msgspec.Struct):

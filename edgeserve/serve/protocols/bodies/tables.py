@@ -8,16 +8,24 @@ import io
 import math
 import re
 import zipfile
+import zlib
 from typing import Any, Final
 
 import numpy as np
 
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.http.content import BodyTooLarge
+from edgeserve.serve.protocols.bodies.long import (
+    LONG_BYTES,
+    LongNumbers,
+    check_values,
+    csv_as_json,
+)
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, as_bytes
 from edgeserve.values import Misfit, fitting
 from edgeserve.wire.text import check_depth, parse_json
+from edgeserve.wire.written import nested_json
 
 _NPY_HEADER: Final = 10_000  # bytes, as numpy's own limit
 _NPY: Final = b"\x93NUMPY"
@@ -28,11 +36,21 @@ _NPY_TYPE: Final = re.compile(r"[<>=|]?[biufSU]\d{1,6}|\?")
 _NPY_AXES: Final = 32
 
 
-def from_csv(body: bytes | memoryview, interface: Interface, *, header: bool = False) -> Tensors:
+def from_csv(
+    body: bytes | memoryview, interface: Interface, numbers: LongNumbers, *, header: bool = False
+) -> Tensors:
     """One row a line, for the only input, whose other axes are filled in their order; or, with a header of the inputs'
-    names, a column for each. Raises InvalidInput."""
+    names, a column for each. `numbers` reads what is long. Raises InvalidInput."""
+    data = bytes(body)
+    if len(data) > LONG_BYTES and len(interface.inputs) == 1:
+        (spec,) = interface.inputs
+        rows = data.partition(b"\n")[2] if header else data.removeprefix(b"\xef\xbb\xbf")
+        array = _long(rows, spec, numbers)
+        if array is not None:
+            return {spec.name: array}
+    check_values(data.replace(b"\n", b","))
     try:
-        text = bytes(body).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidInput("the CSV is not UTF-8") from None
     try:
@@ -62,10 +80,25 @@ def from_csv(body: bytes | memoryview, interface: Interface, *, header: bool = F
     return {spec.name: _cells(lines, spec)}
 
 
+def _long(data: bytes, spec: TensorSpec, numbers: LongNumbers) -> Array | None:
+    """The rows of a long CSV; None for what only the general reader reads, such as `.5` or quoted values."""
+    try:
+        array = numbers.array(spec, csv_as_json(data))
+    except InvalidInput:
+        return None
+    if array is None or array.ndim != 2 or not array.size:
+        return None
+    return array.reshape(_shape(spec, *array.shape))
+
+
 def _cells(lines: list[list[str]], spec: TensorSpec) -> Array:
     if spec.dtype == "BYTES":
         texts = as_bytes(np.array(lines, object))
         return texts.reshape(_shape(spec, len(lines), len(lines[0])))
+    if spec.dtype == "BF16":
+        raise InvalidInput(
+            f"input '{spec.name}' is BF16, which arrays of numpy and CSV do not hold"
+        )
     kind = float if spec.numpy_dtype.kind == "f" else int
     try:
         values = [[kind(cell) for cell in line] for line in lines]
@@ -185,6 +218,10 @@ def from_npz(body: bytes | memoryview, limits: Limits) -> Tensors:
                 raise BodyTooLarge(f"the .npz holds more than {most} bytes")
             found = {}
             for member in members:
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise InvalidInput(
+                        f"'{member.filename:.60}' is compressed otherwise than by numpy"
+                    )
                 with archive.open(member) as file:
                     data = file.read(member.file_size + 1)
                 name = member.filename.removesuffix(".npy")
@@ -197,6 +234,7 @@ def from_npz(body: bytes | memoryview, limits: Limits) -> Tensors:
         NotImplementedError,
         RuntimeError,
         ValueError,
+        zlib.error,
     ) as error:
         raise InvalidInput(f"the body is not an .npz file: {error!s:.120}") from None
 
@@ -209,6 +247,8 @@ def as_inputs(arrays: Tensors, interface: Interface) -> Tensors:
     found = {}
     for name, array in arrays.items():
         spec = interface.input(name)
+        if spec.dtype == "BF16":
+            raise InvalidInput(f"input '{name}' is BF16, which arrays of numpy and CSV do not hold")
         if spec.dtype == "BYTES":
             if array.dtype.kind not in "SU":
                 raise InvalidInput(f"input '{name}': expected texts, got {array.dtype}")
@@ -244,18 +284,22 @@ def _plain(array: Array) -> Array:
     return as_bytes(array).astype(bytes) if array.dtype == object else array
 
 
-def to_csv(array: Array) -> bytes:
-    """A line for each row, whose values are flat."""
-    rows = (
-        array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
-        if array.ndim
-        else array.reshape(1, 1)
-    )
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        writer.writerow(_cell(value) for value in row.tolist())
-    return file.getvalue().encode()
+def to_csv(array: Array, most: int) -> bytes:
+    """A line for each row, whose values are flat. Raises InvalidInput for more than `most` bytes."""
+    width = math.prod(array.shape[1:])
+    rows = array.reshape(len(array) if array.ndim else 1, width)
+    if array.dtype.kind in "fiu":
+        lines = [nested_json("", row, "", "token", most=most)[1:-1] + b"\n" for row in rows]
+        text = b"".join(lines)
+    else:
+        file = io.StringIO(newline="")
+        writer = csv.writer(file, lineterminator="\n")
+        for row in rows:
+            writer.writerow(_cell(value) for value in row.tolist())
+        text = file.getvalue().encode()
+    if len(text) > most:
+        raise InvalidInput(f"the answer is larger than {most} bytes")
+    return text
 
 
 def _cell(value: object) -> object:

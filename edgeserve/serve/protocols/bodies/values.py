@@ -53,7 +53,7 @@ class ValueReader:
         self._names = {spec.name for spec in interface.inputs}
         self._has_texts = any(spec.dtype == "BYTES" for spec in interface.inputs)
         self._typed = _typed_decoder(interface)
-        self._long = LongNumbers(interface, limits.elements)
+        self.numbers = LongNumbers(interface, limits.elements)
 
     # rows
 
@@ -116,7 +116,7 @@ class ValueReader:
         assert decoder is not None
         self._check_count(spec, text)
         try:
-            long = self._long.array(spec, text)
+            long = self.numbers.array(spec, text)
             if long is not None:
                 array = long
             else:
@@ -158,7 +158,7 @@ class ValueReader:
                 return self._of_texts(fields)
             if fields is None and len(self.interface.inputs) == 1:
                 (spec,) = self.interface.inputs
-                array = self._long.array(spec, data)
+                array = self.numbers.array(spec, data)
                 if array is not None:
                     return self._checked({spec.name: array})
         return self.named(general(bytes(data)), ignore_unknown=ignore_unknown)
@@ -168,7 +168,7 @@ class ValueReader:
         arrays = {}
         for name, text in texts.items():
             spec = self.interface.input(name)
-            array = self._long.array(spec, text)
+            array = self.numbers.array(spec, text)
             if array is None:
                 array = self._array(spec, general(bytes(memoryview(text))))
             arrays[name] = array

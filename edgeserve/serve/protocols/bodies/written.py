@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
+import numpy as np
 import orjson
 
 from edgeserve.errors import InvalidInput
@@ -58,8 +59,28 @@ class ValueWriter:
         Without an axis for rows, the outputs are the one row. Raises InvalidInput for an output that has another
         number of rows.
         """
+        self._check_rows(names, outputs, rows)
         if not self._batched:
             return b"[%s]" % self.columns(names, outputs)
+        if len(names) == 1:
+            return self.value(names[0], outputs[names[0]])
+        return b"[%s]" % b",".join(self._each(names, outputs, rows))
+
+    def lines(self, names: tuple[str, ...], outputs: Tensors, rows: int) -> bytes:
+        """As `rows`, each on a line of its own."""
+        self._check_rows(names, outputs, rows)
+        if not self._batched:
+            return self.columns(names, outputs) + b"\n"
+        return b"".join(line + b"\n" for line in self._each(names, outputs, rows))
+
+    def _each(self, names: tuple[str, ...], outputs: Tensors, rows: int) -> Iterator[bytes]:
+        for row in range(rows):
+            yield self.columns(names, {name: outputs[name][row, ...] for name in names})
+
+    def _check_rows(self, names: tuple[str, ...], outputs: Tensors, rows: int) -> None:
+        """Raises InvalidInput."""
+        if not self._batched:
+            return
         for name in names:
             array = outputs[name]
             if not array.ndim or len(array) != rows:
@@ -67,11 +88,12 @@ class ValueWriter:
                     f"output '{name}' has the shape {list(array.shape)}, not a row for each of the {rows} "
                     "instances: ask with inputs, not instances"
                 )
-        if len(names) == 1:
-            return self.value(names[0], outputs[names[0]])
-        return b"[%s]" % b",".join(
-            self.object({name: outputs[name][row, ...] for name in names}) for row in range(rows)
-        )
+
+    def readable(self, name: str, array: Array) -> Array:
+        """An output in a type that numpy has."""
+        if self._types.get(name) == "BF16" and array.dtype == np.uint16:
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array
 
 
 def listed(values: list[object]) -> bytes:

@@ -53,6 +53,12 @@ def npz(**arrays: Any) -> bytes:
     return file.getvalue()
 
 
+def compressed(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
 def triton() -> tuple[bytes, str]:
     entry = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}}  # fmt: skip
     start = json.dumps({"inputs": [entry]}).encode()
@@ -76,9 +82,12 @@ RIGHT: Final[list[tuple[bytes, str]]] = [
     (b"x,y\n1,2\n", "text/csv; header=present"),
     (npy([[1, 2]]), "application/x-npy"),
     (npz(x=np.float32([[1, 2]]), ids=np.int64([1])), "application/x-npz"),
+    (compressed(x=np.float32([[1, 2]] * 20)), "application/x-npz"),
     (photograph(), "image/jpeg"),
     (photograph(kind="PNG"), "application/octet-stream"),
     FORM,
+    form(("x", "", b"[[1, 2]]")),
+    form(("x", "", b"[[1, 2]]"), ("ids", "", b"[7]")),
     triton(),
 ]  # fmt: skip
 MEDIA: Final = sorted({media for _, media in RIGHT} | {"", "text/plain", "application/x-nothing", ";;", "a/b;c"})  # fmt: skip

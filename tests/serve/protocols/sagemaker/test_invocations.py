@@ -42,6 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
     """Models of all kinds on one server; `m` has versions 1 (x + 1) and 2 (x + 2)."""
     folder = tmp_path_factory.mktemp("sagemaker")
+    doubling_bundle(folder)
     colours_bundle(folder)
     boxes_bundle(folder)
     found_bundle(folder)
@@ -188,6 +189,17 @@ def test_an_image_gets_an_answer_for_people(several: Background) -> None:
     assert invoke(several, "colours", body, content_type=media).json["classes"][0]["label"] == "blue"  # fmt: skip
     boxes = invoke(several, "boxes", photograph("red", 80, 40), content_type="image/png")
     assert boxes.json["boxes"][0]["label"] == "dog"
+
+
+def test_a_form_may_hold_any_body(several: Background) -> None:
+    body, media = form(("data", "x.json", b"[[1, 2]]"))
+    assert invoke(several, "double", body, content_type=media).json == [[2.0, 4.0]]
+    typed = body.replace(b"application/octet-stream", b"text/csv").replace(b"[[1, 2]]", b"1,2")
+    assert invoke(several, "double", typed, content_type=media).json == [[2.0, 4.0]]
+    body, media = form(("x", "", b"[[1, 2]]"), ("ids", "", b"[7]"))
+    assert invoke(several, "found", body, content_type=media).json["outputs"]["kinds"] == [[7]]
+    nested = typed.replace(b"text/csv", media.encode())
+    assert invoke(several, "double", nested, content_type=media).status == 400
 
 
 def test_a_damaged_image_is_refused(several: Background) -> None:
