@@ -47,6 +47,7 @@ def test_a_driver_that_crashes_takes_only_its_probe_with_it(tmp_path: Path) -> N
     assert "acme driver: assertion failed" in answer.reason
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("acme_runtime")
 def test_a_driver_that_hangs_is_given_up(tmp_path: Path) -> None:
     bundle = Bundle.open(linear_bundle(tmp_path, chain=(acme.candidate(fault="hang"), CPU)))

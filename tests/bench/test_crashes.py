@@ -90,6 +90,7 @@ def test_only_accelerators_are_measured_in_a_process_of_their_own(plain: Bundle)
     assert kinds == {GPU_LABEL: True, CPU.label: False}
 
 
+@pytest.mark.slow
 def test_the_command_says_what_failed_and_exits_as_documented(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

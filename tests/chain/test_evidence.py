@@ -150,6 +150,7 @@ def test_a_device_that_fails_at_everything_is_given_up_at_once(
         assert ask(chain) == "cpu"
 
 
+@pytest.mark.slow
 def test_a_device_that_breaks_after_it_was_cleared_is_given_up_all_the_same(
     plain: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,6 +234,7 @@ def test_a_failing_request_does_not_try_a_device_before_its_time(tmp_path: Path)
         assert chain.candidate.device == "cpu"
 
 
+@pytest.mark.slow
 def test_what_ends_a_process_twice_is_not_run_there_again(tmp_path: Path) -> None:
     """A real endless loop on every device, each in a process of its own; the watchdog ends them."""
     chain_options = options(isolate="always", watchdog_s=0.4, standby="warm")

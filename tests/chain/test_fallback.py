@@ -211,6 +211,7 @@ def test_a_death_is_noticed_before_the_next_request(bundle: Bundle) -> None:
         assert ask(chain) == "cpu"
 
 
+@pytest.mark.slow
 def test_a_device_that_keeps_failing_comes_back_ever_later(bundle: Bundle) -> None:
     """It dies at its tenth call, each time: four golden ones at load, four before it serves again."""
     with Chain(bundle, options("gpu:kill@10+", stable_s=FOREVER)) as chain:

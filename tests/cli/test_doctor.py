@@ -31,6 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return stopped.value.code, out, err
 
 
+@pytest.mark.slow
 def test_json_says_what_opens_here(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--json", "--require", "cpu")
     found = json.loads(out)

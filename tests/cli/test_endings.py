@@ -39,6 +39,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 # From the imports of the command line to the proof: Python itself takes the first 0.05 s.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "after_s"),
     [(signal.SIGINT, 0.2), (signal.SIGTERM, 0.5), (signal.SIGINT, 1.2), (signal.SIGTERM, 2.0)],
@@ -126,6 +127,7 @@ def test_a_tool_and_its_temporary_files_end_with_it(tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_two_converts_to_one_place_one_fails_at_once(tmp_path: Path) -> None:
     arguments = ("-m", "edgeserve", "convert", str(MODEL), "-o", "out.edge", "--precision", "fp32")
     with start(tmp_path, *arguments) as first, start(tmp_path, *arguments) as second:

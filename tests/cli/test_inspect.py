@@ -192,6 +192,7 @@ def test_a_bundle_with_all_there_is_to_show(
     assert out.splitlines()[-1] == f"measure it here: edgeserve bench {path}"
 
 
+@pytest.mark.slow
 def test_candidates_are_opened_and_say_what_runs_where(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

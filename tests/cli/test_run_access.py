@@ -64,6 +64,7 @@ def test_an_open_address_without_keys_is_warned_about(folder: Path) -> None:
     assert "keys travel in the clear" in process.printed
 
 
+@pytest.mark.slow
 def test_a_control_plane_that_others_reach_is_refused_without_a_key(folder: Path) -> None:
     (folder / "infer-only").write_text(f"infer {INFER}\n")
     for flags in (("--insecure",), ("--keys", "infer-only")):

@@ -169,6 +169,7 @@ def test_a_lame_duck_is_not_ready_and_answers(tmp_path: Path, workers: str) -> N
         assert process.popen.wait(30) == 0
 
 
+@pytest.mark.slow
 @BOTH
 def test_an_unread_log_stops_nothing(tmp_path: Path, workers: str) -> None:
     """A pipe holds 64 KiB: more is logged than that."""

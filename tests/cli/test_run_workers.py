@@ -133,6 +133,7 @@ def test_whoever_is_asked_tells_of_all(tmp_path: Path) -> None:
         assert not any(w.is_running() for w in there)
 
 
+@pytest.mark.slow
 def test_one_that_does_not_answer_is_named_and_its_counts_stay(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
     with serving("m.edge", *TWO, cwd=tmp_path) as process, client_of_each(process) as each:
@@ -247,6 +248,7 @@ def test_they_tell_what_is_wrong_as_one_process_does(tmp_path: Path) -> None:
     assert "error: none.edge does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_accelerators_are_for_one_process(tmp_path: Path) -> None:
     linear_bundle(tmp_path, "npu", NPU_THEN_CPU)
     done = run("npu.edge", *TWO, cwd=tmp_path)
@@ -417,6 +419,7 @@ def test_what_does_not_load_in_all_leaves_all_as_they_were(tmp_path: Path) -> No
         assert process.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_ends_a_worker_ends_no_other(tmp_path: Path) -> None:
     """The first worker opens it alone, and the one in its place leaves it alone."""
     models = tmp_path / "models"
@@ -511,6 +514,7 @@ def segment() -> Iterator[Segment]:
     made.unlink()
 
 
+@pytest.mark.slow
 def test_shared_memory_is_known_to_all(tmp_path: Path, segment: Segment) -> None:
     shifted_bundle(tmp_path, "m", 1)
     arguments = ("m.edge", *TWO, "--grpc-port", "0", "--shared-memory", "edgeserve-test-")
@@ -551,6 +555,7 @@ def _shared(client: RawClient) -> list[float]:
     return [float(v) for v in document["outputs"][0]["data"]]
 
 
+@pytest.mark.slow
 def test_keys_that_go_stop_working_in_all(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
     old, new = "old-key-0123456789", "new-key-0123456789"
@@ -600,6 +605,7 @@ def test_the_status_page_is_of_all(tmp_path: Path) -> None:
         assert process.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_memory_budget_is_shared(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         shifted_bundle(tmp_path / "models", f"m{number}", number, pad_kb=400)

@@ -70,6 +70,7 @@ def test_who_waits_for_killed_workers_is_answered(tmp_path: Path, kill: int) -> 
         assert process.stop() == 0
 
 
+@pytest.mark.slow
 def test_who_waits_for_one_that_hangs_is_answered_by_another(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
     with serving("m.edge", *TWO, cwd=tmp_path) as process:
@@ -82,6 +83,7 @@ def test_who_waits_for_one_that_hangs_is_answered_by_another(tmp_path: Path) -> 
         assert process.stop() == 0
 
 
+@pytest.mark.slow
 def test_one_that_drains_alone_leaves_what_comes_to_the_others(tmp_path: Path) -> None:
     shifted_bundle(tmp_path, "m", 1)
     with serving("m.edge", *TWO, cwd=tmp_path) as process, client_of_each(process) as each:

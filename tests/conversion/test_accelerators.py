@@ -59,6 +59,7 @@ def test_a_driver_that_dies_at_load_leaves_the_device_unverified(
     assert "died of SIGABRT: acme driver: assertion failed" in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -73,6 +73,7 @@ def test_a_loop_whose_trip_count_is_an_input_converts_without_data(tmp_path: Pat
     assert not np.allclose(once, thrice)
 
 
+@pytest.mark.slow
 def test_a_probe_that_fails_on_sizes_of_one_harms_nothing(tmp_path: Path) -> None:
     # Reflect padding takes two samples or more: zeros of shape [1,1,1] fail.
     made = model(

@@ -123,6 +123,7 @@ def answers(folder: Path, x: np.ndarray) -> list[dict[str, np.ndarray]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_regressor_whose_numbers_are_lost_is_refused(tmp_path: Path) -> None:
     report, _ = converted(regressor(), tmp_path, "static")
     row = next(r for r in report.rows if r.variant == "onnx-int8")
@@ -137,6 +138,7 @@ def test_a_regressor_whose_numbers_are_lost_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_repaired_regressor_keeps_its_numbers(tmp_path: Path) -> None:
     report, bundle = converted(regressor(), tmp_path)
     assert report.chain[0].variant.startswith("onnx-int8-static-")
@@ -147,6 +149,7 @@ def test_a_repaired_regressor_keeps_its_numbers(tmp_path: Path) -> None:
     assert 0 < tolerance.parts[0].rms <= 0.33 * 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipes", [(), ("static",)])
 def test_what_convert_accepts_of_two_scales_serves(
     tmp_path: Path, recipes: tuple[str, ...]
@@ -188,6 +191,7 @@ def test_flags_set_bounds_and_kinds_by_output(tmp_path: Path) -> None:
         converted(regressor(), tmp_path, min_sqnr={"ages": 10.0})
 
 
+@pytest.mark.slow
 def test_columns_of_different_scale_are_repaired_by_their_head(tmp_path: Path) -> None:
     made = network(
         [node("Gemm", "f wh bh", "y")],

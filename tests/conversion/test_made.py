@@ -61,6 +61,7 @@ def dense(path: Path, *alphas: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_weights_of_gemm_are_quantized(tmp_path: Path, precision: str) -> None:
     model = dense(tmp_path / "m.onnx", 1.0, 1.0)
@@ -108,6 +109,7 @@ def test_a_part_is_said(tmp_path: Path) -> None:
     assert "onnx-int8-weights is quantized in part: int8: 2 of 3 layers" in report.remarks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runtime", "format_name", "recipes"),
     [("onnxruntime", "onnx", ["static"]), ("openvino", "openvino-ir", ["static", "nncf"])],

@@ -59,10 +59,12 @@ def test_networks_it_is_not_for_are_not_converted_for_it(
     assert reason.startswith(why)
 
 
+@pytest.mark.slow
 def test_where_speed_cannot_be_told_it_is_not_there(tmp_path: Path) -> None:
     assert reasons(converted(matrices(1024), tmp_path, "riscv64", env=False)) == []
 
 
+@pytest.mark.slow
 def test_what_keeps_it_from_being_tried_is_said_and_the_others_serve(tmp_path: Path) -> None:
     report = converted(matrices(1024), tmp_path, env=False)
     assert all("onnx2tf" in reason for reason in reasons(report))

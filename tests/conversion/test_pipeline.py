@@ -222,6 +222,7 @@ def test_an_int8_that_is_wrong_is_reported_not_chosen_and_strict_fails(
     assert not (tmp_path / "s.edge").exists()
 
 
+@pytest.mark.slow
 def test_openvino_variants_are_made_and_proven(
     digits: Path, calibration: str, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from edgeserve.errors import UsageError, WriteFailed
 pytest.importorskip("matplotlib", reason="needs edgeserve[plot]")
 
 
+@pytest.mark.slow
 def test_the_picture_names_variants_and_the_reference(
     digits: Path, calibration: str, onnxruntime_target: str, tmp_path: Path
 ) -> None:

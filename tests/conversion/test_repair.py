@@ -120,6 +120,7 @@ def test_the_layers_that_break_int8_are_restored(target: str, data: Path) -> Non
     assert all({"expand3", "project2"} <= set(nodes) for nodes in kept)
 
 
+@pytest.mark.slow
 def test_equalization_repairs_it_without_restoring_anything(target: str, data: Path) -> None:
     report = converted(network(2), target, data)
     rows = {r.variant: r for r in report.rows}
@@ -133,6 +134,7 @@ def test_a_sound_model_needs_no_second_tier(target: str, data: Path) -> None:
     assert {r.variant for r in report.rows if r.measured} == {"onnx-int8", "onnx-fp32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [True, False])
 def test_int8_that_may_saturate_only_here_says_so(target: str, data: Path, room: bool) -> None:
     text = TARGET if room else TARGET.replace("reduce_range = true", "reduce_range = false")
@@ -142,6 +144,7 @@ def test_int8_that_may_saturate_only_here_says_so(target: str, data: Path, room:
     assert told is (machine().int8_saturates and not room)
 
 
+@pytest.mark.slow
 def test_explain_ranks_layers_of_a_sound_model_too(target: str, data: Path) -> None:
     source = data.parent / "model.onnx"
     onnx.save(network(None), source)
@@ -297,6 +300,7 @@ def matrices(width: int = 128) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "variant", "share"),
     [("int8", "onnx-int8-dynamic", 0.35), ("int8", "onnx-int8-weights", 0.45),
@@ -318,6 +322,7 @@ def test_matrices_are_quantized_without_data(
         assert row.measured.int8_compute_ops == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["static", "dynamic", "weights"])
 def test_models_past_two_gigabytes_keep_weights_beside_the_graph(
     tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch, recipe: str
@@ -337,6 +342,7 @@ def test_models_past_two_gigabytes_keep_weights_beside_the_graph(
         assert model.run({"h0": np.zeros((1, 128), np.float32)})["h3"].shape == (1, 128)
 
 
+@pytest.mark.slow
 def test_int4_is_tried_where_int8_is_too_large(tmp_path: Path, target: str) -> None:
     onnx.save(matrices(512), tmp_path / "model.onnx")
     report = edgeserve.convert(

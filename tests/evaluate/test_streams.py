@@ -146,6 +146,7 @@ def test_uneven_classes_are_remarked() -> None:
     assert imbalance([0, 0, 0]) is None
 
 
+@pytest.mark.slow
 def test_convert_takes_a_callable(tmp_path: Path) -> None:
     from tests.bundles import linear_model
 

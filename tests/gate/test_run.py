@@ -102,6 +102,7 @@ def test_a_required_device_is_opened_and_must_be_right(tmp_path: Path) -> None:
     assert verdicts(report) == {"golden samples": "pass", "min_on_device": "pass"}
 
 
+@pytest.mark.slow
 def test_a_required_device_that_would_not_serve_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_it_says_where_and_in_what_precision_it_runs(litert_bundle: Path) -> Non
     half.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("driver")
 def test_inspect_opens_it_and_bench_measures_it_in_a_process_of_its_own(
     litert_bundle: Path,
@@ -101,5 +102,6 @@ def test_a_probe_names_the_hardware() -> None:
     assert runtime("litert").probe().opens("gpu")
 
 
+@pytest.mark.slow
 def test_the_device_is_taken_away_and_given_back(litert_bundle: Path, driver: Driver) -> None:
     taken_away_and_given_back(litert_bundle, driver)

@@ -223,6 +223,7 @@ def test_a_stopped_process_is_noticed_while_nobody_calls(
     session.close()
 
 
+@pytest.mark.slow
 def test_allocations_beyond_the_cap_fail_with_the_engine_s_message(
     start: Start, wide: Bundle
 ) -> None:

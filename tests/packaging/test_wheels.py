@@ -63,6 +63,7 @@ def test_pip_comes_along(tmp_path: Path) -> None:
     assert run.stdout.startswith("pip ")
 
 
+@pytest.mark.slow
 def test_an_installed_distribution_is_packed_again(tmp_path: Path) -> None:
     """Installed by pip, packed, installed elsewhere: the same files, and its command runs."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -56,6 +56,7 @@ def ranges(file: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_percentile_and_entropy_leave_out_what_minmax_keeps(tmp_path: Path) -> None:
     inputs = coloured(400)
     inputs[7, 0, 3, 3] = 100.0  # one value of 307,200: 0.0003 %; the others are below 15

@@ -34,6 +34,7 @@ def target(tmp_path: Path) -> str:
     return str(tmp_path / "both.toml")
 
 
+@pytest.mark.slow
 def test_a_tflite_file_gets_litert_at_the_end_of_the_chain(tmp_path: Path, target: str) -> None:
     pytest.importorskip("ai_edge_litert")
     source = FILES / "small-cnn-fp32.tflite"

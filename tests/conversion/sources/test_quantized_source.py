@@ -78,6 +78,7 @@ def test_recipes_are_not_tried_on_it(tmp_path: Path, dynamic: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "precision"), [("static", "int8"), ("weights", "int4")])
 def test_what_edgeserve_quantized_is_a_quantized_source(
     tmp_path: Path, recipe: str, precision: str

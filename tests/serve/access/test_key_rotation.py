@@ -113,6 +113,7 @@ def _stream(channel: grpc.Channel, key: str) -> tuple[queue.SimpleQueue[bytes | 
     return sent, call
 
 
+@pytest.mark.slow
 def test_calls_and_streams_over_grpc(settings: Settings, key_file: Path) -> None:
     with Background(settings) as server:
         assert server.started.grpc is not None

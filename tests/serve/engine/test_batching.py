@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from itertools import pairwise
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from edgeserve.serve.engine import BatchPolicy, Pending, RequestQueue, Turns
 from edgeserve.tensors import join_batches, split_batches
+from tests.waiting import wait_for
 
 
 def request(rows: int, level: int = 0, shape: int = 4, arrived: float | None = None) -> Pending:
@@ -207,28 +209,40 @@ def test_turns_let_a_quick_model_run_beside_a_busy_one() -> None:
 def test_turns_are_shared_by_weight() -> None:
     """Three models on one core: each gets time by its weight, whatever its batches take."""
     turns = Turns(1)
+    turns.most = 1  # one at a time, whoever waits
     lines = {"one": turns.line(1), "long": turns.line(1), "double": turns.line(2)}
-    had = dict.fromkeys(lines, 0.0)
     takes = {"one": 1.0, "long": 5.0, "double": 1.0}
+    had = dict.fromkeys(lines, 0.0)
+    granted: queue.Queue[str] = queue.Queue()
+    ran: queue.Queue[None] = queue.Queue()
     ending = threading.Event()
-    record = threading.Lock()
 
     def work(name: str) -> None:
-        while not ending.is_set():
+        while True:
             lines[name].enter()
-            with record:
-                had[name] += takes[name]
-                if sum(had.values()) > 1500:
-                    ending.set()
-            time.sleep(0.0002)
+            if ending.is_set():
+                lines[name].leave(0.0)
+                return
+            granted.put(name)
+            ran.get()
             lines[name].leave(takes[name])
 
-    # Three workers each, so that there is always somebody who waits.
-    workers = [threading.Thread(target=work, args=(n,)) for n in lines for _ in range(3)]
+    workers = [
+        threading.Thread(target=work, args=(n,), daemon=True) for n in lines for _ in range(2)
+    ]
     for worker in workers:
         worker.start()
+    while sum(had.values()) < 400:
+        name = granted.get(timeout=60)
+        had[name] += takes[name]
+        # Of each model somebody waits when a turn ends.
+        wait_for(lambda: all(line.gates for line in lines.values()))
+        ran.put(None)
+    ending.set()
+    for _ in workers:
+        ran.put(None)
     for worker in workers:
         worker.join(60)
     assert turns.running == 0
-    assert 0.4 < had["long"] / had["one"] < 2.5
-    assert had["double"] > 1.1 * had["one"]
+    assert had["long"] == pytest.approx(had["one"], abs=6)
+    assert had["double"] == pytest.approx(2 * had["one"], abs=6)

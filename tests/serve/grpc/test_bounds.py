@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import grpc
+import pytest
 
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire import SERVICE, messages
@@ -37,6 +38,7 @@ def padded(size: int) -> bytes:
     return bytes(message.SerializeToString())
 
 
+@pytest.mark.slow
 def test_large_messages_of_all_calls_are_bounded(slow_file: Path) -> None:
     limits = Limits(bodies_bytes=MIB)
     waiting = settings(slow_file, threads=1, batch_delay=1.5, limits=limits, max_body=None)

@@ -78,6 +78,7 @@ def test_each_is_counted_once_and_has_a_line(
         assert shown in line
 
 
+@pytest.mark.slow
 def test_calls_whose_message_never_comes_keep_nobody_waiting(locked: Background) -> None:
     """Those that anybody may make, and those of key holders that are about the server."""
     never = threading.Event()

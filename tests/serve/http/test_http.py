@@ -307,6 +307,7 @@ def test_bodies_of_any_length_follow_heads_that_are_alike(client: RawClient) -> 
         assert json.loads(client.response()[2])["id"] == json.loads(body)["id"]
 
 
+@pytest.mark.slow
 def test_what_is_left_of_the_last_request_completes_no_other(
     server: Background, client: RawClient
 ) -> None:

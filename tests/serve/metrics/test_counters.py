@@ -110,6 +110,7 @@ def test_models_that_come_and_go_keep_what_they_counted(tmp_path: Path) -> None:
         assert (page["answered"], page["failed"]) == (9, {"invalid": 9})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--metrics-compat", "triton")])
 def test_what_a_killed_worker_counted_stays(tmp_path: Path, flags: tuple[str, ...]) -> None:
     folder = tmp_path / "models"
