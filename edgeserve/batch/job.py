@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from edgeserve.batch.sources import RowSource
 from edgeserve.errors import OutputExists, UsageError
 from edgeserve.progress import Say, silent
 
+# A worker that decodes rows must not keep Python's lock from one whose call has ended.
+_SWITCH_S: Final = 0.001
 _COMMIT_S: Final = 1.0
 _SAY_S: Final = 0.2
 # How long an interrupted run waits for calls that are under way.
@@ -135,11 +138,14 @@ class BatchRun:
         and what makes the model unable to answer; what is committed stays, and another run can continue."""
         began = time.monotonic()
         if not self.progress.finished:
-            self._start()
+            interval = sys.getswitchinterval()
+            sys.setswitchinterval(_SWITCH_S)
             try:
+                self._start()
                 self._collect(_Reporter(say, began, self._rows, self._source.total))
             finally:
                 self._stopped.set()
+                sys.setswitchinterval(interval)
                 if not self._torn:
                     self._commit(last=True)
             self._commit(last=True, finished=True)

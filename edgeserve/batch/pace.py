@@ -34,15 +34,20 @@ class RowPace:
 
     def ran(self, size: int, rows: int, seconds: float) -> None:
         """A call of up to `size` rows that did not fail."""
+        if self._is_settled():  # without the lock: this is after every call
+            return
         with self._lock:
             trial = self._tried.get(size)
-            if trial is None or not self._trying or rows < size:
+            if trial is None or self._is_settled() or rows < size:
                 return
             trial.calls += 1
             if trial.calls > self._calls or seconds > _LONGEST_CALL_S:  # the first may compile
                 trial.seconds += seconds
                 trial.of_a_row.append(seconds / size)
             self._choose()
+
+    def _is_settled(self) -> bool:
+        return not self._trying
 
     def _choose(self) -> None:
         """The size that was tried least; the fastest, once all are tried enough."""

@@ -18,9 +18,11 @@ from edgeserve.batch.sinks.files import resumable
 from edgeserve.batch.sinks.text import Named
 from edgeserve.errors import UsageError
 
-# A part is written when it holds so much, or is so old: what is in memory is lost by a kill.
+# A part is written when it holds so much, or is so old, since a kill loses it: soon at first, and in a long run
+# after a share of its time, so that there are not too many.
 _PART_BYTES: Final = 32 << 20
-_PART_S: Final = 5.0
+_PART_SHARE: Final = 0.05
+_PART_S: Final = (0.5, 30.0)
 _GROUP_ROWS: Final = 65536
 
 
@@ -43,7 +45,7 @@ class ParquetSink:
         self._written = position
         self._batches: list[Any] = []
         self._bytes = 0
-        self._since = time.monotonic()
+        self._opened = self._since = time.monotonic()
         # A kill may come between the joining and the end of the run.
         self._joined = position > 0 and not self._parts.exists() and path.exists()
         if not self._joined:
@@ -83,7 +85,9 @@ class ParquetSink:
             self._bytes += encoded.nbytes
 
     def commit(self, last: bool) -> int | None:
-        due = last or self._bytes > _PART_BYTES or time.monotonic() - self._since > _PART_S
+        now = time.monotonic()
+        longest = min(_PART_S[1], max(_PART_S[0], _PART_SHARE * (now - self._opened)))
+        due = last or self._bytes > _PART_BYTES or now - self._since > longest
         if not due:
             return None
         if self._batches:
