@@ -36,6 +36,7 @@ from edgeserve.bundle.postprocess import (
     Detection,
     Embedding,
     Postprocess,
+    Scale,
     Segmentation,
     TaskKind,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "Preprocess",
     "Recipe",
     "Rejected",
+    "Scale",
     "Segmentation",
     "Source",
     "Task",

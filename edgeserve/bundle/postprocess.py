@@ -16,7 +16,20 @@ _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 
-class Classification(Record, frozen=True, tag="classification", tag_field="kind"):
+class Scale(Record, frozen=True):
+    """Of an output of whole numbers which stand for others: `(number - zero) * scale`."""
+
+    scale: Annotated[float, msgspec.Meta(gt=0)]
+    zero: int = 0
+
+
+class _Answering(Record, frozen=True, kw_only=True):
+    """`scales` are those of quantized outputs, by name."""
+
+    scales: dict[str, Scale] = msgspec.field(default_factory=dict)
+
+
+class Classification(_Answering, frozen=True, tag="classification", tag_field="kind"):
     """`output` holds a number for each class in each row. `activation` makes probabilities of them: "softmax" of
     logits of which one class is the answer, "sigmoid" of logits of which each is an answer by itself, "none" where they
     are probabilities already. One number a row is the probability of the second of two classes.
@@ -36,7 +49,7 @@ class Classification(Record, frozen=True, tag="classification", tag_field="kind"
         return f"classes of '{self.output}'{after}, the best {self.top_k}{of}"
 
 
-class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
+class Detection(_Answering, frozen=True, tag="detection", tag_field="kind"):
     """Boxes with a class and a score each.
 
     `layout`:
@@ -80,7 +93,7 @@ class Detection(Record, frozen=True, tag="detection", tag_field="kind"):
         )
 
 
-class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
+class Segmentation(_Answering, frozen=True, tag="segmentation", tag_field="kind"):
     """`output` holds a number for each class and pixel; the class with the largest is the pixel's. `layout`: "NCHW",
     "NHWC", or "index" where it holds the numbers of the classes. With one class, what is `threshold` or more after
     `activation` belongs to class 1, which the only label names."""
@@ -96,7 +109,7 @@ class Segmentation(Record, frozen=True, tag="segmentation", tag_field="kind"):
         return f"a class map of '{self.output}' ({self.layout}){after}"
 
 
-class Embedding(Record, frozen=True, tag="embedding", tag_field="kind"):
+class Embedding(_Answering, frozen=True, tag="embedding", tag_field="kind"):
     """`output` holds a vector for each row; `normalize` divides it by its length (L2)."""
 
     output: str

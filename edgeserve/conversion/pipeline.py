@@ -139,8 +139,15 @@ def _answering(
         labels=labels,
         labelled=options.evaluate is not None,
         has_graph=model.proto is not None,
+        scales=model.scales,
     )
-    return decide(facts, options.task, options.postprocess)
+    decided = decide(facts, options.task, options.postprocess)
+    if labels is None or options.labels != str(model.labels):
+        return decided
+    brought = (
+        f"the model brings the names of its {len(labels)} classes along (--labels overrides them)"
+    )
+    return msgspec.structs.replace(decided, remarks=(brought, *decided.remarks))
 
 
 def _decided(job: Job, search: Search, found: Found) -> list[Decision]:

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from edgeserve.bundle import Scale
 from edgeserve.bundle.files import file_sha256
 from edgeserve.tensors import TensorSpec
 
@@ -49,7 +50,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     `operators` counts the graph's nodes with those of its subgraphs, most frequent first. `state` are the
     variables that the model keeps from one call to the next; `passed` pairs an input with the output that
     is the input of the next call: a state that the caller keeps. `layers` counts layers by the precision
-    of their weights.
+    of their weights. `scales` are those of quantized outputs.
     """
 
     path: str
@@ -68,6 +69,7 @@ class ModelReport(msgspec.Struct, frozen=True):
     state: tuple[TensorSpec, ...] = ()
     passed: tuple[tuple[str, str], ...] = ()
     layers: dict[str, int] = {}
+    scales: dict[str, Scale] = {}
 
 
 def model_report(
@@ -82,6 +84,7 @@ def model_report(
     state: Iterable[TensorSpec] = (),
     passed: Iterable[tuple[str, str]] = (),
     layers: Mapping[str, int] | None = None,
+    scales: Mapping[str, Scale] | None = None,
 ) -> ModelReport:
     """Add up what a format's reader found. The first of `paths` is the model, others its data."""
     root = paths[0].parent
@@ -104,6 +107,7 @@ def model_report(
         state=tuple(state),
         passed=tuple(passed),
         layers=dict(layers or {}),
+        scales=dict(scales or {}),
     )
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from edgeserve.bundle import Scale
 from edgeserve.errors import DependencyMissing, SourceError
 from edgeserve.formats.layers import Layers, tflite_layers
 from edgeserve.formats.report import ModelReport, Weight, model_report
@@ -68,6 +69,7 @@ class TfliteFile:
                 _weights(model, types, self._size),
                 _state(model, codes, types),
                 layers=self.layers,
+                scales=_scales((first.tensors[i] for i in first.outputs), types),
             )
 
     @contextlib.contextmanager
@@ -128,6 +130,22 @@ def _spec(tensor: Any, types: dict[int, str]) -> TensorSpec:
         shape = signature
     dims = tuple(d if d >= 0 else "?" for d in shape)
     return TensorSpec(_text(tensor.name), _dtype(tensor, types), dims)
+
+
+def _scales(tensors: Iterable[Any], types: dict[int, str]) -> dict[str, Scale]:
+    """Of tensors of whole numbers with one scale for all."""
+    found = {}
+    for tensor in tensors:
+        spec, how = _spec(tensor, types), tensor.quantization
+        scales = [] if how is None or how.scale is None else [float(v) for v in how.scale]
+        if (
+            spec.dtype in ("INT8", "UINT8", "INT16", "UINT16")
+            and len(scales) == 1
+            and scales[0] > 0
+        ):
+            zeros = _ints(how.zeroPoint)
+            found[spec.name] = Scale(scales[0], zeros[0] if zeros else 0)
+    return found
 
 
 def _operator(code: Any, names: dict[int, str]) -> str:

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeserve.bundle import Classification, Detection, Embedding, Postprocess, Segmentation, Task
+from edgeserve.bundle import (
+    Classification,
+    Detection,
+    Embedding,
+    Postprocess,
+    Scale,
+    Segmentation,
+    Task,
+)
 from edgeserve.errors import InvalidInput
 from edgeserve.postprocess.answers import Answer, AnswerOptions, EmbeddingAnswer, TensorsAnswer
 from edgeserve.postprocess.classify import classes, looks_like_probabilities
@@ -64,6 +72,9 @@ class Postprocessor:
         """One answer for each of the `rows` of a request. `frames` say where images are in the inputs, if images were
         sent. Raises InvalidInput for outputs that are not as the bundle says."""
         wanted = options or AnswerOptions()
+        scales = {} if self.how is None else self.how.scales
+        if scales:
+            outputs = {n: _scaled(a, scales.get(n)) for n, a in outputs.items()}
         known = [*frames, *[None] * (rows - len(frames))]
         return [self._answer(outputs, row, known[row], wanted) for row in range(rows)]
 
@@ -109,6 +120,12 @@ class Postprocessor:
 
     def _labels_of(self, output: str) -> Sequence[str]:
         return self._labels.get(output, self._names)
+
+
+def _scaled(array: Array, scale: Scale | None) -> Array:
+    if scale is None:
+        return array
+    return np.multiply(array.astype(np.float32) - scale.zero, scale.scale, dtype=np.float32)
 
 
 def _are_scores(spec: TensorSpec, classes: int) -> bool:

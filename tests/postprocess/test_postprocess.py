@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from edgeserve.bundle import Classification, Detection, Embedding, Preprocess, Segmentation, Task
+from edgeserve.bundle import (
+    Classification,
+    Detection,
+    Embedding,
+    Preprocess,
+    Scale,
+    Segmentation,
+    Task,
+)
 from edgeserve.errors import InvalidInput
 from edgeserve.postprocess import (
     AnswerOptions,
@@ -86,6 +94,12 @@ def test_a_model_without_labels_gives_its_tensors() -> None:
         TensorsAnswer({"y": [1, 2], "z": ["a"]}),
         TensorsAnswer({"y": [3, 4], "z": ["/w=="]}),
     ]
+
+
+def test_whole_numbers_that_stand_for_others_are_scaled() -> None:
+    how = Classification("y", scales={"y": Scale(1 / 256, -128)})
+    (answer,) = answered(made(how, y=["a", "b"]), y=np.array([[64, -64]], np.int8))
+    assert [(c.label, c.score) for c in answer.classes] == [("a", 0.75), ("b", 0.25)]
 
 
 def test_a_class_without_a_name_has_its_number() -> None:

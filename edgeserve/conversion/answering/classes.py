@@ -106,7 +106,8 @@ def _because(facts: OutputFacts, name: str) -> str:
 
 def _fit(facts: OutputFacts, name: str, rows: Sequence[Array], because: str) -> Fit:
     activation, seen = _activation(facts, name, wide(rows))
-    return Fit(Classification(name, activation), f"{because}; {seen}")
+    seen = f"{because}; {seen}" if seen not in because else because
+    return Fit(Classification(name, activation), seen)
 
 
 def _activation(facts: OutputFacts, name: str, rows: list[Array]) -> tuple[Activation, str]:
@@ -118,7 +119,7 @@ def _activation(facts: OutputFacts, name: str, rows: list[Array]) -> tuple[Activ
         certain = within(rows, 0, 1) and (kind == "scores" or not facts.has_graph)
         return ("none", "it is from 0 to 1") if certain else ("sigmoid", "it is a logit")
     if sums_to_one(rows):
-        return "none", "they sum to one"
+        return "none", "its rows sum to one"
     if not facts.has_graph and len(rows) >= _ENOUGH and within(rows, 0, 1):
         return "none", "each is from 0 to 1"
     return "softmax", "they are logits"

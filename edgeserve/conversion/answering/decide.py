@@ -159,6 +159,12 @@ def _from_file(
     return _checked(facts, Fit(how, because))
 
 
+def _outputs(how: Postprocess) -> list[str]:
+    """The outputs that an answer is made of."""
+    named = (getattr(how, field, None) for field in _OUTPUTS)
+    return [name for name in named if isinstance(name, str)]
+
+
 def _is_another(values: Mapping[str, Any], given: Mapping[str, object]) -> bool:
     """Whether the file names another output or layout: nothing of what was recognised is then of it."""
     return any(
@@ -168,7 +174,8 @@ def _is_another(values: Mapping[str, Any], given: Mapping[str, object]) -> bool:
 
 def _checked(facts: OutputFacts, fit: Fit) -> Decided:
     """What was found, tried on what the source answered. Raises UsageError if it does not fit."""
-    how = fit.how
+    scales = {n: s for n, s in facts.scales.items() if n in _outputs(fit.how)}
+    how = msgspec.structs.replace(fit.how, scales=fit.how.scales or scales)
     kind = how.__struct_config__.tag
     names = facts.labels or ()
     made = Postprocessor(Task("generic", postprocess=how), facts.interface, {}, names)

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from edgeserve.bundle import OutputKind, Postprocess
+from edgeserve.bundle import OutputKind, Postprocess, Scale
 from edgeserve.tensors import DTYPES, Array, Interface, Tensors
 
 # Names of a class that is nothing, as label files have them at their beginning.
@@ -36,7 +36,8 @@ Finding = Fit | Doubt | None
 
 class OutputFacts(msgspec.Struct, frozen=True):
     """`labels` are class names, `labelled` says that samples have labels. `inputs` and `answers` are requests of one row
-    to the source and what it answered. `has_graph`: kinds were read from the end of the graph."""
+    to the source and what it answered. `has_graph`: kinds were read from the end of the graph.
+    `scales` are those of quantized outputs."""
 
     interface: Interface
     kinds: Mapping[str, OutputKind]
@@ -45,6 +46,7 @@ class OutputFacts(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] | None = None
     labelled: bool = False
     has_graph: bool = False
+    scales: Mapping[str, Scale] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,8 +56,12 @@ class OutputFacts(msgspec.Struct, frozen=True):
         return self.kinds[name].kind if name in self.kinds else "numbers"
 
     def arrays(self, name: str) -> list[Array]:
-        """What the source answered."""
-        return [answer[name] for answer in self.answers if name in answer]
+        """What the source answered, quantized outputs as the numbers that they stand for."""
+        found = [answer[name] for answer in self.answers if name in answer]
+        scale = self.scales.get(name)
+        if scale is None:
+            return found
+        return [(a.astype(np.float64) - scale.zero) * scale.scale for a in found]
 
     def rows(self, name: str) -> list[Array]:
         """Likewise, as a row of a batch."""
@@ -90,7 +96,12 @@ class OutputFacts(msgspec.Struct, frozen=True):
         return found if found and len({len(r) for r in found}) == 1 else None
 
     def is_float(self, name: str) -> bool:
-        return self.interface.output(name).dtype in ("FP16", "BF16", "FP32", "FP64")
+        return name in self.scales or self.interface.output(name).dtype in (
+            "FP16",
+            "BF16",
+            "FP32",
+            "FP64",
+        )
 
     def is_number(self, name: str) -> bool:
         return (

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edgeserve.bundle import OutputKind, Precision, Source
+from edgeserve.bundle import OutputKind, Precision, Scale, Source
 from edgeserve.formats.layers import layers_text
 from edgeserve.quantize import ModelFacts
 from edgeserve.tensors import Interface, TensorSpec
@@ -22,7 +22,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     `file`, it holds small constants only. `labels` is a
     list of class names that the source brought along. `state` are the variables that the model keeps between
     calls; `passed` pairs of an input and an output by which its callers keep one. `kinds` is what its
-    outputs hold, by name. `layers` counts layers by the precision of their weights.
+    outputs hold, by name. `layers` counts layers by the precision of their weights. `scales` are those of quantized outputs.
     """
 
     path: Path
@@ -38,6 +38,7 @@ class SourceModel(msgspec.Struct, frozen=True):
     kinds: Mapping[str, OutputKind] = {}
     layers: Mapping[str, int] = {}
     file: Path | None = None
+    scales: Mapping[str, Scale] = {}
 
     @property
     def is_quantized(self) -> bool:

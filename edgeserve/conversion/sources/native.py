@@ -55,6 +55,7 @@ def read_native(path: Path, format_name: str) -> SourceModel:
         precision=_precision(report),
         state=report.state,
         layers=report.layers,
+        scales=report.scales,
     )
 
 

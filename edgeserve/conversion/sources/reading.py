@@ -10,6 +10,7 @@ import msgspec
 from edgeserve.bundle import Source
 from edgeserve.bundle.manifest import Option
 from edgeserve.conversion.options import Options
+from edgeserve.conversion.sources.class_names import class_names
 from edgeserve.conversion.sources.importing import Imported, source_digest, to_onnx
 from edgeserve.conversion.sources.kinds import output_kinds
 from edgeserve.conversion.sources.model import SourceModel
@@ -36,6 +37,8 @@ def read_source(path: Path, options: Options, work: Path, say: Say) -> SourceMod
                 f"--min-sqnr: the model has no output '{name}'",
                 hint=f"its outputs are {', '.join(names)}",
             )
+    if model.labels is None and options.labels is None:
+        model = _with_names(model, work)
     labels = model.labels if options.labels is None else Path(options.labels)
     kinds = output_kinds(
         model.interface,
@@ -45,6 +48,16 @@ def read_source(path: Path, options: Options, work: Path, say: Say) -> SourceMod
         labelled=options.evaluate is not None,
     )
     return msgspec.structs.replace(model, kinds=kinds)
+
+
+def _with_names(model: SourceModel, work: Path) -> SourceModel:
+    """The model with the class names that its file brings along, as a file below `work`."""
+    names = class_names(model.path, model.format, model.proto, model.interface)
+    if not names:
+        return model
+    file = work / "class-names.txt"
+    file.write_text("".join(f"{name}\n" for name in names), "utf-8", newline="\n")
+    return msgspec.structs.replace(model, labels=file)
 
 
 def open_source(

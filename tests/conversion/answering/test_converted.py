@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -68,16 +69,17 @@ def colour_finder() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def found_by(tmp_path_factory: pytest.TempPathFactory, onnxruntime_target: str) -> Path:
     folder = tmp_path_factory.mktemp("detector")
-    (folder / "labels.txt").write_text("red\ngreen\nblue\n", "utf-8")
-    api.convert(
-        saved(colour_finder(), folder),
+    detector = colour_finder()
+    helper.set_model_props(detector, {"names": "{0: 'red', 1: 'green', 2: 'blue'}"})
+    report = api.convert(
+        saved(detector, folder),
         folder / "d.edge",
         target=onnxruntime_target,
         precision="fp32",
-        labels=folder / "labels.txt",
         preprocess=Preprocess(SIZE, SIZE, scale=1 / 255, resize="letterbox", pad=0),
         postprocess={"threshold": 0.6},
     )
+    assert "the names of its 3 classes" in " ".join(report.remarks)
     return folder / "d.edge"
 
 

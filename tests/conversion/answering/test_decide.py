@@ -13,6 +13,7 @@ from edgeserve.bundle import (
     Detection,
     Embedding,
     OutputKind,
+    Scale,
     Segmentation,
     TaskKind,
 )
@@ -40,6 +41,7 @@ def facts(
     has_graph: bool = True,
     shapes: dict[str, Shape] | None = None,
     labelled: bool = False,
+    scales: dict[str, Scale] | None = None,
 ) -> OutputFacts:
     """Outputs of one row, each as one array for all samples or as a list of one for each."""
     answers = [
@@ -63,6 +65,7 @@ def facts(
         labels=None if given is None else tuple(given),
         labelled=labelled,
         has_graph=has_graph,
+        scales=scales or {},
     )
 
 
@@ -130,6 +133,13 @@ def test_class_scores_and_what_makes_probabilities_of_them(
     how = found(given)
     assert isinstance(how, Classification)
     assert (how.output, how.activation) == (output, activation)
+
+
+def test_quantized_scores_are_classes_with_their_scale() -> None:
+    scale = Scale(1 / 256, -128)
+    rounded = [np.rint(s * 256 - 128).clip(-128, 127).astype(np.int8) for s in shares(1, 5)]
+    given = facts({"y": rounded}, max_batch=0, has_graph=False, scales={"y": scale})
+    assert found(given) == Classification("y", scales={"y": scale})
 
 
 @pytest.mark.parametrize(
