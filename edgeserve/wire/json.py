@@ -19,6 +19,8 @@ _SCALARS: Final[dict[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
 _MAX_NESTED: Final = 8
 # A millisecond or a few of parsing.
 _PIECE: Final = 1 << 20
+_SPACE: Final = b" \t\r\n"
+_LIST: Final = ord("[")
 _LOOK: Final = 64  # most numbers are shorter
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _MAX_SIZE: Final = 2**63 - 1
@@ -142,13 +144,20 @@ class JsonPort:
     def nested(self, text: memoryview) -> Array:
         """Nested lists of numbers, whatever their shape. Other threads run between the pieces of a long text. Raises
         MsgspecError, ValueError, TypeError, OverflowError."""
-        return self._in_pieces(text, _depth(text))
+        start, end = 0, len(text)
+        while start < end and text[start] in _SPACE:
+            start += 1
+        while start < end and text[end - 1] in _SPACE:
+            end -= 1
+        return self._in_pieces(text[start:end], _depth(text[start:end]))
 
     def _in_pieces(self, text: memoryview, depth: int) -> Array:
         """As `_decoded`, but no call takes longer than a piece: other threads wait for Python's lock only
         that long. Raises what decoding raises, and ValueError for lists that differ in length."""
         if len(text) <= _PIECE or depth < 1:
             return self._decoded(text, depth)
+        if text[0] != _LIST:
+            raise ValueError("expected a list")
         if depth == 1:
             return np.concatenate([self._decoded(b"[%b]" % piece, 1) for piece in _cut(text)])
         parts: list[Array] = []

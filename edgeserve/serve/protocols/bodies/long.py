@@ -39,7 +39,7 @@ def check_values(data: bytes) -> None:
 
 def csv_as_json(data: bytes) -> bytes:
     """Lines of numbers as the JSON of their rows; whatever else becomes JSON that is not a list of lists of numbers."""
-    lines = data.strip().replace(b"\r\n", b"\n")
+    lines = data.replace(b"\r\n", b"\n").strip(b"\n")
     return b"" if b"[" in lines or b"]" in lines else b"[[%b]]" % lines.replace(b"\n", b"],[")
 
 

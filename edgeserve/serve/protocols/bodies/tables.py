@@ -28,6 +28,7 @@ from edgeserve.wire.text import check_depth, parse_json
 from edgeserve.wire.written import nested_json
 
 _NPY_HEADER: Final = 10_000  # bytes, as numpy's own limit
+_BOM: Final = b"\xef\xbb\xbf"
 _NPY: Final = b"\x93NUMPY"
 _NPY_FIELD: Final = re.compile(
     r"\s*'(descr|fortran_order|shape)'\s*:\s*('[^']*'|True|False|\([\d,\s]*\))\s*,?\s*"
@@ -44,8 +45,7 @@ def from_csv(
     data = bytes(body)
     if len(data) > LONG_BYTES and len(interface.inputs) == 1:
         (spec,) = interface.inputs
-        rows = data.partition(b"\n")[2] if header else data.removeprefix(b"\xef\xbb\xbf")
-        array = _long(rows, spec, numbers)
+        array = _long(data, spec, numbers, header=header)
         if array is not None:
             return {spec.name: array}
     check_values(data.replace(b"\n", b","))
@@ -65,6 +65,10 @@ def from_csv(
         raise InvalidInput(
             f"the CSV's rows differ in length: {min(widths)} and {max(widths)} values"
         )
+    if names and len(names) not in widths:
+        raise InvalidInput(
+            f"the CSV's header has {len(names)} names, its rows have {max(widths)} values"
+        )
     if names and {name.strip() for name in names} == {spec.name for spec in interface.inputs}:
         return {
             name.strip(): _cells([[line[at]] for line in lines], interface.input(name.strip()))
@@ -80,13 +84,19 @@ def from_csv(
     return {spec.name: _cells(lines, spec)}
 
 
-def _long(data: bytes, spec: TensorSpec, numbers: LongNumbers) -> Array | None:
+def _long(data: bytes, spec: TensorSpec, numbers: LongNumbers, *, header: bool) -> Array | None:
     """The rows of a long CSV; None for what only the general reader reads, such as `.5` or quoted values."""
+    rows, width = data.removeprefix(_BOM), None
+    if header:
+        names, _, rows = rows.partition(b"\n")
+        width = names.count(b",") + 1
+        if not names.strip() or not names.isascii() or b'"' in names:
+            return None
     try:
-        array = numbers.array(spec, csv_as_json(data))
+        array = numbers.array(spec, csv_as_json(rows))
     except InvalidInput:
         return None
-    if array is None or array.ndim != 2 or not array.size:
+    if array is None or array.ndim != 2 or not array.size or width not in (None, array.shape[1]):
         return None
     return array.reshape(_shape(spec, *array.shape))
 

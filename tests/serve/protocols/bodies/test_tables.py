@@ -83,6 +83,15 @@ def test_what_is_no_table_is_refused(
         read(body, X)
 
 
+@pytest.mark.parametrize("longest", [long.LONG_BYTES, 0], ids=["short", "long"])
+def test_a_header_names_every_value(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (long, tables):
+        monkeypatch.setattr(module, "LONG_BYTES", longest)
+    model = interface(("x", "FP32", ("batch", "n")))
+    with pytest.raises(InvalidInput, match="has 1 names, its rows have 2 values"):
+        read(b"x\n1,2\n", model, header=True)
+
+
 def test_a_whole_number_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInput, match="outside UINT8"):
         read(b"256\n", interface(("x", "UINT8", ("batch", 1))))
