@@ -19,7 +19,7 @@ from edgeserve.bundle import (
 )
 from edgeserve.conversion.answering.boxes import detection
 from edgeserve.conversion.answering.classes import classification
-from edgeserve.conversion.answering.facts import Finding, Fit, OutputFacts
+from edgeserve.conversion.answering.facts import Doubt, Finding, Fit, OutputFacts
 from edgeserve.conversion.answering.maps import segmentation
 from edgeserve.conversion.answering.vectors import embedding
 from edgeserve.errors import InvalidInput, UsageError, did_you_mean
@@ -92,14 +92,18 @@ def _kind(asked: TaskKind | None, given: Mapping[str, object]) -> TaskKind | Non
 
 
 def _recognised(facts: OutputFacts) -> Finding:
-    doubts = []
+    fits, doubts = [], []
     for find in _FINDERS.values():
         found = find(facts, asked=False)
         if isinstance(found, Fit):
-            return found
-        if found is not None:
+            fits.append(found)
+        elif found is not None:
             doubts.append(found)
-    return doubts[0] if doubts else None
+    kinds = [type(fit.how) for fit in fits]
+    if kinds[:2] == [Segmentation, Classification]:
+        first, second = (fit.how.describe() for fit in fits[:2])
+        return Doubt(f"it may give {first}, or {second}: --task says so")
+    return fits[0] if fits else doubts[0] if doubts else None
 
 
 def _unfit(asked: str, facts: OutputFacts) -> str:

@@ -36,6 +36,11 @@ def segmentation(facts: OutputFacts, *, asked: bool) -> Finding:
     chosen = _TRAINING.get(frozenset(fits))
     if chosen is not None:
         return fits[chosen]
+    indices = [
+        f for f in fits.values() if isinstance(f.how, Segmentation) and f.how.layout == "index"
+    ]
+    if len(indices) == 1:  # of the scores beside it
+        return indices[0]
     if len(fits) == 1:
         return next(iter(fits.values()))
     if fits or doubts:

@@ -12,7 +12,8 @@ def embedding(facts: OutputFacts, *, asked: bool) -> Finding:
     vectors = {n: r for n, r in vectors.items() if len(r[0]) > 1}
     known = [n for n in vectors if facts.kind(n) == "embedding"]
     names = known or (list(vectors) if asked else [])
-    if len(names) == 1 and (asked or len(known) == 1):
+    others = [n for n in facts.names if facts.kind(n) not in ("embedding", "ids", "text")]
+    if len(names) == 1 and (asked or not others):
         because = facts.kinds[names[0]].because if known else "--task says so"
         return Fit(Embedding(names[0]), because)
     if names:

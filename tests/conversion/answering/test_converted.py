@@ -56,8 +56,8 @@ def colour_finder() -> onnx.ModelProto:
         [value("output0", F, "batch", 7, 84)],
         {
             "flat": np.array([0, 3, -1]),
-            "zero": np.float32(0),
-            "one": np.float32(1),
+            "zero": np.zeros((), np.float32),
+            "one": np.ones((), np.float32),
             "first": np.array([0]),
             "last": np.array([1]),
             "axis": np.array([1]),
