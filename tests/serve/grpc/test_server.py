@@ -358,14 +358,14 @@ def test_a_client_that_leaves_cancels_what_has_not_begun(slow_file: Path) -> Non
         grpc.insecure_channel(address(server)) as channel,
     ):
         infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        calls = [infer.future(slow_request()) for _ in range(60)]
+        calls = [infer.future(slow_request()) for _ in range(300)]
         calls[0].result()
         for call in calls[1:]:
             call.cancel()
         infer(slow_request())
         with triton.InferenceServerClient(address(server)) as client:
             (stats,) = client.get_inference_statistics("slow").model_stats
-        assert stats.execution_count < 60
+        assert stats.execution_count < 300
 
 
 def test_a_full_queue(slow_file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
 
 from edgeserve.serve.process.log_writer import LogWriter
 from tests.waiting import wait_for
@@ -27,12 +26,11 @@ def test_lines_are_written_in_order() -> None:
 
 
 def test_a_reader_that_stops_costs_lines_and_no_time() -> None:
+    """Nothing is read until all is written: a writer that waited would wait for ever."""
     reading, writing = os.pipe()
     writer = LogWriter(writing, room=100_000)
-    began = time.monotonic()
     for number in range(10_000):
         writer.handle(record(f"line {number} " + 40 * "x"))
-    assert time.monotonic() - began < 5
     assert writer.dropped > 5_000
     text = b""
     while not re.search(rb"(\d+) log lines were dropped", text):
