@@ -7,6 +7,7 @@ WEBGPU_VENV := .venvs/webgpu
 PLUGINS_VENV := .venvs/plugins
 BIN := $(VENV)/bin
 WIRE := edgeserve/wire
+TFSERVING := edgeserve/serve/protocols/tfserving/grpc
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-slow test-packages check lint types layers unit reference protos gpu-driver gpu-envs gpu-bench clean
@@ -50,6 +51,9 @@ protos: $(VENV)/.installed  ## Generate what is generated from inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I $(WIRE) --descriptor_set_out=$(WIRE)/messages.binpb \
 		--pyi_out=$(WIRE) inference.proto
 	mv $(WIRE)/inference_pb2.pyi $(WIRE)/messages.pyi
+	$(BIN)/python -m grpc_tools.protoc -I $(TFSERVING) --include_imports --descriptor_set_out=$(TFSERVING)/messages.binpb \
+		--pyi_out=$(TFSERVING) serving.proto
+	mv $(TFSERVING)/serving_pb2.pyi $(TFSERVING)/messages.pyi
 
 gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for the tests of a real GPU API
 	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \

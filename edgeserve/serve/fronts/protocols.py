@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from edgeserve.serve.protocols.grpc_inference import ServedCalls
 
 _PACKAGE: Final = "edgeserve.serve.protocols"
-# Of these, `grpc/service.py` has a function `service`.
-WITH_GRPC: Final = ("v2",)
+# Of these, `grpc/service.py` lists SERVICES.
+WITH_GRPC: Final = ("v2", "tfserving")
 
 
 def route_lists(names: Sequence[str]) -> tuple[RouteList[Served], ...]:
@@ -30,9 +30,10 @@ def route_lists(names: Sequence[str]) -> tuple[RouteList[Served], ...]:
 def services(names: Sequence[str]) -> tuple[Callable[[ServedCalls], GrpcService], ...]:
     """What makes the gRPC services of these protocols, all on one port. Raises ImportError without grpcio."""
     return tuple(
-        import_module(f"{_PACKAGE}.{name}.grpc.service").service
+        service
         for name in names
         if name in WITH_GRPC
+        for service in import_module(f"{_PACKAGE}.{name}.grpc.service").SERVICES
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -33,10 +34,21 @@ def entries(pools: Pools, services: Sequence[GrpcService]) -> dict[str, PlacedMe
 def _servicer(services: Sequence[GrpcService]) -> Any:
     """grpc's own servicer, with the services' descriptors beside those of health and reflection."""
     pool = descriptor_pool.DescriptorPool()
-    files = [service.file for service in services]
-    for described in (*files, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+    added: set[str] = set()
+
+    def add(described: FileDescriptor) -> None:
+        """After the files that it imports; each once."""
+        if described.name in added:
+            return
+        added.add(described.name)
+        for imported in described.dependencies:
+            add(imported)
         file = descriptor_pb2.FileDescriptorProto()
         described.CopyToProto(file)
         pool.Add(file)
+
+    files = [service.file for service in services]
+    for described in (*files, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        add(described)
     names = [service.name for service in services]
     return reflection.ReflectionServicer((*names, health.NAME, _NAMES[0]), pool=pool)

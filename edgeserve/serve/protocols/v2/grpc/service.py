@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -54,3 +54,6 @@ def _ask(handler: Callable[[Any], Awaitable[Message]], role: Role = Role.INFER) 
     """The method that a handler is named after, as its messages are."""
     name: str = handler.__name__
     return Ask(name, handler, getattr(messages, f"{name}Request"), role)
+
+
+SERVICES: Final = (service,)
