@@ -14,6 +14,7 @@ from edgeserve.bundle import (
     Manifest,
     Measured,
     Precision,
+    Task,
     Variant,
 )
 from edgeserve.conversion.demands import left_out
@@ -58,7 +59,8 @@ class VariantRow(msgspec.Struct, frozen=True):
 
 
 class Conversion(msgspec.Struct, frozen=True):
-    """What `convert` did: the bundle's path and the report. `reference` is where the source ran."""
+    """What `convert` did: the bundle's path and the report. `reference` is where the source ran, `task` what
+    the bundle says of images and answers."""
 
     bundle: str
     target: str
@@ -73,6 +75,7 @@ class Conversion(msgspec.Struct, frozen=True):
     rows: tuple[VariantRow, ...]
     remarks: tuple[str, ...]
     layers: tuple[LayerError, ...] = ()
+    task: Task = Task()
 
 
 def report(
@@ -114,6 +117,7 @@ def report(
             *_saturation(target, rows),
         ),
         layers=layers,
+        task=manifest.task,
     )
 
 

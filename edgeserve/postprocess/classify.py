@@ -16,7 +16,7 @@ from edgeserve.values import best_first
 def classes(
     scores: Array, how: Classification, labels: Sequence[str], options: AnswerOptions
 ) -> ClassesAnswer:
-    """The best classes of one row of scores `[classes]`."""
+    """The best classes of one row of scores `[classes]`. A score that is not a number is none."""
     values = probabilities(scores, how)
     threshold = how.threshold if options.threshold is None else options.threshold
     best = best_first(values[None])[0][: how.top_k if options.top_k is None else options.top_k]
@@ -24,7 +24,7 @@ def classes(
         tuple(
             ScoredClass(label_of(i, labels), float(values[i]), i)
             for i in best.tolist()
-            if values[i] >= threshold or not threshold
+            if np.isfinite(values[i]) and (values[i] >= threshold or not threshold)
         )
     )
 

@@ -36,6 +36,8 @@ def boxes(
     corners, scores, found = _candidates(outputs, row, how, batched=batched)
     threshold = how.threshold if options.threshold is None else options.threshold
     most = how.max_detections if options.top_k is None else options.top_k
+    if not len(corners) == len(scores) == len(found):
+        raise InvalidInput(f"there are {len(corners)} boxes and {len(scores)} scores")
     corners = to_corners(corners, how.box)
     if how.unit == "shares":
         corners = corners * np.array([*size, *size], np.float64)
@@ -74,6 +76,11 @@ def _candidates(
         return array if array.dtype == np.float32 else numbers(array)  # FP32 of 80 x 8,400 is quick
 
     given = read(how.boxes, 2)
+    least = {"rows": 6, "yolo_objectness": 5}.get(how.layout, 0)
+    if given.shape[1] < least:
+        raise InvalidInput(
+            f"output '{how.boxes}' has {given.shape[1]} numbers for each box: a detector's '{how.layout}' has {least}"
+        )
     if how.layout == "lists":
         scores, found = read(how.scores, 1), read(how.classes, 1)
         count = min(len(given), len(scores), len(found))

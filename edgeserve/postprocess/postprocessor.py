@@ -137,8 +137,13 @@ def _are_scores(spec: TensorSpec, classes: int) -> bool:
 
 def _embedding(vector: Array, how: Embedding) -> EmbeddingAnswer:
     if how.normalize:
-        length = float(np.sqrt((vector * vector).sum()))
-        vector = vector / length if length else vector
+        with np.errstate(invalid="ignore"):  # of infinite values
+            largest = float(np.abs(vector).max(initial=0.0))
+            scaled = (
+                vector / largest if largest else vector
+            )  # squares of large numbers are infinite
+            length = float(np.sqrt((scaled * scaled).sum()))
+            vector = scaled / length if length else scaled
     return EmbeddingAnswer(vector.tolist())
 
 

@@ -35,8 +35,9 @@ def numbers(array: Array) -> Array:
 
 def softmax(values: Array) -> Array:
     """Along the last axis."""
-    shifted = np.exp(values - np.max(values, axis=-1, keepdims=True, initial=-np.inf))
-    result: Array = shifted / shifted.sum(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of infinite values
+        shifted = np.exp(values - np.max(values, axis=-1, keepdims=True, initial=-np.inf))
+        result: Array = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
 
 

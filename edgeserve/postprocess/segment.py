@@ -27,6 +27,8 @@ def mask(
     options: AnswerOptions,
 ) -> MaskAnswer:
     """The map of one row: scores `[C, H, W]`, `[H, W, C]`, or numbers of classes `[H, W]`."""
+    if not scores.size:
+        raise InvalidInput(f"output '{how.output}' holds no pixels")
     found = _classes(scores, how, options)
     if frame is not None:
         found = _as_seen(found, frame)
@@ -47,7 +49,7 @@ def mask(
 def _classes(scores: Array, how: Segmentation, options: AnswerOptions) -> Array:
     """The number of the class of each pixel `[H, W]`, UINT8."""
     if how.layout == "index":
-        if scores.size and not 0 <= scores.min() <= scores.max() < _MOST_CLASSES:
+        if not 0 <= scores.min() <= scores.max() < _MOST_CLASSES:
             raise InvalidInput(f"a class map holds classes 0 to {_MOST_CLASSES - 1}")
         return scores.astype(np.uint8)
     axis = 0 if how.layout == "NCHW" else -1

@@ -102,6 +102,12 @@ def test_whole_numbers_that_stand_for_others_are_scaled() -> None:
     assert [(c.label, c.score) for c in answer.classes] == [("a", 0.75), ("b", 0.25)]
 
 
+def test_a_score_that_is_not_a_number_is_no_class() -> None:
+    post = made(Classification("y"), y=["a", "b", "c"])
+    (answer,) = answered(post, y=[[np.nan, 0.5, np.inf]])
+    assert [c.label for c in answer.classes] == ["b"]
+
+
 def test_a_class_without_a_name_has_its_number() -> None:
     (answer,) = answered(made(Classification("y")), y=[[0.25, 0.75]])
     assert [(c.label, c.index) for c in answer.classes] == [("1", 1), ("0", 0)]
@@ -277,6 +283,47 @@ def test_suppression_is_that_of_the_textbook(
     assert suppressed(corners, classes, threshold, 100) == reference_nms(
         corners, classes, threshold
     )
+
+
+SHAPES = st.lists(st.integers(0, 7), min_size=0, max_size=4).map(tuple)
+NUMBERS = st.one_of(
+    st.floats(width=32), st.sampled_from([0.0, 0.5, 1.0, 3.0, float("nan"), float("inf")])
+)
+HOWS = [
+    *(h for h, _, _ in heads().values()),
+    Classification("b", "softmax"),
+    Classification("b", "sigmoid"),
+    Segmentation("b"),
+    Segmentation("b", "NHWC", "sigmoid"),
+    Segmentation("b", "index"),
+    Embedding("b"),
+]
+
+
+@given(
+    how=st.sampled_from(HOWS),
+    outputs=st.fixed_dictionaries(
+        {n: arrays.arrays(np.float32, SHAPES, elements=NUMBERS) for n in "bscn"}
+    ),
+    max_batch=st.sampled_from([0, 1]),
+)
+@settings(max_examples=400, deadline=None)
+@pytest.mark.filterwarnings("error")
+def test_whatever_a_model_answers_is_answered_or_refused(
+    how: Any, outputs: Any, max_batch: int
+) -> None:
+    specs = tuple(TensorSpec(n, "FP32", a.shape) for n, a in outputs.items())
+    post = Postprocessor(Task(postprocess=how), Interface((IMAGE,), specs, max_batch), {})
+    if max_batch and any(not a.ndim or not len(a) for a in outputs.values()):
+        return  # a batch has a row
+    try:
+        (answer,) = post.answers(outputs, 1, [FRAME])
+    except InvalidInput:
+        return
+    msgspec.json.encode(answer)
+    if isinstance(answer, BoxesAnswer):
+        assert all(0 <= b.box[0] <= 200 and 0 <= b.box[3] <= 100 for b in answer.boxes)
+        assert all(np.isfinite(b.score) for b in answer.boxes)
 
 
 # maps and vectors
