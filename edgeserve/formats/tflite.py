@@ -20,6 +20,9 @@ _NAMES: Final = {"FLOAT16": "FP16", "FLOAT32": "FP32", "FLOAT64": "FP64", "BFLOA
                  "STRING": "BYTES"}  # fmt: skip
 
 
+_DETECTIONS: Final = "TFLite_Detection_PostProcess"
+
+
 class TfliteFile:
     """A parsed `.tflite` file. `model` is its unpacked FlatBuffer (`ModelT`)."""
 
@@ -54,13 +57,14 @@ class TfliteFile:
             operators = _by_value(self._schema.BuiltinOperator)
             codes = [_operator(code, operators) for code in model.operatorCodes]
             first = model.subgraphs[0]
+            outputs = _shaped(first, codes, [_spec(first.tensors[i], types) for i in first.outputs])
             return model_report(
                 [self.path],
                 self.format,
                 f"schema {model.version}",
                 _text(model.description) or None,
                 [_spec(first.tensors[i], types) for i in first.inputs],
-                [_spec(first.tensors[i], types) for i in first.outputs],
+                outputs,
                 [
                     codes[op.opcodeIndex]
                     for graph in model.subgraphs
@@ -130,6 +134,20 @@ def _spec(tensor: Any, types: dict[int, str]) -> TensorSpec:
         shape = signature
     dims = tuple(d if d >= 0 else "?" for d in shape)
     return TensorSpec(_text(tensor.name), _dtype(tensor, types), dims)
+
+
+def _shaped(graph: Any, codes: list[str], outputs: list[TensorSpec]) -> list[TensorSpec]:
+    """The outputs of a graph, those of its detection head with their shapes: most files leave them out, and the
+    interpreter sets them."""
+    shapes: dict[int, tuple[int | str, ...]] = {}
+    for op in graph.operators or ():
+        if codes[op.opcodeIndex] == _DETECTIONS:
+            heads = ((1, "?", 4), (1, "?"), (1, "?"), (1,))
+            shapes |= {int(i): s for i, s in zip(op.outputs, heads, strict=False)}
+    return [
+        TensorSpec(spec.name, spec.dtype, shapes.get(int(i), ())) if not spec.shape else spec
+        for i, spec in zip(graph.outputs, outputs, strict=True)
+    ]
 
 
 def _scales(tensors: Iterable[Any], types: dict[int, str]) -> dict[str, Scale]:

@@ -33,6 +33,7 @@ from edgeserve.errors import (
 )
 from edgeserve.runtimes.base import DeviceInfo, LoadOptions, Placement, RuntimeInfo, Session
 from edgeserve.runtimes.litert_compiled import CompiledSession
+from edgeserve.runtimes.litert_detections import clear_unused, detection_heads
 from edgeserve.runtimes.litert_placement import (
     LiteRtOperator,
     operators_of,
@@ -280,6 +281,7 @@ class _Instance:
         self._interpreter = self._make()
         self._inputs, self._outputs = ports_of(self._interpreter, self._model)
         self._interpreter.allocate_tensors()
+        self._heads = detection_heads(self._interpreter)
 
     def _forget(self) -> None:
         """Go back to the initial state."""
@@ -298,11 +300,11 @@ class _Instance:
         for port, array in zip(self._inputs, arrays, strict=True):
             self._interpreter.set_tensor(port.index, array)
         self._interpreter.invoke()
+        given = {p.index: self._interpreter.get_tensor(p.index) for p in self._outputs}
+        if self._heads:
+            clear_unused(given, self._heads)
         # get_tensor copies: the results stay what they are when the interpreter runs again.
-        return {
-            port.spec.name: port.from_file(self._interpreter.get_tensor(port.index))
-            for port in self._outputs
-        }
+        return {port.spec.name: port.from_file(given[port.index]) for port in self._outputs}
 
     def _fit(self, arrays: list[Array]) -> None:
         """Resize inputs whose shape differs from the last call's."""

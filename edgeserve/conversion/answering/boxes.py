@@ -108,7 +108,7 @@ def _is_boxes(facts: OutputFacts, name: str) -> bool:
     if rows is None or any(r.shape[1] != 4 for r in rows) or _is_vectors(facts, name):
         return False
     shape = facts.interface.output(name).shape
-    return shape[-2] != 1
+    return len(shape) < 2 or shape[-2] != 1
 
 
 def _is_vectors(facts: OutputFacts, name: str) -> bool:

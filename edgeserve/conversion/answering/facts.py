@@ -87,7 +87,10 @@ class OutputFacts(msgspec.Struct, frozen=True):
         return found or None
 
     def flat(self, name: str) -> list[Array] | None:
-        """Rows as vectors; None if one has more than one axis longer than 1."""
+        """Rows as vectors; None if one has more than one axis that is, or may be, longer than 1."""
+        shape = self.interface.output(name).shape
+        if sum(d != 1 for d in shape[1:]) > 1:
+            return None
         found = []
         for row in self.rows(name):
             if sum(d != 1 for d in row.shape) > 1:

@@ -19,6 +19,7 @@ from edgeserve.bundle import Bundle, Classification, Detection, Postprocess, Pre
 from edgeserve.cli.commands import command_line
 from edgeserve.errors import UsageError
 from tests.conversion.tiny import F, model, node, saved, value
+from tests.detector import ssd_tflite
 
 DOCS = Path(__file__).parents[3] / "docs"
 SIZE = 64
@@ -95,6 +96,35 @@ def test_a_detector_is_recognised_and_finds_things_in_the_photograph(found_by: P
     assert (box.label, box.index) == ("green", 1)
     assert box.score == pytest.approx(1.0, abs=0.1)  # resizing blurs edges
     assert box.box == pytest.approx((96, 32, 128, 64), abs=1e-3)
+
+
+@pytest.mark.parametrize("shapes", [True, False])
+def test_tflite_with_its_own_head_finds_things_in_the_photograph(
+    shapes: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.txt").write_text("???\nred\ngreen\nblue\n", "utf-8")
+    (tmp_path / "t.toml").write_text(
+        'name = "tflite"\ntitle = "LiteRT"\narch = ["x86_64", "aarch64", "arm64"]\n'
+        '[[chain]]\nruntime = "litert"\ndevice = "cpu"\nprecisions = ["fp32"]\n'
+    )
+    api.convert(
+        ssd_tflite(tmp_path / "ssd.tflite", shapes=shapes),
+        tmp_path / "s.edge",
+        target=str(tmp_path / "t.toml"),
+        labels=tmp_path / "labels.txt",
+        preprocess=Preprocess(SIZE, SIZE, scale=1 / 255, resize="stretch", layout="NHWC"),
+    )
+    how = Bundle.open(tmp_path / "s.edge").manifest.task.postprocess
+    assert isinstance(how, Detection)
+    assert (how.layout, how.box, how.unit, how.first_class) == ("lists", "yxyx", "shares", -1)
+    photograph = np.zeros((128, 256, 3), np.uint8)
+    photograph[32:48, 96:128, 1] = 255
+    with api.load(tmp_path / "s.edge") as loaded:
+        (box,) = loaded.predict(Image.fromarray(photograph)).boxes
+        nothing = loaded.predict(np.zeros_like(photograph))
+    assert box.label == "green"
+    assert box.box == pytest.approx((96, 32, 128, 48), abs=1e-3)
+    assert nothing.boxes == ()
 
 
 def test_inspect_says_what_it_is_for(found_by: Path) -> None:

@@ -149,13 +149,14 @@ def test_quantized_scores_are_classes_with_their_scale() -> None:
         facts({"y": logits(1, 10)}),
         facts({"y": logits(1, 4)}, image=None, labelled=False),
         facts({"y": logits(1, 7, 10)}, kinds={"y": SOFTMAX}, image=None),  # of each token
+        facts({"y": shares(1, 1, 10)}, kinds={"y": SOFTMAX}, image=None, shapes={"y": ("batch", "length", 10)}),
         facts({"y": logits(1, 3, 64, 64)}),  # super-resolution
         facts({"y": logits(1, 4)}),  # a box, perhaps
         facts({"y": shares(1, 10)}),  # with a graph that does not end in a softmax
         facts({"y": np.zeros((1, 9), np.int64)}, image=None, kinds={"y": IDS}),
     ],
     ids=[
-        "number", "numbers", "four numbers", "tokens", "picture", "box", "attention", "ids",
+        "number", "numbers", "four numbers", "tokens", "one token", "picture", "box", "attention", "ids",
     ],
 )  # fmt: skip
 def test_numbers_are_no_classes(given: OutputFacts) -> None:
