@@ -87,6 +87,7 @@ NOT_RUN = {
     r"--tls-cert": "needs a certificate: tests/serve/access",
     r"faces.edge": "several bundles: tests/cli/test_run_models.py",
     r"efficientnet_lite0": "test_the_imagenet_example",
+    r"--tf-model-config": "tests/serve/protocols/tfserving/test_config.py",
     r"(infer|status) http": "tests/cli/test_infer.py",
 }
 # Commands and pages of the slow suite: a package index is asked, or it takes a minute.

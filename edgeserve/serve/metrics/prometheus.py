@@ -19,7 +19,7 @@ from edgeserve.serve.process.log_writer import DROPPED, dropped_lines
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 _MODEL: Final = ("model", "version")
 # prometheus_client has no counters whose names do not end in _total.
-_COUNTERS: Final = re.compile(rb"# TYPE (nv_\w+) untyped")
+_COUNTERS: Final = re.compile(rb"# TYPE (nv_\w+|:tensorflow:\S+) untyped")
 
 
 class ServerMetrics(Collector):

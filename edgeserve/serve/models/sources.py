@@ -1,4 +1,5 @@
-"""What there is to serve: the bundles that settings name, and those below a repository folder.
+"""What there is to serve: the bundles that settings name, those below a repository folder, and those in the folders
+that TF Serving's model config file names.
 
 A repository folder holds `NAME.edge`, or `NAME/VERSION/` (or `NAME/model/`) with a bundle in it, and beside the
 versions, where it was made for Triton, a `config.pbtxt` and label files. Nothing outside the folder is read through it.
@@ -23,12 +24,13 @@ from edgeserve.names import NAME, composed
 from edgeserve.serve.settings.model import ModelTable
 from edgeserve.serve.settings.pbtxt import FILE_NAME, TritonConfig, read_config
 from edgeserve.serve.settings.server import Settings
+from edgeserve.serve.settings.tfserving import read_models
 from edgeserve.serve.settings.versions import Latest, VersionPolicy
 
 log = logging.getLogger(__name__)
 
 _SUFFIX: Final = ".edge"
-_VERSION: Final = re.compile(r"[1-9]\d{0,8}")
+_VERSION: Final = re.compile(r"[1-9]\d{0,17}")  # TF Serving's are often times
 _MAX_LABELS: Final = 16 << 20
 # Where Amazon SageMaker's multi-model endpoints put the only version of a model.
 _CLOUD_FOLDER: Final = "model"
@@ -74,6 +76,11 @@ def find_sources(settings: Settings) -> list[ModelSource]:
     sources += [_bundle(Path(m.bundle), m.name, settings.of(m)) for m in settings.model if m.bundle]
     for folder in _folders(settings):
         sources += _in_repository(folder, settings)
+    if settings.tf_model_config is not None:
+        tables = _of_folders(settings)
+        for model in read_models(Path(settings.tf_model_config)):
+            own = settings.of(tables.get(model.name, ModelTable()))
+            sources += _versions(model.name, model.folder, own, model.versions)
     seen: dict[tuple[str, str], ModelSource] = {}
     for source in sources:
         other = seen.setdefault((source.name, source.version), source)
@@ -106,6 +113,11 @@ def _folders(settings: Settings) -> Iterator[Path]:
             yield Path(path)
 
 
+def _of_folders(settings: Settings) -> dict[str | None, ModelTable]:
+    """The tables about models of folders, by name."""
+    return {m.name: m for m in settings.model if m.bundle is None}
+
+
 def _bundle(path: Path, name: str | None, settings: Settings) -> ModelSource:
     """A bundle that settings name; its problems are raised when it is opened."""
     if name is None:
@@ -125,7 +137,7 @@ def _bundle(path: Path, name: str | None, settings: Settings) -> ModelSource:
 
 
 def _in_repository(folder: Path, settings: Settings) -> Iterator[ModelSource]:
-    tables = {m.name: m for m in settings.model if m.bundle is None}
+    tables = _of_folders(settings)
     root = folder.resolve()
     found: dict[str, list[ModelSource]] = {}
     for child in sorted(folder.iterdir()):
@@ -153,8 +165,13 @@ def _in_repository(folder: Path, settings: Settings) -> Iterator[ModelSource]:
         yield from models
 
 
-def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
-    """The versions of one model of a repository that its version policy chooses."""
+def _versions(
+    name: str, folder: Path, settings: Settings, chosen: VersionPolicy | None = None
+) -> list[ModelSource]:
+    """The versions of one model, in a folder of its own, that `chosen` or else its version policy chooses."""
+    if not folder.is_dir():
+        problem = f"{folder} is not a folder"
+        return [ModelSource(name, "1", str(folder), settings, problem=problem)]
     root = folder.resolve()
     try:
         config = _config(folder / FILE_NAME, root)
@@ -164,6 +181,7 @@ def _versions(name: str, folder: Path, settings: Settings) -> list[ModelSource]:
                 raise UsageError(f"config.pbtxt names '{config.name}', its folder '{name}'")
             policy, settings = config.versions or policy, settings.changed(config.settings)
             settings.check_model()
+        policy = chosen or policy
         labels = _labels(folder, root, config)
     except UsageError as error:
         return [ModelSource(name, "1", str(folder), settings, problem=str(error))]
@@ -197,6 +215,8 @@ def _inside(version: Path, root: Path) -> Path:
     bundles = sorted(version.glob(f"*{_SUFFIX}")) if version.is_dir() else []
     if len(bundles) != 1:
         what = f"{len(bundles)} bundles" if bundles else "no bundle"
+        if (version / "saved_model.pb").is_file():
+            what = "a SavedModel, not a bundle: convert it with edgeserve convert"
         raise BundleError(f"version {version.name} holds {what}")
     if not bundles[0].resolve().is_relative_to(root):
         raise BundleError(f"version {version.name} leads out of the model's folder")

@@ -8,7 +8,7 @@ import msgspec
 
 from edgeserve.serve.settings.setting import Group, Setting, Unit, table
 
-_VERSIONS: Final = r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,8}(,[1-9]\d{0,8})*"
+_VERSIONS: Final = r"latest(:[1-9]\d{0,3})?|all|[1-9]\d{0,17}(,[1-9]\d{0,17})*"
 SECONDS: Final = Unit.SECONDS
 
 _what = partial(Setting, Group.WHAT)

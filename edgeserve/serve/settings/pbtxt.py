@@ -80,7 +80,7 @@ def config_of(message: Message) -> TritonConfig:
     return TritonConfig(
         name=message.text("name"),
         settings={name: value for name, value in own.items() if value is not None},
-        versions=_versions(message.message("version_policy")),
+        versions=version_policy(message.message("version_policy")),
         labels=_labels(message),
         ignored=(
             *(n for n in message.names() if n not in _UNDERSTOOD),
@@ -170,7 +170,8 @@ def _instances(message: Message) -> int | None:
     return sum(counts) if counts else None
 
 
-def _versions(policy: Message | None) -> VersionPolicy | None:
+def version_policy(policy: Message | None) -> VersionPolicy | None:
+    """Which versions serve; TF Serving's message has the same fields. Raises UsageError."""
     if policy is None:
         return None
     specific = policy.message("specific")

@@ -24,7 +24,7 @@ SERVER_FIELDS: Final = tuple(
     if name not in declared(PerModel) and not known.setting.followed
 )
 # What names models to serve.
-_MODELS: Final = ("bundle", "bundles", "repository", "model")
+_MODELS: Final = ("bundle", "bundles", "repository", "model", "tf_model_config")
 _PATHS: Final = [n for n, known in declared(Settings).items() if known.setting.unit is Unit.PATH]
 
 
@@ -59,7 +59,7 @@ def read_settings(file: Path, flags: dict[str, Any]) -> Settings:
 def settings_from(values: dict[str, Any], where: str = "the flags") -> Settings:
     """Typed and checked settings. Raises UsageError, naming an unknown key's did_you_mean neighbour."""
     _refuse_unknown(values, Settings, where)
-    values = _with_cloud(values)
+    values = _with_tf_batching(_with_cloud(values))
     for table in _tables(values):
         _refuse_unknown(table, ModelTable, where, " in [[model]]")
     try:
@@ -86,6 +86,16 @@ def _with_cloud(values: dict[str, Any]) -> dict[str, Any]:
     elif "bundle" in found:
         check_folder(cloud, Path(found["bundle"]))
     return found | values
+
+
+def _with_tf_batching(values: dict[str, Any]) -> dict[str, Any]:
+    """With what TF Serving's batching parameters say in place of defaults. Raises UsageError."""
+    file = values.get("tf_batching")
+    if not isinstance(file, str):
+        return values
+    from edgeserve.serve.settings.tfserving import read_batching
+
+    return read_batching(Path(file)) | values
 
 
 def followed(old: Settings, new: Settings) -> Settings:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _HINT = "add --keys FILE or --tls-cert and --tls-key, or --insecure if something else protects it"
 
 _what = partial(Setting, Group.WHAT)
+_batching = partial(Setting, Group.BATCHING)
 _listening = partial(Setting, Group.LISTENING)
 _limits = partial(Setting, Group.LIMITS)
 _operations = partial(Setting, Group.OPERATIONS)
@@ -50,6 +51,26 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
     repository: Annotated[
         str | None,
         _what("[Repository folder](repository.md) to serve", Unit.PATH, flag=None, followed=True),
+    ] = None
+    tf_model_config: Annotated[
+        str | None,
+        _what(
+            "TF Serving's model config file, with the models to serve",
+            Unit.PATH,
+            more="See [configuration files](coming-from/tf-serving.md#configuration-files)",
+            metavar="FILE",
+            followed=True,
+        ),
+    ] = None
+    tf_batching: Annotated[
+        str | None,
+        _batching(
+            "TF Serving's batching parameters file; the other settings override it",
+            Unit.PATH,
+            more="See [configuration files](coming-from/tf-serving.md#configuration-files)",
+            metavar="FILE",
+            followed=True,
+        ),
     ] = None
     model: Annotated[
         tuple[ModelTable, ...],
@@ -275,7 +296,8 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def _check_models(self) -> None:
         """Raise UsageError for what no model can be served with."""
-        if not (self.bundle or self.bundles or self.repository or self.model):
+        tables = self.model or self.tf_model_config
+        if not (self.bundle or self.bundles or self.repository or tables):
             raise UsageError(
                 "no bundle to serve",
                 hint="edgeserve run NAME.edge, or bundle = 'NAME.edge' in the file",
@@ -300,7 +322,14 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Everything that was named to serve, but for tables about models of the repository."""
         single = () if self.bundle is None else (self.bundle,)
         folder = () if self.repository is None else (self.repository,)
-        return (*single, *self.bundles, *folder, *(m.bundle for m in self.model if m.bundle))
+        config = () if self.tf_model_config is None else (self.tf_model_config,)
+        return (
+            *single,
+            *self.bundles,
+            *folder,
+            *config,
+            *(m.bundle for m in self.model if m.bundle),
+        )
 
     def of(self, model: ModelTable) -> Self:
         """The settings of one model, where its table has the last word."""

@@ -23,6 +23,7 @@ from edgeserve.serve.http.route import (
     later,
     now,
 )
+from edgeserve.serve.protocols.common import silent_workers
 from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.tfserving.about import ModelVersions, metadata, versions_of
 from edgeserve.serve.protocols.tfserving.codec import (
@@ -59,6 +60,15 @@ def _metadata(served: Served, asked: Asked) -> Response:
     return Response.json(metadata(served.repository.find(*_named(asked))))
 
 
+@later
+async def _metrics(served: Served, asked: Asked, request: Request) -> Response:
+    from edgeserve.serve.metrics.tfserving import TfServingMetrics  # few ask for it
+
+    counts = await served.control.counts()
+    text = TfServingMetrics(counts).render()
+    return Response.of(200, [text], _PROMETHEUS, silent_workers(counts))
+
+
 def _asking(method: Method) -> Handler[Served]:
     def make(served: Served) -> TfServing:
         return TfServing(served.limits, method)
@@ -86,6 +96,7 @@ def _named(asked: Asked) -> tuple[str, str | None]:
     return asked.values["model"], None if version == "0" else version
 
 
+_PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OF_MODEL: Final = "/v1/models/{model}[/versions/{version}]"
 _OF_LABEL: Final = "/v1/models/{model}/labels/{label}"
 _ERRORS: Final = (403, 408, 415, 500, 503, 504)
@@ -127,6 +138,10 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
     Route(
         "POST", f"{_OF_MODEL}:regress", Role.INFER, _asking(Method.REGRESS), "A number for each example",
         ("v1Regress", "v1RegressVersion"), "tfserving", **_EXAMPLES,
+    ),
+    Route(
+        "GET", "/monitoring/prometheus/metrics", Role.INFER, _metrics, "TF Serving's metrics as Prometheus text",
+        ("v1Metrics",), "tfserving", gives=Content("Prometheus text", {_PROMETHEUS: str}),
     ),
     Route("POST", f"{_OF_MODEL}:explain", Role.INFER, _explain, "501: explainers are unsupported"),
     Route("GET", _OF_LABEL, Role.INFER, _status, ""),

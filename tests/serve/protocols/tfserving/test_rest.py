@@ -245,6 +245,27 @@ def test_the_newest_version_is_also_version_0(server: Background) -> None:
     assert ask(server, f"{HALF}:explain", {"instances": [1.0]}).status == 501
 
 
+def test_the_metrics_have_tf_servings_names(server: Background) -> None:
+    path = "/monitoring/prometheus/metrics"
+
+    def counted() -> dict[str, float]:
+        answer = ask(server, path, method="GET")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = answer.body.decode().splitlines()
+        assert "# TYPE :tensorflow:serving:request_count counter" in lines
+        samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in samples}
+
+    ok = ':tensorflow:serving:request_count{model_name="types-fp64",status="OK"}'
+    took = ':tensorflow:serving:request_latency_count{model_name="types-fp64"}'
+    before = counted()
+    ask(server, "/v1/models/types-fp64:predict", {"instances": [[1.0]]})
+    ask(server, "/v1/models/never-there:predict", {"instances": [[1.0]]})
+    after = counted()
+    assert (after[ok] - before[ok], after[took] - before[took]) == (1, 1)
+    assert not any("never-there" in line for line in after)
+
+
 def test_the_protocol_can_be_off(tmp_path: Path) -> None:
     settings = Settings(bundle=str(colours_bundle(tmp_path)), http_port=0, protocols="v2")
     with Background(settings) as alone:
