@@ -38,6 +38,13 @@ _NAMES: Final[dict[np.dtype[Any], str]] = {
 }
 
 
+def numbers_of_bf16(array: Array) -> Array:
+    """Raw BF16 as FP32; what is numbers already, as it is."""
+    if array.dtype != np.uint16:
+        return array
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
+
 def dtype_name(dtype: npt.DTypeLike) -> str:
     """The protocol's name of a numpy dtype. Raises InvalidInput for types without one."""
     known = _NAMES.get(dtype) if isinstance(dtype, np.dtype) else None

@@ -24,7 +24,7 @@ from edgeserve.postprocess.detect import boxes
 from edgeserve.postprocess.rows import numbers, row_of
 from edgeserve.postprocess.segment import mask
 from edgeserve.preprocess import Frame
-from edgeserve.tensors import Array, Interface, Tensors, TensorSpec
+from edgeserve.tensors import Array, Interface, Tensors, TensorSpec, numbers_of_bf16
 
 
 class Postprocessor:
@@ -43,6 +43,7 @@ class Postprocessor:
         self._labels = labels
         self._names = names
         self._size = _input_size(task, interface)
+        self._raw = [s.name for s in interface.outputs if s.dtype == "BF16"]
         self._guesses = False  # whether each row shows whether it holds logits
         self.how: Postprocess | None = task.postprocess
         if self.how is None and len(labels) == 1:
@@ -72,6 +73,9 @@ class Postprocessor:
         """One answer for each of the `rows` of a request. `frames` say where images are in the inputs, if images were
         sent. Raises InvalidInput for outputs that are not as the bundle says."""
         wanted = options or AnswerOptions()
+        raw = {n: numbers_of_bf16(outputs[n]) for n in self._raw if n in outputs}
+        if raw:
+            outputs = {**outputs, **raw}
         scales = {} if self.how is None else self.how.scales
         if scales:
             outputs = {n: _scaled(a, scales.get(n)) for n, a in outputs.items()}
@@ -93,7 +97,6 @@ class Postprocessor:
                 batched=batched, size=self._size,
             )  # fmt: skip
         array = outputs[how.output]
-
         labels = self._labels_of(how.output)
         if isinstance(how, Classification):
             scores = self._flat(array, row, how.output)

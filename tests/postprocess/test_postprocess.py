@@ -102,6 +102,16 @@ def test_whole_numbers_that_stand_for_others_are_scaled() -> None:
     assert [(c.label, c.score) for c in answer.classes] == [("a", 0.75), ("b", 0.25)]
 
 
+def test_bf16_is_read_as_the_numbers_that_it_is() -> None:
+    interface = Interface((IMAGE,), (TensorSpec("y", "BF16", ("batch", 2)),), 8)
+    raw = (np.array([[-1.0, 2.0]], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    post = Postprocessor(Task(postprocess=Classification("y", "softmax")), interface, {})
+    (answer,) = answered(post, y=raw)
+    assert [(c.index, round(c.score, 3)) for c in answer.classes] == [(1, 0.953), (0, 0.047)]
+    (plain,) = answered(Postprocessor(Task(), interface, {}), y=raw)
+    assert plain == TensorsAnswer({"y": [-1.0, 2.0]})
+
+
 def test_a_score_that_is_not_a_number_is_no_class() -> None:
     post = made(Classification("y"), y=["a", "b", "c"])
     (answer,) = answered(post, y=[[np.nan, 0.5, np.inf]])

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from edgeserve.bundle import OutputKind, Postprocess, Scale
-from edgeserve.tensors import DTYPES, Array, Interface, Tensors
+from edgeserve.tensors import DTYPES, Array, Interface, Tensors, numbers_of_bf16
 
 # Names of a class that is nothing, as label files have them at their beginning.
 BACKGROUND: Final = frozenset({"background", "__background__", "_background_", "???", "bg"})
@@ -58,6 +58,8 @@ class OutputFacts(msgspec.Struct, frozen=True):
     def arrays(self, name: str) -> list[Array]:
         """What the source answered, quantized outputs as the numbers that they stand for."""
         found = [answer[name] for answer in self.answers if name in answer]
+        if self.interface.output(name).dtype == "BF16":
+            return [numbers_of_bf16(a) for a in found]
         scale = self.scales.get(name)
         if scale is None:
             return found
