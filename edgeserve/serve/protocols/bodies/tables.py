@@ -27,6 +27,8 @@ from edgeserve.values import Misfit, fitting
 from edgeserve.wire.text import check_depth, parse_json
 from edgeserve.wire.written import nested_json
 
+# Where the data of an .npy file begins, if its header is as short as usual.
+NPY_DATA: Final = 128
 _NPY_HEADER: Final = 10_000  # bytes, as numpy's own limit
 _BOM: Final = b"\xef\xbb\xbf"
 _NPY: Final = b"\x93NUMPY"
@@ -165,9 +167,9 @@ def from_json_lines(body: bytes | memoryview, limits: Limits) -> list[Any]:
 
 
 def from_npy(body: bytes | memoryview, name: str = "the body") -> Array:
-    """Raises InvalidInput."""
-    data = bytes(body)
-    header = _npy_header(data)
+    """An array, which may be a view on the body. Raises InvalidInput."""
+    data = memoryview(body)
+    header = _npy_header(bytes(data[: _NPY_HEADER + 12]))
     if header is None:
         raise InvalidInput(f"{name} is not an .npy file")
     kind = _NPY_TYPE.fullmatch(header.get("descr", ""))
@@ -186,12 +188,16 @@ def from_npy(body: bytes | memoryview, name: str = "the body") -> Array:
         dtype = np.dtype(kind[0])
     except TypeError:
         raise InvalidInput(f"{name} holds the unknown type {kind[0]}") from None
-    rest = memoryview(data)[int(header["start"]) :]
+    rest = data[int(header["start"]) :]
     if math.prod(shape) * dtype.itemsize != len(rest):
         raise InvalidInput(f"{name} has {len(rest)} bytes for the shape {list(shape)} of {dtype}")
     if not dtype.itemsize:
         return np.zeros(shape, dtype)
     flat = np.frombuffer(rest, dtype)
+    if dtype.kind == "b" and flat.size and int(flat.view(np.uint8).max()) > 1:
+        raise InvalidInput(f"{name}: a boolean is neither 0 nor 1")
+    if not flat.flags.aligned:
+        flat = flat.copy()
     fortran = header.get("fortran_order") == "True"
     array = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
     return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False)).reshape(shape)

@@ -26,6 +26,8 @@ from edgeserve.serve.http.route import (
     later,
     now,
 )
+from edgeserve.serve.protocols.bodies.dialects import NPY
+from edgeserve.serve.protocols.bodies.tables import NPY_DATA
 from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.inference import InferRoute
 from edgeserve.serve.protocols.sagemaker.batch import ExecutionParameters, execution_parameters
@@ -125,7 +127,11 @@ def _invoke_model(served: Served, asked: Asked) -> Answer:
 
 
 def _aligned(asked: Asked, invocation: _Invocation) -> Answer:
-    asked.head.aligned_at = invocation.terms.v2 or 0  # behind the JSON
+    terms = invocation.terms
+    if terms.v2 is not None:
+        asked.head.aligned_at = terms.v2  # behind the JSON
+    elif terms.media.type == NPY:
+        asked.head.aligned_at = NPY_DATA
     return invocation
 
 
