@@ -37,6 +37,7 @@ from edgeserve.serve.settings.setting import size_bytes
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.started import Started, started_model
 from edgeserve.serve.status.status import server_status
+from edgeserve.serve.tracing import open_tracing
 from edgeserve.serve.workers.inherited import Inherited
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ class Service:
             *([TritonMetrics(recorder, repository.pending)] if triton else []),
         )
         shm = SharedMemory(settings.shared_memory_prefixes, settings.limits.shm_regions)
-        parts = Parts(repository, shm, recorder, metrics, flight)
+        self._tracing = open_tracing(settings.trace)
+        parts = Parts(repository, shm, recorder, metrics, flight, self._tracing)
         self._settings, self._repository, self._shm = settings, repository, shm
         self._control = control(parts, self._following)
         self._http = HttpFront(settings, parts, self._control, settings.open_tls(), inherited)
@@ -177,6 +179,8 @@ class Service:
             await self._grpc.close()
         await self._repository.close()
         self._shm.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def start(self) -> Started:
         """Load the models, listen, say what serves. Raises the first model's error when none serves."""

@@ -18,6 +18,7 @@ from edgeserve.serve.models.sources import Key
 from edgeserve.serve.reload import Following
 from edgeserve.serve.shm import SharedMemory
 from edgeserve.serve.status.status import Observed, ServerStatus, server_status
+from edgeserve.serve.tracing import Tracing
 
 
 def check_model_control(allowed: bool) -> None:
@@ -81,6 +82,7 @@ class Parts:
     recorder: Recorder
     metrics: ServerMetrics
     flight: InFlight
+    tracing: Tracing | None = None
 
 
 class OneProcess:

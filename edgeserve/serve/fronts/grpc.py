@@ -13,6 +13,7 @@ from edgeserve.serve.fronts.protocols import services
 from edgeserve.serve.grpc.credentials import server_credentials
 from edgeserve.serve.grpc.server import GrpcServer
 from edgeserve.serve.protocols.grpc_inference import Inferences, ServedCalls
+from edgeserve.serve.protocols.spans import traced
 from edgeserve.serve.settings.protocols import protocols_of
 from edgeserve.serve.settings.server import Settings
 
@@ -51,7 +52,11 @@ class GrpcFront:
         )
         limits = settings.effective_limits()
         self._inferences = Inferences(
-            parts.repository, parts.flight, asyncio.get_running_loop(), limits.bodies_bytes
+            parts.repository,
+            parts.flight,
+            asyncio.get_running_loop(),
+            limits.bodies_bytes,
+            traced=parts.tracing is not None,
         )
         served = ServedCalls(
             parts.repository,
@@ -63,7 +68,7 @@ class GrpcFront:
             self._server.tell_health,
         )
         spoken = services(protocols_of(settings.protocols))
-        self._server.serve([service(served) for service in spoken])
+        self._server.serve([service(served) for service in spoken], traced(parts.tracing))
 
     def listen(self) -> str:
         """HOST:PORT that is listened on; `also` has further ones. Raises EnvironmentProblem."""

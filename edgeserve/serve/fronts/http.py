@@ -43,7 +43,7 @@ class HttpFront:
         self._warn(is_loopback(settings.host), bool(keys))
         self._warn_of_closed(keys)
 
-        self._inference = Inference(parts.repository, limits, parts.flight)
+        self._inference = Inference(parts.repository, limits, parts.flight, parts.tracing)
         lists = route_lists(protocols_of(settings.protocols))
         served = Served(
             lists,

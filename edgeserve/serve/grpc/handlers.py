@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 _NO_DEADLINE_S: Final = 1e8
 
 
+# Called with the path and the metadata of a call that infers, when it began (time.time_ns), the call, and its error.
+Traced = Callable[[str, Any, int, OpenCall, EdgeServeError | None], None]
+
+
 class Handlers:
     """Makes the handlers, and counts the calls that are `open`: not answered, or not sent yet. Made on the event
     loop."""
@@ -54,6 +59,7 @@ class Handlers:
         self._arrivals = arrivals
         self._refusals = refusals
         self._compress_bytes = compress_bytes
+        self.traced: Traced | None = None
         self._streams: set[OpenStream] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -106,16 +112,24 @@ class Handlers:
         start = method.start
 
         def infer(message: bytes, context: grpc.ServicerContext) -> bytes:
+            traced = self.traced
+            began_ns = time.time_ns() if traced is not None else 0
             call = start(message, remaining_s(context))
             if self._opened(context, call.left):
                 call.wait()
+            failed: EdgeServeError | None = None
             try:
                 return self._sized(call.answer(), context)
             except EdgeServeError as error:
+                failed = error
                 self._refusals.note_error(error, path, context, logged=call.asked)
                 return _abort(context, error)
             except Exception as error:  # noqa: BLE001 - the client gets it
-                return _abort(context, _unforeseen(error))
+                failed = _unforeseen(error)
+                return _abort(context, failed)
+            finally:
+                if traced is not None:
+                    traced(path, context.invocation_metadata(), began_ns, call, failed)
 
         return infer
 

@@ -17,7 +17,7 @@ from edgeserve.serve.access.addresses import joined
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.grpc import health, reflection
 from edgeserve.serve.grpc.admission import Admit, Door
-from edgeserve.serve.grpc.handlers import Handlers
+from edgeserve.serve.grpc.handlers import Handlers, Traced
 from edgeserve.serve.grpc.limits import THREADS, channel_options
 from edgeserve.serve.grpc.pool import Pools
 from edgeserve.serve.grpc.receive_timeout import Arrivals
@@ -63,8 +63,10 @@ class GrpcServer:
         self._door: Door
         self._timer: asyncio.TimerHandle | None = None
 
-    def serve(self, services: Sequence[GrpcService]) -> None:
-        """Have these answered, beside health and reflection; once, before `listen`."""
+    def serve(self, services: Sequence[GrpcService], traced: Traced | None = None) -> None:
+        """Have these answered, beside health and reflection; once, before `listen`. `traced` is called after each call
+        that infers, on its thread."""
+        self._handlers.traced = traced
         self._health.services = tuple(service.name for service in services)
         entries = self._health.entries(self._pools, self._arrivals)
         entries |= reflection.entries(self._pools, services)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
@@ -15,6 +15,16 @@ class Work(Protocol):
     """What a request waits for."""
 
     started: bool
+
+
+class Traced(Protocol):
+    """What keeps the trace of a request."""
+
+    def asks(self) -> None: ...
+
+    def ran(self, model: Any, rows: int, result: Any) -> None: ...
+
+    def answered(self, response: Response) -> None: ...
 
 
 class Asker(Protocol):
@@ -33,10 +43,10 @@ class Request:
     """A whole request. `respond` answers it, once; `gone` is called if the client leaves before that.
 
     `work` is what it waits for, unless that has begun already: a client that closes its side before then is
-    taken to have left.
+    taken to have left. `trace` is told of the answer, if there is one.
     """
 
-    __slots__ = ("_asker", "body", "gone", "head", "work")
+    __slots__ = ("_asker", "body", "gone", "head", "trace", "work")
 
     def __init__(self, asker: Asker, head: Head, body: bytes | memoryview) -> None:
         self._asker = asker
@@ -44,6 +54,7 @@ class Request:
         self.body = body
         self.gone: Callable[[], None] | None = None
         self.work: Work | None = None
+        self.trace: Traced | None = None
 
     @property
     def address(self) -> str:
@@ -59,4 +70,6 @@ class Request:
         return self._asker.hold(count)
 
     def respond(self, response: Response) -> None:
+        if self.trace is not None:
+            self.trace.answered(response)
         self._asker.respond(self, response)

@@ -57,8 +57,11 @@ class Inferences:
         flight: InFlight,
         loop: asyncio.AbstractEventLoop,
         messages_bytes: int,
+        *,
+        traced: bool = False,
     ) -> None:
         """`messages_bytes` bounds the large messages that are held at one time."""
+        self.traced = traced
         self.repository = repository
         self.flight = flight
         self.loop = loop
@@ -116,8 +119,8 @@ class InferenceCall:
     """
 
     __slots__ = (
-        "_answer", "_codec", "_decoded", "_flies", "_lock", "_message", "_model", "_name", "_owner",
-        "_pending", "_refusal", "_request", "asked", "deadline", "held", "id", "result",
+        "_answer", "_codec", "_decoded", "_flies", "_lock", "_message", "_name", "_owner",
+        "_pending", "_refusal", "_request", "asked", "asked_ns", "deadline", "held", "id", "model", "result",
     )  # fmt: skip
 
     def __init__(
@@ -131,7 +134,8 @@ class InferenceCall:
         self._decoded: Decoded | None = None
         self._refusal: EdgeServeError | None = None
         self._name = ""
-        self._model: ServedModel | None = None
+        self.model: ServedModel | None = None
+        self.asked_ns = 0  # when the model was asked, if somebody traces
         self._request: InferRequest | None = None
         self._flies = False  # counted as in flight
         self._pending: Pending | None = None
@@ -184,13 +188,15 @@ class InferenceCall:
             raise self._refusal
         decoded = self._decoded
         assert decoded is not None
-        self._model = model = self._owner.repository.find(decoded.model, decoded.version)
+        self.model = model = self._owner.repository.find(decoded.model, decoded.version)
         flight = self._owner.flight
         if flight.count >= flight.limit:
             model.recorder.failed("in_flight")
             raise flight.refusal()
         self._request = request = self._codec.bind(decoded, model, remaining_s)
         self.asked = True
+        if self._owner.traced:
+            self.asked_ns = time.time_ns()
         self._pending = model.infer(request, self._ran)
         if self.result is None:
             flight.count += 1
@@ -227,9 +233,14 @@ class InferenceCall:
         assert result is not None
         return self._encode(result)
 
+    @property
+    def rows(self) -> int:
+        """Of the request; 0 before it was read."""
+        return self._request.rows if self._request is not None else 0
+
     def _encode(self, result: Outcome) -> bytes:
-        assert self._model is not None
-        return self._codec.encode(self._request, self._model, result)
+        assert self.model is not None
+        return self._codec.encode(self._request, self.model, result)
 
     def _ran(self, result: Outcome | EdgeServeError) -> None:
         if isinstance(result, Outcome):
@@ -245,7 +256,7 @@ class InferenceCall:
     def _cancel(self) -> None:
         if self.result is not None:
             return
-        pending, model = self._pending, self._model
+        pending, model = self._pending, self.model
         if pending is not None and model is not None and not pending.settled:
             model.cancel(pending)
         self.finish(Canceled("the client has left"))

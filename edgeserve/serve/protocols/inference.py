@@ -25,8 +25,10 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol
+from edgeserve.serve.protocols.spans import HttpTrace
 from edgeserve.serve.protocols.threads import Lane, Threads, Turn
 from edgeserve.serve.settings.limits import Limits
+from edgeserve.serve.tracing import Tracing
 from edgeserve.tensors import Interface
 
 log = logging.getLogger(__name__)
@@ -46,11 +48,18 @@ _LONG_BYTES: Final = 8_388_608
 class Inference:
     """Runs the inferences of one listener, of all its protocols. Owns their threads; lives on the event loop."""
 
-    def __init__(self, repository: ModelRepository, limits: Limits, flight: InFlight) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        limits: Limits,
+        flight: InFlight,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.repository = repository
         self.limits = limits
         self.flight = flight
         self.threads = Threads(flight)
+        self.tracing = tracing
         self._codecs: weakref.WeakKeyDictionary[ServedModel, dict[Any, Codec[Any, Any]]]
         self._codecs = weakref.WeakKeyDictionary()
 
@@ -115,6 +124,9 @@ class InferRoute:
 
     def __call__(self, request: Request) -> None:
         """Answer now or later; never raises."""
+        tracing = self._inference.tracing
+        if tracing is not None:
+            request.trace = HttpTrace(tracing, request)
         try:
             model = self._repository.find(self._name, self._version)
         except EdgeServeError as error:
@@ -232,11 +244,16 @@ class InferRoute:
         if began:
             decoded = _shortened(decoded, model, time.perf_counter() - began)
         wanted = decoded
+        trace = request.trace
+        if trace is not None:
+            trace.asks()
 
         def done(result: Outcome | EdgeServeError) -> None:
             if request.gone is not None:
                 request.gone = None
                 self._flight.count -= 1
+            if trace is not None:
+                trace.ran(model, wanted.rows, result)
             self._answer(codec, request, wanted, result)
 
         pending = model.infer(wanted, done)

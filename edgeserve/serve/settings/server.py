@@ -244,6 +244,13 @@ class Settings(PerModel, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Literal["text", "json"],
         _operations("Format of log lines", more="See [logs](operations.md#logs)"),
     ] = "text"
+    trace: Annotated[
+        Literal["off", "otlp"],
+        _operations(
+            "otlp: export a trace of each inference to an OpenTelemetry collector",
+            more="See [tracing](tracing.md)",
+        ),
+    ] = "off"
     metrics_compat: Annotated[
         Literal["none", "triton"],
         _operations(
