@@ -154,6 +154,12 @@ def command(
     image_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Images: height and width of the input.")
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="Images: crop the centre, letterbox (keep the shape, pad the rest) or stretch [crop]."
+        ),
+    ] = None,
     crop_ratio: Annotated[
         float | None, typer.Option(help="Images: centre crop after resizing [1.0].")
     ] = None,
@@ -240,6 +246,7 @@ def command(
         "image_size": image_size,
         "crop_ratio": crop_ratio,
         "interpolation": interpolation,
+        "resize": resize,
         "channels": channels,
         "layout": layout,
         "scale": scale,

@@ -24,7 +24,7 @@ def preprocess_from(file: Path | None, flags: Mapping[str, Any]) -> Preprocess |
     values: dict[str, Any] = _read(file, "preprocess") if file is not None else {}
     if flags.get("image_size") is not None:
         values["height"], values["width"] = _size(str(flags["image_size"]))
-    for key in ("crop_ratio", "interpolation", "channels", "layout", "scale"):
+    for key in ("resize", "crop_ratio", "interpolation", "channels", "layout", "scale"):
         if flags.get(key) is not None:
             values[key] = flags[key]
     for key in ("mean", "std"):

@@ -142,12 +142,18 @@ def _answering(
         scales=model.scales,
     )
     decided = decide(facts, options.task, options.postprocess)
-    if labels is None or options.labels != str(model.labels):
-        return decided
-    brought = (
-        f"the model brings the names of its {len(labels)} classes along (--labels overrides them)"
-    )
-    return msgspec.structs.replace(decided, remarks=(brought, *decided.remarks))
+    remarks = []
+    if labels is not None and options.labels == str(model.labels):
+        remarks.append(
+            f"the model brings the names of its {len(labels)} classes along (--labels overrides them)"
+        )
+    image = options.preprocess
+    if decided.kind in ("detection", "segmentation") and image and image.resize == "crop":
+        remarks.append(
+            "the edges of photographs are cut off: --resize letterbox or stretch keeps them (use what the model was "
+            "trained with)"
+        )
+    return msgspec.structs.replace(decided, remarks=(*remarks, *decided.remarks))
 
 
 def _decided(job: Job, search: Search, found: Found) -> list[Decision]:

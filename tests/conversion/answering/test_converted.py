@@ -179,3 +179,19 @@ def test_the_files_in_the_documentation_are_valid() -> None:
     assert {r.__struct_config__.tag for r in read} == {
         "classification", "detection", "segmentation", "embedding",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("resize", "told"), [("letterbox", False), ("crop", True)])
+def test_a_crop_before_detection_is_said(
+    resize: str, told: bool, onnxruntime_target: str, tmp_path: Path
+) -> None:
+    run = CliRunner().invoke(
+        command_line(),
+        ["convert", str(saved(colour_finder(), tmp_path)), "--precision", "fp32", "--target", onnxruntime_target,
+         "--image-size", str(SIZE), "--resize", resize, "--scale", "0.00392157", "-o", str(tmp_path / "c.edge")],
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    assert ("the edges of photographs are cut off" in run.output) is told
+    preprocess = Bundle.open(tmp_path / "c.edge").manifest.task.preprocess
+    assert preprocess is not None
+    assert preprocess.resize == resize
