@@ -72,7 +72,9 @@ def _lists(facts: OutputFacts, asked: bool) -> Finding:
     counts = [
         n for n in numbers if n not in lists and n not in boxes and _is_count(facts, n, boxes[0])
     ]
-    lists = {n: r for n, r in lists.items() if n in _called(list(lists), "detection_")} or lists
+    # TensorFlow's detectors give other lists, too.
+    usual = [*_called(list(lists), "detection_scores"), *_called(list(lists), "detection_classes")]
+    lists = {n: r for n, r in lists.items() if n in usual} or lists
     if len(lists) != 2:
         return None
     pair = _scores_and_classes(facts, lists)

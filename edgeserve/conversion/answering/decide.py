@@ -67,7 +67,12 @@ def decide(facts: OutputFacts, asked: TaskKind | None, given: Mapping[str, objec
     if given:
         return _from_file(facts, kind, given, found)
     if isinstance(found, Fit):
-        return _checked(facts, found)
+        try:
+            return _checked(facts, found)
+        except UsageError as error:
+            if asked is not None:
+                raise
+            return Decided(remarks=(f"task not recognised: {error.message}: {error.cause}",))
     if asked is not None:
         raise UsageError(
             f"--task {asked}: the outputs do not fit",

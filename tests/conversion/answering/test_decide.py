@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgeserve.bundle import (
     Classification,
@@ -299,6 +301,24 @@ def test_the_heads_of_detectors(given: OutputFacts, expected: Detection) -> None
     assert found(given) == expected
 
 
+def test_the_outputs_that_tensorflow_names_among_others() -> None:
+    boxes = corners(10, 1)
+    outputs = {
+        "detection_anchor_indices": [RANDOM.integers(0, 99, (1, 10)).astype(np.float32) for _ in boxes],
+        "detection_boxes:0": boxes,
+        "detection_classes:0": [RANDOM.integers(1, 6, (1, 10)).astype(np.float32) for _ in boxes],
+        "detection_multiclass_scores": chances(1, 10, 6),
+        "detection_scores:0": chances(1, 10),
+        "num_detections": np.array([10], np.float32),
+        "raw_detection_boxes": corners(50, 1),
+        "raw_detection_scores": chances(1, 50, 6),
+    }  # fmt: skip
+    assert found(facts(outputs, labels=5, max_batch=0)) == Detection(
+        "lists", "detection_boxes:0", "detection_scores:0", "detection_classes:0", "num_detections",
+        box="yxyx", unit="shares", first_class=1,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -458,3 +478,30 @@ def test_the_report_says_what_was_recognised_and_why() -> None:
     )
     unnamed = decided(facts({"y": shares(1, 10)}, kinds={"y": SOFTMAX}))
     assert "--labels" in unnamed.remarks[1]
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 4, 6, 8, 9, 64, 84]), max_size=4).map(tuple)
+KINDS = st.sampled_from([SOFTMAX, CHANNELS, SIGMOID, VECTOR, IDS, OutputKind("numbers", "")])
+
+
+@given(
+    shapes=st.dictionaries(st.sampled_from(["boxes", "scores", "c", "num", "é"]), SHAPES, min_size=1),
+    kinds=st.fixed_dictionaries(dict.fromkeys(("boxes", "scores", "c", "num", "é"), KINDS)),
+    dtype=st.sampled_from([np.float32, np.float16, np.int64, np.uint8]),
+    values=st.sampled_from(["zero", "random", "nan", "large"]),
+    labels=st.sampled_from([None, 1, 2, 4]),
+    max_batch=st.sampled_from([0, 8]),
+)  # fmt: skip
+@settings(max_examples=150, deadline=None)
+@pytest.mark.filterwarnings("error")
+def test_outputs_of_any_shape_are_recognised_or_left(
+    shapes: Any, kinds: Any, dtype: Any, values: str, labels: int | None, max_batch: int
+) -> None:
+    fill = {"zero": 0.0, "nan": np.nan if np.dtype(dtype).kind == "f" else 7, "large": 200.0}
+    outputs = {}
+    for name, shape in shapes.items():
+        whole = (1, *shape) if max_batch else shape
+        drawn = RANDOM.uniform(0, 1, whole)
+        outputs[name] = np.asarray(drawn if values == "random" else np.full(whole, fill[values]), dtype)  # fmt: skip
+    known = {n: kinds[n] for n in outputs}
+    decided(facts(outputs, max_batch=max_batch, labels=labels, kinds=known))
