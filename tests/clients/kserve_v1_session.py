@@ -29,7 +29,7 @@ async def main(url: str) -> dict[str, Any]:
         "live": await client.is_server_live(url),
         "ready": await client.is_model_ready(url, "half"),
         "not_ready": await client.is_model_ready(url, "broken"),
-        "unknown_ready": await client.is_model_ready(url, "none"),
+        "unknown_ready": await failure(client.is_model_ready(url, "none")),
         "predict": await client.infer(url, rows, model_name="half"),
         "explain": await failure(client.explain(url, "half", rows)),
         "unknown": await failure(client.infer(url, rows, model_name="none")),

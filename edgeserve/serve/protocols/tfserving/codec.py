@@ -23,6 +23,14 @@ from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answe
 from edgeserve.serve.protocols.bodies.long import general
 from edgeserve.serve.protocols.bodies.values import Read
 from edgeserve.serve.protocols.bodies.written import ValueWriter
+from edgeserve.serve.protocols.tfserving.events import (
+    EventMode,
+    EventRequest,
+    as_event,
+    data_of,
+    event_of,
+    mode_of,
+)
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import DTYPES, Tensors
 from edgeserve.wire.text import as_object, check_depth, kind_of, parse_json
@@ -75,14 +83,16 @@ class PredictionsRow(msgspec.Struct, frozen=True):
 
 
 class TfServing:
-    """What protocols/inference.py serves, of one method. Headers say nothing: the content type is ignored."""
+    """What protocols/inference.py serves, of one method. Headers tell whether the body is an event; the content type is
+    ignored otherwise."""
 
     def __init__(self, limits: Limits, method: Method) -> None:
         self._limits = limits
         self._method = method
 
-    def terms(self, headers: Mapping[bytes, bytes]) -> None:
-        """None."""
+    def terms(self, headers: Mapping[bytes, bytes]) -> EventMode | None:
+        """How the body is an event, as KServe's clients may send one."""
+        return mode_of(headers)
 
     def codec(self, model: ServedModel) -> TfServingCodec:
         return TfServingCodec(model, self._limits, self._method)
@@ -98,8 +108,15 @@ class TfServingCodec(BodyCodec):
         )
         self._method = method
 
-    def decode(self, body: bytes | memoryview, terms: None) -> BodyRequest:
+    def decode(self, body: bytes | memoryview, terms: EventMode | None) -> BodyRequest:
         """Raises InvalidInput."""
+        if terms is None:
+            return self._read(body)
+        if terms is EventMode.STRUCTURED:
+            body = data_of(body, self.limits.json_depth)
+        return as_event(self._read(body), terms)
+
+    def _read(self, body: bytes | memoryview) -> BodyRequest:
         if self.model.images is not None and is_image(body):
             return self.request(self.reader.read_images([body]), _Form.ROWS)
         data = bytes(body).removeprefix(_BOM)
@@ -118,6 +135,12 @@ class TfServingCodec(BodyCodec):
         return self.request(self.reader.columns(fields.inputs, ignore_unknown=True), _Form.COLUMNS)
 
     def encode(self, request: BodyRequest, outputs: Tensors, candidate: Candidate) -> Response:
+        response = self._written(request, outputs, candidate)
+        if isinstance(request, EventRequest):
+            return event_of(response, self.model.name, request.mode)
+        return response
+
+    def _written(self, request: BodyRequest, outputs: Tensors, candidate: Candidate) -> Response:
         if request.form == _Form.EXAMPLES:
             results = (
                 self._classified(request, outputs)

@@ -106,3 +106,21 @@ def repository(folder: Path) -> Path:
     for dtype in ("INT8", "UINT8", "INT64", "UINT64", "BOOL", "FP64", "BYTES", "FP16"):
         identity(folder, dtype)
     return folder
+
+
+def doubled(repository: Path, name: str) -> Path:
+    """y = 2 x; x FP32[batch, 2]."""
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    value = helper.make_tensor_value_info
+    model = _model(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        name,
+        [value("x", TensorProto.FLOAT, ["batch", 2])],
+        [value("y", TensorProto.FLOAT, ["batch", 2])],
+    )
+    spec = TensorSpec("x", "FP32", ("batch", 2)), TensorSpec("y", "FP32", ("batch", 2))
+    x = np.ones((2, 2), np.float32)
+    return write_bundle(
+        folder, name, model, Interface((spec[0],), (spec[1],), _BATCH), {"x": x}, {"y": 2 * x}
+    )
