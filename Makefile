@@ -64,12 +64,12 @@ gpu-driver:  ## A software Vulkan driver (Debian: chromium's SwiftShader), for t
 		|| echo "gpu-driver: apt-get failed; without chromium and libvulkan1 the tests in tests/gpu are skipped" >&2; \
 	fi
 
-test-packages:  ## What tests need of Debian: perf_analyzer's library, openssl for certificates
+test-packages:  ## What tests need of Debian: perf_analyzer's library, openssl for certificates, a browser
 	@if ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ]; then \
-		echo "test-packages: needs apt-get and root; without libb64-0d and openssl some tests are skipped" >&2; \
+		echo "test-packages: needs apt-get and root; without libb64-0d, openssl and chromium-driver some tests are skipped" >&2; \
 	else \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends libb64-0d openssl >/dev/null \
-		|| echo "test-packages: apt-get failed; without libb64-0d and openssl some tests are skipped" >&2; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends libb64-0d openssl chromium chromium-driver >/dev/null \
+		|| echo "test-packages: apt-get failed; without libb64-0d, openssl and chromium-driver some tests are skipped" >&2; \
 	fi
 
 gpu-envs: $(WEBGPU_VENV)/.installed $(PLUGINS_VENV)/.installed  ## onnxruntime with WebGPU built in, and with plug-ins

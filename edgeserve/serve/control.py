@@ -152,10 +152,14 @@ class _OwnCounts:
 
     def requests(self) -> dict[Key, RequestCounts]:
         pending = self.parts.repository.pending()
-        return {
-            key: RequestCounts(
-                model.answered, {k: n for k, n in model.failures.items() if n}, pending.get(key, 0)
-            )
-            for model in self.parts.recorder.models()
-            for key in [(model.name, model.version)]
-        }
+        found = {}
+        for model in self.parts.recorder.models():
+            model.catch_up()
+            key = (model.name, model.version)
+            failed = {reason: n for reason, n in model.failures.items() if n}
+            times = tuple(model.request.counts)
+            found[key] = RequestCounts(model.answered, failed, pending.get(key, 0), times)
+        return found
+
+    def memory_bytes(self) -> int:
+        return self.parts.metrics.memory_bytes()

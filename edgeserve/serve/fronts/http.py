@@ -45,6 +45,8 @@ class HttpFront:
 
         self._inference = Inference(parts.repository, limits, parts.flight, parts.tracing)
         lists = route_lists(protocols_of(settings.protocols))
+        self._page = StatusPage(control, parts.repository)
+        self._keeping: asyncio.Task[None] | None = None
         served = Served(
             lists,
             parts.repository,
@@ -53,7 +55,7 @@ class HttpFront:
             limits,
             self._inference,
             V2(limits, parts.shm),
-            StatusPage(control, parts.repository),
+            self._page,
             settings.model_control,
         )
         self.also: list[str] = []
@@ -86,6 +88,7 @@ class HttpFront:
             )
         if self._inherited is not None:
             asyncio.get_running_loop().add_reader(self._inherited.pool, self._take)
+        self._keeping = asyncio.ensure_future(self._page.keep())
         return url, control_url
 
     async def _listen(self, plane: Plane, host: str, port: int, of: str = "") -> str:
@@ -152,6 +155,8 @@ class HttpFront:
         return all(await asyncio.gather(*drains))
 
     async def close(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
         for server in self._servers.values():
             await server.close()
         if self._inherited is not None:

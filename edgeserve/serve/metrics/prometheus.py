@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from edgeserve.serve.metrics.recorder import Histogram, ModelRecorder, Recorder
+from edgeserve.serve.metrics.server_counts import MEMORY, REQUEST_TIME
 from edgeserve.serve.process.log_writer import DROPPED, dropped_lines
 
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -38,6 +39,10 @@ class ServerMetrics(Collector):
         """As Prometheus text."""
         return rendered(self)
 
+    def memory_bytes(self) -> int:
+        """Resident memory of this process."""
+        return int(self._process.memory_info().rss)
+
     def collect(self) -> Iterable[Metric]:
         models = self._recorder.models()
         for model in models:
@@ -53,6 +58,7 @@ class ServerMetrics(Collector):
         yield _histogram(
             "edgeserve_compute_seconds", "Time a batch ran", models, lambda m: m.compute
         )
+        yield _histogram(REQUEST_TIME, "Time a request waited and ran", models, lambda m: m.request)
         yield _pending(models)
         yield _counter(
             "edgeserve_cache_hits", "Requests answered from the cache", models,
@@ -77,9 +83,9 @@ class ServerMetrics(Collector):
                 self._in_flight(),
             ),
             (
-                "edgeserve_resident_memory_bytes",
+                MEMORY,
                 "Resident memory",
-                self._process.memory_info().rss,
+                self.memory_bytes(),
             ),
         ):
             yield GaugeMetricFamily(name, what, value)

@@ -26,6 +26,12 @@ SECONDS: Final = (
     50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
     1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+# Five a decade, from 25 us to 10 s: percentiles are estimated from them.
+REQUEST_SECONDS: Final = (
+    25e-6, 40e-6, 63e-6, 100e-6, 160e-6, 250e-6, 400e-6, 630e-6, 1e-3, 1.6e-3, 2.5e-3, 4e-3, 6.3e-3,
+    10e-3, 16e-3, 25e-3, 40e-3, 63e-3, 100e-3, 160e-3, 250e-3, 400e-3, 630e-3, 1.0, 1.6, 2.5, 4.0,
+    6.3, 10.0,
+)  # fmt: skip
 
 
 class Tally:
@@ -173,7 +179,7 @@ class ModelRecorder:
     ten times what counting does.
 
     Times are seconds, `last` and `created` seconds since 1970. To be brought up to date by `catch_up` before what
-    batches add to is read: `sizes`, `queue`, `compute`.
+    batches add to is read: `sizes`, `queue`, `compute`, `request`.
     """
 
     def __init__(self, server: Recorder, name: str, version: str) -> None:
@@ -189,6 +195,7 @@ class ModelRecorder:
         self.sizes: dict[int, BatchesOfSize] = {}  # by rows
         self.queue = Histogram(SECONDS)
         self.compute = Histogram(SECONDS)
+        self.request = Histogram(REQUEST_SECONDS)
         # What is true now, of versions that are served: whether a variant, runtime and device serve.
         self.pending: Callable[[], int] | None = None
         self.candidates: dict[tuple[str, str, str], bool] = {}
@@ -207,6 +214,7 @@ class ModelRecorder:
         """A request was answered from the cache; that took `seconds`."""
         self.cache_hits += 1
         self.cache_hit_s += seconds
+        self.request.observe(seconds)
         self.last = time.time()
 
     def cache_miss(self, seconds: float) -> None:
@@ -227,9 +235,11 @@ class ModelRecorder:
             if size is None:
                 size = self.sizes[batch.rows] = BatchesOfSize()
             size.add(batch)
-            self.compute.observe(batch.compute_s)
+            compute = batch.compute_s
+            self.compute.observe(compute)
             for seconds in batch.queue_s:
                 self.queue.observe(seconds)
+                self.request.observe(seconds + compute)
         self._ran.clear()
 
     # Its device

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 import msgspec
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from edgeserve.serve.metrics.server_counts import RequestCounts
+from edgeserve.serve.metrics.server_counts import MEMORY, REQUEST_TIME, RequestCounts
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -75,6 +76,7 @@ def requests_of(content: Iterable[Family]) -> dict[tuple[str, str], RequestCount
     answered: Counter[tuple[str, str]] = Counter()
     pending: Counter[tuple[str, str]] = Counter()
     failed: dict[tuple[str, str], dict[str, int]] = {}
+    within: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for sample in (s for family in content for s in family.samples):
         key = (sample.labels.get("model", ""), sample.labels.get("version", ""))
         value = int(sample.value)
@@ -84,10 +86,25 @@ def requests_of(content: Iterable[Family]) -> dict[tuple[str, str], RequestCount
             pending[key] = value
         elif sample.name == "edgeserve_request_failures_total" and value:
             failed.setdefault(key, {})[sample.labels["reason"]] = value
+        elif sample.name == f"{REQUEST_TIME}_bucket":
+            within.setdefault(key, []).append((float(sample.labels["le"]), value))
     return {
-        key: RequestCounts(answered[key], failed.get(key, {}), pending[key])
+        key: RequestCounts(
+            answered[key], failed.get(key, {}), pending[key], _apart(within.get(key, []))
+        )
         for key in {*answered, *pending, *failed}
     }
+
+
+def _apart(within: list[tuple[float, int]]) -> tuple[int, ...]:
+    """The counts between bounds, from those up to each bound."""
+    counts = [count for _, count in sorted(within)]
+    return tuple(count - before for before, count in pairwise([0, *counts]))
+
+
+def memory_of(content: Iterable[Family]) -> int:
+    """Resident memory in bytes."""
+    return int(sum(s.value for family in content for s in family.samples if s.name == MEMORY))
 
 
 class Shown(Collector):

@@ -12,7 +12,14 @@ from edgeserve.serve.status.status import CandidateStatus, ModelStatus, Step
 
 def detailed(status: ModelStatus, model: ServedModel, processes: int) -> ModelStatus:
     """`status` with what is known of `model` in this process, one of so many."""
-    status = msgspec.structs.replace(status, queue=model.settings.queue * processes)
+    manifest = model.bundle.manifest
+    status = msgspec.structs.replace(
+        status,
+        queue=model.settings.queue * processes,
+        task=manifest.task.kind,
+        takes_images=model.images is not None,
+        size_bytes=manifest.variant(model.candidate.variant).size_bytes,
+    )
     if model.engine is None:
         return status
     return msgspec.structs.replace(

@@ -1,107 +1,124 @@
-"""The status page: one HTML document without scripts, fonts or links to elsewhere. Machines get JSON.
+"""The status page at `/` and `/status`, and what belongs to it: its JSON, its history, its files.
 
-Everything that is shown is escaped, whoever wrote it: names and messages come from bundles and drivers.
+With Jinja2 it is a page with charts and a form that tries models; without, the plain document of
+`edgeserve.serve.status.plain`. A browser sends no key by itself: where keys are configured, whoever has none gets the
+page's frame without anything about this server, and its script asks for the rest with the key that is typed in.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import contextlib
-import hashlib
-import html
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
+from urllib.parse import parse_qs
 
 import msgspec
 
-from edgeserve.errors import EnvironmentProblem
-from edgeserve.serve.http.head import Head
-from edgeserve.serve.http.response import JSON, Headers, Response
+from edgeserve.errors import EnvironmentProblem, InvalidInput
+from edgeserve.serve.access.keys import Role
+from edgeserve.serve.http.response import JSON, ErrorResponse, Headers, Response
+from edgeserve.serve.http.route import Asked
 from edgeserve.serve.metrics.server_counts import RequestCounts
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.sources import Key
 from edgeserve.serve.status.details import detailed, with_requests
-from edgeserve.serve.status.status import (
-    CandidateStatus,
-    ModelStatus,
-    Observed,
-    ServerStatus,
-    Step,
-    WorkerStatus,
-)
+from edgeserve.serve.status.files import PageFiles
+from edgeserve.serve.status.history import History
+from edgeserve.serve.status.plain import PLAIN_POLICY, render
+from edgeserve.serve.status.status import Observed, ServerStatus
+from edgeserve.serve.status.templates import Templates, open_templates
 
-_REFRESH_S: Final = 10
-_STYLE: Final = """
-:root { color-scheme: light dark; --line: #8884; --good: #1a7f37; --bad: #c4320a; }
-@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff8f6b; } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-h1 small, h2 small { font-weight: normal; }
-table { border-collapse: collapse; width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem .3rem 0; text-align: left; vertical-align: top; }
-th { font-weight: 600; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-dt { float: left; clear: left; min-width: 9rem; font-weight: 600; } dd { margin: 0 0 .2rem 9.5rem; }
-code, dd, td, p { overflow-wrap: anywhere; } .good { color: var(--good); } .bad { color: var(--bad); }
-@media (min-width: 60rem) { td code { white-space: nowrap; } }
-@media (max-width: 45rem) {
-  body { margin: 1rem auto; }
-  dt { float: none; } dd { margin: 0 0 .4rem 0; }
-  thead { display: none; } table, tbody, tr, td { display: block; }
-  tr { border-bottom: 1px solid var(--line); padding: .4rem 0; }
-  td, td.n { border: 0; padding: 0; text-align: left; } td:empty { display: none; }
-  td::before { content: attr(data-name) ": "; opacity: .7; } td:first-child::before { content: none; }
-}
-"""
-_STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HTML: Final = "text/html; charset=utf-8"
-_POLICY: Final = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-_HEADERS: Final[Headers] = (
-    ("Content-Security-Policy", _POLICY),
+_COMMON: Final[Headers] = (
     ("Cache-Control", "no-store"),
     ("Referrer-Policy", "no-referrer"),
-    ("Vary", "Accept"),
+    ("Vary", "Accept, Authorization, X-Api-Key"),
     ("X-Content-Type-Options", "nosniff"),
 )
-_COLUMNS: Final = (
-    "candidate", "device", "precision", "state", "load ms", "golden error", "what it said",
-)  # fmt: skip
-_NUMBERS: Final = ("load ms", "golden error")
-_STATES: Final = {
-    "serving": "serving",
-    "standby": "standby, open",
-    "waiting": "failed",
-    "out": "cannot run here",
-    "closed": "standby, not open",
-    "unused": "not used: fallback is off",
-}
+_PLAIN: Final[Headers] = (("Content-Security-Policy", PLAIN_POLICY), *_COMMON)
+# `blob:`: masks and photographs that the page itself has read.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; form-action 'none'"
+)
+_PAGE: Final[Headers] = (
+    ("Content-Security-Policy", POLICY),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+    *_COMMON,
+)
 
 
 class StatusPage:
-    """The server as of each request, for people; candidates are shown as this process has them."""
+    """The server as of each request, for people; candidates are shown as this process has them. Lives on the event
+    loop; `keep` has to run for it to have a history."""
 
     def __init__(self, server: Observed, repository: ModelRepository) -> None:
         self._server = server
         self._repository = repository
         self._began = time.time()
+        self._files = PageFiles()
+        self._history = History(server)
+        self._templates: Templates | None = None
+        self._looked = False
 
-    async def answer(self, head: Head) -> Response:
-        """HTML, or JSON for clients that ask for that."""
-        status = await self.status()
-        if wants_json(head.headers.get(b"accept", b"")):
-            return Response.of(200, [msgspec.json.encode(status)], JSON, _HEADERS[1:])
-        return Response.of(200, [render(status).encode()], _HTML, _HEADERS)
+    async def keep(self) -> None:
+        """Keep the history, until cancelled."""
+        await self._history.keep()
+
+    async def answer(self, asked: Asked) -> Response:
+        """HTML, or JSON for clients that ask for that. Raises AccessDenied for all but the frame of the page."""
+        if wants_json(asked.head.headers.get(b"accept", b"")):
+            asked.check(Role.INFER)
+            found = await self.status()
+            return Response.of(200, [msgspec.json.encode(found)], JSON, _COMMON)
+        templates = await self._open()
+        if templates is None:
+            asked.check(Role.INFER)
+            return Response.of(200, [render(await self.status()).encode()], _HTML, _PLAIN)
+        status = await self.status() if asked.may(Role.INFER) else None
+        return Response.of(200, [templates.page(status)], _HTML, _PAGE)
+
+    async def live(self) -> Response:
+        """The part of the page that changes, without what is around it."""
+        templates = await self._open()
+        if templates is None:
+            return ErrorResponse(404, "the page needs Jinja2: pip install 'edgeserve[page]'")
+        return Response.of(200, [templates.live(await self.status())], _HTML, _PAGE)
+
+    def history(self, asked: Asked) -> Response:
+        """The points of the last 15 minutes, after the time `since` in the query. Raises InvalidInput."""
+        given = parse_qs(asked.head.query.decode("latin-1")).get("since", ["0"])[-1]
+        try:
+            since = float(given)
+        except ValueError:
+            message = f"since: expected seconds since 1970, got {given!r:.40}"
+            raise InvalidInput(message) from None
+        body = msgspec.json.encode(self._history.document(since))
+        return Response.of(200, [body], JSON, _COMMON)
+
+    def file(self, name: str, asked: Asked) -> Response:
+        """A file of the page, by its name in the package."""
+        return self._files.answer(name, asked.head)
+
+    async def _open(self) -> Templates | None:
+        """The templates, once they have been looked for; None without Jinja2."""
+        if not self._looked:
+            self._templates = await asyncio.to_thread(open_templates)
+            self._looked = True
+        return self._templates
 
     async def status(self) -> ServerStatus:
         """The status with all that there is to show."""
         status = await self._server.status()
         counted: Mapping[Key, RequestCounts] = {}
+        memory = 0
         with contextlib.suppress(EnvironmentProblem):
-            counted = (await self._server.counts()).requests()
+            counts = await self._server.counts()
+            counted, memory = counts.requests(), counts.memory_bytes()
         here = {(m.name, m.version): m for m in self._repository.loaded()}
         models = []
         for model in status.models:
@@ -120,6 +137,7 @@ class StatusPage:
             time=now,
             up_s=now - self._began,
             degraded=status.ready and any(m.degraded for m in models),
+            memory_bytes=memory,
         )
 
 
@@ -127,142 +145,3 @@ def wants_json(accept: bytes) -> bool:
     """Whether an Accept header names JSON, and no HTML."""
     kinds = {part.partition(b";")[0].strip().lower() for part in accept.split(b",")}
     return b"application/json" in kinds and b"text/html" not in kinds
-
-
-def render(found: ServerStatus) -> str:
-    """The document."""
-    word = "not ready" if found.serving else "draining or starting"
-    if found.ready:
-        word = "degraded" if found.degraded else "ready"
-    about = (
-        f"<p>{_e(_clock(found.time))}, up {_e(_span(found.up_s))}, process {found.process}. "
-        f"The page reloads itself every {_REFRESH_S} s. For machines: <code>/v2/health/ready</code>, "
-        "<code>/metrics</code>, or this with <code>Accept: application/json</code>.</p>"
-    )
-    body = [
-        f"<h1>{_e(found.server)} {_e(found.version)} <small>{_word(word, good=word == 'ready')}</small></h1>",
-        about,
-        *(_worker(worker) for worker in found.workers),
-        *(_model(model, found.time) for model in found.models),
-    ]
-    if not found.models:
-        body.append("<p>No models.</p>")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta http-equiv="refresh" '
-        f'content="{_REFRESH_S}"><title>edgeserve: {_e(word)}</title><style>{_STYLE}</style></head>\n'
-        f"<body>\n{chr(10).join(body)}\n</body>\n</html>\n"
-    )
-
-
-def _worker(worker: WorkerStatus) -> str:
-    word = "ready" if worker.ready else "not ready"
-    why = f": {_e(worker.reason)}" if worker.reason else ""
-    return f"<p>Worker {worker.worker}: {_word(word, good=worker.ready)}{why}</p>"
-
-
-def _model(model: ModelStatus, now: float) -> str:
-    word = "not ready"
-    if model.ready:
-        word = "degraded: not on its first candidate" if model.degraded else "ready"
-    title = f"{_e(model.name)} <small>version {_e(model.version)}, {_word(word, good=word == 'ready')}</small>"
-    return f"<h2>{title}</h2>\n<dl>{''.join(_facts(model, now))}</dl>\n{_candidates(model)}"
-
-
-def _facts(model: ModelStatus, now: float) -> Iterator[str]:
-    if model.reason:
-        yield _fact(
-            "note" if model.ready else "why", _word(model.reason, good=False, plain=model.ready)
-        )
-    serving = next((c for c in model.candidates if c.state == "serving"), None)
-    if serving is not None and model.since is not None:
-        own = ", in a process of its own" if serving.isolated else ""
-        where = (
-            f"<code>{_e(serving.candidate)}</code> on {_e(serving.device)}, {_e(serving.precision)}"
-        )
-        yield _fact("serves on", f"{where}{own}, for {_e(_span(now - model.since))}")
-    if model.placement is not None:
-        yield _fact("placement", _e(model.placement))
-    if model.batching:
-        yield _fact("requests run", _e(model.batching))
-    if model.rows_that_fit:
-        yield _fact(
-            "memory", f"batches run in parts of {model.rows_that_fit} rows, more do not fit"
-        )
-    if model.last_fallback is not None:
-        yield _fact("last fallback", _step(model.last_fallback, now))
-    if model.last_recovery is not None:
-        yield _fact("last recovery", _step(model.last_recovery, now))
-    failed = ", ".join(f"{count} {kind}" for kind, count in model.failed.items())
-    yield _fact("requests", f"{model.answered} answered, {_e(failed) or 'none'} failed")
-    yield _fact("queue", f"{model.pending} waiting or running, of at most {model.queue}")
-
-
-def _step(step: Step, now: float) -> str:
-    text = f"<code>{_e(step.source)}</code> &rarr; <code>{_e(step.destination)}</code>"
-    text += f", {_e(_span(now - step.at))} ago, at {_e(_clock(step.at))}"
-    if step.reason is not None:
-        text += f": {_word(step.reason, good=False)}: {_e(step.message)}"
-    if step.hint:
-        text += f" (hint: {_e(step.hint)})"
-    if step.away_s is not None:
-        text += f"; it was away for {_e(_span(step.away_s))}"
-    return f"{text}; {step.count} since it was loaded"
-
-
-def _candidates(model: ModelStatus) -> str:
-    if not model.candidates:
-        return ""
-    head = "".join(f"<th>{_e(name)}</th>" for name in _COLUMNS)
-    rows = "".join(f"<tr>{_row(candidate)}</tr>\n" for candidate in model.candidates)
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table>"
-
-
-def _row(found: CandidateStatus) -> str:
-    device = f"{found.device}, own process" if found.isolated else found.device
-    state = _STATES[found.state]
-    if found.retry_s is not None:
-        state += f", tried again in {_span(found.retry_s)}"
-    said = ": ".join(filter(None, (found.reason, found.message)))
-    if found.hint:
-        said += f" (hint: {found.hint})"
-    numbers = (
-        "" if found.load_ms is None else f"{found.load_ms:.0f}",
-        "" if found.golden_error is None else f"{found.golden_error:.2g}",
-    )
-    marked = _word(
-        state, good=found.state in ("serving", "standby"), plain=found.state in ("closed", "unused")
-    )
-    name = f"<code>{_e(found.candidate)}</code>"
-    cells = (name, _e(device), _e(found.precision), marked, *map(_e, numbers), _e(said))
-    return "".join(
-        f'<td data-name="{column}"{" class=n" if column in _NUMBERS else ""}>{cell}</td>'
-        for column, cell in zip(_COLUMNS, cells, strict=True)
-    )
-
-
-def _fact(name: str, content: str) -> str:
-    return f"<dt>{name}</dt><dd>{content}</dd>\n"
-
-
-def _word(text: str, *, good: bool, plain: bool = False) -> str:
-    return _e(text) if plain else f'<span class="{"good" if good else "bad"}">{_e(text)}</span>'
-
-
-def _e(text: str | None) -> str:
-    return html.escape(text or "")
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def _span(seconds: float) -> str:
-    """`0.8 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`."""
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):  # fmt: skip
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"

@@ -61,7 +61,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
     `since` is in seconds since 1970. Without a `device` no model was opened. From `placement` on, the fields are
     filled for the status page only: requests are counted since the server started, `queue` is how many may wait or
-    run.
+    run; `size_bytes` is the size of the files of the variant that serves; `takes_images`: it takes photographs.
     """
 
     name: str
@@ -86,6 +86,9 @@ class ModelStatus(msgspec.Struct, frozen=True):
     pending: int = 0
     queue: int = 0
     degraded: bool = False
+    size_bytes: int = 0
+    task: str | None = None
+    takes_images: bool = False
 
     @property
     def key(self) -> Key:
@@ -105,7 +108,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     whichever worker is asked.
 
     The fields from `server` on are filled for the status page only: `process` is who answered, `time` is in seconds
-    since 1970; `degraded`: it is ready, and a model is degraded.
+    since 1970; `degraded`: it is ready, and a model is degraded; `memory_bytes` is the resident memory of all processes.
     """
 
     ready: bool
@@ -119,6 +122,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     time: float = 0.0
     up_s: float = 0.0
     degraded: bool = False
+    memory_bytes: int = 0
 
 
 class Observed(Protocol):

@@ -12,7 +12,7 @@ from edgeserve.errors import EdgeServeError, EnvironmentProblem
 from edgeserve.serve.control import Parts
 from edgeserve.serve.metrics.prometheus import rendered
 from edgeserve.serve.metrics.server_counts import Counts, RequestCounts
-from edgeserve.serve.metrics.shared import Shown, families, requests_of
+from edgeserve.serve.metrics.shared import Shown, families, memory_of, requests_of
 from edgeserve.serve.metrics.statistics import ModelStatistics
 from edgeserve.serve.models.repository import Parameters, check_parameters
 from edgeserve.serve.models.sources import Key, find_sources
@@ -210,3 +210,6 @@ class CountsOfAll:
 
     def requests(self) -> dict[Key, RequestCounts]:
         return requests_of(self._total.families)
+
+    def memory_bytes(self) -> int:
+        return memory_of(self._total.families)

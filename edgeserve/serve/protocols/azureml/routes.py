@@ -37,8 +37,7 @@ _METHODS: Final = "GET, OPTIONS, POST"
 @later
 async def _health(served: Served, asked: Asked, request: Request) -> Response:
     if b"text/html" in asked.head.headers.get(b"accept", b""):  # a browser
-        asked.check(Role.INFER)
-        return await served.page.answer(asked.head)
+        return await served.page.answer(asked)
     if await served.control.ready():
         return Response.of(200, [b"Healthy"], _TEXT)
     return Response.of(503, [b"Unhealthy"], _TEXT, RETRY)
