@@ -43,14 +43,18 @@ def _in_metadata(proto: Any) -> tuple[str, ...]:
 
 
 def _in_classifier(proto: Any) -> tuple[str, ...]:
-    """The classes of a classifier of ONNX-ML, where they are texts; of several the last."""
+    """The classes of a classifier of ONNX-ML, if they are texts, or numbers other than 0, 1, 2; of several the last."""
     found: tuple[str, ...] = ()
     for node in proto.graph.node:
         if node.domain != "ai.onnx.ml":
             continue
         for attribute in node.attribute:
-            if attribute.name == "classlabels_strings":
-                found = tuple(s.decode("utf-8", "replace") for s in attribute.strings) or found
+            if attribute.name == "classlabels_strings" and attribute.strings:
+                found = tuple(s.decode("utf-8", "replace") for s in attribute.strings)
+            elif attribute.name in ("classlabels_ints", "classlabels_int64s") and attribute.ints:
+                numbers = list(attribute.ints)
+                if numbers != list(range(len(numbers))):
+                    found = tuple(str(n) for n in numbers)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from edgeserve.conversion.sources.class_names import class_names
 from edgeserve.tensors import Interface, TensorSpec
@@ -55,19 +55,27 @@ def test_names_that_fit_no_output_are_left() -> None:
     assert found(named("['a', 'b']"), ("n", 4), ("n",), ("n",)) == ("a", "b")
 
 
-def test_texts_that_a_classifier_answers_with() -> None:
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ({"classlabels_strings": ["ham", "spam"]}, ("ham", "spam")),
+        ({"classlabels_ints": [3, 7]}, ("3", "7")),
+        ({"classlabels_ints": [0, 1]}, ()),
+    ],
+)
+def test_what_a_classifier_answers_with(labels: Any, names: tuple[str, ...]) -> None:
     classifier = helper.make_node(
         "LinearClassifier", ["x"], ["label", "y"], domain="ai.onnx.ml", coefficients=[1.0, 0, 0, -1.0, 0, 0],
-        intercepts=[0.0, 0.0], classlabels_strings=["ham", "spam"], post_transform="LOGISTIC",
+        intercepts=[0.0, 0.0], post_transform="LOGISTIC", **labels,
     )  # fmt: skip
     made = model(
         [classifier],
         [value("x", F, "batch", 3)],
-        [value("label", TensorProto.STRING, "batch"), value("y", F, "batch", 2)],
+        [value("y", F, "batch", 2)],
         {"unused": np.zeros(1)},
         ml=3,
     )
-    assert found(made, ("batch",), ("batch", 2)) == ("ham", "spam")
+    assert found(made, ("batch",), ("batch", 2)) == names
 
 
 def test_a_file_of_labels_that_is_packed_with_a_tflite_model(tmp_path: Path) -> None:
