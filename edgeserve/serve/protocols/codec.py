@@ -88,6 +88,10 @@ class Decoded(Parsed, frozen=True):
 
     version: str | None
 
+    def binds_long(self, model: ServedModel) -> bool:
+        """Whether `bind` takes long for this model, as reading images does: it is then called on a thread."""
+        return False
+
 
 M = TypeVar("M", bound=Parsed)
 D = TypeVar("D", bound=Decoded)
@@ -104,7 +108,7 @@ class MessageCodec(Protocol[M, D, R]):
 
     def bind(self, decoded: D, model: ServedModel, remaining_s: float | None) -> R:
         """The request for a model; `remaining_s` is what the client's deadline leaves. On the event loop: what
-        takes long belongs into `decode`. Raises EdgeServeError."""
+        takes long belongs into `decode`, unless `binds_long`. Raises EdgeServeError."""
 
     def written_bytes(self, request: R, outputs: Tensors) -> int:
         """About how large the answer is, in bytes; called before `encode`. Raises InvalidInput for an answer that is

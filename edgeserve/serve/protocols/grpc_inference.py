@@ -21,6 +21,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import Decoded, MessageCodec
+from edgeserve.serve.protocols.threads import shortened
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory, SharedMemoryOff, UnknownRegion
 
@@ -190,16 +191,57 @@ class InferenceCall:
         assert decoded is not None
         self.model = model = self._owner.repository.find(decoded.model, decoded.version)
         flight = self._owner.flight
-        if flight.count >= flight.limit:
+        if not self._flies and flight.count >= flight.limit:
             model.recorder.failed("in_flight")
             raise flight.refusal()
-        self._request = request = self._codec.bind(decoded, model, remaining_s)
+        if decoded.binds_long(model):
+            self._fly()
+            self._bind_apart(decoded, model, remaining_s)
+        else:
+            self._ask(model, self._codec.bind(decoded, model, remaining_s))
+
+    def _bind_apart(self, decoded: Decoded, model: ServedModel, remaining_s: float | None) -> None:
+        """Bind on a thread, then ask the model. The time on the thread counts for the deadline."""
+        began = time.perf_counter()
+
+        def bind() -> InferRequest | None:
+            if self.result is not None:  # its client has left
+                return None
+            request: InferRequest = self._codec.bind(decoded, model, remaining_s)
+            return request
+
+        def bound(done: asyncio.Future[InferRequest | None]) -> None:
+            if self.result is not None or done.cancelled():
+                self.finish(ShuttingDown("the server is shutting down"))
+                return
+            try:
+                request = done.result()
+                assert request is not None
+                if self._owner.repository.find(decoded.model, decoded.version) is not model:
+                    self.run()  # it was replaced meanwhile
+                    return
+                self._ask(model, shortened(request, model, time.perf_counter() - began))
+            except EdgeServeError as error:
+                if isinstance(error, _INVALID):
+                    model.recorder.failed("invalid")
+                self.finish(error)
+            except Exception as error:  # noqa: BLE001 - the client gets it
+                self.finish(_unforeseen(error))
+
+        self._owner.loop.run_in_executor(None, bind).add_done_callback(bound)
+
+    def _ask(self, model: ServedModel, request: InferRequest) -> None:
+        self._request = request
         self.asked = True
         if self._owner.traced:
             self.asked_ns = time.time_ns()
         self._pending = model.infer(request, self._ran)
         if self.result is None:
-            flight.count += 1
+            self._fly()
+
+    def _fly(self) -> None:
+        if not self._flies:
+            self._owner.flight.count += 1
             self._flies = True
 
     def finish(self, result: Outcome | EdgeServeError) -> None:

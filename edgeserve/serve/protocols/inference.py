@@ -11,10 +11,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from edgeserve.errors import EdgeServeError
-from edgeserve.serve.engine import Outcome, time_limit
+from edgeserve.serve.engine import Outcome
 from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.errors import failure
@@ -26,7 +24,7 @@ from edgeserve.serve.models.repository import ModelRepository
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol
 from edgeserve.serve.protocols.spans import HttpTrace
-from edgeserve.serve.protocols.threads import Lane, Threads, Turn
+from edgeserve.serve.protocols.threads import Lane, Threads, Turn, shortened
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.tracing import Tracing
 from edgeserve.tensors import Interface
@@ -242,7 +240,7 @@ class InferRoute:
                 request.respond(failure(error))
                 return
         if began:
-            decoded = _shortened(decoded, model, time.perf_counter() - began)
+            decoded = shortened(decoded, model, time.perf_counter() - began)
         wanted = decoded
         trace = request.trace
         if trace is not None:
@@ -324,12 +322,3 @@ class InferRoute:
 
         where = Lane.THREAD if response.size > _INLINE_BYTES else Lane.LOOP
         self._threads.do(where, lambda: deflate(coding, response.parts), respond, request)
-
-
-def _shortened(decoded: InferRequest, model: ServedModel, took_s: float) -> InferRequest:
-    """The request with what is left of its time limit, in seconds."""
-    limit = time_limit(model.settings, decoded.timeout_s, decoded.priority)
-    if not limit:
-        return decoded
-    left = limit - took_s
-    return msgspec.structs.replace(decoded, timeout_s=left if left > 0 else -1.0)

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import msgspec
+
 from edgeserve.errors import EdgeServeError
+from edgeserve.serve.engine import time_limit
 from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.http.errors import failure
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Refusal, server_failed
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.process.heap import Trimmer
 
 log = logging.getLogger(__name__)
@@ -119,3 +124,12 @@ class Threads:
 
         executor = self._executors.get(where)
         asyncio.get_running_loop().run_in_executor(executor, unless_left).add_done_callback(landed)
+
+
+def shortened(decoded: InferRequest, model: ServedModel, took_s: float) -> InferRequest:
+    """The request with what is left of its time limit after `took_s` seconds on a thread."""
+    limit = time_limit(model.settings, decoded.timeout_s, decoded.priority)
+    if not limit:
+        return decoded
+    left = limit - took_s
+    return msgspec.structs.replace(decoded, timeout_s=left if left > 0 else -1.0)

@@ -20,7 +20,7 @@ from edgeserve.serve.protocols.tfserving.grpc import messages
 from edgeserve.serve.protocols.tfserving.grpc.tensors import from_proto, to_proto
 from edgeserve.serve.settings.server import Settings
 from edgeserve.tensors import DTYPES
-from tests.seeing import colours_bundle
+from tests.seeing import colours_bundle, photograph
 from tests.serve.background import Background
 from tests.serve.protocols.oracles import FOLDER, needs
 from tests.serve.protocols.tfserving.models import repository
@@ -225,3 +225,18 @@ def test_no_message_breaks_the_server(channel: grpc.Channel, data: bytes) -> Non
     for method in ("Predict", "Classify", "Regress", "GetModelMetadata"):
         code, _ = call(channel, f"{PREDICTION}/{method}", data)
         assert code in (CODE.INVALID_ARGUMENT, CODE.NOT_FOUND), code
+
+
+def test_photographs_come_as_strings(channel: grpc.Channel) -> None:
+    proto = messages.TensorProto(dtype=DT["BYTES"][1])
+    proto.tensor_shape.dim.add(size=2)
+    proto.string_val.extend([photograph("blue"), photograph("red")])
+    answer = predict(channel, "colours", image=proto)
+    logits = from_proto("logits", answer.outputs["logits"], 100)[1]
+    assert logits.argmax(axis=1).tolist() == [2, 0]
+    proto.string_val[1] = b"nothing"
+    request = messages.PredictRequest(model_spec=messages.ModelSpec(name="colours"))
+    request.inputs["image"].CopyFrom(proto)
+    code, words = call(channel, f"{PREDICTION}/Predict", request.SerializeToString())
+    assert code is CODE.INVALID_ARGUMENT
+    assert b"image 1 cannot be read" in words

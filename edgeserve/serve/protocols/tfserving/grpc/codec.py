@@ -11,6 +11,7 @@ from edgeserve.bundle import Classification
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.postprocess.classify import probabilities
 from edgeserve.postprocess.rows import label_of
+from edgeserve.preprocess import ImageReader
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
@@ -43,6 +44,10 @@ class TfDecoded(Decoded, frozen=True):
     inputs: dict[str, tuple[str, Array]]
     wanted: tuple[str, ...] = ()
     examples: tuple[dict[str, list[Any]], ...] = ()
+
+    def binds_long(self, model: ServedModel) -> bool:
+        """Whether images come."""
+        return _encoded(self.inputs, model.images) is not None
 
 
 class _Messages:
@@ -92,9 +97,14 @@ class PredictMessages(_Messages):
     ) -> InferRequest:
         """Raises InvalidInput."""
         interface = model.interface
+        encoded = _encoded(decoded.inputs, model.images)
         inputs: Tensors = {}
-        for name, (dtype, array) in decoded.inputs.items():
-            inputs[name] = fitted(interface.input(name), dtype, array)
+        if encoded is not None:
+            reader = ValueReader(interface, self._limits, model.images)
+            inputs = reader.read_images(encoded).inputs
+        else:
+            for name, (dtype, array) in decoded.inputs.items():
+                inputs[name] = fitted(interface.input(name), dtype, array)
         for name in decoded.wanted:
             interface.output(name)
         if len(set(decoded.wanted)) < len(decoded.wanted):
@@ -211,6 +221,16 @@ def scored(model: ServedModel) -> str:
             f"this needs a model with one output of numbers, this one has {len(numbers)}: ask Predict"
         )
     return numbers[0]
+
+
+def _encoded(
+    inputs: dict[str, tuple[str, Array]], images: ImageReader | None
+) -> list[bytes] | None:
+    """The images that come as strings for an input of images; None if no such come."""
+    if images is None or set(inputs) != {images.spec.name}:
+        return None
+    dtype, array = inputs[images.spec.name]
+    return array.ravel().tolist() if dtype == "BYTES" else None
 
 
 def _examples(given: Input) -> tuple[dict[str, list[Any]], ...]:

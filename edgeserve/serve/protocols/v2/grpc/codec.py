@@ -21,6 +21,9 @@ from google.protobuf.message import DecodeError
 
 from edgeserve.bundle import Candidate
 from edgeserve.errors import InvalidInput
+from edgeserve.preprocess import ImageReader
+from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.protocols.bodies.values import ValueReader
 from edgeserve.serve.protocols.codec import Decoded, Parsed
 from edgeserve.serve.protocols.v2.classes import check_scores
 from edgeserve.serve.protocols.v2.grpc.large import split
@@ -95,6 +98,10 @@ class V2Decoded(Decoded, frozen=True):
     priority: int
     in_sequence: bool = False
 
+    def binds_long(self, model: ServedModel) -> bool:
+        """Whether images come."""
+        return any(_is_encoded(given, model.images) for given in self.inputs)
+
 
 def parse(data: bytes) -> V2Parsed:
     """A message, and its raw tensors as views. Raises InvalidInput for bytes that are not a ModelInferRequest."""
@@ -144,15 +151,23 @@ def version_of(text: str) -> str | None:
 
 
 def bind(
-    decoded: V2Decoded, interface: Interface, regions: Tensors, remaining_s: float | None
+    decoded: V2Decoded,
+    interface: Interface,
+    regions: Tensors,
+    remaining_s: float | None,
+    values: ValueReader | None = None,
 ) -> V2Request:
     """The request for a model with this interface; `regions` holds the inputs from shared memory, and
-    `remaining_s` is what the client's deadline leaves. Raises InvalidInput.
+    `remaining_s` is what the client's deadline leaves. `values` reads images. Raises InvalidInput.
     """
     tensors: Tensors = {}
     for given in decoded.inputs:
         name = given.spec.name
         spec = interface.input(name)
+        if values is not None and _is_encoded(given, values.images):
+            encoded = regions[name] if given.values is None else given.values
+            tensors |= values.read_images(encoded.ravel().tolist()).inputs
+            continue
         if given.spec.dtype != spec.dtype:
             raise InvalidInput(f"input '{name}': expected {spec.dtype}, got {given.spec.dtype}")
         tensors[name] = regions[name] if given.values is None else given.values
@@ -170,6 +185,13 @@ def bind(
         timeout = min(timeout, remaining_s) if timeout else remaining_s
     names = tuple([w.name for w in wanted])
     return V2Request(tensors, rows, names, decoded.id, timeout, decoded.priority, wanted)
+
+
+def _is_encoded(given: Input, images: ImageReader | None) -> bool:
+    """Whether strings come for an input of images: each is one."""
+    return (
+        images is not None and given.spec.dtype == "BYTES" and given.spec.name == images.spec.name
+    )
 
 
 def encode(

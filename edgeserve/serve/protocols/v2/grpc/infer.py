@@ -7,6 +7,7 @@ import weakref
 from edgeserve.errors import InvalidInput
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.models.model import ServedModel
+from edgeserve.serve.protocols.bodies.values import ValueReader
 from edgeserve.serve.protocols.v2.classes import Classes
 from edgeserve.serve.protocols.v2.grpc import codec
 from edgeserve.serve.protocols.v2.parameters import no_sequences, read_region, write_region
@@ -38,7 +39,11 @@ class InferMessages:
         """Raises InvalidInput, UnknownRegion, SharedMemoryOff."""
         if decoded.in_sequence and model.keeps_state:
             raise no_sequences()
-        return codec.bind(decoded, model.interface, self._from_regions(decoded), remaining_s)
+        regions = self._from_regions(decoded)
+        values = None
+        if model.images is not None:
+            values = ValueReader(model.interface, self._limits, model.images)
+        return codec.bind(decoded, model.interface, regions, remaining_s, values)
 
     def written_bytes(self, request: V2Request, outputs: Tensors) -> int:
         """Raises InvalidInput for more than is sent."""
