@@ -17,7 +17,6 @@ from edgeserve.postprocess import (
     BoxesAnswer,
     ClassesAnswer,
     EmbeddingAnswer,
-    TensorsAnswer,
 )
 from edgeserve.preprocess import is_image
 from edgeserve.serve.http.response import JSON, Response
@@ -32,6 +31,7 @@ from edgeserve.tensors import Tensors
 from edgeserve.wire.text import check_depth
 
 _FORM: Final = "multipart/form-data"
+NPY: Final = "application/x-npy"
 # The names of the part that its handlers read.
 _PARTS: Final = ("data", "body")
 _BYTES: Final = "application/octet-stream"
@@ -59,6 +59,9 @@ class TorchServeCodec(BodyCodec):
     def __init__(self, model: ServedModel, limits: Limits) -> None:
         super().__init__(model, limits)
         self._outputs = model.postprocessor.outputs
+
+    def text_bytes(self, size: int, terms: Media) -> int:
+        return 0 if terms.type == NPY else super().text_bytes(size, terms)
 
     def decode(self, body: bytes | memoryview, terms: Media) -> BodyRequest:
         """Raises InvalidInput."""
@@ -127,10 +130,10 @@ class TorchServeCodec(BodyCodec):
 
     def encode(self, request: BodyRequest, outputs: Tensors, candidate: Candidate) -> Response:
         wanted = {name: outputs[name] for name in request.outputs}
-        found = self.model.postprocessor.answers(wanted, request.rows, request.frames)
-        if isinstance(found[0], TensorsAnswer):
+        if self.model.postprocessor.how is None:
             rows = self.writer.rows(request.outputs, wanted, request.rows)
             return answer(candidate, [rows if request.form == _ROWS else rows[1:-1]])
+        found = self.model.postprocessor.answers(wanted, request.rows, request.frames)
         written: Any = [_written(each) for each in found]
         return answer(
             candidate, [msgspec.json.encode(written if request.form == _ROWS else written[0])]
