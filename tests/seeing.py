@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edgeserve.bundle import Classification, Detection, FileEntry, Preprocess, Task
+from edgeserve.bundle import Classification, Detection, FileEntry, Preprocess, Segmentation, Task
 from edgeserve.bundle.manifest import decode, encode
 from edgeserve.tensors import Interface, TensorSpec
 from tests.bundles import write_bundle
@@ -79,6 +79,20 @@ def boxes_bundle(folder: Path, name: str = "boxes") -> Path:
     return with_task(
         path, Task("detection", how, postprocess=Detection("rows", "found")), ("cat", "dog")
     )
+
+
+def map_bundle(folder: Path, name: str = "map", labels: tuple[str, ...] = COLOURS) -> Path:
+    """The class of each pixel is its strongest channel: red is 0, green 1, blue 2. Photographs are stretched to 8 x 8."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["map"])],
+        name,
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("map", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+    )
+    interface = Interface((_IMAGE,), (TensorSpec("map", "FP32", ("batch", 3, SIDE, SIDE)),), 8)
+    inputs = np.random.default_rng(0).uniform(size=(4, 3, SIDE, SIDE)).astype(np.float32)
+    path = write_bundle(folder, name, _model(graph), interface, {"image": inputs}, {"map": inputs})
+    return with_task(path, Task("segmentation", HOW, postprocess=Segmentation("map")), labels)
 
 
 def _model(graph: Any) -> onnx.ModelProto:

@@ -61,6 +61,13 @@ class Chart {
     this.draw();
   }
 
+  clear() {
+    this.range = null;
+    this.legend.replaceChildren();
+    this.svg.replaceChildren();
+    this.svg.removeAttribute('aria-label');
+  }
+
   point(x) {
     const { from, to } = this.range ?? {};
     if (!this.times?.length) return;
@@ -184,6 +191,8 @@ export class Traffic {
     this.since = 0;
     this.offered = '';
     this.body.replaceChildren();
+    this.select.replaceChildren(new Option('all models', ''));
+    for (const chart of [this.rate, this.time, this.errors, this.queue]) chart.clear();
   }
 
   add(history, models, marks) {

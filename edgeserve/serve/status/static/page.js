@@ -50,6 +50,7 @@ function replace(fresh, id) {
 }
 
 async function refresh() {
+  const key = sessionStorage.getItem(KEPT);
   const [live, history] = await Promise.all([ask('status/live'), ask(`status/history?since=${traffic.since}`)]);
   if (live.status === 401 || history.status === 401) {
     needKey(await errorOf(live.status === 401 ? live : history));
@@ -57,7 +58,9 @@ async function refresh() {
   }
   if (!live.ok) throw new Error(await errorOf(live));
   if (!history.ok) throw new Error(await errorOf(history));
-  const fresh = new DOMParser().parseFromString(await live.text(), 'text/html');
+  const [text, points] = [await live.text(), await history.json()];
+  if (key !== sessionStorage.getItem(KEPT)) return; // it was changed meanwhile
+  const fresh = new DOMParser().parseFromString(text, 'text/html');
   replace(fresh, 'live-head');
   replace(fresh, 'live-models');
   document.title = `edgeserve: ${find('live-head').dataset.word}`;
@@ -70,7 +73,7 @@ async function refresh() {
     kind: at.dataset.mark, at: Number(at.dataset.at),
     name: at.closest('article').dataset.name, version: at.closest('article').dataset.version,
   }));
-  traffic.add(await history.json(), models, marks);
+  traffic.add(points, models, marks);
   tryIt.offer(models);
   failures = 0;
   say('');
@@ -84,6 +87,7 @@ function needKey(why) {
   find('live-head').replaceChildren(Object.assign(document.createElement('h1'), { textContent: 'edgeserve' }));
   find('live-models').replaceChildren();
   traffic.clear();
+  tryIt.offer([]);
   document.title = 'edgeserve';
   say(sessionStorage.getItem(KEPT) ? `The key is refused: ${why}` : '');
 }

@@ -42,6 +42,7 @@ export class TryIt {
     const offered = JSON.stringify(models.map(({ name, version, task, images }) => [name, version, task, images]));
     this.section.hidden = !models.length;
     if (offered === this.offered) return;
+    if (!models.length) this.forget();
     this.offered = offered;
     this.models = models;
     const before = this.model && JSON.stringify([this.model.name, this.model.version]);
@@ -50,6 +51,18 @@ export class TryIt {
     const kept = models.findIndex(({ name, version }) => JSON.stringify([name, version]) === before);
     this.select.value = String(Math.max(0, kept));
     if (kept < 0) this.choose(); else this.model = models[kept];
+  }
+
+  /** Keeps nothing of what was asked. */
+  forget() {
+    this.asked += 1;
+    this.model = undefined;
+    this.json.value = '';
+    this.clear('The answer appears here.');
+    this.find('curl').hidden = true;
+    this.find('found').replaceChildren();
+    this.find('raw').querySelector('pre').textContent = '';
+    this.find('curl-line').textContent = '';
   }
 
   get path() {
