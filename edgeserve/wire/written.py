@@ -93,8 +93,10 @@ def _in_pieces(array: Array, write: Callable[[Array], bytes]) -> Iterator[bytes]
 
 
 def _numbers(name: str, array: Array, not_finite: NotFinite) -> bytes:
-    value: Any = array if array.ndim else array[()]
+    # One value is written as a list of one without its brackets: orjson does not know all of numpy's scalars.
+    value = array if array.ndim else array.reshape(1)
     text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = text if array.ndim else text[1:-1]
     # The n of null: no number has one, and one byte is found fast.
     if array.dtype.kind == "f" and b"n" in text and not_finite != "null":
         if not_finite == "refuse":

@@ -60,3 +60,9 @@ def test_numbers_that_json_has_no_form_for(how: Any, text: bytes) -> None:
     assert nested_json("y", np.float32([np.nan, -np.inf]), "FP32", how) == text
     with pytest.raises(InvalidInput, match="NaN or infinity"):
         nested_json("y", np.float32([np.nan]), "FP32", "refuse")
+
+
+@pytest.mark.parametrize("kind", ["longlong", "ulonglong", "intc", "int8", "bool", "float32"])
+def test_one_value_of_any_type_is_written_without_brackets(kind: str) -> None:
+    assert json.loads(nested_json("y", np.array(1, kind), "", "token")) == 1
+    assert nested_json("y", np.array(np.nan, np.float32), "FP32", "token") == b"NaN"

@@ -61,10 +61,17 @@ def versions_of(name: str, found: Sequence[ModelStatus]) -> ModelVersions:
 
 
 def code_of(status: ModelStatus) -> StatusCode:
-    """OK for a version that serves, or was unloaded on demand."""
-    if status.state != "UNAVAILABLE" or status.reason in ("", "unloaded"):
-        return StatusCode()
-    return StatusCode("UNAVAILABLE", status.reason)
+    """OK for a version that serves, or is not there because nobody wants it."""
+    failure = failure_of(status)
+    return StatusCode() if failure is None else StatusCode("UNAVAILABLE", failure)
+
+
+def failure_of(status: ModelStatus) -> str | None:
+    """Why a version that should serve does not."""
+    lost = status.device is not None  # it was opened
+    if status.state != "UNAVAILABLE" or not (status.load_failed or lost):
+        return None
+    return status.reason
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:

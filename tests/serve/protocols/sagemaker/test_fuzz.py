@@ -24,12 +24,12 @@ from edgeserve.serve.protocols.sagemaker.codec import TRITON, InvocationCodec, I
 from edgeserve.serve.protocols.v2.codec import V2
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.shm import SharedMemory
-from edgeserve.tensors import Tensors
 from tests.conformance.models import echo_bundle
 from tests.seeing import boxes_bundle, colours_bundle, photograph
 from tests.serve.found import found_bundle
 from tests.serve.protocols.asking import form
 from tests.serve.protocols.doubling import doubling_bundle
+from tests.serve.protocols.fuzzing import WORDS, computed, damaged
 from tests.serve.protocols.opened import opened
 
 LIMITS: Final = Limits(body_bytes=1 << 20, elements=1 << 16, output_bytes=1 << 20)
@@ -94,12 +94,6 @@ RIGHT: Final[list[tuple[bytes, str]]] = [
 ]  # fmt: skip
 MEDIA: Final = sorted({media for _, media in RIGHT} | {"", "text/plain", "application/x-nothing", ";;", "a/b;c"})  # fmt: skip
 ACCEPTS: Final = ("", "*/*", "text/csv", "application/x-npy", "application/x-npz", "application/jsonlines", "text/html", ",;q=x", TRITON)  # fmt: skip
-WORDS: Final = (
-    b"[", b"]", b"{", b"}", b",", b'"', b"\n", b"\0", b"\r\n", b"1e400", b"NaN", b"-Infinity", b"null", b"true",
-    b"18446744073709551616", b"\xff\xfe", b"\xed\xa0\x80", b'{"b64":"!"}', b"[[[[[[[[", b"instances", b"inputs",
-    b"\x93NUMPY", b"PK\x03\x04", b"\xff\xd8\xff", b"--", b"Content-Disposition: form-data", b"binary_data_size",
-)  # fmt: skip
-
 VALUES: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -121,10 +115,7 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, str, str]:
     body, media = draw(st.sampled_from(RIGHT))
     kind = draw(st.sampled_from(("right", "damaged", "damaged", "json", "bytes")))
     if kind == "damaged":
-        for _ in range(draw(st.integers(1, 3))):
-            at = draw(st.integers(0, len(body)))
-            end = draw(st.integers(at, min(len(body), at + 12)))
-            body = body[:at] + draw(st.sampled_from(WORDS) | st.binary(max_size=4)) + body[end:]
+        body = damaged(draw, body, WORDS)
     elif kind == "json":
         body, media = json.dumps(draw(VALUES)).encode(), "application/json"
     elif kind == "bytes":
@@ -132,19 +123,6 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, str, str]:
     if draw(st.integers(0, 3)) == 0:
         media = draw(st.sampled_from(MEDIA))
     return body, media, draw(st.sampled_from(ACCEPTS))
-
-
-def computed(model: ServedModel, rows: int) -> Tensors:
-    """Outputs of the right types, and not finite where that can be."""
-    found: Tensors = {}
-    for spec in model.interface.outputs:
-        shape = tuple(d if isinstance(d, int) else rows for d in spec.shape)
-        if spec.dtype == "BYTES":
-            found[spec.name] = np.full(shape, b"\xff", object)
-        else:
-            fill = np.nan if spec.numpy_dtype.kind == "f" else 1
-            found[spec.name] = np.full(shape, fill, spec.numpy_dtype)
-    return found
 
 
 def check(codecs: Sequence[InvocationCodec], case: tuple[bytes, str, str]) -> None:

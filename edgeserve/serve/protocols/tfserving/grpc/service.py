@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.serve.grpc.service import Ask, GrpcService, Infer
 from edgeserve.serve.protocols.grpc_inference import ServedCalls
-from edgeserve.serve.protocols.tfserving.about import DT
+from edgeserve.serve.protocols.tfserving.about import DT, failure_of
 from edgeserve.serve.protocols.tfserving.codec import SIGNATURE
 from edgeserve.serve.protocols.tfserving.grpc import messages
 from edgeserve.serve.protocols.tfserving.grpc.codec import (
@@ -101,9 +101,10 @@ class _About:
                 version=int(each.version), state=_STATES[each.state]
             )
             entry.status.SetInParent()
-            if each.state == "UNAVAILABLE" and each.reason not in ("", "unloaded"):
+            failure = failure_of(each)
+            if failure is not None:
                 entry.status.error_code = _UNAVAILABLE
-                entry.status.error_message = each.reason
+                entry.status.error_message = failure
         return answer
 
 
