@@ -78,7 +78,7 @@ def test_every_flag_named_in_the_text_exists(page: Path) -> None:
 # What is not run here, and why: patterns of lines.
 NOT_RUN = {
     r"\[|MODEL|BUNDLE": "shows which words there are",
-    r"edgeserve demo": "tests/cli/test_demo.py",
+    r"edgeserve demo|digits-demo": "tests/cli/test_demo.py",
     r"env (create|download|remove)": "downloads hundreds of MB: tests/conversion/tools/test_environment.py makes a small one",
     r"model\.(pt2?|skops|joblib|keras|tflite|xml) |saved_model|MiniLM|my-classifier": "tests/converters",
     r"--runtime litert": "needs a bundle for LiteRT: tests/packaging",

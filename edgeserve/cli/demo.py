@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from edgeserve.demo import Answers
 
 _STOP_S = 15.0
+# The digits are bright on dark, people write dark on bright: 1 - pixel / 255.
+_PHOTOGRAPHS = (
+    "--image-size", "8", "--channels", "L", "--scale=-0.00392156862745098", "--mean=-1",
+)  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +52,7 @@ def command(
         _run(
             "convert", str(demo.model), "-o", str(bundle), "--calibrate", str(demo.calibration),
             "--eval", str(demo.samples), "--labels", str(demo.labels), "--force",
-            "--recipe", "static",
+            "--recipe", "static", *_PHOTOGRAPHS,
         )  # fmt: skip
         _step(f"2/{steps}", "measure every candidate on this machine")
         _run("bench", str(bundle), "--against", str(demo.model), "--duration", "2")
@@ -61,6 +65,7 @@ def command(
                 _show(ask(url, "digits", demo.samples))
         if keep is not None:
             print(f"\nthe bundle is in {bundle}; serve it again: edgeserve run {bundle}")
+            print("it reads photographs of a digit, dark on bright, that fills most of a square")
         else:
             print("\nnext: edgeserve demo --keep DIR keeps the bundle; edgeserve convert YOUR.onnx")
 

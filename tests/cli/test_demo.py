@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from edgeserve import load
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain
+from edgeserve.demo import embedded
 
 pytestmark = pytest.mark.slow  # it benchmarks for seconds
 
@@ -55,6 +60,15 @@ def test_no_serve_leaves_a_bundle_that_opens(tmp_path: Path) -> None:
     assert {v.precision for v in bundle.manifest.variants} >= {"int8"}
     assert "serve it again: edgeserve run kept/digits.edge" in done.stdout
     assert left_in(tmp_path) == ["kept"]
+    samples = np.load(embedded().samples)
+    right = 0
+    with load(bundle.path) as model:
+        for digit, label in zip(samples["image"][:50], samples["label"][:50], strict=True):
+            ink = Image.fromarray((255 - 255 * digit[0]).round().astype(np.uint8))
+            file = io.BytesIO()
+            ink.resize((240, 240), Image.Resampling.BICUBIC).convert("RGB").save(file, "JPEG")
+            right += model.predict(file.getvalue()).classes[0].label == str(label)
+    assert right >= 45
 
 
 def test_it_converts_proves_measures_serves_and_asks(tmp_path: Path) -> None:
