@@ -38,7 +38,10 @@ class Postprocessor:
         labels: Mapping[str, Sequence[str]],
         names: Sequence[str] = (),
     ) -> None:
-        """`labels` are class names by output, `names` those of the bundle, whichever output they belong to."""
+        """`labels` are class names by output, `names` those of the bundle, whichever output they belong to. Labels of
+        other outputs have no effect."""
+        known = {spec.name for spec in interface.outputs}
+        labels = {output: own for output, own in labels.items() if output in known}
         self._interface = interface
         self._labels = labels
         self._names = names
