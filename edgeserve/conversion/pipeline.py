@@ -145,7 +145,7 @@ def _answering(
     remarks = []
     if labels is not None and options.labels == str(model.labels):
         remarks.append(
-            f"the model brings the names of its {len(labels)} classes along (--labels overrides them)"
+            f"class names come from the model's own file: {len(labels)} (--labels overrides them)"
         )
     image = options.preprocess
     if decided.kind in ("detection", "segmentation") and image and image.resize == "crop":

@@ -75,7 +75,7 @@ def _map(facts: OutputFacts, name: str, *, asked: bool) -> Finding:
     by_softmax = kind == "scores" and classes > 1 and facts.kinds[name].axis == axis
     if named or by_softmax or asked:
         because = (
-            f"its {classes} channels have labels" if named
+            (f"its {classes} channels have labels" if classes > 1 else "its channel has a label") if named
             else facts.kinds[name].because if by_softmax
             else "--task says so"
         )  # fmt: skip

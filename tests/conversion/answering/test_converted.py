@@ -80,7 +80,7 @@ def found_by(tmp_path_factory: pytest.TempPathFactory, onnxruntime_target: str) 
         preprocess=Preprocess(SIZE, SIZE, scale=1 / 255, resize="letterbox", pad=0),
         postprocess={"threshold": 0.6},
     )
-    assert "the names of its 3 classes" in " ".join(report.remarks)
+    assert "class names come from the model's own file: 3" in " ".join(report.remarks)
     return folder / "d.edge"
 
 
