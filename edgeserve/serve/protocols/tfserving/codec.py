@@ -173,6 +173,8 @@ class TfServingCodec(BodyCodec):
     def _features(self, row: dict[str, Any]) -> dict[str, Any]:
         """A feature of one number fits an input whose rows are lists of one."""
         found = {}
+        if self.model.images is not None and self.reader.encoded_images([row]) is not None:
+            return row
         for name, value in row.items():
             spec = self.interface.input(name)
             rank = len(spec.shape) - (1 if self.interface.max_batch else 0)

@@ -209,6 +209,21 @@ def test_classify_and_regress(channel: grpc.Channel) -> None:
     assert row.classes[1].score > 0.99
 
 
+def test_photographs_are_classified(channel: grpc.Channel) -> None:
+    asked = messages.ClassificationRequest(model_spec=messages.ModelSpec(name="colours"))
+    for colour in ("blue", "red"):
+        feature = asked.input.example_list.examples.add().features.feature["image/encoded"]
+        feature.bytes_list.value.append(photograph(colour))
+    path = f"{PREDICTION}/Classify"
+    _, data = call(channel, path, asked.SerializeToString())
+    rows = messages.ClassificationResponse.FromString(data).result.classifications
+    best = [max(row.classes, key=lambda c: c.score).label for row in rows]
+    assert best == ["blue", "red"]
+    asked.input.example_list.examples.add().features.feature["x"].bytes_list.value.append(b"no")
+    code, words = call(channel, path, asked.SerializeToString())
+    assert (code, b"image 2" in words) == (CODE.INVALID_ARGUMENT, True), words
+
+
 def test_the_status_of_a_model(channel: grpc.Channel) -> None:
     request = messages.GetModelStatusRequest(model_spec=messages.ModelSpec(name="half"))
     path = "/tensorflow.serving.ModelService/GetModelStatus"

@@ -189,6 +189,14 @@ def test_classify_and_regress(server: Background) -> None:
     assert (many.status, "one number a row" in many.json["error"]) == (400, True)
 
 
+def test_photographs_are_classified(server: Background) -> None:
+    text = base64.b64encode(photograph("blue")).decode()
+    for row in ({"image": {"b64": text}}, {"image_bytes": {"b64": text}}, {"b64": text}):
+        answer = ask(server, "/v1/models/colours:classify", {"examples": [row, row]})
+        for scores in answer.json["results"]:
+            assert max(scores, key=lambda pair: pair[1])[0] == "blue"
+
+
 def test_photographs_are_rows(server: Background) -> None:
     text = base64.b64encode(photograph("blue")).decode()
     path = "/v1/models/colours:predict"

@@ -11,7 +11,7 @@ from edgeserve.bundle import Classification
 from edgeserve.errors import InvalidInput, ModelNotFound
 from edgeserve.postprocess.classify import probabilities
 from edgeserve.postprocess.rows import label_of
-from edgeserve.preprocess import ImageReader
+from edgeserve.preprocess import ImageReader, is_image
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
@@ -47,7 +47,10 @@ class TfDecoded(Decoded, frozen=True):
 
     def binds_long(self, model: ServedModel) -> bool:
         """Whether images come."""
-        return _encoded(self.inputs, model.images) is not None
+        if model.images is None:
+            return False
+        images = _encoded(self.inputs, model.images) or _encoded_examples(self.examples)
+        return images is not None
 
 
 class _Messages:
@@ -138,7 +141,11 @@ class _ExampleMessages(_Messages):
     ) -> InferRequest:
         """Raises InvalidInput."""
         interface = model.interface
-        reader = ValueReader(interface, self._limits, None)
+        reader = ValueReader(interface, self._limits, model.images)
+        encoded = _encoded_examples(decoded.examples) if model.images is not None else None
+        if encoded is not None:
+            read = reader.read_images(encoded)
+            return InferRequest(read.inputs, read.rows, (scored(model),), timeout_s=remaining_s)
         rank = {s.name: len(s.shape) - (1 if interface.max_batch else 0) for s in interface.inputs}
         rows = []
         for example in decoded.examples:
@@ -249,14 +256,30 @@ def _features(example: Example) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name, feature in example.features.feature.items():
         kind = feature.WhichOneof("kind")
-        values = list(getattr(feature, kind).value) if kind else []
-        found[name] = [_text(v) for v in values] if kind == "bytes_list" else values
+        found[name] = list(getattr(feature, kind).value) if kind else []
     return found
 
 
-def _text(value: bytes) -> Any:
+def _encoded_examples(examples: tuple[dict[str, list[Any]], ...]) -> list[bytes] | None:
+    """The images of examples with one feature each, such as `image/encoded`, that is an image; None for others."""
+    only = [
+        value
+        for example in examples
+        for values in example.values()
+        if len(example) == len(values) == 1
+        for value in values
+    ]
+    if len(only) < len(examples) or not any(isinstance(v, bytes) and is_image(v) for v in only):
+        return None
+    return [value if isinstance(value, bytes) else b"" for value in only]
+
+
+def _text(value: Any) -> Any:
+    """A feature's value as JSON has it."""
     import base64
 
+    if not isinstance(value, bytes):
+        return value
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -265,6 +288,7 @@ def _text(value: bytes) -> Any:
 
 def _row(values: list[Any], shape: tuple[int | str, ...]) -> Any:
     """A feature's values, which are flat, in the shape of a row."""
+    values = [_text(value) for value in values]
     if not shape:
         if len(values) != 1:
             raise InvalidInput(f"expected one value for a feature, got {len(values)}")
