@@ -71,8 +71,10 @@ class StatusPage:
 
     async def answer(self, asked: Asked) -> Response:
         """HTML, or JSON for clients that ask for that. Raises AccessDenied for all but the frame of the page."""
-        if wants_json(asked.head.headers.get(b"accept", b"")):
+        accept = asked.head.headers.get(b"accept", b"")
+        if b"text/html" not in accept:  # it is no browser
             asked.check(Role.INFER)
+        if wants_json(accept):
             found = await self.status()
             return Response.of(200, [msgspec.json.encode(found)], JSON, _COMMON)
         templates = await self._open()

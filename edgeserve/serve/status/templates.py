@@ -18,9 +18,12 @@ class Templates:
     def __init__(self, environment: Environment) -> None:
         self._page = environment.get_template("page.html")
         self._live = environment.get_template("live.html")
+        self._frame = self._page.render(server=None).encode()
 
     def page(self, status: ServerStatus | None) -> bytes:
         """The whole page; without a status, its frame alone."""
+        if status is None:
+            return self._frame
         return self._page.render(server=status).encode("utf-8", "replace")
 
     def live(self, status: ServerStatus) -> bytes:

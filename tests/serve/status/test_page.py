@@ -255,7 +255,9 @@ def test_who_may_not_infer_gets_the_frame_of_the_page(tmp_path: Path) -> None:
         for path in ("/status/live", "/status/history"):
             assert get(server.url, path)[0] == 401
             assert get(server.url, path, f"X-Api-Key: {KEY}")[0] == 200
-        assert get(server.url, "/status", "Accept: application/json")[0] == 401
+        for accept in ("application/json", "*/*", "text/plain"):
+            assert get(server.url, "/status", f"Accept: {accept}")[0] == 401
+        assert get(server.url)[0] == 401
         assert get(server.url, "/status/static/page.js")[0] == 200
         for accept in ("Accept: application/json", "X-Accept: none"):
             assert get(server.url, "/", accept)[::2] == (200, '{"status":"alive"}')

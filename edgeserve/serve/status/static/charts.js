@@ -45,6 +45,7 @@ class Chart {
     this.whole = whole;
     this.series = [];
     this.cursor = null;
+    this.explains = false;
     this.legend = html('div', { className: 'legend' });
     this.svg = element('svg', { tabindex: '0', role: 'img' });
     this.figure = html('figure', { className: 'chart' },
@@ -135,9 +136,10 @@ class Chart {
     this.legend.replaceChildren(
       html('span', { className: 'when', textContent: at === undefined ? '' : clock.format(at * 1000) }),
       ...said.map(([each, value]) => html('span', {},
-        html('i', { className: `s${each.colour}${each.dash ? ' dash' : ''}` }), `${each.name} ${number(value)}`)));
-    for (const kind of new Set(this.marks.filter((mark) => mark.at > this.range.from).map((mark) => mark.kind))) {
-      this.legend.append(html('span', {}, html('i', { className: `dash ${kind}` }), `last ${kind}`));
+        html('i', { className: `s${each.colour}${each.dash ? ' dash' : ''}` }), `${each.name} `, html('b', { textContent: number(value) }))));
+    const kinds = new Set(this.marks.filter((mark) => mark.at > this.range.from).map((mark) => mark.kind));
+    if (this.explains) {
+      for (const kind of kinds) this.legend.append(html('span', {}, html('i', { className: `dash ${kind}` }), `last ${kind}`));
     }
     const words = said.map(([each, value]) => `${each.name} ${value === null ? 'none' : number(value)}`).join(', ');
     this.svg.setAttribute('aria-label', `${this.title}, ${this.unit}. ${this.cursor === null ? 'Now' : clock.format(at * 1000)}: ${words || this.empty}. Arrow keys move along.`);
@@ -178,6 +180,7 @@ export class Traffic {
     this.time = new Chart('Time', 'ms, waiting and running', 'No requests in the last 15 minutes');
     this.errors = new Chart('Errors', 'failed per second', 'No errors in the last 15 minutes');
     this.queue = new Chart('Queue', 'requests waiting or running', 'Nothing waits', true);
+    this.rate.explains = true; // what the vertical lines are
     place.append(...[this.rate, this.time, this.errors, this.queue].map((chart) => chart.figure));
     select.addEventListener('change', () => this.draw());
     this.clear();
@@ -275,6 +278,7 @@ export class Traffic {
   }
 
   table(known, slot) {
+    this.body.parentElement.parentElement.hidden = !known.size;
     const sum = [...known.values()].reduce((total, each) => total + each.answered, 0);
     this.body.replaceChildren(...[...known.values()].map((each) => {
       const now = each.points.get(slot);

@@ -39,18 +39,19 @@ export class TryIt {
 
   /** The models that are served now. */
   offer(models) {
-    const offered = JSON.stringify(models.map(({ name, version, task, images }) => [name, version, task, images]));
+    const offered = JSON.stringify(models.map(({ name, version, task, images, ready }) => [name, version, task, images, ready]));
     this.section.hidden = !models.length;
     if (offered === this.offered) return;
     if (!models.length) this.forget();
     this.offered = offered;
     this.models = models;
     const before = this.model && JSON.stringify([this.model.name, this.model.version]);
-    this.select.replaceChildren(...models.map(({ name, version }, i) =>
-      new Option(`${name} version ${version}`, String(i))));
+    this.select.replaceChildren(...models.map(({ name, version, ready }, i) =>
+      new Option(`${name} version ${version}${ready ? '' : ' (not ready)'}`, String(i))));
     const kept = models.findIndex(({ name, version }) => JSON.stringify([name, version]) === before);
-    this.select.value = String(Math.max(0, kept));
-    if (kept < 0) this.choose(); else this.model = models[kept];
+    const first = Math.max(0, models.findIndex(({ ready }) => ready));
+    this.select.value = String(kept < 0 ? first : kept);
+    if (kept < 0 || !this.json.value) this.choose(); else this.model = models[kept];
   }
 
   /** Keeps nothing of what was asked. */
@@ -192,7 +193,8 @@ export class TryIt {
       canvas.hidden = false;
     }
     const scored = answer.classes ?? answer.boxes ?? answer.mask?.classes;
-    if (scored) this.list(scored, answer.classes ? null : colourOf);
+    const painted = answer.mask ? (index) => (index ? colourOf(index) : 'transparent') : colourOf;
+    if (scored) this.list(scored, answer.classes ? null : painted);
     else this.find('raw').open = true;
   }
 
