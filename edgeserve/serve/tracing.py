@@ -15,14 +15,14 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.errors import DependencyMissing
+from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.version import __version__
 
 log = logging.getLogger(__name__)
 
 _NS: Final = 1_000_000_000
 _CLOSE_S: Final = 3.0
-# What the SDK logs each time that a collector cannot be reached.
+# Its loggers say each time that a collector cannot be reached.
 _LOUD: Final = "opentelemetry"
 
 
@@ -47,7 +47,20 @@ class Tracing:
     """Makes and exports spans. Owns the SDK's thread; used from any thread."""
 
     def __init__(self, exporter: Any = None) -> None:
-        """`exporter` None: OTLP, as OTEL_* variables say. Raises DependencyMissing."""
+        """`exporter` None: OTLP, as OTEL_* variables say. Raises EnvironmentProblem, as for one that means nothing."""
+        self._once = _Once() if exporter is None else None
+        try:
+            self._open(exporter or _exporter())
+        except ValueError as error:  # the SDK reads some variables as it is imported
+            self._unhush()
+            raise EnvironmentProblem(
+                "--trace otlp cannot read an OTEL_ variable", cause=str(error)
+            ) from None
+        except EnvironmentProblem:
+            self._unhush()
+            raise
+
+    def _open(self, exporter: Any) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.sdk.resources import Resource
@@ -56,14 +69,13 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
             raise _missing(error) from None
-        logging.getLogger(_LOUD).addFilter(_Once())
         self._trace = trace
         self._context = TraceContextTextMapPropagator()
         named = {"service.version": __version__}
         if not os.environ.get("OTEL_SERVICE_NAME"):
             named["service.name"] = "edgeserve"
         self._provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter()))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("edgeserve", __version__)
 
     def record(
@@ -112,6 +124,11 @@ class Tracing:
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
+        self._unhush()
+
+    def _unhush(self) -> None:
+        if self._once is not None:
+            self._once.close()
 
 
 def open_tracing(kind: str) -> Tracing | None:
@@ -123,11 +140,21 @@ def _exporter() -> Any:
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
         "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
     )
-    try:
-        if protocol == "grpc":
+    if protocol == "grpc":
+        try:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        else:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        except ImportError:
+            package = "opentelemetry-exporter-otlp-proto-grpc"
+            needs = "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"
+            raise DependencyMissing(package, needed_for=needs) from None
+        return OTLPSpanExporter()
+    if protocol != "http/protobuf":
+        raise EnvironmentProblem(
+            f"--trace otlp does not speak {protocol!r}",
+            hint="set OTEL_EXPORTER_OTLP_PROTOCOL to http/protobuf or grpc",
+        )
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as error:
         raise _missing(error) from None
     return OTLPSpanExporter()
@@ -138,15 +165,24 @@ def _missing(error: ImportError) -> DependencyMissing:
     return DependencyMissing(name, needed_for="--trace otlp", extra="otel")
 
 
-class _Once(logging.Filter):
-    """Lets one warning through: a collector that is away is away for a while."""
+class _Once(logging.Handler):
+    """Passes on the first warning of each of OpenTelemetry's loggers, without its traceback: a collector that is away is
+    away for a while. A filter on their parent would not see what they log."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._said = False
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+        self._logger = logging.getLogger(_LOUD)
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        said, self._said = self._said, True
-        return not said
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name not in self._said:
+            self._said.add(record.name)
+            log.warning("tracing: %s (the log says this once)", record.getMessage())
+
+    def close(self) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagated
+        super().close()

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.server
+import logging
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import grpc
 import pytest
 
+from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve import app
+from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
 from edgeserve.serve.tracing import Tracing
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear_bundle
+from tests.cli.test_run import serving
+from tests.cli.test_run_workers import ask_on, client_of_each
 from tests.serve.background import Background
+from tests.serve.conftest import RawClient, infer_body, post
+from tests.serve.held import in_flight
 from tests.serve.protocols.asking import ask
+from tests.serve.slow import slow_bundle
 from tests.waiting import wait_for
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
@@ -39,6 +49,8 @@ class Kept:
 
     def spans(self) -> list[Any]:
         """Those since the last time, the oldest first."""
+        # They are made once the answer is sent.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.server._loop).result()
         self._tracing._provider.force_flush()
         found = sorted(self._exporter.get_finished_spans(), key=lambda s: s.start_time)
         self._exporter.clear()
@@ -48,11 +60,17 @@ class Kept:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     bundle = linear_bundle(tmp_path_factory.mktemp("traced"))
-    exporter = sdk.InMemorySpanExporter()
-    tracing = Tracing(exporter)
     settings = Settings(
         bundle=str(bundle), http_port=0, grpc_port=0, protocols="tfserving", trace="otlp"
     )
+    with kept(settings) as traced:
+        yield traced
+
+
+@contextmanager
+def kept(settings: Settings) -> Iterator[Kept]:
+    exporter = sdk.InMemorySpanExporter()
+    tracing = Tracing(exporter)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "open_tracing", lambda kind: tracing)
         server = Background(settings)
@@ -128,7 +146,7 @@ def test_calls_over_grpc(traced: Kept) -> None:
         with pytest.raises(grpc.RpcError):
             infer(request.SerializeToString(), metadata=(("traceparent", SAMPLED),))
     found: list[Any] = []
-    wait_for(lambda: len(found.__iadd__(traced.spans())) >= 4)
+    wait_for(lambda: len(found.__iadd__(traced.spans())) >= 4)  # made on the call's thread
     good, bad = [s for s in found if s.name == f"{SERVICE}/ModelInfer"]
     assert f"{good.parent.span_id:016x}" == PARENT
     assert good.attributes["rpc.response.status_code"] == "OK"
@@ -140,10 +158,47 @@ def test_calls_over_grpc(traced: Kept) -> None:
     assert bad.attributes["rpc.response.status_code"] == "NOT_FOUND"
 
 
+def test_each_request_of_a_stream_has_its_spans(traced: Kept) -> None:
+    good = messages.ModelInferRequest(model_name="linear", raw_input_contents=[bytes(16)])
+    good.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    asked = [good.SerializeToString(), messages.ModelInferRequest(model_name="no"), good]
+    with grpc.insecure_channel(str(traced.server.started.grpc)) as channel:
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        sent = [a if isinstance(a, bytes) else a.SerializeToString() for a in asked]
+        assert len(list(stream(iter(sent), metadata=(("traceparent", SAMPLED),)))) == 3
+    found: list[Any] = []
+    wait_for(lambda: len(found.__iadd__(traced.spans())) >= 7)
+    calls = [s for s in found if s.name == f"{SERVICE}/ModelStreamInfer"]
+    assert [f"{s.parent.span_id:016x}" for s in calls] == [PARENT] * 3
+    codes = sorted(s.attributes["rpc.response.status_code"] for s in calls)
+    assert codes == ["NOT_FOUND", "OK", "OK"]
+    assert sorted(s.name for s in found if s not in calls) == ["compute"] * 2 + ["queue"] * 2
+
+
+def test_failures_of_the_server_are_errors_and_clients_that_leave_are_seen(tmp_path: Path) -> None:
+    settings = Settings(
+        bundle=str(slow_bundle(tmp_path)),
+        http_port=0, threads=1, batch_delay=10.0, trace="otlp", limits=Limits(in_flight=1),
+    )  # fmt: skip
+    path = "/v2/models/slow/infer"
+    with kept(settings) as traced:
+        with RawClient(traced.server.url) as client:
+            client.send(post(infer_body([[1, 2, 3, 4]]), path))
+            wait_for(lambda: in_flight(traced.server) == 1)
+            assert ask(traced.server, path, ROWS).status == 503
+        wait_for(lambda: in_flight(traced.server) == 0)
+        refused, left = sorted(traced.spans(), key=lambda s: s.attributes["error.type"])
+    assert refused.attributes["http.response.status_code"] == 503
+    assert (left.name, left.attributes["error.type"]) == ("POST", "canceled")
+    for span in (refused, left):
+        assert span.status.status_code.name == "ERROR"
+        assert span.status.description == span.attributes["error.type"]
+
+
 class Collector(http.server.BaseHTTPRequestHandler):
     """Receives OTLP over HTTP, as collectors do."""
 
-    bodies: ClassVar[list[bytes]] = []
+    bodies: list[bytes]
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -157,22 +212,29 @@ class Collector(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@contextmanager
+def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """The messages that a collector on loopback gets; servers that start now export to it."""
+    handler = type("Receiving", (Collector,), {"bodies": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{collector.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        yield handler.bodies
+        collector.shutdown()
+
+
 def test_a_collector_receives_them_before_the_server_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
-        monkeypatch.setenv(
-            "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}"
-        )
-        monkeypatch.setenv("OTEL_SERVICE_NAME", "plates")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "plates")
+    with collecting(monkeypatch) as bodies:
         settings = Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, trace="otlp")
         with Background(settings) as server:
             ask(server, "/v2/models/linear/infer", ROWS, traceparent=SAMPLED)
-        collector.shutdown()
-    (received,) = [ExportTraceServiceRequest.FromString(body) for body in Collector.bodies]
+    (received,) = [ExportTraceServiceRequest.FromString(body) for body in bodies]
     (resource,) = received.resource_spans
     named = {a.key: a.value.string_value for a in resource.resource.attributes}
     assert named["service.name"] == "plates"
@@ -180,15 +242,78 @@ def test_a_collector_receives_them_before_the_server_ends(
     assert sorted(names) == ["POST /v2/models/linear/infer", "compute", "queue"]
 
 
-def test_a_collector_that_is_away_fails_no_request(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_collector_that_is_away_fails_no_request_and_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     settings = Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, trace="otlp")
     with Background(settings) as server:
         for _ in range(20):
             assert ask(server, "/v2/models/linear/infer", ROWS).status == 200
+        wait_for(lambda: "says this once" in caplog.text)
+    # The end has it tried again, in vain.
+    assert caplog.text.count("the log says this once") == 1
+    assert not any(r.exc_info or r.name.startswith("opentelemetry") for r in caplog.records)
+
+
+def test_what_opentelemetry_logs_is_passed_on_once_while_it_is_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    theirs = logging.getLogger("opentelemetry.sdk.of.a.test")
+    tracing = Tracing()
+    theirs.error("the first %s", "time")
+    theirs.error("the second time")
+    tracing.close()
+    assert [r.getMessage() for r in caplog.records] == [
+        "tracing: the first time (the log says this once)"
+    ]
+    theirs.error("after the end")
+    assert "after the end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "words"),
+    [
+        ("PROTOCOL", "http/json", EnvironmentProblem, "does not speak 'http/json'"),
+        ("PROTOCOL", "grpc", DependencyMissing, "needs opentelemetry-exporter-otlp-proto-grpc"),
+    ],
+)
+def test_an_exporter_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    error: type[Exception],
+    words: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{variable}", value)
+    with pytest.raises(error, match=words):
+        Tracing()
+    assert logging.getLogger("opentelemetry").handlers == []
+
+
+@pytest.mark.slow
+def test_every_worker_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    linear_bundle(tmp_path)
+    body = infer_body([[1, 2, 3, 4]])
+    with collecting(monkeypatch) as bodies:
+        arguments = ("linear.edge", "--http-port", "0", "--workers", "2", "--trace", "otlp")
+        with serving(*arguments, cwd=tmp_path) as process:
+            with client_of_each(process) as each:
+                for client in each.values():
+                    assert ask_on(client, "POST", "/v2/models/linear/infer", body)[0] == 200
+            assert process.stop() == 0
+    received = [ExportTraceServiceRequest.FromString(each) for each in bodies]
+    names = [
+        sorted(s.name for scope in resource.scope_spans for s in scope.spans)
+        for request in received
+        for resource in request.resource_spans
+    ]
+    assert names == [["POST /v2/models/linear/infer", "compute", "queue"]] * 2
 
 
 def test_nothing_is_imported_when_it_is_off(tmp_path: Path) -> None:

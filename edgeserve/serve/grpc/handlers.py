@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -38,8 +37,8 @@ log = logging.getLogger(__name__)
 _NO_DEADLINE_S: Final = 1e8
 
 
-# Called with the path and the metadata of a call that infers, when it began (time.time_ns), the call, and its error.
-Traced = Callable[[str, Any, int, OpenCall, EdgeServeError | None], None]
+# Called with the path and the metadata of a call that infers, the call, and its error.
+Traced = Callable[[str, Any, OpenCall, EdgeServeError | None], None]
 
 
 class Handlers:
@@ -112,8 +111,6 @@ class Handlers:
         start = method.start
 
         def infer(message: bytes, context: grpc.ServicerContext) -> bytes:
-            traced = self.traced
-            began_ns = time.time_ns() if traced is not None else 0
             call = start(message, remaining_s(context))
             if self._opened(context, call.left):
                 call.wait()
@@ -128,18 +125,23 @@ class Handlers:
                 failed = _unforeseen(error)
                 return _abort(context, failed)
             finally:
-                if traced is not None:
-                    traced(path, context.invocation_metadata(), began_ns, call, failed)
+                if self.traced is not None:
+                    self.traced(path, context.invocation_metadata(), call, failed)
 
         return infer
 
     def _exchanging(self, path: str, method: Exchange) -> Callable[..., Iterator[bytes]]:
         def exchange(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            def refused(error: EdgeServeError, call: OpenCall) -> None:
-                self._refusals.note_error(error, path, context, logged=call.asked)
+            metadata = context.invocation_metadata()
 
-            key = key_in(context.invocation_metadata())
-            stream = method.open(requests, lambda: remaining_s(context), key, refused)
+            def answered(error: EdgeServeError | None, call: OpenCall) -> None:
+                if error is not None:
+                    self._refusals.note_error(error, path, context, logged=call.asked)
+                if self.traced is not None:
+                    self.traced(path, metadata, call, error)
+
+            key = key_in(metadata)
+            stream = method.open(requests, lambda: remaining_s(context), key, answered)
             with self._lock:
                 draining = self._draining
                 if not draining:

@@ -31,8 +31,8 @@ class OpenCall(Protocol):
         """The client is gone, or has its answer; any thread may say so."""
 
 
-# Called with each request of a stream that got an error.
-Refused = Callable[[EdgeServeError, OpenCall], None]
+# Called with each request of a stream that is answered, and the error if it got one.
+Answered = Callable[[EdgeServeError | None, OpenCall], None]
 
 
 class OpenStream(Protocol):
@@ -73,7 +73,7 @@ class Exchange(msgspec.Struct, frozen=True):
     """A method with a stream of serialized messages in each direction."""
 
     name: str
-    open: Callable[[Iterator[bytes], Remaining, str | None, Refused], OpenStream]
+    open: Callable[[Iterator[bytes], Remaining, str | None, Answered], OpenStream]
     role: Role = Role.INFER
 
 

@@ -26,6 +26,8 @@ class Traced(Protocol):
 
     def answered(self, response: Response) -> None: ...
 
+    def left(self) -> None: ...
+
 
 class Asker(Protocol):
     """Where a request came from, and its answer goes to: a connection (edgeserve.serve.http.connection)."""
@@ -70,6 +72,7 @@ class Request:
         return self._asker.hold(count)
 
     def respond(self, response: Response) -> None:
-        if self.trace is not None:
-            self.trace.answered(response)
         self._asker.respond(self, response)
+        if self.trace is not None:
+            trace, self.trace = self.trace, None
+            trace.answered(response)

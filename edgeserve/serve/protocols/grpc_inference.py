@@ -121,7 +121,7 @@ class InferenceCall:
 
     __slots__ = (
         "_answer", "_codec", "_decoded", "_flies", "_lock", "_message", "_name", "_owner",
-        "_pending", "_refusal", "_request", "asked", "asked_ns", "deadline", "held", "id", "model", "result",
+        "_pending", "_refusal", "_request", "asked", "asked_ns", "began_ns", "deadline", "held", "id", "model", "result",
     )  # fmt: skip
 
     def __init__(
@@ -136,6 +136,7 @@ class InferenceCall:
         self._refusal: EdgeServeError | None = None
         self._name = ""
         self.model: ServedModel | None = None
+        self.began_ns = time.time_ns() if owner.traced else 0
         self.asked_ns = 0  # when the model was asked, if somebody traces
         self._request: InferRequest | None = None
         self._flies = False  # counted as in flight

@@ -260,6 +260,8 @@ class InferRoute:
             def gone() -> None:
                 self._flight.count -= 1
                 model.cancel(pending)
+                if trace is not None:
+                    trace.left()
 
             self._flight.count += 1
             request.gone = gone

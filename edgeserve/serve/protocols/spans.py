@@ -38,8 +38,16 @@ class HttpTrace:
         self._ran = described(model, rows, self._asked, result)
 
     def answered(self, response: Response) -> None:
-        """The answer is sent now."""
-        head, status = self._request.head, response.form.status
+        """The answer was sent now."""
+        status = response.form.status
+        self._record({"http.response.status_code": status}, str(status) if status >= 500 else "")
+
+    def left(self) -> None:
+        """The client has left before its answer."""
+        self._record({}, "canceled")
+
+    def _record(self, more: dict[str, Any], error: str) -> None:
+        head = self._request.head
         path = head.path.decode("latin-1")
         carrier = {
             n: head.headers[n.encode()].decode("latin-1")
@@ -51,8 +59,7 @@ class HttpTrace:
             "url.path": path,
             "url.scheme": "http",
             "client.address": self._request.address,
-            "http.response.status_code": status,
-        }
+        } | more
         self._tracing.record(
             f"{head.method} {path}" if self._ran is not None else head.method,
             carrier,
@@ -60,7 +67,7 @@ class HttpTrace:
             time.time_ns(),
             attributes,
             self._ran,
-            str(status) if status >= 500 else "",
+            error,
         )
 
 
@@ -72,7 +79,6 @@ def traced(tracing: Tracing | None) -> Callable[..., None] | None:
     def record(
         path: str,
         metadata: Iterable[tuple[str, Any]],
-        began_ns: int,
         call: Any,
         error: EdgeServeError | None,
     ) -> None:
@@ -81,7 +87,7 @@ def traced(tracing: Tracing | None) -> Callable[..., None] | None:
         status = "OK" if error is None else meaning_of(error).grpc
         ran = None
         if call.model is not None and call.result is not None:
-            ran = described(call.model, call.rows, call.asked_ns or began_ns, call.result)
+            ran = described(call.model, call.rows, call.asked_ns or call.began_ns, call.result)
         carrier = {name: str(value) for name, value in metadata if name in _CONTEXT}
         attributes = {
             "rpc.system": "grpc",
@@ -91,7 +97,7 @@ def traced(tracing: Tracing | None) -> Callable[..., None] | None:
         }
         failed = status if status in _FAILED else ""
         name = f"{service}/{method}"
-        tracing.record(name, carrier, began_ns, time.time_ns(), attributes, ran, failed)
+        tracing.record(name, carrier, call.began_ns, time.time_ns(), attributes, ran, failed)
 
     return record
 

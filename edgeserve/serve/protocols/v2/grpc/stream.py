@@ -29,10 +29,10 @@ class Stream:
         requests: Iterator[bytes],
         remaining_s: Callable[[], float | None],
         key: str | None = None,
-        refused: Callable[[EdgeServeError, InferenceCall], None] = lambda error, call: None,
+        answered: Callable[[EdgeServeError | None, InferenceCall], None] = lambda error, call: None,
     ) -> None:
-        """`key` is the caller's; `refused` is called with each request that got an error."""
-        self._refused = refused
+        """`key` is the caller's; `answered` is called with each request, and the error if it got one."""
+        self._answered = answered
         self.key = key
         self._start = start
         self._requests = requests
@@ -54,11 +54,13 @@ class Stream:
             call.wait()
             if self._gone:
                 return
+            failed: EdgeServeError | None = None
             try:
                 answer = codec.in_stream(call.answer())
             except EdgeServeError as error:
-                self._refused(error, call)
+                failed = error
                 answer = codec.stream_error(text_of(error), call.id)
+            self._answered(failed, call)
             yield answer
             self._room.release()
 
