@@ -86,6 +86,7 @@ NOT_RUN = {
     r"--device npu|--require gpu": "needs a bundle for that device: tests/fallback",
     r"--tls-cert": "needs a certificate: tests/serve/access",
     r"faces.edge": "several bundles: tests/cli/test_run_models.py",
+    r"classifier\.edge|phone\.edge": "tests/test_mobile_app.py",
     r"efficientnet_lite0": "test_the_imagenet_example",
     r"--tf-model-config": "tests/serve/protocols/tfserving/test_config.py",
     r"(infer|status) http": "tests/cli/test_infer.py",

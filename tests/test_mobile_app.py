@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -15,10 +16,13 @@ from typing import Any
 import pytest
 
 from edgeserve.serve.settings.server import Settings
+from tests import documented
 from tests.seeing import colours_bundle, photograph
 from tests.serve.background import Background
+from tests.test_docs import shell_lines
 
-APP = Path(__file__).parents[1] / "examples" / "mobile-app" / "web" / "app.py"
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "examples" / "mobile-app" / "web" / "app.py"
 KEY = "infer-key-0123456789"
 
 
@@ -63,3 +67,23 @@ def test_what_is_wrong_comes_back(page: str) -> None:
     status, answer = post(page, b"not a photograph")
     assert status == 400
     assert answer["error"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_its_readme_work(tmp_path: Path) -> None:
+    """With a small classifier in place of EfficientNet."""
+    documented.make_folder(tmp_path)
+    (tmp_path / "model.onnx").rename(tmp_path / "efficientnet_lite0.onnx")
+    (tmp_path / "images").rename(tmp_path / "photos")
+    shutil.copy(ROOT / "examples" / "imagenet" / "preprocess.toml", tmp_path)
+    lines = [
+        line
+        for line in shell_lines((APP.parents[1] / "README.md").read_text("utf-8"))
+        if line.startswith("edgeserve ") and "run " not in line
+    ]
+    assert [line.split()[1] for line in lines] == ["convert", "infer", "gate", "convert"]
+    for line in lines:
+        done = documented.run(line, tmp_path)
+        fine = (0, 1) if " gate " in line else (0,)  # a gate judges the machine
+        assert done.returncode in fine, line + done.stdout + done.stderr
+    assert list(tmp_path.glob("phone.edge/variants/*/model.tflite"))
