@@ -40,6 +40,12 @@ _STRUCTS: Final = {
 }
 # The fields that name an output.
 _OUTPUTS: Final = ("output", "boxes", "scores", "classes", "count")
+# What a layout usually comes with, where a file says no more.
+_USUAL: Final[dict[str, dict[str, object]]] = {
+    "yolo": {"box": "cxcywh", "nms": True},
+    "yolo_objectness": {"box": "cxcywh", "nms": True},
+    "matrix": {"nms": True},
+}
 _PAGE: Final = "docs/postprocess.md shows a file for each kind"
 
 
@@ -149,9 +155,11 @@ def _from_file(
                 f"--postprocess: a {kind} has no field '{name}'",
                 hint=did_you_mean(name, fields, f"its fields are {', '.join(fields)}"),
             )
-    values |= dict(given) | {"kind": kind}
-    if "output" in fields and "output" not in values and len(facts.names) == 1:
-        values["output"] = facts.names[0]
+    usual = _USUAL.get(str(given.get("layout")), {}) if kind == "detection" else {}
+    values |= usual | dict(given) | {"kind": kind}
+    main = "output" if "output" in fields else "boxes"
+    if main not in values and len(facts.names) == 1:
+        values[main] = facts.names[0]
     for name in _OUTPUTS:
         called = values.get(name)
         if isinstance(called, str) and called not in facts.names:

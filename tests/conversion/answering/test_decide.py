@@ -439,8 +439,16 @@ def test_a_file_says_what_cannot_be_recognised() -> None:
     detr = facts({"b": chances(1, 30, 4), "s": logits(1, 30, 5)})
     fields = {"layout": "matrix", "boxes": "b", "scores": "s", "activation": "sigmoid"}
     assert found(detr, "detection", **fields) == Detection(
-        "matrix", "b", "s", activation="sigmoid"
+        "matrix", "b", "s", activation="sigmoid", nms=True
     )  # fmt: skip
+
+
+def test_a_layout_comes_with_what_is_usual_for_it() -> None:
+    either = facts({"o": yolo(80, objectness=True)})
+    assert found(either, "detection", layout="yolo_objectness") == Detection(
+        "yolo_objectness", "o", box="cxcywh", nms=True
+    )
+    assert found(either, "detection", layout="yolo_objectness", box="xyxy").box == "xyxy"
 
 
 @pytest.mark.parametrize(
@@ -450,7 +458,7 @@ def test_a_file_says_what_cannot_be_recognised() -> None:
         ({"top": 5}, "no field 'top'"),
         ({"output": "z"}, "no output 'z'"),
         ({"top_k": 0}, "does not describe"),
-        ({"kind": "detection", "layout": "rows"}, "does not describe"),
+        ({"kind": "detection", "layout": "table"}, "does not describe"),
         ({"kind": "detection", "layout": "rows", "boxes": "y"}, "do not fit a detection"),
         ({"kind": "segmentation", "output": "y"}, "do not fit a segmentation"),
     ],
