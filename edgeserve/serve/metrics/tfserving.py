@@ -7,15 +7,17 @@ the names.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import accumulate, zip_longest
 from typing import Final
 
 from prometheus_client import Metric
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from edgeserve.serve.metrics.prometheus import rendered
-from edgeserve.serve.metrics.recorder import FAILURES
-from edgeserve.serve.metrics.server_counts import Counts
+from edgeserve.serve.metrics.recorder import FAILURES, REQUEST_SECONDS
+from edgeserve.serve.metrics.server_counts import Counts, RequestCounts
 
 _COUNT: Final = ":tensorflow:serving:request_count"
 _LATENCY: Final = ":tensorflow:serving:request_latency"
@@ -40,26 +42,33 @@ class TfServingMetrics(Collector):
         return rendered(self)
 
     def collect(self) -> Iterable[Metric]:
+        requests = self._counts.requests()
         counted: Counter[tuple[str, str]] = Counter()
-        for (name, _), requests in self._counts.requests().items():
-            counted[name, "OK"] += requests.answered
-            for reason, count in requests.failed.items():
+        for (name, _), found in requests.items():
+            counted[name, "OK"] += found.answered
+            for reason, count in found.failed.items():
                 counted[name, _CODES[reason]] += count
         # TF Serving's counters do not end in _total, which a counter's must: made one when rendered.
         metric = Metric(_COUNT, "The total number of requests.", "unknown")
         for (name, status), count in counted.items():
             metric.add_sample(_COUNT, {"model_name": name, "status": status}, count)
         yield metric
-        count_of: Counter[str] = Counter()
-        sum_of: Counter[str] = Counter()
+        yield self._latency(requests)
+
+    def _latency(self, requests: Mapping[tuple[str, str], RequestCounts]) -> Metric:
+        """Of the versions that are loaded."""
+        bounds = [f"{seconds * 1e6:.0f}" for seconds in REQUEST_SECONDS]
+        times: dict[str, list[int]] = {}
+        total: Counter[str] = Counter()
         for model in self._counts.statistics():
-            success = model.inference_stats.success
-            count_of[model.name] += success.count
-            sum_of[model.name] += success.ns // 1000
-        latency = Metric(_LATENCY, "Distribution of wall time, in microseconds.", "histogram")
-        for name, count in count_of.items():
-            labels = {"model_name": name}
-            latency.add_sample(f"{_LATENCY}_bucket", labels | {"le": "+Inf"}, count)
-            latency.add_sample(f"{_LATENCY}_sum", labels, sum_of[name])
-            latency.add_sample(f"{_LATENCY}_count", labels, count)
-        yield latency
+            counts = requests.get((model.name, model.version), RequestCounts()).times
+            known = times.setdefault(model.name, [0] * (len(bounds) + 1))
+            times[model.name] = [a + b for a, b in zip_longest(known, counts, fillvalue=0)]
+            total[model.name] += model.inference_stats.success.ns // 1000
+        latency = HistogramMetricFamily(
+            _LATENCY, "Distribution of wall time, in microseconds.", labels=("model_name",)
+        )
+        for name, found in times.items():
+            buckets = list(zip((*bounds, "+Inf"), accumulate(found), strict=True))
+            latency.add_metric((name,), buckets, total[name])
+        return latency

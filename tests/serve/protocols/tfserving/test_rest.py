@@ -271,6 +271,9 @@ def test_the_metrics_have_tf_servings_names(server: Background) -> None:
     ask(server, "/v1/models/never-there:predict", {"instances": [[1.0]]})
     after = counted()
     assert (after[ok] - before[ok], after[took] - before[took]) == (1, 1)
+    bucket = took.replace("_count{", '_bucket{le="%s",')
+    assert after[bucket % "+Inf"] == after[took]
+    assert 0 <= after[bucket % "25"] <= after[bucket % "10000000"] <= after[took]
     assert not any("never-there" in line for line in after)
 
 
