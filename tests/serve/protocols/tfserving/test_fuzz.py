@@ -16,7 +16,7 @@ from edgeserve.serve.engine import Outcome
 from edgeserve.serve.http.content import BodyTooLarge
 from edgeserve.serve.metrics.reasons import meaning_of
 from edgeserve.serve.models.model import ServedModel
-from edgeserve.serve.protocols.tfserving.codec import Method, TfServing
+from edgeserve.serve.protocols.tfserving.codec import Method, TfServing, TfServingCodec
 from edgeserve.serve.protocols.tfserving.events import mode_of
 from edgeserve.serve.protocols.tfserving.grpc import messages
 from edgeserve.serve.protocols.tfserving.grpc.codec import (
@@ -91,62 +91,67 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, str]:
     return body, media
 
 
-def run(model: ServedModel, method: Method, case: tuple[bytes, str]) -> None:
+@pytest.fixture(scope="module")
+def codecs(models: Sequence[ServedModel]) -> Sequence[TfServingCodec]:
+    """Of each model and method."""
+    return [TfServing(LIMITS, method).codec(model) for model in models for method in Method]
+
+
+def run(codec: TfServingCodec, case: tuple[bytes, str]) -> None:
     """Raises EdgeServeError."""
     body, media = case
     terms = mode_of({b"content-type": media.encode()})
-    codec = TfServing(LIMITS, method).codec(model)
     codec.check_size(len(body), terms)
     assert codec.text_bytes(len(body), terms) >= 0
     request = codec.decode(body, terms)
     assert codec.interface.check(request.inputs) == request.rows
-    outputs = computed(model, request.rows)
+    outputs = computed(codec.model, request.rows)
     assert codec.written_bytes(request, outputs) >= 0
-    response = codec.encode(request, outputs, model.bundle.manifest.chain[0])
+    response = codec.encode(request, outputs, codec.model.bundle.manifest.chain[0])
     assert response.form.status == 200
     assert all(isinstance(part, bytes | memoryview) for part in response.parts)
 
 
-def check(models: Sequence[ServedModel], case: tuple[bytes, str]) -> None:
-    for model in models:
-        for method in Method:
-            try:
-                run(model, method, case)
-            except BodyTooLarge:
-                continue
-            except EdgeServeError as error:
-                failed = error
-            else:
-                continue
-            assert meaning_of(failed).http in (400, 404), (failed, case)
+def check(codecs: Sequence[TfServingCodec], case: tuple[bytes, str]) -> None:
+    for codec in codecs:
+        try:
+            run(codec, case)
+        except BodyTooLarge:
+            continue
+        except EdgeServeError as error:
+            failed = error
+        else:
+            continue
+        assert meaning_of(failed).http in (400, 404), (failed, case)
 
 
 @given(bodies())
 @settings(max_examples=150)
-def test_any_body_is_run_or_refused(models: Sequence[ServedModel], case: tuple[bytes, str]) -> None:
-    check(models, case)
+def test_any_body_is_run_or_refused(
+    codecs: Sequence[TfServingCodec], case: tuple[bytes, str]
+) -> None:
+    check(codecs, case)
 
 
 @pytest.mark.slow
 @given(bodies())
 @settings(max_examples=100_000, suppress_health_check=list(HealthCheck))
 def test_a_hundred_thousand_bodies_are_run_or_refused(
-    models: Sequence[ServedModel], case: tuple[bytes, str]
+    codecs: Sequence[TfServingCodec], case: tuple[bytes, str]
 ) -> None:
-    check(models, case)
+    check(codecs, case)
 
 
-def test_the_bodies_that_are_right_are_run(models: Sequence[ServedModel]) -> None:
+def test_the_bodies_that_are_right_are_run(codecs: Sequence[TfServingCodec]) -> None:
     """Each by at least one of the models; otherwise the others would test nothing."""
     for case in RIGHT:
         done = 0
-        for model in models:
-            for method in Method:
-                try:
-                    run(model, method, case)
-                except EdgeServeError:
-                    continue
-                done += 1
+        for codec in codecs:
+            try:
+                run(codec, case)
+            except EdgeServeError:
+                continue
+            done += 1
         assert done, case
 
 
