@@ -36,6 +36,19 @@ function ticks(most, whole) {
   return found;
 }
 
+/** Levels of a logarithmic scale around positive values: decades, with 2 and 5 between them if there are few. */
+function decades(values) {
+  const positive = values.filter((value) => value > 0);
+  if (!positive.length) return [1, 10];
+  const low = Math.floor(Math.log10(Math.min(...positive)));
+  const high = Math.max(low + 1, Math.ceil(Math.log10(Math.max(...positive))));
+  const found = [];
+  for (let power = low; power <= high; power += 1) {
+    for (const times of high - low < 2 && power < high ? [1, 2, 5] : [1]) found.push(Number(`${times}e${power}`));
+  }
+  return found;
+}
+
 /** One chart. `series` are {name, colour, dash, points}, where points are [time, value or null] in their order. */
 class Chart {
   constructor(title, unit, empty, whole = false) {
@@ -46,6 +59,7 @@ class Chart {
     this.series = [];
     this.cursor = null;
     this.explains = false;
+    this.logarithmic = false;
     this.legend = html('div', { className: 'legend' });
     this.svg = element('svg', { tabindex: '0', role: 'img' });
     this.figure = html('figure', { className: 'chart' },
@@ -99,10 +113,11 @@ class Chart {
     const height = Math.max(80, this.svg.clientHeight);
     const { from, to, step } = this.range;
     const values = this.series.flatMap((each) => each.points.map(([, value]) => value)).filter((v) => v !== null);
-    const levels = ticks(Math.max(0, ...values), this.whole);
-    const top = levels.at(-1);
+    const levels = this.logarithmic ? decades(values) : ticks(Math.max(0, ...values), this.whole);
+    const [low, top] = [levels[0], levels.at(-1)];
+    const share = this.logarithmic ? (value) => Math.log(Math.max(low, value) / low) / Math.log(top / low) : (value) => value / top;
     const x = (time) => MARGIN.left + ((time - from) / (to - from)) * (width - MARGIN.left - MARGIN.right);
-    const y = (value) => height - MARGIN.bottom - (value / top) * (height - MARGIN.top - MARGIN.bottom);
+    const y = (value) => height - MARGIN.bottom - share(value) * (height - MARGIN.top - MARGIN.bottom);
     const drawn = [];
     for (const level of levels) {
       drawn.push(element('line', { class: 'grid', x1: MARGIN.left, x2: width - MARGIN.right, y1: y(level), y2: y(level) }));
@@ -110,7 +125,7 @@ class Chart {
     }
     for (const minutes of [15, 10, 5, 0]) {
       const anchor = minutes === 15 ? 'start' : minutes ? 'middle' : 'end';
-      const text = minutes ? `${minutes} min ago` : 'now';
+      const text = minutes ? `${minutes} min${width < 400 ? '' : ' ago'}` : 'now';
       drawn.push(element('text', { x: x(to - minutes * 60), y: height - 5, 'text-anchor': anchor }, text));
     }
     for (const mark of this.marks.filter((each) => each.at > from && each.at <= to)) {
@@ -177,9 +192,10 @@ export class Traffic {
     this.body = table.tBodies[0];
     this.select = select;
     this.rate = new Chart('Requests', 'answered per second', 'No requests in the last 15 minutes');
-    this.time = new Chart('Time', 'ms, waiting and running', 'No requests in the last 15 minutes');
+    this.time = new Chart('Time', 'ms, waiting and running, logarithmic', 'No requests in the last 15 minutes');
     this.errors = new Chart('Errors', 'failed per second', 'No errors in the last 15 minutes');
     this.queue = new Chart('Queue', 'requests waiting or running', 'Nothing waits', true);
+    this.time.logarithmic = true; // a p99 is often a hundred times p50
     this.rate.explains = true; // what the vertical lines are
     place.append(...[this.rate, this.time, this.errors, this.queue].map((chart) => chart.figure));
     select.addEventListener('change', () => this.draw());

@@ -212,7 +212,7 @@ export class TryIt {
       name.append(each.label);
       const bar = Object.assign(document.createElement('meter'), { min: 0, max: 1, value: each.score ?? 0 });
       bar.setAttribute('aria-hidden', 'true');
-      const score = Object.assign(document.createElement('span'), { className: 'n', textContent: number(each.score) });
+      const score = Object.assign(document.createElement('span'), { className: 'n', textContent: each.score > 0 && each.score < 0.001 ? '< 0.001' : number(each.score) });
       const item = document.createElement('li');
       item.append(name, bar, score);
       return item;
