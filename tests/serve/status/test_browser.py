@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shlex
 import shutil
@@ -236,6 +237,37 @@ def test_boxes_are_drawn_on_the_photograph(
     assert lime[0] < 80
     assert edge != lime
     assert browser.complaints() == []
+
+
+def test_a_turned_photograph_is_shown_upright(
+    browser: Browser, server: Background, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.new("RGB", (80, 40), "lime").save(tmp_path / "turned.jpg", exif=exif)
+    browser.open(server.url)
+    browser.choose("#try-model", "boxes version 1")
+    browser.send_photo(tmp_path / "turned.jpg")
+    browser.waits(lambda: browser.element("#picture").is_displayed())
+    assert browser.js("return [picture.width, picture.height]") == [40, 80]
+    assert browser.text("#found").split() == ["dog", "0.75"]
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_a_photograph_is_dropped_or_pasted(browser: Browser, server: Background, kind: str) -> None:
+    code = """const [kind, base64] = arguments;
+        const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], 'dropped.jpg', {type: 'image/jpeg'}));
+        const event = kind === 'drop' ? new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})
+            : new ClipboardEvent('paste', {clipboardData: data, bubbles: true});
+        document.querySelector(kind === 'drop' ? '#drop' : 'body').dispatchEvent(event)"""
+    browser.open(server.url)
+    browser.choose("#try-model", "colours version 1")
+    browser.js(code, kind, base64.b64encode(photograph("blue")).decode())
+    assert browser.said().startswith("Answered in ")
+    assert browser.text("#found").split()[:2] == ["blue", "1"]
+    assert "@dropped.jpg" in browser.text("#curl-line")
 
 
 def test_curl_s_line_gives_the_same(browser: Browser, server: Background, pictures: Path) -> None:
