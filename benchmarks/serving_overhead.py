@@ -57,10 +57,11 @@ def image_bundle(folder: Path) -> Path:
     return write_bundle(folder, "image", model, interface, {"x": x}, {"y": x.mean((2, 3))})
 
 
-def requests(model: str) -> list[bytes]:
+def requests(model: str, heads: str = "") -> list[bytes]:
+    """`heads` are header lines that each has as well."""
     if model == "linear":
         random = np.random.default_rng(0)
-        return [_json(random.normal(size=(1, 4)).astype(np.float32)) for _ in range(16)]
+        return [_json(random.normal(size=(1, 4)).astype(np.float32), heads) for _ in range(16)]
     data = np.ones((1, 3, 224, 224), np.float32).tobytes()
     entry = {
         "name": "x",
@@ -69,12 +70,12 @@ def requests(model: str) -> list[bytes]:
         "parameters": {"binary_data_size": len(data)},
     }
     head = json.dumps({"inputs": [entry]}).encode()
-    return [_post(model, head + data, f"Inference-Header-Content-Length: {len(head)}\r\n")]
+    return [_post(model, head + data, f"{heads}Inference-Header-Content-Length: {len(head)}\r\n")]
 
 
-def _json(x: np.ndarray) -> bytes:
+def _json(x: np.ndarray, heads: str) -> bytes:
     entry = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": x.ravel().tolist()}
-    return _post("linear", json.dumps({"inputs": [entry]}).encode(), "")
+    return _post("linear", json.dumps({"inputs": [entry]}).encode(), heads)
 
 
 def _post(model: str, body: bytes, more: str) -> bytes:
@@ -82,11 +83,13 @@ def _post(model: str, body: bytes, more: str) -> bytes:
     return f"{line}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def load(url: str, model: str, connections: int, seconds: float, result: object) -> None:
+def load(
+    url: str, model: str, connections: int, seconds: float, result: object, heads: str = ""
+) -> None:
     """Closed-loop clients, a thread a connection; puts (requests, wrong answers) into `result`. An answer is
     wrong when it is not what the same request was answered with first."""
     host, _, port = url.removeprefix("http://").rpartition(":")
-    payloads, counts, wrong = requests(model), [0] * connections, [0] * connections
+    payloads, counts, wrong = requests(model, heads), [0] * connections, [0] * connections
     end = time.perf_counter() + seconds
 
     def one(index: int) -> None:
