@@ -138,8 +138,10 @@ def test_memory_that_is_too_small_makes_batches_smaller_not_the_device_leave(
 
 
 def test_wrong_numbers_are_found_by_the_next_golden_check(bundle: Bundle) -> None:
-    with Chain(bundle, options("gpu:wrong@6", recheck_s=1.0, reopen_s=FOREVER)) as chain:
+    with Chain(bundle, options("gpu:wrong@6", recheck_s=FOREVER, reopen_s=FOREVER)) as chain:
         assert ask(chain) == "gpu"
+        chain.keeper._next_check = 0.0  # that time has passed
+        chain.keeper.wake()
         wait_for(lambda: chain.candidate.device == "cpu")
         assert ask(chain) == "cpu"
         assert [f.reason for f in chain.fallbacks] == ["drift"]

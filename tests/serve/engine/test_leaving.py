@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeserve.serve.http import connection
 from edgeserve.serve.settings.server import Settings
 from tests.serve.background import Background
 from tests.serve.conftest import RawClient, infer_body, post
@@ -63,8 +64,11 @@ def test_what_a_client_that_closes_left_in_the_queue_is_not_run(
     assert rows_run(waiting) == ran + 16
 
 
-def test_what_runs_is_answered_to_a_client_that_only_said_all(tmp_path: Path) -> None:
+def test_what_runs_is_answered_to_a_client_that_only_said_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `nc -N` does: its requests came before the end, and nobody else keeps them waiting."""
+    monkeypatch.setattr(connection, "_LEFT_S", 2.0)  # a busy machine begins one within this
     settings = Settings(bundle=str(slow_bundle(tmp_path)), http_port=0)
     with Background(settings) as idle, RawClient(idle.url) as client:
         client.send(b"".join(asked(number) for number in range(8)))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from edgeserve.bundle import Bundle
 from edgeserve.chain import Chain
 from edgeserve.errors import EnvironmentProblem, UsageError
+from edgeserve.serve.http import connection
 from edgeserve.serve.http.connection import Connection
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import Response
@@ -237,8 +238,11 @@ def test_pipelined_requests_are_answered_in_order(client: RawClient) -> None:
         assert (status, json.loads(body)["id"]) == (200, str(i))
 
 
-def test_a_client_that_has_said_all_gets_all_answers(tmp_path: Path, server: Background) -> None:
+def test_a_client_that_has_said_all_gets_all_answers(
+    tmp_path: Path, server: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A half-closed connection, with requests behind the one that runs and an unfinished one at the end."""
+    monkeypatch.setattr(connection, "_LEFT_S", 2.0)  # a busy machine begins one within this
     with Background(Settings(bundle=str(slow_bundle(tmp_path)), http_port=0)) as busy:
         for running, name in ((busy, "slow"), (server, "linear")):
             assert running.started.models[0].inline is (name == "linear")
