@@ -15,7 +15,7 @@ from edgeserve.wire.text import parse_json
 # What is longer is long.
 LONG_BYTES: Final = 1 << 20
 # More values than that do not become objects.
-_MOST_VALUES: Final = 1 << 19
+MOST_VALUES: Final = 1 << 19
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RECORDS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 # What decoders raise for text that does not fit them.
@@ -30,9 +30,9 @@ def general(data: bytes) -> Any:
 
 def check_values(data: bytes) -> None:
     """Raise InvalidInput for a text with too many values between commas to be read one by one."""
-    if len(data) > LONG_BYTES and commas(memoryview(data)) > _MOST_VALUES:
+    if len(data) > LONG_BYTES and commas(memoryview(data)) > MOST_VALUES:
         raise InvalidInput(
-            f"the body has more than {_MOST_VALUES} values in a form that is read one by one: send lists of numbers "
+            f"the body has more than {MOST_VALUES} values in a form that is read one by one: send lists of numbers "
             "that do not differ in length, for each input, or binary data"
         )
 

@@ -36,7 +36,7 @@ def anything_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (long, values, dialects):
         monkeypatch.setattr(module, "LONG_BYTES", 8)
     monkeypatch.setattr("edgeserve.wire.json._PIECE", 16)
-    monkeypatch.setattr(long, "_MOST_VALUES", 30)
+    monkeypatch.setattr(long, "MOST_VALUES", 30)
 
 
 @pytest.mark.parametrize("dtype", ["FP32", "INT64", "FP16", "BOOL", "UINT8"])

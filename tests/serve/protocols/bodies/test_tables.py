@@ -102,7 +102,7 @@ def test_a_whole_number_that_does_not_fit_is_refused() -> None:
 def test_too_many_values_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (long, tables):
         monkeypatch.setattr(module, "LONG_BYTES", 8)
-    monkeypatch.setattr(long, "_MOST_VALUES", 6)
+    monkeypatch.setattr(long, "MOST_VALUES", 6)
     assert read(b"1,2,3,4\n" * 4, X)["x"].shape == (4, 4)
     with pytest.raises(InvalidInput, match="more than 6 values"):
         read(b".5,2,3,4\n" * 4, X)

@@ -255,3 +255,21 @@ def test_photographs_come_as_strings(channel: grpc.Channel) -> None:
     code, words = call(channel, f"{PREDICTION}/Predict", request.SerializeToString())
     assert code is CODE.INVALID_ARGUMENT
     assert b"image 1 cannot be read" in words
+
+
+def test_a_short_message_does_not_become_a_large_array(channel: grpc.Channel) -> None:
+    for dtype, values in ((1, {"float_val": [1.0]}), (7, {"string_val": [b"a"]})):
+        _, view = from_proto("x", tensor(dtype, (1 << 16, 1), **values), 1 << 28)
+        assert view.strides == (0, 0)
+        with pytest.raises(InvalidInput, match="fills at most"):
+            from_proto("x", tensor(dtype, (1 << 28,), **values), 1 << 28)
+    answer = predict(channel, "half", x=tensor(shape=(1024,), float_val=[1]))
+    assert list(answer.outputs["y"].float_val) == [3.5] * 1024
+
+
+def test_too_many_examples_are_refused(channel: grpc.Channel) -> None:
+    asked = messages.RegressionRequest(model_spec=messages.ModelSpec(name="half"))
+    feature = asked.input.example_list.examples.add().features.feature["x"]
+    feature.float_list.value.extend([0.0] * (1 << 19))
+    code, words = call(channel, f"{PREDICTION}/Regress", asked.SerializeToString())
+    assert (code, b"ask Predict" in words) == (CODE.INVALID_ARGUMENT, True), words

@@ -15,6 +15,7 @@ from edgeserve.preprocess import ImageReader, is_image
 from edgeserve.serve.engine import Outcome
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
+from edgeserve.serve.protocols.bodies.long import MOST_VALUES
 from edgeserve.serve.protocols.bodies.values import ValueReader
 from edgeserve.serve.protocols.codec import Decoded, Parsed
 from edgeserve.serve.protocols.tfserving.codec import SIGNATURE, check_signature
@@ -90,7 +91,7 @@ class PredictMessages(_Messages):
         message = parsed.message
         version = version_of(message.model_spec)
         inputs = {
-            name: from_proto(name, proto, self._limits.elements)
+            name: from_proto(name, proto, self._limits.elements, self._limits.body_bytes)
             for name, proto in message.inputs.items()
         }
         return TfDecoded(parsed.model, "", version, inputs, tuple(message.output_filter))
@@ -113,7 +114,10 @@ class PredictMessages(_Messages):
         if len(set(decoded.wanted)) < len(decoded.wanted):
             raise InvalidInput("output_filter names an output twice")
         wanted = decoded.wanted or tuple(s.name for s in interface.outputs)
-        return InferRequest(inputs, interface.check(inputs), wanted, timeout_s=remaining_s)
+        rows = interface.check(inputs)
+        # One value that fills a shape becomes an array now that the shape is known to be right.
+        inputs = {name: np.require(array, requirements="C") for name, array in inputs.items()}
+        return InferRequest(inputs, rows, wanted, timeout_s=remaining_s)
 
     def encode(self, request: InferRequest, model: ServedModel, result: Outcome) -> bytes:
         """A serialized PredictResponse: its tensors are written by hand, since numbers are copied once then."""
@@ -249,7 +253,22 @@ def _examples(given: Input) -> tuple[dict[str, list[Any]], ...]:
         context = _features(given.example_list_with_context.context)
     if not rows:
         raise InvalidInput("Input is empty")
+    if len(rows) > MOST_VALUES or len(rows) + sum(map(_size, rows)) > MOST_VALUES:
+        raise InvalidInput(
+            f"the examples have more than {MOST_VALUES} values, which are read one by one: ask Predict"
+        )
     return tuple(context | _features(example) for example in rows)
+
+
+def _size(example: Example) -> int:
+    """How many features and values it has."""
+    return sum(
+        1
+        + len(feature.float_list.value)
+        + len(feature.int64_list.value)
+        + len(feature.bytes_list.value)
+        for feature in example.features.feature.values()
+    )
 
 
 def _features(example: Example) -> dict[str, list[Any]]:

@@ -29,15 +29,19 @@ _PACKED: Final = {"FP32": b"\x2a", "FP64": b"\x32", "BOOL": b"\x5a"}
 _RANK: Final = 254  # TensorFlow's own limit
 
 
-def from_proto(name: str, proto: TensorProto, most: int) -> tuple[str, Array]:
-    """The datatype and the array of an input, with at most `most` elements. Raises InvalidInput."""
+def from_proto(
+    name: str, proto: TensorProto, most: int, most_bytes: int = 1 << 20
+) -> tuple[str, Array]:
+    """The datatype and the array of an input, with at most `most` elements. If fewer values than elements came, it has
+    at most `most_bytes`, and the array of a single value is a view that repeats it. Raises InvalidInput.
+    """
     dtype = NAMES.get(proto.dtype)
     if dtype is None:
         raise InvalidInput(f"input '{name}': dtype {proto.dtype} is not supported")
     shape = _shape(name, proto, most)
     count = math.prod(shape)
     if dtype == "BYTES":
-        return dtype, _strings(name, proto, shape, count)
+        return dtype, _strings(name, proto, shape, most_bytes)
     kind = DTYPES[dtype]
     content = proto.tensor_content
     if content:
@@ -62,9 +66,24 @@ def from_proto(name: str, proto: TensorProto, most: int) -> tuple[str, Array]:
             array = _numbers(values, kind)
     except (OverflowError, ValueError):
         raise InvalidInput(f"input '{name}': a value is outside {dtype}") from None
-    if len(array) < count:  # the last one fills the rest
-        array = np.concatenate([array, np.full(count - len(array), array[-1])])
-    return dtype, array.reshape(shape)
+    return dtype, _filled(name, array, shape, most_bytes)
+
+
+def _filled(name: str, values: Array, shape: tuple[int, ...], most_bytes: int) -> Array:
+    """In a shape whose rest the last value fills: a short message must not become a large array."""
+    count = math.prod(shape)
+    if len(values) < count:
+        if count * values.itemsize > most_bytes:
+            raise InvalidInput(
+                f"input '{name}': expected {count} values for shape {list(shape)}, got {len(values)}: the last one "
+                f"fills at most {most_bytes} bytes"
+            )
+        if len(values) == 1:
+            return np.broadcast_to(values[0:1].reshape((1,) * len(shape)), shape)
+        rest = np.empty(count - len(values), values.dtype)
+        rest[:] = values[-1]
+        values = np.concatenate([values, rest])
+    return values.reshape(shape)
 
 
 def _numbers(values: Any, kind: np.dtype[Any]) -> Array:
@@ -89,19 +108,18 @@ def _shape(name: str, proto: TensorProto, most: int) -> tuple[int, ...]:
     return shape
 
 
-def _strings(name: str, proto: TensorProto, shape: tuple[int, ...], count: int) -> Array:
+def _strings(name: str, proto: TensorProto, shape: tuple[int, ...], most_bytes: int) -> Array:
     if proto.tensor_content:
         raise InvalidInput(f"input '{name}': strings are read from string_val, not tensor_content")
     values = list(proto.string_val)
+    count = math.prod(shape)
     if len(values) > count or (count and not values):
         raise InvalidInput(
             f"input '{name}': expected {count} values in string_val for shape {list(shape)}, got {len(values)}"
         )
-    array: Array = np.empty(count, object)
-    array[: len(values)] = values
-    if values:
-        array[len(values) :] = [values[-1]] * (count - len(values))
-    return array.reshape(shape)
+    array: Array = np.empty(len(values), object)
+    array[:] = values
+    return _filled(name, array, shape, most_bytes)
 
 
 def to_proto(array: Array, declared: str) -> bytes:
