@@ -122,8 +122,16 @@ def render(started: Started) -> None:
         print_line(console, f"control plane at {started.control_url}")
     if started.also:
         print_line(console, f"also at {', '.join(started.also)}")
-    example = f"/{started.models[0].name}" if started.models else ""
-    print_line(console, f"try: curl {started.url}/v2/models{example}")
+    print_line(console, f"try: {_example(started)}")
+
+
+def _example(started: Started) -> str:
+    """A first request."""
+    if not started.models:
+        return f"curl {started.url}/v2/models"
+    first = started.models[0]
+    path = f"{started.url}/v2/models/{first.name}"
+    return f"curl --data-binary @photo.jpg {path}/predict" if first.takes_images else f"curl {path}"
 
 
 def _hints(started: Started) -> list[str]:

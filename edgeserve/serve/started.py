@@ -22,6 +22,7 @@ class StartedModel(msgspec.Struct, frozen=True):
     batching: str = ""
     instances: int = 1
     placement: str | None = None
+    takes_images: bool = False
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -52,4 +53,5 @@ async def started_model(model: ServedModel) -> StartedModel:
         engine.batching,
         engine.settings.instances,
         placement,
+        model.images is not None,
     )
