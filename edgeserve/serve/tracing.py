@@ -89,15 +89,15 @@ class Tracing:
         error: str = "",
     ) -> None:
         """One request. `carrier` may have traceparent and tracestate, whose sampling decision is followed. `error`: the
-        server failed."""
+        server failed; `ran` may know better why. A client's mistake is none."""
         parent = self._context.extract(carrier)
         kind = self._trace.SpanKind.SERVER
         span = self._tracer.start_span(name, parent, kind, attributes, start_time=began_ns)
         if span.is_recording():
             if ran is not None:
                 self._describe(span, parent, ran)
-                error = error or ran.error
             if error:
+                error = ran.error if ran is not None and ran.error else error
                 span.set_attribute("error.type", error)
                 span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error))
         span.end(ended_ns)
@@ -115,9 +115,8 @@ class Tracing:
         computes = ran.asked_ns + int(ran.queue_s * _NS)
         ends = computes + int(ran.compute_s * _NS)
         self._tracer.start_span("queue", below, start_time=ran.asked_ns).end(computes)
-        compute = self._tracer.start_span("compute", below, start_time=computes)
-        compute.set_attributes({"edgeserve.device": ran.device, "edgeserve.batch": ran.batch})
-        compute.end(ends)
+        on = {"edgeserve.device": ran.device, "edgeserve.batch": ran.batch}
+        self._tracer.start_span("compute", below, attributes=on, start_time=computes).end(ends)
 
     def close(self) -> None:
         """Export what waits, for a few seconds at most."""

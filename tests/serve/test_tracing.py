@@ -21,7 +21,7 @@ from edgeserve.errors import DependencyMissing, EnvironmentProblem
 from edgeserve.serve import app
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.serve.settings.server import Settings
-from edgeserve.serve.tracing import Tracing
+from edgeserve.serve.tracing import Ran, Tracing
 from edgeserve.wire import SERVICE, messages
 from tests.bundles import linear_bundle
 from tests.cli.test_run import serving
@@ -193,6 +193,21 @@ def test_failures_of_the_server_are_errors_and_clients_that_leave_are_seen(tmp_p
     for span in (refused, left):
         assert span.status.status_code.name == "ERROR"
         assert span.status.description == span.attributes["error.type"]
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "status", "kind"),
+    [("invalid", "", "UNSET", None), ("deadline", "504", "ERROR", "deadline")],
+)
+def test_mistakes_of_clients_that_the_model_finds_are_no_errors_of_the_server(
+    word: str, error: str, status: str, kind: str | None
+) -> None:
+    exporter = sdk.InMemorySpanExporter()
+    tracing = Tracing(exporter)
+    tracing.record("POST", {}, 1, 2, {}, Ran("linear", "1", 1, 1, error=word), error)
+    tracing.close()
+    (span,) = exporter.get_finished_spans()
+    assert (span.status.status_code.name, span.attributes.get("error.type")) == (status, kind)
 
 
 class Collector(http.server.BaseHTTPRequestHandler):

@@ -43,7 +43,9 @@ class HttpFront:
         self._warn(is_loopback(settings.host), bool(keys))
         self._warn_of_closed(keys)
 
-        self._inference = Inference(parts.repository, limits, parts.flight, parts.tracing)
+        self._inference = Inference(
+            parts.repository, limits, parts.flight, parts.tracing, self._scheme
+        )
         lists = route_lists(protocols_of(settings.protocols))
         self._page = StatusPage(control, parts.repository)
         self._keeping: asyncio.Task[None] | None = None

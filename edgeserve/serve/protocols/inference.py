@@ -52,12 +52,15 @@ class Inference:
         limits: Limits,
         flight: InFlight,
         tracing: Tracing | None = None,
+        scheme: str = "http",
     ) -> None:
+        """`scheme` is what traces say of the listener."""
         self.repository = repository
         self.limits = limits
         self.flight = flight
         self.threads = Threads(flight)
         self.tracing = tracing
+        self.scheme = scheme
         self._codecs: weakref.WeakKeyDictionary[ServedModel, dict[Any, Codec[Any, Any]]]
         self._codecs = weakref.WeakKeyDictionary()
 
@@ -124,7 +127,7 @@ class InferRoute:
         """Answer now or later; never raises."""
         tracing = self._inference.tracing
         if tracing is not None:
-            request.trace = HttpTrace(tracing, request)
+            request.trace = HttpTrace(tracing, request, self._inference.scheme)
         try:
             model = self._repository.find(self._name, self._version)
         except EdgeServeError as error:

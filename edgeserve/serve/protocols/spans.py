@@ -21,10 +21,11 @@ _FAILED: Final = ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
 class HttpTrace:
     """One request over HTTP."""
 
-    __slots__ = ("_asked", "_began", "_ran", "_request", "_tracing")
+    __slots__ = ("_asked", "_began", "_ran", "_request", "_scheme", "_tracing")
 
-    def __init__(self, tracing: Tracing, request: Request) -> None:
+    def __init__(self, tracing: Tracing, request: Request, scheme: str) -> None:
         self._tracing = tracing
+        self._scheme = scheme
         self._request = request
         self._began = self._asked = time.time_ns()
         self._ran: Ran | None = None
@@ -57,7 +58,7 @@ class HttpTrace:
         attributes: dict[str, Any] = {
             "http.request.method": head.method,
             "url.path": path,
-            "url.scheme": "http",
+            "url.scheme": self._scheme,
             "client.address": self._request.address,
         } | more
         self._tracing.record(
