@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,38 @@ def test_a_collector_receives_them_before_the_server_ends(
     assert sorted(names) == ["POST /v2/models/linear/infer", "compute", "queue"]
 
 
+def test_a_collector_over_grpc_with_a_sampler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.trace_exporter")
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    received: list[Any] = []
+
+    class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: object) -> Any:
+            received.append(request)
+            return ExportTraceServiceResponse()
+
+    collector = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Receiver(), collector)
+    port = collector.add_insecure_port("127.0.0.1:0")
+    collector.start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    settings = Settings(bundle=str(linear_bundle(tmp_path)), http_port=0, trace="otlp")
+    with Background(settings) as server:
+        ask(server, "/v2/models/linear/infer", ROWS)  # nobody wants it sampled
+        ask(server, "/v2/models/linear/infer", ROWS, traceparent=SAMPLED)
+    collector.stop(None)
+    (message,) = received
+    spans = message.resource_spans[0].scope_spans[0].spans
+    assert sorted(s.name for s in spans) == ["POST /v2/models/linear/infer", "compute", "queue"]
+    assert {s.trace_id.hex() for s in spans} == {TRACE}
+
+
 def test_a_collector_that_is_away_fails_no_request_and_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,7 +335,7 @@ def test_an_exporter_that_is_not_there(
     error: type[Exception],
     words: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
     monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{variable}", value)
     with pytest.raises(error, match=words):
         Tracing()
