@@ -47,6 +47,7 @@ from edgeserve.tensors import Interface, Tensors, TensorSpec
 from edgeserve.wire import binary
 from edgeserve.wire.json import JsonPort
 
+_SMALL_IMAGE: Final = 4_096  # bytes of one that is decoded as fast as a thread is reached
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 
 
@@ -165,6 +166,8 @@ class V2Codec:
     def text_bytes(self, size: int, header_length: int | None) -> int:
         """How much of a body of `size` has to be read piece by piece: JSON, and strings; the rest is taken
         as it is."""
+        if header_length is None and self._image_input is not None and size > _SMALL_IMAGE:
+            return max(size, IMAGE_WORK)  # it may hold one as base64
         if header_length is None or self._has_texts:
             return size
         if self._image_input is not None and (size - header_length) % self._row_bytes:
