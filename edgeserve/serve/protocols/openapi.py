@@ -9,7 +9,15 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.serve.access.keys import Role
-from edgeserve.serve.http.route import Content, Parameter, Route, RouteList, names_of
+from edgeserve.serve.http.route import (
+    Content,
+    Parameter,
+    Route,
+    RouteList,
+    expanded,
+    names_of,
+    shown,
+)
 from edgeserve.version import __version__
 
 Json = dict[str, Any]
@@ -41,11 +49,15 @@ def document(lists: tuple[RouteList[Any], ...]) -> Json:
     """The whole description."""
     schemas = _Schemas(lists)
     paths: Json = {}
+    # Of two routes of one method and path the first one answers, whether it is described or not.
+    taken: set[tuple[str, str]] = set()
     for listed in lists:
         for route in listed.routes:
             for operation, path in route.documented():
-                described = _operation(operation, path, route, listed, schemas)
-                paths.setdefault(path, {})[route.method.lower()] = described
+                if (route.method, path) not in taken:
+                    described = _operation(operation, path, route, listed, schemas)
+                    paths.setdefault(path, {})[route.method.lower()] = described
+            taken.update((route.method, path) for path in expanded(shown(route.path)))
     return {
         "openapi": "3.1.0",
         "info": {

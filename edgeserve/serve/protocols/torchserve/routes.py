@@ -79,11 +79,12 @@ _PREDICT: Final[dict[str, Any]] = {
 }
 _OF_MODEL: Final = "/predictions/{model}[/{version}]"
 _NAMES: Final = {"POST": ("tsPredict", "tsPredictVersion"), "PUT": ("tsPut", "tsPutVersion")}
+_PINGS: Final = {"GET": ("tsPing",), "POST": ("tsPingPost",)}
 _ROUTES: Final[tuple[Route[Served], ...]] = (
     *(
         Route(
-            method, "/ping", Role.OPEN, _ping, "200 and Healthy if the server is ready, otherwise 503" if method == "GET" else "",
-            ("tsPing",) if method == "GET" else (), "torchserve",
+            method, "/ping", Role.OPEN, _ping, "200 and Healthy if the server is ready, otherwise 503" if method in _PINGS else "",
+            _PINGS.get(method, ()), "torchserve",
             gives=json_of(Managed, "Yes"), answers={503: json_of(Managed, "No")},
         )
         for method in ("GET", "POST", "OPTIONS")
@@ -116,7 +117,10 @@ _ROUTES: Final[tuple[Route[Served], ...]] = (
         "DELETE", "/models/{model}[/{version}]", Role.CONTROL, unregister, "Unload a model",
         ("tsUnregister", "tsUnregisterVersion"), "torchserve", gives=json_of(Managed), errors=(403, 501, 503),
     ),
-    Route("PUT", "/models/{model}[/{version}]", Role.CONTROL, change, "501: instances are a setting"),
+    Route(
+        "PUT", "/models/{model}[/{version}]", Role.CONTROL, change, "501: instances are a setting",
+        ("tsScale", "tsScaleVersion"), "torchserve", gives=json_of(Managed), errors=(403, 501),
+    ),
     Route("PUT", "/models/{model}/{version}/set-default", Role.CONTROL, change, "501: version policies are settings"),
 )  # fmt: skip
 
