@@ -93,7 +93,9 @@ class StatusPage:
 
     def history(self, asked: Asked) -> Response:
         """The points of the last 15 minutes, after the time `since` in the query. Raises InvalidInput."""
-        given = parse_qs(asked.head.query.decode("latin-1")).get("since", ["0"])[-1]
+        given = parse_qs(asked.head.query.decode("latin-1"), keep_blank_values=True).get(
+            "since", ["0"]
+        )[-1]
         try:
             since = float(given)
         except ValueError:

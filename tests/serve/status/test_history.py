@@ -158,6 +158,7 @@ def test_a_server_keeps_its_history(server: Background) -> None:
     assert document["total"][-1]["at"] <= document["time"]
     assert history(server.url, f"?since={document['time'] + 60}")["total"] == []
     assert "since: expected seconds" in history(server.url, "?since=yesterday")["error"]
+    assert "since: expected seconds" in history(server.url, "?since=")["error"]
 
 
 def test_each_worker_has_the_history_of_all(bundle: Path, tmp_path: Path) -> None:
