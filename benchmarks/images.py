@@ -3,28 +3,24 @@
     python benchmarks/images.py efficientnet_lite0.edge --photos ../shared/data/imagenet-500
     python benchmarks/images.py                        # a small network and made-up photographs
 
-Each server is started, asked from 8 connections, and ended; then the other one; several rounds. Both answer the best five
-classes of a JPEG. FastAPI runs the fastest onnx file of the bundle, with the same preprocessing; it runs in an environment of
-its own, made on first use. A ratio is that of neighbouring rounds; the median and the quartiles are printed.
+The servers run on the same cores, one at a time: they take turns of a few seconds, and a ratio is that of
+neighbouring turns. 8 connections send JPEGs and wait for the best five classes; an answer with another best class than
+`edgeserve.load` gives is counted as wrong. FastAPI runs the int8 ONNX file of the bundle with the same preprocessing,
+in one process and in one a core, and the fp32 file if `--fp32` names one. It has an environment of its own, made on
+first use.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import io
 import json
 import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,125 +29,173 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import servers
+from benchmarks.load import Load, Question, closed_loop
+from benchmarks.servers import Running, Server, post, started
+from edgeserve import load as open_bundle
 from edgeserve.bundle import Bundle
-from edgeserve.conversion.tools.environment import cache_root
+from edgeserve.devices import machine, usable_cores
+from edgeserve.postprocess import ClassesAnswer
+from tests.seeing import colours_bundle
 
-CONNECTIONS = 8
-REQUIREMENTS = (
-    "fastapi==0.165.0", "uvicorn==0.54.0", "uvloop", "httptools", "onnxruntime==1.32.0", "pillow", "numpy",
-)  # fmt: skip
-
-
-def environment() -> Path:
-    """The Python of the peer's environment."""
-    folder = cache_root() / "benchmarks" / "fastapi-images"
-    python = folder / "bin" / "python"
-    if not (folder / ".installed").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
-        subprocess.run(pip, check=True)
-        (folder / ".installed").touch()
-    return python
+PEER = "fastapi-images"
+servers.REQUIREMENTS[PEER] = (*servers.REQUIREMENTS["fastapi"], "pillow==13.0.0")
+# The best class of other photographs may differ where the last digits of a tensor do.
+SURE = 0.5
+OURS = "edgeserve"
 
 
-def photographs(folder: Path | None, count: int = 64) -> list[bytes]:
+def photographs(folder: Path | None) -> list[bytes]:
     if folder is not None:
-        files = sorted(folder.glob("*.jp*g"))[:count]
-        if files:
-            return [file.read_bytes() for file in files]
-        print(f"{folder} has no photographs: made-up ones are used", file=sys.stderr)
+        return [file.read_bytes() for file in sorted(folder.glob("*.jp*g"))]
     random = np.random.default_rng(0)
     found = []
-    for _ in range(count):
-        small = random.integers(0, 256, (24, 32, 3), np.uint8)
+    for _ in range(64):
+        small = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))
         file = io.BytesIO()
-        Image.fromarray(small).resize((480, 360), Image.Resampling.BICUBIC).save(
-            file, "JPEG", quality=90
-        )
+        small.resize((480, 360), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         found.append(file.getvalue())
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-@contextlib.contextmanager
-def started(command: list[str], port: int, ready: str, env: dict[str, str]) -> Iterator[None]:
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **env},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    try:
-        end = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", ready)
-                if connection.getresponse().status == 200:
-                    break
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"{command[0]} did not start")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def images_a_second(
-    port: int, path: str, photos: list[bytes], seconds: float
-) -> tuple[float, list[str]]:
-    """Answered photographs, and the best label of each of the first ones."""
-    best: dict[int, str] = {}
-    counts = [0] * CONNECTIONS
-    stop = threading.Event()
-
-    def ask(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        at = number
-        while not stop.is_set():
-            which = at % len(photos)
-            connection.request("POST", path, photos[which], {"Content-Type": "image/jpeg"})
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
-                raise SystemExit(f"{answer.status}: {body[:200]!r}")
-            if which not in best:
-                best[which] = json.loads(body)["classes"][0]["label"]
-            counts[number] += 1
-            at += CONNECTIONS
-
-    threads = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(CONNECTIONS)]
-    for thread in threads:
-        thread.start()
-    time.sleep(1.0)  # until both are warm
-    before, began = sum(counts), time.perf_counter()
-    time.sleep(seconds)
-    done, took = sum(counts) - before, time.perf_counter() - began
-    stop.set()
-    for thread in threads:
-        thread.join(30)
-    return done / took, [best.get(i, "") for i in range(min(len(photos), CONNECTIONS))]
-
-
-def fastest_onnx(bundle: Bundle) -> Path:
-    """The ONNX file that onnxruntime runs fastest, by what `convert` measured."""
-    found = [
-        (min((m.latency_ms for m in v.measured if m.runtime == "onnxruntime"), default=1e9), v)
-        for v in bundle.manifest.variants
-        if v.format == "onnx"
-    ]
+def sure_ones(bundle: Path, photos: Sequence[bytes], most: int) -> dict[bytes, int]:
+    """Photographs that the model is sure of, and their classes."""
+    found: dict[bytes, int] = {}
+    with open_bundle(bundle) as model:
+        for photo in photos:
+            answer = model.predict(photo)
+            if not isinstance(answer, ClassesAnswer):
+                raise SystemExit(f"{bundle} does not classify: convert it with --labels")
+            if answer.classes[0].score > SURE:
+                found[photo] = answer.classes[0].index
+            if len(found) == most:
+                break
     if not found:
-        raise SystemExit("the bundle has no ONNX variant for the peer")
-    _, variant = min(found, key=lambda pair: pair[0])
-    print(f"FastAPI runs {variant.id}")
-    return Path(bundle.path) / variant.main
+        raise SystemExit(f"the model is sure of none of {len(photos)} photographs")
+    return found
+
+
+def questions(path: str, photos: dict[bytes, int]) -> list[Question]:
+    return [
+        Question(
+            post(path, photo, "Content-Type: image/jpeg"),
+            np.array([index]),
+            lambda document: [document["classes"][0]["index"]],
+            marker=b'"classes"',
+            tolerance=0.1,
+        )
+        for photo, index in photos.items()
+    ]
+
+
+def edgeserve(bundle: Path, flags: Sequence[str]) -> Server:
+    program = [sys.executable, "-m", "edgeserve", "run", str(bundle), *flags]
+    return Server(
+        OURS,
+        lambda port, grpc_port, kind: [*program, "--http-port", str(port)],
+        servers.ask_edgeserve,
+        lambda kind: "/v2/health/ready",
+    )
+
+
+def fastapi(variables: dict[str, str], model: Path, workers: int, threads: int) -> Server:
+    python = str(servers.environment(PEER) / "python")
+    program = [python, "-m", "uvicorn", "benchmarks.peers.fastapi_images:app", "--loop", "uvloop"]
+    program += ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    program += ["--workers", str(workers)]
+    return Server(
+        "fastapi",
+        lambda port, grpc_port, kind: [*program, "--port", str(port)],
+        servers.ask_fastapi,
+        lambda kind: "/ready",
+        variables | {"MODEL": str(model), "THREADS": str(threads)},
+    )
+
+
+def peers(bundle: Bundle, fp32: Path | None, workers: int, folder: Path) -> dict[str, Server]:
+    """FastAPI as it is, where a call takes all cores, and with a process for each core."""
+    how = bundle.manifest.task.preprocess
+    if how is None or how.resize != "crop":
+        raise SystemExit("the bundle does not crop photographs: FastAPI's handler does")
+    names = bundle.labels() or [str(i) for i in range(1000)]
+    (folder / "labels.txt").write_text("\n".join(names), "utf-8")
+    variables = {
+        "LABELS": str(folder / "labels.txt"), "SIDE": str(how.height), "RATIO": str(how.crop_ratio),
+        "MEAN": str(how.mean[0] / how.scale), "STD": str(how.std[0] / how.scale),
+    }  # fmt: skip
+    found = {}
+    for name, file in (("int8", onnx_file(bundle)), ("fp32", fp32)):
+        if file is not None:
+            found[f"FastAPI, {name}"] = fastapi(variables, file, 1, 0)
+            found[f"FastAPI, {name}, {workers} workers"] = fastapi(variables, file, workers, 1)
+    return found
+
+
+def onnx_file(bundle: Bundle) -> Path:
+    """The int8 ONNX variant; of a bundle without one, the first."""
+    variants = [v for v in bundle.manifest.variants if v.format == "onnx"]
+    if not variants:
+        raise SystemExit("the bundle has no ONNX variant for FastAPI")
+    best = min(variants, key=lambda variant: variant.precision != "int8")
+    print(f"FastAPI runs {best.id}")
+    return Path(bundle.path) / best.main
+
+
+def run(bundle: Bundle, photos: dict[bytes, int], options: argparse.Namespace, folder: Path) -> None:
+    cores = set(sorted(os.sched_getaffinity(0))[: options.cores])
+    os.sched_setaffinity(0, cores)
+    path = Path(bundle.path)
+    rates: dict[str, list[float]] = {}
+    loads: dict[str, Load] = {}
+    cpu_ms: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Running] = {}
+        all_servers = {OURS: edgeserve(path, options.flags.split())}
+        all_servers |= peers(bundle, options.fp32, len(cores), folder)
+        for name, server in all_servers.items():
+            running[name] = stack.enter_context(
+                started(server, "image", path, cores, folder / "log")
+            )
+        for _ in range(options.rounds):
+            for name, server in running.items():
+                where = f"/v2/models/{bundle.name}/predict" if name == OURS else "/predict"
+                asked = questions(where, photos)
+                closed_loop(server.port, asked, options.connections, 0.3)
+                before = server.threads_cpu_s()
+                load = closed_loop(server.port, asked, options.connections, options.seconds)
+                cpu_ms.setdefault(name, []).append(
+                    1000 * (server.threads_cpu_s() - before) / max(1, load.requests)
+                )
+                rates.setdefault(name, []).append(load.rate)
+                loads.setdefault(name, Load()).add(load)
+    print(
+        f"{machine().describe()}; {len(cores)} cores, {options.connections} connections, "
+        f"{len(photos)} photographs, {options.rounds} rounds; "
+        f"edgeserve serves {bundle.manifest.chain[0].label}"
+    )
+    print(
+        f"{'':26}{'images/s':>9}{'CPU ms':>8}{'p50 ms':>8}{'p99 ms':>8}{'wrong':>7}  edgeserve's rate"
+    )
+    figures = {}
+    for name, load in loads.items():
+        ratios = [a / b for a, b in zip(rates[OURS], rates[name], strict=True)]
+        low, middle, high = (
+            statistics.quantiles(ratios) if len(ratios) > 1 else (ratios[0],) * 3
+        )
+        figures[name] = {
+            "images_per_s": statistics.median(rates[name]), "cpu_ms": statistics.median(cpu_ms[name]),
+            "p50_ms": load.percentile_ms(0.5), "p99_ms": load.percentile_ms(0.99),
+            "wrong": load.wrong, "ratio": middle,
+        }  # fmt: skip
+        line = "".join(
+            f"{figures[name][key]:{width}.{digits}f}"
+            for key, width, digits in (
+                ("images_per_s", 9, 0), ("cpu_ms", 8, 2), ("p50_ms", 8, 1), ("p99_ms", 8, 1), ("wrong", 7, 0),
+            )
+        )  # fmt: skip
+        print(f"{name:26}{line}  {middle:.2f}x (half of the rounds: {low:.2f} to {high:.2f})")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 def main() -> None:
@@ -159,79 +203,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("bundle", nargs="?", type=Path)
-    parser.add_argument("--photos", type=Path)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", default="1", help="engine threads of FastAPI's calls [1]")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEG files")
+    parser.add_argument("--fp32", type=Path, help="the ONNX file that the bundle was made of")
+    parser.add_argument("--flags", default="", help="of edgeserve run")
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--most", type=int, default=100, help="photographs [100]")
+    parser.add_argument("--cores", type=int, default=usable_cores())
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn [3]")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     photos = photographs(options.photos)
+    if not photos:
+        print(f"skipped: {options.photos} has no JPEG photographs")
+        return
     with tempfile.TemporaryDirectory() as folder:
-        path = options.bundle or small_bundle(Path(folder))
-        run(path, photos, options, Path(folder))
-
-
-def small_bundle(folder: Path) -> Path:
-    from tests.seeing import colours_bundle
-
-    return colours_bundle(folder)
-
-
-def run(path: Path, photos: list[bytes], options: argparse.Namespace, folder: Path) -> None:
-    bundle = Bundle.open(path)
-    how = bundle.manifest.task.preprocess
-    if how is None:
-        raise SystemExit("the bundle stores no preprocess")
-    classes = [d for d in bundle.manifest.interface.outputs[0].shape if isinstance(d, int)][-1]
-    labels = bundle.labels() or [str(i) for i in range(classes)]
-    (folder / "labels.txt").write_text("\n".join(labels))
-    peer = {
-        "MODEL": str(fastest_onnx(bundle)), "LABELS": str(folder / "labels.txt"), "SIDE": str(how.height),
-        "RATIO": str(how.crop_ratio), "MEAN": str(how.mean[0] / how.scale), "STD": str(how.std[0] / how.scale),
-        "THREADS": options.threads,
-    }  # fmt: skip
-    python = environment()
-    rates: dict[str, list[float]] = {"edgeserve": [], "fastapi": []}
-    seen: dict[str, list[str]] = {}
-    for _ in range(options.rounds):
-        port = free_port()
-        ours = [
-            sys.executable,
-            "-m",
-            "edgeserve",
-            "run",
-            str(path),
-            "--name",
-            "model",
-            "--http-port",
-            str(port),
-        ]
-        with started(ours, port, "/v2/health/ready", {}):
-            rate, seen["edgeserve"] = images_a_second(
-                port, "/v2/models/model/predict", photos, options.seconds
-            )
-            rates["edgeserve"].append(rate)
-        port = free_port()
-        theirs = [
-            str(python), "-m", "uvicorn", "benchmarks.peers.fastapi_images:app", "--port", str(port),
-            "--log-level", "error",
-        ]  # fmt: skip
-        with started(theirs, port, "/ready", peer):
-            rate, seen["fastapi"] = images_a_second(port, "/predict", photos, options.seconds)
-            rates["fastapi"].append(rate)
-        print(
-            f"  edgeserve {rates['edgeserve'][-1]:7.1f}/s   fastapi {rates['fastapi'][-1]:7.1f}/s",
-            flush=True,
-        )
-    ratios = [a / b for a, b in zip(rates["edgeserve"], rates["fastapi"], strict=True)]
-    agree = sum(a == b for a, b in zip(seen["edgeserve"], seen["fastapi"], strict=True))
-    print(
-        f"images a second from {CONNECTIONS} connections, {len(photos)} photographs, {options.rounds} rounds"
-    )
-    for name, found in rates.items():
-        print(f"  {name:10} {statistics.median(found):7.1f}")
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-    print(f"  ratio      {statistics.median(ratios):7.2f}   quartiles {low:.2f} to {high:.2f}")
-    print(f"  the same best class for {agree} of {len(seen['edgeserve'])} photographs")
+        path = options.bundle or colours_bundle(Path(folder))
+        run(Bundle.open(path), sure_ones(path, photos, options.most), options, Path(folder))
 
 
 if __name__ == "__main__":

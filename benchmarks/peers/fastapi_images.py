@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 OPTIONS = onnxruntime.SessionOptions()
-OPTIONS.intra_op_num_threads = int(os.environ.get("THREADS", "1"))
+OPTIONS.intra_op_num_threads = int(os.environ.get("THREADS", "0"))
 SESSION = onnxruntime.InferenceSession(os.environ["MODEL"], OPTIONS)
 INPUT = SESSION.get_inputs()[0].name
 LABELS = Path(os.environ["LABELS"]).read_text("utf-8").splitlines()
