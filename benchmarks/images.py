@@ -141,7 +141,9 @@ def onnx_file(bundle: Bundle) -> Path:
     return Path(bundle.path) / best.main
 
 
-def run(bundle: Bundle, photos: dict[bytes, int], options: argparse.Namespace, folder: Path) -> None:
+def run(
+    bundle: Bundle, photos: dict[bytes, int], options: argparse.Namespace, folder: Path
+) -> None:
     cores = set(sorted(os.sched_getaffinity(0))[: options.cores])
     os.sched_setaffinity(0, cores)
     path = Path(bundle.path)
@@ -179,9 +181,7 @@ def run(bundle: Bundle, photos: dict[bytes, int], options: argparse.Namespace, f
     figures = {}
     for name, load in loads.items():
         ratios = [a / b for a, b in zip(rates[OURS], rates[name], strict=True)]
-        low, middle, high = (
-            statistics.quantiles(ratios) if len(ratios) > 1 else (ratios[0],) * 3
-        )
+        low, middle, high = statistics.quantiles(ratios) if len(ratios) > 1 else (ratios[0],) * 3
         figures[name] = {
             "images_per_s": statistics.median(rates[name]), "cpu_ms": statistics.median(cpu_ms[name]),
             "p50_ms": load.percentile_ms(0.5), "p99_ms": load.percentile_ms(0.99),

@@ -4,7 +4,9 @@ decoded."""
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, BinaryIO, Final
 
 import msgspec
@@ -25,6 +27,9 @@ FILE_FORMATS: Final = (*IMAGE_TYPES.values(), "TIFF")
 NETWORK_FORMATS: Final = tuple(IMAGE_TYPES.values())
 _ORIENTATION: Final = 0x0112  # of EXIF
 _UPRIGHT: Final = 1
+# 32 MiB at most.
+_BLOCK_BYTES: Final = 1 << 20
+_KEPT_BLOCKS: Final = 32
 
 
 class ImageLimits(msgspec.Struct, frozen=True):
@@ -48,12 +53,20 @@ def is_image(data: bytes | memoryview) -> bool:
     )
 
 
+@cache
 def pillow() -> Any:
-    """The module PIL.Image. Raises DependencyMissing."""
+    """The module PIL.Image, which keeps memory for the next pictures. Raises DependencyMissing.
+
+    Memory that is new for each picture comes from the system page by page, which takes as long as decoding does.
+    """
     try:
         from PIL import Image
     except ImportError:
         raise DependencyMissing("pillow", needed_for="reading images", extra="images") from None
+    if not any(name.startswith("PILLOW_") for name in os.environ):
+        memory: Any = getattr(Image, "core", None)
+        memory.set_block_size(_BLOCK_BYTES)
+        memory.set_blocks_max(_KEPT_BLOCKS)
     return Image
 
 
