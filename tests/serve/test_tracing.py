@@ -187,11 +187,16 @@ def test_failures_of_the_server_are_errors_and_clients_that_leave_are_seen(tmp_p
             client.send(post(infer_body([[1, 2, 3, 4]]), path))
             wait_for(lambda: in_flight(traced.server) == 1)
             assert ask(traced.server, path, ROWS).status == 503
+            with RawClient(traced.server.url) as late:  # whose body comes after its head is refused
+                head, body = post(infer_body([[1, 2, 3, 4]]), path).split(b"\r\n\r\n")
+                late.send(head + b"\r\n\r\n")
+                assert late.response()[0] == 503
+                late.send(body)
         wait_for(lambda: in_flight(traced.server) == 0)
-        refused, left = sorted(traced.spans(), key=lambda s: s.attributes["error.type"])
-    assert refused.attributes["http.response.status_code"] == 503
+        *refusals, left = sorted(traced.spans(), key=lambda s: s.attributes["error.type"])
+    assert [s.attributes["http.response.status_code"] for s in refusals] == [503, 503]
     assert (left.name, left.attributes["error.type"]) == ("POST", "canceled")
-    for span in (refused, left):
+    for span in (*refusals, left):
         assert span.status.status_code.name == "ERROR"
         assert span.status.description == span.attributes["error.type"]
 

@@ -42,6 +42,7 @@ P = TypeVar("P")
 
 # Answers requests with one head, now or later; called once a request. It may have a method
 # `misfit(length: int) -> Refusal | None`, which raises EdgeServeError: why a body of so many bytes cannot be right.
+# Beside it, `turned_away(head: Head, refusal: Refusal)` is told of each that was refused so.
 # It is asked before a large body is received.
 Answer = Callable[[Request], None]
 

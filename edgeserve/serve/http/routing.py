@@ -166,7 +166,10 @@ class Router(Generic[P]):
         try:
             found: Refusal | None = misfit(head.length)
         except EdgeServeError as error:
-            return refused(error)
+            found = refused(error)
+        turned_away = getattr(head.route, "turned_away", None)
+        if found is not None and turned_away is not None:
+            turned_away(head, found)
         return found
 
     def _route(self, head: Head, caller: Caller) -> Answer:

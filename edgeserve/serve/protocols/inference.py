@@ -16,6 +16,7 @@ from edgeserve.serve.engine import Outcome
 from edgeserve.serve.engine.in_flight import InFlight
 from edgeserve.serve.http.content import CODINGS, BodyTooLarge, accepted_coding, deflate, inflate
 from edgeserve.serve.http.errors import failure
+from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import TOO_MANY_BODIES, Request
 from edgeserve.serve.http.response import RETRY, Refusal, Response, form, server_failed
 from edgeserve.serve.http.route import NoRoute
@@ -127,7 +128,9 @@ class InferRoute:
         """Answer now or later; never raises."""
         tracing = self._inference.tracing
         if tracing is not None:
-            request.trace = HttpTrace(tracing, request, self._inference.scheme)
+            request.trace = HttpTrace(
+                tracing, request.head, request.address, self._inference.scheme
+            )
         try:
             model = self._repository.find(self._name, self._version)
         except EdgeServeError as error:
@@ -157,6 +160,12 @@ class InferRoute:
             except BodyTooLarge as error:
                 return Refusal(413, "body_too_large", str(error))
         return None
+
+    def turned_away(self, head: Head, refusal: Refusal) -> None:
+        """A body was refused before it was received."""
+        tracing = self._inference.tracing
+        if tracing is not None:
+            HttpTrace(tracing, head, "", self._inference.scheme).answered(refusal)
 
     def _codec_of(self, model: ServedModel) -> Codec[Any, Any]:
         if model is not self._model or self._codec is None:

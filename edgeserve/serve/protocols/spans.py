@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from edgeserve.errors import EdgeServeError
 from edgeserve.serve.engine import Outcome
-from edgeserve.serve.http.request import Request
+from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.response import Response
 from edgeserve.serve.metrics.reasons import failure_of, meaning_of
 from edgeserve.serve.models.model import ServedModel
@@ -21,12 +21,13 @@ _FAILED: Final = ("INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNKNOWN")
 class HttpTrace:
     """One request over HTTP."""
 
-    __slots__ = ("_asked", "_began", "_ran", "_request", "_scheme", "_tracing")
+    __slots__ = ("_address", "_asked", "_began", "_head", "_ran", "_scheme", "_tracing")
 
-    def __init__(self, tracing: Tracing, request: Request, scheme: str) -> None:
+    def __init__(self, tracing: Tracing, head: Head, address: str, scheme: str) -> None:
         self._tracing = tracing
         self._scheme = scheme
-        self._request = request
+        self._head = head
+        self._address = address
         self._began = self._asked = time.time_ns()
         self._ran: Ran | None = None
 
@@ -48,7 +49,7 @@ class HttpTrace:
         self._record({}, "canceled")
 
     def _record(self, more: dict[str, Any], error: str) -> None:
-        head = self._request.head
+        head = self._head
         path = head.path.decode("latin-1")
         carrier = {
             n: head.headers[n.encode()].decode("latin-1")
@@ -59,8 +60,9 @@ class HttpTrace:
             "http.request.method": head.method,
             "url.path": path,
             "url.scheme": self._scheme,
-            "client.address": self._request.address,
         } | more
+        if self._address:
+            attributes["client.address"] = self._address
         self._tracing.record(
             f"{head.method} {path}" if self._ran is not None else head.method,
             carrier,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from edgeserve.errors import EdgeServeError, InvalidInput, ModelNotFound
 from edgeserve.serve.access.keys import Role
 from edgeserve.serve.http.errors import failure
+from edgeserve.serve.http.head import Head
 from edgeserve.serve.http.request import Request
 from edgeserve.serve.http.response import JSON, RETRY, Refusal, Response
 from edgeserve.serve.http.route import (
@@ -96,6 +97,10 @@ class _Invocation:
 
     def misfit(self, length: int) -> Refusal | None:
         return self._found().misfit(length)
+
+    def turned_away(self, head: Head, refusal: Refusal) -> None:
+        if self._route is not None:
+            self._route.turned_away(head, refusal)
 
 
 def _invoke(served: Served, asked: Asked) -> Answer:
