@@ -210,3 +210,19 @@ def test_a_photograph_is_what_pillow_makes_of_it(kind: str) -> None:
     how = Preprocess(224, 224, crop_ratio=0.875, scale=1 / 255, mean=tuple(mean), std=tuple(std))
     found = reader(how).read(data).tensor[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size_and_looks_the_same() -> None:
+    from edgeserve.preprocess.decoding import NETWORK_FORMATS, decode_bytes
+
+    small = noise(40, 30)
+    data = encoded(small.resize((2400, 1800), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    image, size = decode_bytes(data, "RGB", NETWORK_FORMATS, ImageLimits(), lambda w, h: (224, 168))
+    assert size == (2400, 1800)
+    assert image.size == (600, 450)
+    how = Preprocess(168, 224, resize="stretch")
+    whole = Image.open(io.BytesIO(data)).resize((224, 168), Image.Resampling.BILINEAR)
+    found = reader(how).read(data)
+    assert np.abs(found.tensor[0] - plain(whole)).max() <= 3
+    assert np.abs(found.tensor[0] - plain(whole)).mean() < 0.5
+    assert (found.frame.width, found.frame.height) == (2400, 1800)
