@@ -600,8 +600,7 @@ def test_the_status_page_is_of_all(tmp_path: Path) -> None:
                 assert document["process"] in each
             client.send(b"GET /status HTTP/1.1\r\nHost: t\r\nAccept: text/html\r\n\r\n")
             page = client.response()[2].decode()
-            assert "Worker 2: " in page
-            assert page.count('<span class="good">ready</span>') == 4  # server, both workers, model
+            assert "in 2 workers" in page
         assert process.stop() == 0
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeserve.serve.settings.server import Settings
 from tests.bundles import linear
 from tests.conformance.process import Served
+from tests.seeing import colours_bundle, photograph
+from tests.serve.background import Background
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ("README.md", "docs/run.md", "docs/protocols.md")
 NUMBERS = np.float32([[1, 2, 3, 4]])
+_PHOTO = "--data-binary @"
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
@@ -39,7 +43,7 @@ def test_the_pages_show_curl() -> None:
     assert len(documented()) >= 2
 
 
-@pytest.mark.parametrize(("page", "command"), documented())
+@pytest.mark.parametrize(("page", "command"), [c for c in documented() if _PHOTO not in c[1]])
 def test_documented_commands_answer(linear_server: Served, page: str, command: str) -> None:
     """With this server's address and its model in the place of `model`."""
     here = command.replace("localhost:8000", linear_server.http).replace(
@@ -49,6 +53,20 @@ def test_documented_commands_answer(linear_server: Served, page: str, command: s
     assert "error" not in answer, answer
     if "infer" in command:
         np.testing.assert_allclose(answer["outputs"][0]["data"], linear(NUMBERS)[0], rtol=1e-5)
+
+
+def test_documented_photographs_are_classified(tmp_path: Path) -> None:
+    """With this server's address and its model in the place of others."""
+    (tmp_path / "photo.jpg").write_bytes(photograph("blue"))
+    commands = [command for _, command in documented() if _PHOTO in command]
+    assert commands
+    with Background(Settings(bundle=str(colours_bundle(tmp_path)), http_port=0)) as server:
+        for command in commands:
+            here = command.replace("localhost:8000", server.url.removeprefix("http://"))
+            here = re.sub("@[a-z]+.jpg", f"@{tmp_path / 'photo.jpg'}", here)
+            here = re.sub("models/[a-z]+/", "models/colours/", here)
+            answer = json.loads(curl(*shlex.split(here)[1:]).stdout)
+            assert answer["classes"][0]["label"] == "blue"
 
 
 def test_binary_data_from_a_file(linear_server: Served, tmp_path: Path) -> None:
