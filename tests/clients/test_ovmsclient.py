@@ -1,10 +1,9 @@
-"""ovmsclient, a client of TF Serving's REST and gRPC API, unchanged, in a process of its own."""
+"""ovmsclient, a client of TF Serving's REST and gRPC API, unchanged, in an environment of its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 
 from edgeserve.serve.settings.server import Settings
+from tests.conformance.environments import environment
 from tests.serve.background import Background
 from tests.serve.protocols.tfserving.models import repository
 
-pytest.importorskip("ovmsclient", reason="ovmsclient is not installed")
 CLIENT = Path(__file__).parent / "ovms_session.py"
 
 
@@ -26,11 +25,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "grpc"])
 def test_all_that_it_asks_is_answered(server: Background, kind: str) -> None:
     where = server.url.removeprefix("http://") if kind == "http" else str(server.started.grpc)
+    python = environment("ovmsclient", "ovmsclient==2023.1")
     done = subprocess.run(
-        [sys.executable, str(CLIENT), kind, where], capture_output=True, text=True, timeout=60
+        [str(python), str(CLIENT), kind, where], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr[-2000:]
     said: dict[str, Any] = json.loads(done.stdout)
