@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from edgeserve.errors import (
+    DependencyMissing,
     DeviceLost,
     EdgeServeError,
     InputFailed,
@@ -35,6 +36,8 @@ _MEANINGS: Final[dict[type[EdgeServeError], Meaning]] = {
     InputFailed: Meaning("invalid", 400, "INVALID_ARGUMENT"),
     Unauthenticated: Meaning("unauthenticated", 401, "UNAUTHENTICATED"),
     Forbidden: Meaning("forbidden", 403, "PERMISSION_DENIED"),
+    # What reading the request needs is not installed here.
+    DependencyMissing: Meaning("unsupported", 501, "UNIMPLEMENTED"),
     SharedMemoryOff: Meaning("shared_memory_off", 403, "PERMISSION_DENIED"),
     ModelNotFound: Meaning("unknown_model", 404, "NOT_FOUND"),
     UnknownRegion: Meaning("unknown_region", 404, "NOT_FOUND"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from importlib.util import find_spec
 
 import msgspec
 
@@ -64,6 +65,11 @@ class Opener:
         for output in sorted(source.labels.keys() - {s.name for s in interface.outputs}):
             log.warning(
                 "%s: label_filename is for '%s', which is not an output", source.name, output
+            )
+        if bundle.manifest.task.preprocess is not None and find_spec("PIL") is None:
+            log.warning(
+                "%s: photographs cannot be read without pillow: pip install 'edgeserve[images]'",
+                source.name,
             )
         return ServedModel(
             source.name,

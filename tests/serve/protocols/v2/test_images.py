@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,7 @@ from tests.serve.background import Background
 from tests.serve.protocols.asking import Answered, ask, form
 
 PATH = "/v2/models/colours"
+PHOTOGRAPH = photograph()
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +198,22 @@ def test_python_and_the_server_give_the_same(server: Background, tmp_path: Any) 
     with load(boxes_bundle(tmp_path)) as model:
         (box,) = model.predict(photograph("red", 80, 40)).boxes
         assert box.box == (0.0, 0.0, 40.0, 40.0)
+
+
+def test_without_pillow_the_start_and_the_answer_say_so(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from edgeserve.preprocess import decoding
+    from edgeserve.serve.models import opening
+
+    decoding.pillow.cache_clear()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    settings = Settings(bundle=str(colours_bundle(tmp_path)), http_port=0)
+    photo = PHOTOGRAPH
+    with Background(settings) as server:
+        answer = ask(server, f"{PATH}/predict", photo)
+        rows = {"instances": np.ones((1, 3, SIDE, SIDE)).tolist()}
+        assert ask(server, f"{PATH}/predict", rows).status == 200
+    assert (answer.status, "needs pillow" in answer.json["error"]) == (501, True)
+    assert any("pip install 'edgeserve[images]'" in r.getMessage() for r in caplog.records)
