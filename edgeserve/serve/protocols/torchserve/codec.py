@@ -90,9 +90,7 @@ class TorchServeCodec(BodyCodec):
             return self._request(self.reader.read_images([image]), _ONE)
         specs = self.interface.inputs
         if len(specs) == 1 and specs[0].dtype == "BYTES" and data[:1] not in (b"{", b"["):
-            return self._request(
-                self.reader.listed([_nested(data.decode("utf-8", "replace"), self._rank())]), _ONE
-            )
+            return self._request(self.reader.listed([_nested(_text(data), self._rank())]), _ONE)
         return None
 
     def _of_json(self, document: Any) -> BodyRequest:
@@ -175,3 +173,11 @@ def _nested(text: str, rank: int) -> Any:
     for _ in range(rank):
         value = [value]
     return value
+
+
+def _text(data: bytes) -> str:
+    """Raises InvalidInput."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("the body is not text in UTF-8") from None

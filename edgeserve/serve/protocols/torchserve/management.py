@@ -61,7 +61,6 @@ class DescribedVersion(msgspec.Struct, frozen=True, rename="camel"):
     min_workers: int
     max_workers: int
     batch_size: int
-    loaded_at_startup: bool
     workers: list[WorkerState]
     reason: str | UnsetType = UNSET
 
@@ -75,7 +74,7 @@ class Managed(msgspec.Struct, frozen=True):
 def _list(served: Served, asked: Asked) -> Response:
     query = query_of(asked.head.query)
     first, limit = _count(query, "next_page_token", 0), _count(query, "limit", _PAGE)
-    names = sorted({entry.source.name for entry in served.repository.entries()})
+    names = registered(served)
     page = names[first : first + max(1, min(limit, _PAGE))]
     after = first + len(page)
     token: str | UnsetType = str(after) if after < len(names) else UNSET
@@ -129,7 +128,7 @@ def unregister(served: Served, asked: Asked) -> Answer:
 @later
 async def _unregister(served: Served, asked: Asked, request: Request) -> Response:
     name = asked.values["model"]
-    if name not in {entry.source.name for entry in served.repository.entries()}:
+    if name not in registered(served):
         raise ModelNotFound(f"Model not found: {name:.128}")
     await served.control.unload(name)
     return Response.struct(Managed(f'Model "{name}" unregistered'))
@@ -144,6 +143,12 @@ def change(served: Served, asked: Asked) -> Answer:
 
 
 list_models = now(_list)
+
+
+def registered(served: Served) -> list[str]:
+    """The names of the models that are loaded or failed to load, in order."""
+    entries = served.repository.entries()
+    return sorted({e.source.name for e in entries if e.model is not None or e.failed})
 
 
 def plain_version(version: str | None) -> str | None:
@@ -172,7 +177,6 @@ def _described(served: Served, status: ModelStatus) -> DescribedVersion:
         instances,
         instances,
         loaded[0].interface.max_batch if loaded else 0,
-        True,
         workers,
         status.reason or UNSET,
     )
@@ -194,6 +198,8 @@ def _wanted(asked: Asked, request: Request) -> str:
             "url is not opened: it has to be the name of a model of the server's repository folder",
             hint=NAME_RULE,
         )
+    if given.get("model_name") not in (None, "", name):
+        raise InvalidInput("model_name has to be the name in url: models keep their names")
     return name
 
 

@@ -79,17 +79,12 @@ def _name(entry: Any) -> str:
 # Recorded exchanges that are answered otherwise here: our status, and why. docs/coming-from/torchserve.md has the same table.
 DIFFERENT = {
     "root GET": (200, "KServe v1's liveness, or the page"),
-    "unknown POST": (404, ""),
     "img multipart other name": (200, "the only part of a form counts, whatever its name"),
     "img multipart text": (400, "likewise"),
     "img form urlencoded data": (400, "wrong input is the client's mistake"),
     "img list json": (400, "likewise"),
     "img version 1 (not 1.0)": (200, "1 and 1.0 are one version"),
-    "no model slash": (404, ""),
     "v2 health live": (200, "the Open Inference Protocol is served too"),
-    "metrics on inference port": (200, "Prometheus is on the same port"),
-    "preflight other": (404, "the model is another one"),
-    "7 MB chunked": (413, ""),
 }
 
 
@@ -274,6 +269,10 @@ def test_models_are_registered_by_name_alone(controlled: Background) -> None:
     assert managed(controlled, "POST", "/predictions/b", INFER, rows).json == [[0.5] * 3]
     assert managed(controlled, "DELETE", "/models/b").json == {"status": 'Model "b" unregistered'}
     assert managed(controlled, "POST", "/predictions/b", INFER, rows).status in (404, 503)
+    assert managed(controlled, "DELETE", "/models/b").status == 404
+    assert [m["modelName"] for m in managed(controlled, "GET", "/models").json["models"]] == ["a"]
+    other = managed(controlled, "POST", "/models?url=b&model_name=c")
+    assert (other.status, "model_name" in other.json["message"]) == (400, True)
     assert managed(controlled, "DELETE", "/models/none").status == 404
     assert managed(controlled, "PUT", "/models/a?min_worker=2").status == 501
     assert managed(controlled, "PUT", "/models/a/1.0/set-default").status == 501
