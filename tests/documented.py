@@ -34,6 +34,7 @@ device = "cpu"
 precisions = ["int8", "fp32"]
 """
 LIMITS = '[gate]\nmax_size = "5 MB"\nmin_cosine = 0.9\n'
+POST = 'kind = "classification"\noutput = "logits"\nactivation = "softmax"\ntop_k = 3\n'
 SERVE = 'bundle = "model.edge"\n'
 
 
@@ -68,7 +69,7 @@ def make_folder(folder: Path) -> None:
     (folder / "ci").mkdir()
     for name, text in {
         "my-board.toml": BOARD, "edgeserve.toml": LIMITS, "ci/limits.toml": LIMITS,
-        "serve.toml": SERVE,
+        "serve.toml": SERVE, "post.toml": POST,
     }.items():  # fmt: skip
         (folder / name).write_text(text)
 
