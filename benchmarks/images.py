@@ -1,6 +1,6 @@
 """Photographs a second: `edgeserve run` beside FastAPI with Pillow and onnxruntime, the same model, one run.
 
-    python benchmarks/images.py efficientnet_lite0.edge --photos ../shared/data/imagenet-500
+    python benchmarks/images.py efficientnet_lite0.edge --photos PHOTOS
     python benchmarks/images.py                        # a small network and made-up photographs
 
 The servers run on the same cores, one at a time: they take turns of a few seconds, and a ratio is that of
