@@ -3,7 +3,7 @@
     python benchmarks/batch.py [BUNDLE ...] [--rounds 9] [--seconds 3] [--json FILE]
 
 Without a bundle: a small convolutional network on 64x64 pixels, written here. The rows are an .npy of random
-tensors, enough for so many seconds; the results go to JSON lines. In each round the ways in which `bench` fills
+tensors, enough to keep `bench` busy for `--seconds`; the results go to JSON lines. In each round the ways in which `bench` fills
 the cores (1, 4 and 16 rows a call) are timed by its own function, then a whole run of `--batch`, from the first row
 read to the last one on disk, on the same session. Medians of the rounds; the best way counts for `bench`.
 """

@@ -350,7 +350,7 @@ def failure_line(key: str, failure: FailedRow) -> bytes:
         found["cause"] = error.cause
     if error.hint:
         found["hint"] = error.hint
-    # What others wrote may hold what is no text, as file names do.
+    # Messages of other libraries may hold bytes that are not UTF-8, from file names for instance.
     return json_line({n: _valid(v) if isinstance(v, str) else v for n, v in found.items()})
 
 

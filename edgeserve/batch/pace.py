@@ -8,7 +8,7 @@ from typing import Final
 
 # Those that `bench` tries, too. They take turns, so that a busy moment of the machine hits all alike.
 _SIZES: Final = (1, 4, 16)
-# Each size is tried for so long, and in so many calls; none whose calls would take longer than that.
+# Each size is tried for at least _TRIAL_S and _TRIAL_CALLS; a size whose calls take over _LONGEST_CALL_S is left out.
 _TRIAL_S: Final = 0.25
 _TRIAL_CALLS: Final = 5
 _LONGEST_CALL_S: Final = 2.0
@@ -66,7 +66,7 @@ class RowPace:
         self.size = min(tried, key=lambda n: statistics.median(tried[n].of_a_row))
 
     def took(self, rows: int, seconds: float, nbytes: int) -> None:
-        """A portion of so many rows, with inputs of `nbytes`, and what decoding and running it took."""
+        """Notes a portion of `rows` rows with inputs of `nbytes`: decoding and running it took `seconds`."""
         if rows:
             with self._lock:
                 self._row_s = seconds / rows

@@ -42,7 +42,7 @@ class RowRunner:
         self._pace = pace
 
     def run(self, portion: Portion) -> tuple[list[AnsweredRow], list[FailedRow]]:
-        """Answers and failures, each in the order of the rows. Raises what is no row's fault."""
+        """Answers and failures, each in the order of the rows. A failure that is not of one row's making is raised."""
         began = time.perf_counter()
         rows: list[tuple[RowName, DecodedRow]] = []
         failures: list[FailedRow] = []

@@ -156,7 +156,7 @@ def _scores_and_classes(
 
 
 def _unit(boxes: list[Array] | None) -> Literal["pixels", "shares"] | None:
-    """By the largest number; None if there are no boxes."""
+    """The unit of the boxes, told by the largest number in them; None if there are no boxes."""
     numbers = [r for r in wide(boxes or ()) if r.size]
     if not numbers or not any(bool(r.any()) for r in numbers):
         return None

@@ -48,7 +48,7 @@ def classification(facts: OutputFacts, *, asked: bool) -> Finding:
 
 
 def _names(count: int, labels: int) -> bool:
-    """Whether so many labels name the classes of so many numbers; one number is for the second of two."""
+    """Whether `labels` names can be those of `count` scores. A single score is that of the second of two classes."""
     return count == labels or (count == 1 and labels == 2)
 
 

@@ -72,7 +72,7 @@ def _packed(path: Path) -> tuple[str, ...]:
 
 
 def _fit(count: int, interface: Interface) -> bool:
-    """Whether an output can have so many classes; heads with NMS inside do not show it."""
+    """Whether an output can have `count` classes. The shapes of a detector with NMS inside do not tell, so it fits."""
     outputs = interface.outputs
     return len(outputs) >= 3 or any(_has(spec, count) for spec in outputs)
 

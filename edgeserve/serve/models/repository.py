@@ -97,6 +97,11 @@ class ModelRepository:
         """Every version of every known model; to be read only."""
         return self._versions.all()
 
+    def registered(self) -> list[str]:
+        """The names of the models that are loaded or failed to load, in order."""
+        found = self.entries()
+        return sorted({e.source.name for e in found if e.model is not None or e.failed})
+
     def pending(self) -> dict[Key, int]:
         """The requests of each loaded version that wait or run."""
         return {(m.name, m.version): m.pending() for m in self.loaded()}

@@ -58,9 +58,10 @@ def test_a_cloud_sets_what_is_not_set(
     assert (own.http_port, protocols_of(own.protocols)) == (1, PROTOCOLS)
 
 
-def test_a_port_that_a_cloud_gives_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIP_HTTP_PORT", "http")
-    with pytest.raises(UsageError, match="AIP_HTTP_PORT 'http' is not a valid port"):
+@pytest.mark.parametrize("port", ["http", "0", "65536", "²"])
+def test_a_port_that_a_cloud_gives_is_checked(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIP_HTTP_PORT", port)
+    with pytest.raises(UsageError, match=f"AIP_HTTP_PORT '{port}' is not a valid port"):
         settings_from({"bundle": "x.edge", "cloud": "vertex"})
 
 

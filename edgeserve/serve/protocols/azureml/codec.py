@@ -6,7 +6,7 @@ Sources: azmlinfsrv 1.5.1, as recorded; https://learn.microsoft.com/azure/machin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -14,21 +14,15 @@ from edgeserve.errors import InvalidInput
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.bodies.dialects import (
-    ANSWERS,
     Dialect,
     DialectCodec,
     DialectTerms,
-    is_read,
-    not_accepted,
-    unread,
+    answer_media,
 )
-from edgeserve.serve.protocols.bodies.media import accepted, media_of, query_of
+from edgeserve.serve.protocols.bodies.media import QUERY, media_of, query_of
 from edgeserve.serve.protocols.codec import InferenceProtocol
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.wire.text import check_depth, parse_json
-
-# Where a handler puts the query for `terms`.
-QUERY: Final = b":query"
 
 
 class ScoreBody(msgspec.Struct, frozen=True):
@@ -54,12 +48,7 @@ class AzureMl:
     def terms(self, headers: Mapping[bytes, bytes]) -> ScoreTerms:
         """Raises NoRoute for what is not read or written."""
         media = media_of(headers.get(b"content-type"), "")
-        if not is_read(media.type):
-            raise unread(media.type)
-        accept = accepted(headers.get(b"accept"), ANSWERS)
-        if accept is None:
-            raise not_accepted()
-        return ScoreTerms(media, accept, None, headers.get(QUERY, b""))
+        return ScoreTerms(media, answer_media(media, headers), None, headers.get(QUERY, b""))
 
     def codec(self, model: ServedModel) -> ScoreCodec:
         return ScoreCodec(model, self._limits, self._v2.codec(model), Dialect.BARE)

@@ -20,7 +20,7 @@ from edgeserve.serve.http.route import (
     later,
     now,
 )
-from edgeserve.serve.protocols.azureml.codec import QUERY, AzureMl, ScoreBody
+from edgeserve.serve.protocols.azureml.codec import AzureMl, ScoreBody
 from edgeserve.serve.protocols.azureml.headers import (
     AzureError,
     azure_error,
@@ -28,6 +28,7 @@ from edgeserve.serve.protocols.azureml.headers import (
     check_ids,
 )
 from edgeserve.serve.protocols.azureml.swagger import VERSIONS, swagger
+from edgeserve.serve.protocols.bodies.media import QUERY
 from edgeserve.serve.protocols.context import Served
 
 _TEXT: Final = "text/plain; charset=utf-8"

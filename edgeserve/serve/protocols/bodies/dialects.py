@@ -5,7 +5,7 @@ Clouds pass bodies on as they are, so that their containers see what each framew
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answer
 from edgeserve.serve.protocols.bodies.long import LONG_BYTES, fields_of, general
-from edgeserve.serve.protocols.bodies.media import Media, form_parts
+from edgeserve.serve.protocols.bodies.media import Media, accepted, form_parts
 from edgeserve.serve.protocols.bodies.tables import (
     as_inputs,
     from_csv,
@@ -44,6 +44,8 @@ NPY: Final = "application/x-npy"
 NPZ: Final = "application/x-npz"
 JSON_LINES: Final = "application/jsonlines"
 FORM: Final = "multipart/form-data"
+# The parameter of a content type that Triton's binary bodies have behind clouds.
+JSON_SIZE: Final = "json-header-size"
 _BINARY: Final = "application/octet-stream"
 # What an answer may be; the first is the usual one.
 ANSWERS: Final = (JSON, CSV, NPY, NPZ, JSON_LINES, "application/x-jsonlines")
@@ -303,13 +305,12 @@ class DialectCodec(BodyCodec):
 class _Envelope(msgspec.Struct):
     """The usual keys, whose values are not parsed yet."""
 
-    # A union would be parsed.
-    instances: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
-    inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
-    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
-    Inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
-    input_data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
-    dataframe_split: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]
+    instances: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # a union would be parsed
+    inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
+    data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
+    Inputs: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
+    input_data: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
+    dataframe_split: msgspec.Raw = msgspec.UNSET  # type: ignore[assignment]  # likewise
     parameters: Any = None
 
 
@@ -372,28 +373,43 @@ def _records(value: Any) -> Any:
     return value
 
 
-def not_accepted() -> NoRoute:
-    """For an Accept that names nothing that is written."""
-    return NoRoute(
-        Refusal(
-            406, "content_type", f"answers are {', '.join(ANSWERS[:-1])}; Accept names none of them"
+def answer_media(
+    media: Media, headers: Mapping[bytes, bytes], offered: Iterable[str] = ANSWERS
+) -> str:
+    """The one of the `offered` media types that a body of type `media` is answered in. Raises NoRoute with 415 for a
+    body that is not read, 406 for an Accept that names nothing that is written."""
+    if not _is_read(media.type):
+        raise NoRoute(
+            Refusal(
+                415,
+                "content_type",
+                f"the content type {media.type:.60} is not read: send {JSON}, {CSV}, {NPY}, {NPZ}, {JSON_LINES}, "
+                "an image, or a form with one",
+            )
         )
-    )
-
-
-def unread(kind: str) -> NoRoute:
-    """For a content type that is not read."""
-    return NoRoute(
-        Refusal(
-            415,
-            "content_type",
-            f"the content type {kind:.60} is not read: send {JSON}, {CSV}, {NPY}, {NPZ}, {JSON_LINES}, "
-            "an image, or a form with one",
+    accept = accepted(headers.get(b"accept"), offered)
+    if accept is None:
+        raise NoRoute(
+            Refusal(
+                406,
+                "content_type",
+                f"answers are {', '.join(ANSWERS[:-1])}; Accept names none of them",
+            )
         )
-    )
+    return accept
 
 
-def is_read(kind: str) -> bool:
+def json_size(media: Media) -> int:
+    """How many bytes of a body are JSON, by the content type of one of Triton's binary bodies. Raises InvalidInput."""
+    text = media.parameters.get(JSON_SIZE, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise InvalidInput(
+            f"{media.type}: expected {JSON_SIZE}=N in the content type, got {text!r:.40}"
+        )
+    return int(text)
+
+
+def _is_read(kind: str) -> bool:
     """Whether bodies of a media type are read."""
     return (
         kind in _TEXTS

@@ -10,6 +10,8 @@ import msgspec
 
 from edgeserve.errors import InvalidInput
 
+# Where a handler puts the query among the headers, for `terms` of a protocol.
+QUERY: Final = b":query"
 _MOST_PARTS: Final = 1_000
 _MOST_FIELDS: Final = 100
 _PART_HEAD: Final = 4_096

@@ -11,28 +11,26 @@ from typing import Final
 import msgspec
 
 from edgeserve.bundle import Candidate
-from edgeserve.errors import InvalidInput
 from edgeserve.serve.http.response import JSON, Response
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.bodies.codec import BodyRequest
 from edgeserve.serve.protocols.bodies.dialects import (
     ANSWERS,
+    JSON_SIZE,
     Dialect,
     DialectCodec,
     DialectTerms,
-    is_read,
-    not_accepted,
-    unread,
+    answer_media,
+    json_size,
 )
-from edgeserve.serve.protocols.bodies.media import Media, accepted, media_of
+from edgeserve.serve.protocols.bodies.media import Media, media_of
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol, answer_form
 from edgeserve.serve.protocols.sagemaker.headers import identity_of
 from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Tensors
 
 TRITON: Final = "application/vnd.sagemaker-triton.binary+json"
-_JSON_SIZE: Final = "json-header-size"
 # What DataSerializer of the SDK calls a file's content.
 _RAW: Final = "file-path/raw-bytes"
 _BINARY: Final = "application/octet-stream"
@@ -65,14 +63,10 @@ class Invocations:
         media = media_of(headers.get(b"content-type"), JSON)
         identity = identity_of(headers)
         if media.type == TRITON:
-            return InvocationTerms(media, JSON, _json_size(media), identity, triton=True)
+            return InvocationTerms(media, JSON, json_size(media), identity, triton=True)
         if media.type == _RAW:
             media = Media(_BINARY, {})
-        if not is_read(media.type):
-            raise unread(media.type)
-        found = accepted(headers.get(b"accept"), (*self._offered, TRITON))
-        if found is None:
-            raise not_accepted()
+        found = answer_media(media, headers, (*self._offered, TRITON))
         return InvocationTerms(media, JSON if found == TRITON else found, None, identity)
 
     def codec(self, model: ServedModel) -> InvocationCodec:
@@ -100,15 +94,5 @@ class InvocationCodec(DialectCodec):
             return response
         # Binary tensors behind JSON: where V2 has a header for the length of the JSON, SageMaker passes none on.
         size = int(response.lines.rpartition(b" ")[2])
-        media = f"{TRITON};{_JSON_SIZE}={size}"
+        media = f"{TRITON};{JSON_SIZE}={size}"
         return Response(answer_form(candidate, media), response.parts)
-
-
-def _json_size(media: Media) -> int:
-    """Raises InvalidInput."""
-    text = media.parameters.get(_JSON_SIZE, "")
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise InvalidInput(
-            f"{TRITON}: expected {_JSON_SIZE}=N in the content type, got {text!r:.40}"
-        )
-    return int(text)

@@ -65,7 +65,7 @@ def list_models(served: Served, asked: Asked) -> Response:
     query = query_of(asked.head.query)
     first = _count(query.get("next_page_token", "0"), "next_page_token", 0)
     limit = _count(query.get("limit", str(_PAGE)), "limit", 1)
-    names = registered(served)
+    names = served.repository.registered()
     there = names[first : first + min(limit, _PAGE)]
     after = first + len(there)
     token: str | UnsetType = str(after) if after < len(names) else UNSET
@@ -112,16 +112,9 @@ async def _unload(served: Served, asked: Asked, request: Request) -> Response:
     return Response.struct(Done(f'Model "{name}" unregistered'))
 
 
-def registered(served: Served) -> list[str]:
-    """The names of the models that are loaded or failed to load, in order."""
-    entries = served.repository.entries()
-    return sorted({e.source.name for e in entries if e.model is not None or e.failed})
-
-
 def check_registered(served: Served, name: str) -> str:
     """The name of a model that is loaded or failed to load. Raises ModelNotFound."""
-    entries = served.repository.entries()
-    if any(e.source.name == name and (e.model is not None or e.failed) for e in entries):
+    if name in served.repository.registered():
         return name
     raise ModelNotFound(f"Model not found: {quoted(name)}")
 

@@ -22,6 +22,7 @@ from edgeserve.preprocess import is_image
 from edgeserve.serve.http.response import JSON, Response
 from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.protocols.bodies.codec import BodyCodec, BodyRequest, answer
+from edgeserve.serve.protocols.bodies.dialects import FORM, NPY
 from edgeserve.serve.protocols.bodies.long import general
 from edgeserve.serve.protocols.bodies.media import Media, form_parts, media_of
 from edgeserve.serve.protocols.bodies.tables import as_inputs, from_npy
@@ -30,8 +31,6 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Tensors
 from edgeserve.wire.text import check_depth
 
-_FORM: Final = "multipart/form-data"
-NPY: Final = "application/x-npy"
 # The names of the part that its handlers read.
 _PARTS: Final = ("data", "body")
 _BYTES: Final = "application/octet-stream"
@@ -65,7 +64,7 @@ class TorchServeCodec(BodyCodec):
 
     def decode(self, body: bytes | memoryview, terms: Media) -> BodyRequest:
         """Raises InvalidInput."""
-        if terms.type == _FORM:
+        if terms.type == FORM:
             body, terms = _part(body, terms)
         if is_image(body) or terms.type.startswith("image/"):
             return self._request(self.reader.read_images([body]), _ONE)

@@ -74,7 +74,7 @@ class Managed(msgspec.Struct, frozen=True):
 def _list(served: Served, asked: Asked) -> Response:
     query = query_of(asked.head.query)
     first, limit = _count(query, "next_page_token", 0), _count(query, "limit", _PAGE)
-    names = registered(served)
+    names = served.repository.registered()
     page = names[first : first + max(1, min(limit, _PAGE))]
     after = first + len(page)
     token: str | UnsetType = str(after) if after < len(names) else UNSET
@@ -128,7 +128,7 @@ def unregister(served: Served, asked: Asked) -> Answer:
 @later
 async def _unregister(served: Served, asked: Asked, request: Request) -> Response:
     name = asked.values["model"]
-    if name not in registered(served):
+    if name not in served.repository.registered():
         raise ModelNotFound(f"Model not found: {name:.128}")
     await served.control.unload(name)
     return Response.struct(Managed(f'Model "{name}" unregistered'))
@@ -143,12 +143,6 @@ def change(served: Served, asked: Asked) -> Answer:
 
 
 list_models = now(_list)
-
-
-def registered(served: Served) -> list[str]:
-    """The names of the models that are loaded or failed to load, in order."""
-    entries = served.repository.entries()
-    return sorted({e.source.name for e in entries if e.model is not None or e.failed})
 
 
 def plain_version(version: str | None) -> str | None:
@@ -205,4 +199,4 @@ def _wanted(asked: Asked, request: Request) -> str:
 
 def _count(query: Any, name: str, default: int) -> int:
     text = str(query.get(name, default))
-    return int(text) if text.isdigit() and len(text) < 10 else default
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else default

@@ -22,7 +22,7 @@ from edgeserve.serve.protocols.bodies.codec import (
     BodyRequest,
     answer,
 )
-from edgeserve.serve.protocols.bodies.media import Media, form_parts, media_of, query_of
+from edgeserve.serve.protocols.bodies.media import QUERY, Media, form_parts, media_of, query_of
 from edgeserve.serve.protocols.bodies.values import Read
 from edgeserve.serve.protocols.v2.codec import V2, V2Codec
 from edgeserve.serve.protocols.v2.request import V2Request
@@ -30,8 +30,6 @@ from edgeserve.serve.settings.limits import Limits
 from edgeserve.tensors import Tensors
 from edgeserve.wire.text import as_object, check_depth, parse_json
 
-# Where a handler puts the query for `terms`.
-QUERY: Final = b":query"
 _FORM: Final = "multipart/form-data"
 _BINARY: Final = "application/octet-stream"
 

@@ -21,13 +21,14 @@ from edgeserve.serve.http.route import (
     later,
     now,
 )
+from edgeserve.serve.protocols.bodies.media import QUERY
 from edgeserve.serve.protocols.common import silent_workers
 from edgeserve.serve.protocols.context import Served
 from edgeserve.serve.protocols.v2.codec import V2, metadata
 from edgeserve.serve.protocols.v2.config import ModelConfig, config_of, platform_of
 from edgeserve.serve.protocols.v2.document import InferBody, InputBody, Size
 from edgeserve.serve.protocols.v2.extensions import EXTENSIONS
-from edgeserve.serve.protocols.v2.images import QUERY, ImageInfer, Predict, sends_image
+from edgeserve.serve.protocols.v2.images import ImageInfer, Predict, sends_image
 from edgeserve.serve.protocols.v2.management import MEMORY, REPOSITORY, SETTINGS
 from edgeserve.serve.protocols.v2.messages import (
     InferredMessage,

@@ -19,15 +19,13 @@ from edgeserve.serve.models.model import ServedModel
 from edgeserve.serve.models.request import InferRequest
 from edgeserve.serve.protocols.bodies.codec import BodyRequest
 from edgeserve.serve.protocols.bodies.dialects import (
-    ANSWERS,
     Dialect,
     DialectCodec,
     DialectTerms,
-    is_read,
-    not_accepted,
-    unread,
+    answer_media,
+    json_size,
 )
-from edgeserve.serve.protocols.bodies.media import accepted, media_of
+from edgeserve.serve.protocols.bodies.media import media_of
 from edgeserve.serve.protocols.bodies.values import decoded_b64
 from edgeserve.serve.protocols.codec import Codec, InferenceProtocol
 from edgeserve.serve.settings.limits import Limits
@@ -68,16 +66,8 @@ class Vertex:
         """Raises InvalidInput; NoRoute for what is not read or written."""
         media = media_of(headers.get(b"content-type"), "")
         if media.type == _TRITON:
-            length = media.parameters.get("json-header-size", "")
-            if not length.isdigit():
-                raise InvalidInput(f"json-header-size: expected a number, got {length!r:.40}")
-            return DialectTerms(media, v2=int(length))
-        if not is_read(media.type):
-            raise unread(media.type)
-        accept = accepted(headers.get(b"accept"), ANSWERS)
-        if accept is None:
-            raise not_accepted()
-        return DialectTerms(media, accept)
+            return DialectTerms(media, v2=json_size(media))
+        return DialectTerms(media, answer_media(media, headers))
 
     def codec(self, model: ServedModel) -> VertexCodec:
         return VertexCodec(model, self._limits, self._v2.codec(model), wrapped=self._wrapped)

@@ -7,8 +7,7 @@ from typing import Final
 
 from edgeserve.errors import UsageError
 
-# A container's own network: what reaches it is the platform's choice.
-ANY_ADDRESS: Final = "0.0.0.0"  # noqa: S104
+ANY_ADDRESS: Final = "0.0.0.0"  # noqa: S104 - a container's own network: the platform chooses what reaches it
 
 
 def port_of(environ: Mapping[str, str], name: str, default: int) -> int:
@@ -16,6 +15,6 @@ def port_of(environ: Mapping[str, str], name: str, default: int) -> int:
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if not text.isdigit() or not 0 < int(text) < 65_536:
+    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 65_536:
         raise UsageError(f"{name} '{text:.40}' is not a valid port", hint="expected 1 to 65535")
     return int(text)

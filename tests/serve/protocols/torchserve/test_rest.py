@@ -271,6 +271,9 @@ def test_models_are_registered_by_name_alone(controlled: Background) -> None:
     assert managed(controlled, "POST", "/predictions/b", INFER, rows).status in (404, 503)
     assert managed(controlled, "DELETE", "/models/b").status == 404
     assert [m["modelName"] for m in managed(controlled, "GET", "/models").json["models"]] == ["a"]
+    assert (
+        managed(controlled, "GET", "/models?limit=%C2%B2").status == 200
+    )  # not a count: the default
     other = managed(controlled, "POST", "/models?url=b&model_name=c")
     assert (other.status, "model_name" in other.json["message"]) == (400, True)
     assert managed(controlled, "DELETE", "/models/none").status == 404
